@@ -1,0 +1,44 @@
+"""Typed parameters, presets and profiles. Imports nothing of foundry."""
+
+from foundry.config.errors import CheckpointError, ConfigError, DataError, ExportError, FoundryError, TrackingError
+from foundry.config.load import describe, load_config, parse_config, read_yaml
+from foundry.config.profiles import get_preset_config, profile_names
+from foundry.config.schema import (
+    Clean,
+    Config,
+    Download,
+    Evaluate,
+    Export,
+    ModelConfig,
+    Runtime,
+    Shard,
+    Source,
+    TokenizerParams,
+    TrainConfig,
+)
+
+__all__ = [
+    "CheckpointError",
+    "Clean",
+    "Config",
+    "ConfigError",
+    "DataError",
+    "Download",
+    "Evaluate",
+    "Export",
+    "ExportError",
+    "FoundryError",
+    "ModelConfig",
+    "Runtime",
+    "Shard",
+    "Source",
+    "TokenizerParams",
+    "TrackingError",
+    "TrainConfig",
+    "describe",
+    "get_preset_config",
+    "load_config",
+    "parse_config",
+    "profile_names",
+    "read_yaml",
+]

@@ -1,0 +1,88 @@
+"""Profiles: the same recipe for a test, a laptop and a GPU, as one small table of keys (`profiles.yaml`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from foundry.config.errors import ConfigError
+from foundry.config.load import parse_config, read_yaml
+from foundry.config.schema import Config
+
+_TABLE = Path(__file__).with_name("profiles.yaml")
+
+
+def profile_names() -> list[str]:
+    return list(read_yaml(_TABLE))
+
+
+def profile_values(name: str) -> dict[str, Any]:
+    """{dotted key: value} of one profile.
+
+    Raises:
+        ConfigError: for an unknown profile.
+    """
+    table = read_yaml(_TABLE)
+    if name not in table:
+        raise ConfigError(f"unknown profile {name!r}; profiles are {', '.join(table)}")
+    return table[name]
+
+
+def get_preset_config(name: str, params: str | Path = "params.yaml") -> Config:
+    """The whole configuration of a profile: `params` with the profile's column applied."""
+    return parse_config(_apply(read_yaml(params), profile_values(name)), f"profile {name}")
+
+
+def _apply(data: dict, values: dict[str, Any]) -> dict:
+    for key, value in values.items():
+        section, field = key.split(".")
+        data.setdefault(section, {})[field] = value
+    return data
+
+
+def changes(params: str | Path, name: str) -> list[tuple[str, Any, Any]]:
+    """(key, value now, value in the profile) of every key that switching to the profile would change."""
+    data = read_yaml(params)
+    rows = []
+    for key, new in profile_values(name).items():
+        section, field = key.split(".")
+        old = data.get(section, {}).get(field)
+        if old != new:
+            rows.append((key, old, new))
+    return rows
+
+
+def switch(params: str | Path, name: str) -> str:
+    """The text of `params` with the profile's values; comments, order and every other key stay.
+
+    Raises:
+        ConfigError: if the result would not be a valid configuration; the file is not written here.
+    """
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+
+    get_preset_config(name, params)
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    data = yaml.load(Path(params).read_text(encoding="utf-8"))
+    _apply(data, dict((key, new) for key, _, new in changes(params, name)))
+    out = StringIO()
+    yaml.dump(data, out)
+    return out.getvalue()
+
+
+def stages_to_rerun(keys: list[str], dvc_yaml: str | Path = "dvc.yaml") -> list[str]:
+    """Stages that depend on one of the parameter keys, directly or through another stage, in the graph's order."""
+    stages: dict[str, dict] = read_yaml(dvc_yaml)["stages"]
+    sections = {k.split(".")[0] for k in keys}
+    stale: list[str] = []
+    outs: set[str] = set()
+    for name, stage in stages.items():  # dvc.yaml lists the stages in the order of the pipeline
+        made = {o if isinstance(o, str) else next(iter(o)) for kind in ("outs", "metrics", "plots") for o in stage.get(kind, [])}
+        if sections & set(stage.get("params", [])) or outs & set(stage.get("deps", [])):
+            stale.append(name)
+            outs |= made
+    return stale

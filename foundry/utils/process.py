@@ -1,0 +1,82 @@
+"""Process hygiene of long work: die with the parent, stop cleanly, one worker a state folder.
+
+Measured needs, each with a test: killing `dvc` leaves its stage running as an orphan unless the kernel passes the death on;
+two trainers on one folder destroy each other's checkpoints unless a lock forbids it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from foundry.config import CheckpointError
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent(sig: int = signal.SIGTERM) -> None:
+    """On Linux: have the kernel send `sig` to this process when its parent dies. Elsewhere: nothing."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, sig, 0, 0, 0)
+    if os.getppid() != parent:  # the parent died before the call
+        os.kill(os.getpid(), sig)
+
+
+class StopSignal:
+    """Turns SIGTERM and SIGINT into a flag that a loop reads between steps; a second signal ends the process at once.
+
+    The former handlers come back when the block ends.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __enter__(self) -> StopSignal:
+        self._old = {s: signal.signal(s, self._on) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _on(self, signum: int, frame: object) -> None:
+        if self.signal is not None:
+            os._exit(128 + signum)
+        self.signal = signum
+
+    def __exit__(self, *exc: object) -> None:
+        for s, handler in self._old.items():
+            signal.signal(s, handler)
+
+
+class Stopped(SystemExit):
+    """Raised after a requested stop whose state was saved; the exit code is 128 + signal, as a shell gives it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+
+
+@contextmanager
+def exclusive(path: Path, what: str) -> Iterator[None]:
+    """Holds a lock file; the kernel frees it with the process, however it ends.
+
+    Raises:
+        CheckpointError: if another process holds it; the message names its pid.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            f.seek(0)
+            pid = f.read().strip() or "unknown"
+            raise CheckpointError(f"{what} is already running (pid {pid}, lock {path}); wait for it or stop that process") from None
+        f.seek(0)
+        f.truncate()
+        f.write(str(os.getpid()))
+        f.flush()
+        yield

@@ -1,0 +1,51 @@
+"""The frame of a stage: settings, timing, and errors a user can read.
+
+Timings go to `.foundry/timings.jsonl`, never into an out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from foundry.config import Config, FoundryError, load_config
+from foundry.utils.files import state_dir
+from foundry.utils.log import setup_logging
+from foundry.utils.process import die_with_parent
+
+
+def _process_age() -> float:
+    """Seconds since this process was started, the interpreter's own start-up included."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return time.process_time()
+
+
+def run_stage(name: str, work: Callable[[Config, logging.Logger], None]) -> None:
+    """Checks all parameters, then calls `work(config, log)`.
+
+    A mistake of the user's (`FoundryError`) is printed without a traceback and exits with 1; anything else keeps its traceback.
+    """
+    die_with_parent()
+    startup = _process_age()
+    log = setup_logging(name)
+    begin = time.perf_counter()
+    try:
+        work(load_config(), log)
+    except FoundryError as e:
+        print(f"error in stage {name}: {e}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    seconds = time.perf_counter() - begin
+    log.info("done in %.1f s (start-up %.1f s)", seconds, startup)
+    timings = state_dir() / "timings.jsonl"
+    timings.parent.mkdir(parents=True, exist_ok=True)
+    with open(timings, "a", encoding="utf-8") as f:
+        f.write(json.dumps({"stage": name, "startup_s": round(startup, 3), "work_s": round(seconds, 3)}) + "\n")
