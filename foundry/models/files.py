@@ -1,0 +1,49 @@
+"""A trained model on disk: `model.safetensors` and `config.json`, each provable.
+
+`config.json` holds the architecture, the run's fingerprint, the hashes of the tokenizer and the data index, and the hash of the
+weights; loading refuses a file that does not match it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save_file
+
+from foundry.config import DataError, ModelConfig
+from foundry.models.transformer import MiniLLM
+from foundry.utils.files import atomic_dir, read_json, sha256_file, write_json
+
+
+def save_model(folder: str | Path, model: MiniLLM, facts: dict[str, Any]) -> None:
+    """Writes the folder whole or not at all; `facts` (JSON values) join the architecture in `config.json`."""
+    with atomic_dir(folder) as tmp:
+        weights = tmp / "model.safetensors"
+        save_file({k: v.detach().float().cpu().contiguous() for k, v in model.state_dict().items()}, weights, {"format": "pt"})
+        os.chmod(weights, 0o644)  # save_file makes 0600
+        write_json(tmp / "config.json", {"model": model.cfg.model_dump(), **facts, "weights_sha256": sha256_file(weights)})
+
+
+def load_model(folder: str | Path) -> tuple[MiniLLM, dict[str, Any]]:
+    """Reads (model in evaluation mode on the CPU, facts).
+
+    Raises:
+        DataError: if a file is missing or its hash is not the recorded one.
+    """
+    folder = Path(folder)
+    facts = read_json(folder / "config.json", "a trained model's facts; run the train stage", DataError)
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise DataError(f"{weights} is missing: run the train stage (`dvc repro train`) or `dvc checkout`")
+    data = weights.read_bytes()
+    seen = sha256_file(weights)
+    if seen != facts["weights_sha256"]:
+        raise DataError(
+            f"{weights} was changed after training (sha256 {seen[:12]}…, expected {facts['weights_sha256'][:12]}…): "
+            "restore it with `dvc checkout --force` or run `dvc repro train`"
+        )
+    model = MiniLLM(ModelConfig.model_validate(facts["model"]))
+    model.load_state_dict(load(data))
+    return model.eval(), facts

@@ -1,0 +1,130 @@
+"""MiniLLM: a Llama-style decoder (pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied embeddings).
+
+Shapes by suffix: B batch, T time, C dim, V vocabulary. All initial weights are set in `init_weights`, which reads as a table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foundry.config import ModelConfig
+from foundry.models.components import MLP, FlashAttention, LayerCache, RMSNorm, precompute_freqs_cis
+
+IGNORE = -100  # a target that is not counted
+
+
+class Cache(Protocol):
+    """What the model needs of a key/value cache: tokens seen so far and one part a layer."""
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def layers(self) -> Sequence[LayerCache]: ...
+
+
+class Block(nn.Module):
+    """Attention and feed-forward layer, each normalised before and added to the residual stream."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.attention = FlashAttention(cfg)
+        self.ffn_norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.ffn = MLP(cfg)
+        self.dropout = nn.Dropout(cfg.dropout)
+
+    def forward(self, x: Tensor, freqs_cis: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), freqs_cis, cache))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+class MiniLLM(nn.Module):
+    """The language model.
+
+    Args:
+        cfg: its architecture; a bad shape was refused when the config was made.
+    """
+
+    freqs_cis: Tensor
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.tok_embeddings = nn.Embedding(cfg.vocab_size, cfg.dim)
+        self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.output = None if cfg.tie_embeddings else nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
+        # A plain attribute, not a buffer: `.to(torch.bfloat16)` would drop the imaginary part.
+        self.freqs_cis = precompute_freqs_cis(cfg.head_dim, cfg.max_seq_len, cfg.rope_theta)
+        self.init_weights()
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> MiniLLM:
+        super()._apply(fn, recurse)
+        self.freqs_cis = self.freqs_cis.to(self.tok_embeddings.weight.device)
+        return self
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Embedding N(0, 0.02); inputs of a layer N(0, 1/sqrt(fan_in)); outputs to the residual stream 0; norms 1.
+
+        With zero outputs every block starts as the identity, so the first loss is that of a uniform guess over the vocabulary up
+        to the small noise of the embedding (about ln V).
+        """
+        nn.init.normal_(self.tok_embeddings.weight, std=0.02)
+        if self.output is not None:
+            nn.init.normal_(self.output.weight, std=0.02)
+        for block in self.layers:
+            for linear in (block.attention.wq, block.attention.wk, block.attention.wv, block.ffn.w_gate, block.ffn.w_up):
+                nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
+            for linear in (block.attention.wo, block.ffn.w_down):
+                nn.init.zeros_(linear.weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, C) matrix of the output head."""
+        return self.tok_embeddings.weight if self.output is None else self.output.weight
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, cache: Cache | None = None, reduction: str = "mean"
+    ) -> tuple[Tensor, Tensor | None]:
+        """Next-token logits, and their loss when there are targets.
+
+        Args:
+            tokens: int64 (B, T), T at most `max_seq_len`, positions already in the cache included.
+            targets: int64 (B, T); -100 is not counted.
+            cache: keys and values of the tokens before; it grows by T.
+            reduction: of the loss over valid targets: `mean`, `sum`, or `none` for nats of each position (B, T).
+
+        Returns:
+            (logits (B, T, V), loss). The loss is cross-entropy in nats, computed in float32; None without targets.
+
+        Raises:
+            ValueError: if tokens are not (B, T) or longer than the context.
+        """
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens must have shape (B, T), got {tuple(tokens.shape)}")
+        start = 0 if cache is None else cache.length
+        if start + tokens.shape[1] > self.cfg.max_seq_len:
+            raise ValueError(f"{start + tokens.shape[1]} tokens are more than the context of {self.cfg.max_seq_len} (model.max_seq_len)")
+        freqs_cis = self.freqs_cis[start : start + tokens.shape[1]]
+        x_BTC = self.tok_embeddings(tokens)
+        for i, block in enumerate(self.layers):
+            x_BTC = block(x_BTC, freqs_cis, None if cache is None else cache.layers[i])
+        logits_BTV = F.linear(self.norm(x_BTC), self.head_weight)
+        if targets is None:
+            return logits_BTV, None
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction=reduction)
+        return logits_BTV, loss.view_as(targets) if reduction == "none" else loss
+
+    def get_num_params(self, non_embedding: bool = True) -> int:
+        """Number of weights; `non_embedding` leaves out the input embedding (a tied one serves as the head and is left out too)."""
+        n = sum(p.numel() for p in self.parameters())
+        return n - self.tok_embeddings.weight.numel() if non_embedding else n
