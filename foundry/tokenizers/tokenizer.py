@@ -1,0 +1,102 @@
+"""The tokenizer: SentencePiece BPE with lossless settings, and control symbols that text can never produce.
+
+Guarantees: `decode(encode(text)) == text` for every valid Unicode text but U+2581, which SentencePiece uses for the space (cleaning
+replaces it); ids 0, 1, 2 are unknown, begin and end of a document; typing a chat marker gives the pieces of its characters, never the
+marker's id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from sentencepiece import SentencePieceProcessor
+
+from foundry.config import DataError
+from foundry.utils.files import sha256_file
+
+UNK_ID, BOS_ID, EOS_ID = 0, 1, 2
+# llama.cpp ends a generation by the text of these markers, so they have no other meaning here. Spare ones cost nothing now; adding
+# a token later resizes the embedding and breaks every exported file.
+CHAT_MARKERS = ("<|im_start|>", "<|im_end|>")
+RESERVED = tuple(f"<|reserved_{i}|>" for i in range(14))
+
+
+class Tokenizer:
+    """A trained tokenizer.
+
+    Args:
+        path: `tokenizer.model`, or the folder that holds it.
+
+    Raises:
+        DataError: if there is no readable SentencePiece model.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        self.path = path / "tokenizer.model" if path.is_dir() else path
+        if not self.path.is_file():
+            raise DataError(f"{self.path} does not exist: run the train_tokenizer stage or `dvc checkout`")
+        try:
+            self._sp = SentencePieceProcessor(model_file=str(self.path))
+        except (RuntimeError, OSError) as e:
+            raise DataError(f"{self.path} is not a SentencePiece model ({e}): restore it or train it again") from None
+        ids = (self._sp.unk_id(), self._sp.bos_id(), self._sp.eos_id())
+        if ids != (UNK_ID, BOS_ID, EOS_ID):
+            raise DataError(f"{self.path} has unknown, begin, end = {ids}; this project needs {(UNK_ID, BOS_ID, EOS_ID)}")
+        self.sha256 = sha256_file(self.path)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._sp.vocab_size()
+
+    @property
+    def bos_id(self) -> int:
+        return BOS_ID
+
+    @property
+    def eos_id(self) -> int:
+        return EOS_ID
+
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
+        """Ids of a text; control symbols only where `bos` and `eos` ask for them.
+
+        Raises:
+            ValueError: for a lone surrogate, which no UTF-8 text can hold.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise ValueError(f"text is not valid Unicode: lone surrogate {text[e.start]!r} at position {e.start}") from None
+        return [BOS_ID] * bos + self._sp.encode(text) + [EOS_ID] * eos
+
+    def encode_batch(self, texts: list[str], threads: int = 1) -> list[list[int]]:
+        """As `encode` for many texts; the result is the same for every number of threads."""
+        return self._sp.encode(texts, num_threads=threads)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; control symbols give no text, an incomplete run of bytes gives U+FFFD.
+
+        Raises:
+            ValueError: for an id outside the vocabulary.
+        """
+        ids = [int(i) for i in ids]
+        if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
+            raise ValueError(f"token ids must lie in [0, {self.vocab_size}), got {wrong[0]}")
+        return self._sp.decode(ids)
+
+    def piece(self, token: int) -> str:
+        """The piece of an id, as SentencePiece spells it (U+2581 for the space, <0xAB> for a byte)."""
+        return self._sp.id_to_piece(token)
+
+    def id_of(self, piece: str) -> int:
+        return self._sp.piece_to_id(piece)
+
+    def score(self, token: int) -> float:
+        return self._sp.get_score(token)
+
+    def is_control(self, token: int) -> bool:
+        return self._sp.is_control(token)
+
+    def is_byte(self, token: int) -> bool:
+        return self._sp.is_byte(token)
