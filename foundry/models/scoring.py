@@ -1,0 +1,40 @@
+"""Nats of documents under a model: the one function behind validation and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from foundry.models.transformer import IGNORE, MiniLLM
+
+
+@torch.inference_mode()
+def score_documents(
+    model: MiniLLM, batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], documents: int, precision: torch.dtype = torch.float32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums the cross-entropy of every scored token.
+
+    Args:
+        batches: (tokens (B, T), targets (B, T) with -100 where nothing is scored, document numbers (B,)).
+        documents: how many there are.
+        precision: of autocast; float32 means none.
+
+    Returns:
+        float64 nats and int64 scored tokens of each document. The model's mode and all random generators are as before.
+    """
+    device = model.tok_embeddings.weight.device
+    nats, counts = np.zeros(documents), np.zeros(documents, np.int64)
+    training = model.training
+    model.eval()
+    try:
+        for tokens, targets, numbers in batches:
+            y = torch.from_numpy(targets).to(device)
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                _, loss = model(torch.from_numpy(tokens).to(device), y, reduction="none")
+            np.add.at(nats, numbers, loss.double().sum(-1).cpu().numpy())
+            np.add.at(counts, numbers, (y != IGNORE).sum(-1).cpu().numpy())
+    finally:
+        model.train(training)
+    return nats, counts

@@ -1,0 +1,43 @@
+"""The fingerprint: one value for resume, cache and lineage (law 1).
+
+A hash over the run's identity parameters, its data index (which holds the hash of every shard) and its tokenizer. Execution
+parameters are not in it: the same run on another machine has the same fingerprint.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foundry.config import CheckpointError, ModelConfig, TrainConfig
+from foundry.utils.files import sha256_json
+
+
+def identity(model: ModelConfig, train: TrainConfig, seed: int, index_sha256: str, tokenizer_sha256: str) -> dict[str, Any]:
+    """Everything that makes a run this run and no other, as flat JSON values."""
+    return {
+        **{f"model.{k}": v for k, v in model.model_dump(mode="json").items()},
+        **{f"train.{k}": v for k, v in train.model_dump(mode="json").items()},
+        "seed": seed,
+        "index_sha256": index_sha256,
+        "tokenizer_sha256": tokenizer_sha256,
+    }
+
+
+def fingerprint(values: dict[str, Any]) -> str:
+    return sha256_json(values)[:16]
+
+
+def check_same(old: dict[str, Any], new: dict[str, Any], where: str) -> None:
+    """Refuses a state of another run.
+
+    Raises:
+        CheckpointError: with the two fingerprints and every key that differs, old and new.
+    """
+    if old == new:
+        return
+    keys = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+    lines = "".join(f"\n  - {k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in keys)
+    raise CheckpointError(
+        f"{where} belongs to run {fingerprint(old)}, this is run {fingerprint(new)}; they differ in:{lines}\n"
+        "Restore the former values, or move that folder away to start anew"
+    )
