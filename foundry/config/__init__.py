@@ -1,8 +1,9 @@
 """Typed parameters, presets and profiles. Imports nothing of foundry."""
 
+from typing import Any
+
 from foundry.config.errors import CheckpointError, ConfigError, DataError, ExportError, FoundryError, TrackingError
 from foundry.config.load import describe, load_config, parse_config, read_yaml
-from foundry.config.profiles import get_preset_config, profile_names
 from foundry.config.schema import (
     Clean,
     Config,
@@ -39,6 +40,13 @@ __all__ = [
     "get_preset_config",
     "load_config",
     "parse_config",
-    "profile_names",
     "read_yaml",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "get_preset_config":  # on first use: no stage depends on the profiles
+        from foundry.config.profiles import get_preset_config
+
+        return get_preset_config
+    raise AttributeError(f"module 'foundry.config' has no attribute {name!r}")

@@ -1,35 +1,33 @@
-"""Device, files, hashing, logging, processes. May import `foundry.config` alone; heavy imports happen inside functions."""
+"""Device, files, hashing, logging, processes. May import `foundry.config` alone.
 
-from foundry.utils.checkpoint import load_checkpoint, save_checkpoint
-from foundry.utils.device import get_device, get_device_info
-from foundry.utils.files import (
-    atomic_dir,
-    atomic_write,
-    read_json,
-    sha256_file,
-    sha256_json,
-    sha256_tree,
-    state_dir,
-    write_json,
-    write_text,
-)
-from foundry.utils.log import get_logger, progress, setup_logging
+The names load on first use. Code of the package imports from the modules themselves, so that a stage depends on just what it uses.
+"""
 
-__all__ = [
-    "atomic_dir",
-    "atomic_write",
-    "get_device",
-    "get_device_info",
-    "get_logger",
-    "load_checkpoint",
-    "progress",
-    "read_json",
-    "save_checkpoint",
-    "setup_logging",
-    "sha256_file",
-    "sha256_json",
-    "sha256_tree",
-    "state_dir",
-    "write_json",
-    "write_text",
-]
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "atomic_dir": "files",
+    "atomic_write": "files",
+    "get_device": "device",
+    "get_device_info": "device",
+    "get_logger": "log",
+    "load_checkpoint": "checkpoint",
+    "progress": "log",
+    "save_checkpoint": "checkpoint",
+    "setup_logging": "log",
+    "sha256_file": "files",
+    "sha256_json": "files",
+    "sha256_tree": "files",
+    "state_dir": "files",
+    "write_json": "files",
+    "write_text": "files",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'foundry.utils' has no attribute {name!r}")
+    return getattr(import_module(f"foundry.utils.{_HOME[name]}"), name)

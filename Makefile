@@ -1,0 +1,56 @@
+# Foundry: two commands. `make repro` builds everything from raw text to a registered model; `make test` proves the project.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Settings of the project's own: no telemetry from any tool; the environment's programs first.
+export DVC_NO_ANALYTICS := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup repro test ui lint bench clean
+
+help: ## show this list
+	@echo "usage: make TARGET [profile=smoke|laptop|gpu-124m]"
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 10
+
+setup: $(READY) ## make .venv and install the pinned dependencies (skipped when nothing changed)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	@command -v git >/dev/null || { echo "git is needed: install it and run the same command again" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "could not make $(VENV): on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+	@echo "installing pinned dependencies into $(VENV) (some minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+repro: $(READY) ## rebuild what changed: download ... export (dvc repro); profile=NAME switches first
+	@if [ -n "$(profile)" ]; then foundry profile "$(profile)"; fi
+	@foundry check
+	@dvc --wait-for-lock repro
+
+test: $(READY) ## the test suite
+	@python -m pytest
+
+ui: $(READY) ## Prefect server, worker and MLflow on loopback; Ctrl-C stops them
+	@python -m flows.ui
+
+lint: $(READY) ## ruff and the import rules
+	@ruff check .
+	@ruff format --check .
+	@lint-imports --no-cache
+
+bench: $(READY) ## the measured claims, printed with both sides (some minutes; leave the machine alone meanwhile)
+	@python -m benchmarks.startup
+	@python -m benchmarks.noop
+	@python -m benchmarks.throughput
+
+clean: ## remove .venv and built files; data, models, .foundry and the DVC cache stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache

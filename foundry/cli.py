@@ -1,0 +1,167 @@
+"""The command `foundry`. Heavy imports happen inside the subcommands: `foundry --help` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from foundry import __version__
+from foundry.config import ConfigError, FoundryError, describe, load_config
+from foundry.config import profiles as profile_table
+from foundry.utils.files import state_dir, write_text
+from foundry.utils.log import setup_logging
+
+
+def check(args: argparse.Namespace) -> None:
+    if args.describe:
+        for key, default, text in describe():
+            print(f"{key}\n    {text}\n    default: {default}")
+        return
+    load_config(args.params)
+    print(f"{args.params}: every key is known and every value fits")
+
+
+def profile(args: argparse.Namespace) -> None:
+    if args.name is None:
+        for name in profile_table.profile_names():
+            active = not profile_table.changes(args.params, name)
+            print(f"{name}{'   (active)' if active else ''}")
+        return
+    rows = profile_table.changes(args.params, args.name)
+    if not rows:
+        print(f"profile {args.name} is active already")
+        return
+    text = profile_table.switch(args.params, args.name)
+    for key, old, new in rows:
+        print(f"  {key}: {old} → {new}")
+    stale = profile_table.stages_to_rerun([key for key, _, _ in rows])
+    print(f"`dvc repro` will rerun: {', '.join(stale)} (or restore them, if they ran with these values before)")
+    if args.dry_run:
+        print("nothing was written (--dry-run)")
+        return
+    write_text(args.params, text)
+    print(f"wrote {args.params}: profile {args.name}")
+
+
+def plan(args: argparse.Namespace) -> None:
+    from foundry.training.plan import make_plan
+    from foundry.utils.files import read_json
+
+    cfg = load_config(args.params)
+    index = Path("data/shards/index.json")
+    known = index.exists()
+    per_epoch = read_json(index, "data index")["splits"]["train"]["epoch_tokens"] if known else cfg.train.steps * cfg.train.tokens_per_step
+    made = make_plan(cfg.model, cfg.train, per_epoch)
+    if args.json:
+        print(json.dumps(made.to_dict()))
+        return
+    for line in made.lines():
+        print(line)
+    if not known:
+        print("the number of epochs is known after the shard stage: data/shards is not there yet")
+
+
+def generate(args: argparse.Namespace) -> None:
+    from foundry.inference import Generator
+    from foundry.models import load_model
+    from foundry.tokenizers import Tokenizer
+
+    model, _ = load_model(args.model)
+    generator = Generator(model, Tokenizer(args.tokenizer), args.device)
+    if args.prompt is None:
+        generator.interactive_generate()
+        return
+    options = {k: getattr(args, k) for k in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
+    try:
+        print(args.prompt, end="", flush=True)
+        for piece in generator.stream(prompt=args.prompt, **options):
+            print(piece, end="", flush=True)
+        print()
+    except ValueError as e:
+        raise ConfigError(str(e)) from None
+
+
+def register(args: argparse.Namespace) -> None:
+    from foundry.registering import register_export
+
+    done = register_export(load_config(args.params))
+    print(f"version {done.version} of {done.name}: {'new' if done.created else 'was registered before'}; {done.reason}")
+
+
+def sync(args: argparse.Namespace) -> None:
+    from foundry.tracking import sync as deliver
+
+    deliver(state_dir(), uri=args.uri)
+
+
+def verify(args: argparse.Namespace) -> None:
+    from foundry.export import verify_export
+
+    verify_export(Path(args.folder))
+    print(f"{args.folder}: every file is as it was exported")
+
+
+def info(args: argparse.Namespace) -> None:
+    from foundry.utils.device import get_device_info
+
+    for key, value in get_device_info().items():
+        print(f"{key}: {value}")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="foundry", description="From raw text to a registered language model. Run it in the project's folder.")
+    p.add_argument("--version", action="version", version=__version__)
+    commands = p.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, call: Callable[[argparse.Namespace], None], text: str, params: bool = False) -> argparse.ArgumentParser:
+        s = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        s.set_defaults(call=call)
+        if params:
+            s.add_argument("--params", default="params.yaml", help="parameter file (default: %(default)s)")
+        return s
+
+    s = add("check", check, "check params.yaml: every problem at once, before any work", params=True)
+    s.add_argument("--describe", action="store_true", help="explain every key instead")
+    s = add("profile", profile, "list the profiles, or switch params.yaml to one and tell what will rerun", params=True)
+    s.add_argument("name", nargs="?", help="smoke, laptop or gpu-124m; without it the profiles are listed")
+    s.add_argument("--dry-run", action="store_true", help="tell what would change, write nothing")
+    s = add("plan", plan, "tell what training will do: parameters, tokens, epochs, operations", params=True)
+    s.add_argument("--json", action="store_true", help="as one line of JSON")
+    s = add("generate", generate, "continue a prompt with the trained model, or talk to it when no prompt is given")
+    s.add_argument("prompt", nargs="?", help="the text to continue")
+    s.add_argument("--model", default="artifacts/model", help="folder of the trained model (default: %(default)s)")
+    s.add_argument("--tokenizer", default="artifacts/tokenizer", help="its tokenizer (default: %(default)s)")
+    s.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    s.add_argument("--max-new-tokens", type=int, default=120, help="default: %(default)s")
+    s.add_argument("--temperature", type=float, default=0.8, help="0 = greedy (default: %(default)s)")
+    s.add_argument("--top-k", type=int, default=0, help="0 = off (default)")
+    s.add_argument("--top-p", type=float, default=0.95, help="1 = off (default: %(default)s)")
+    s.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
+    add("register", register, "register artifacts/export in MLflow; the same content never makes a second version", params=True)
+    s = add("sync", sync, "deliver metrics that could not reach MLflow while training, and close dead runs")
+    s.add_argument("--uri", default=None, help="deliver to this address instead of the one of each run")
+    s = add("verify", verify, "check every file of an export against its recorded hash")
+    s.add_argument("folder", nargs="?", default="artifacts/export", help="default: %(default)s")
+    add("info", info, "tell what device this machine trains on")
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: exit code 0, 1 for a user's mistake, 2 for a wrong command line."""
+    args = parser().parse_args(argv)
+    setup_logging()
+    try:
+        args.call(args)
+    except FoundryError as e:
+        print(f"error: {e}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except BrokenPipeError:  # `foundry check --describe | head`
+        sys.stderr.close()
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Stage shard: data/clean/ and artifacts/tokenizer/ → data/shards/."""
+
+import logging
+
+from foundry.config import Config
+from foundry.data.shards import write_shards
+from foundry.tokenizers import Tokenizer
+from foundry.utils.files import write_json
+from foundry.utils.log import progress
+from foundry.utils.stage import run_stage
+
+
+def work(cfg: Config, log: logging.Logger) -> None:
+    tokenizer = Tokenizer("artifacts/tokenizer")
+    with progress(unit="doc", desc="shard") as bar:
+        index = write_shards("data/clean", tokenizer, cfg.shard, "data/shards", bar.update)
+    totals = {
+        split: {k: v for k, v in entry.items() if k != "shards"} | {"shards": len(entry["shards"])} for split, entry in index["splits"].items()
+    }
+    write_json("reports/shard.json", totals)
+    for split, t in totals.items():
+        log.info(
+            "%-5s %7d documents, %11s tokens in %d shards; %s tokens an epoch",
+            split, t["documents"], f"{t['tokens']:,}", t["shards"], f"{t['epoch_tokens']:,}",
+        )  # fmt: skip
+
+
+def main() -> None:
+    run_stage("shard", work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Stage train: data/shards/ → artifacts/model/, reports/train.json, train.csv, validation.csv.
+
+Checkpoints lie in .foundry/train/<fingerprint>/, outside the outs: the same command continues an interrupted run, bit for bit.
+"""
+
+import csv
+import logging
+from collections.abc import Sequence
+
+from foundry.config import Config
+from foundry.models import save_model
+from foundry.tracking import DatasetRef, Tracker, tracking_uri
+from foundry.training import Trainer
+from foundry.utils.allocator import keep_memory
+from foundry.utils.distributed import launch, world
+from foundry.utils.files import atomic_write, write_json
+from foundry.utils.stage import run_stage
+
+
+def work(cfg: Config, log: logging.Logger) -> None:
+    launch(cfg.runtime, "stages.train")
+    with world(cfg.runtime) as here:
+        trainer = Trainer(cfg.model, cfg.train, "data/shards", seed=cfg.seed, runtime=cfg.runtime, world=here)
+        index, tokenizer = trainer.identity["index_sha256"], trainer.identity["tokenizer_sha256"]
+        with Tracker(
+            trainer.folder,
+            uri=tracking_uri(cfg.runtime),
+            experiment=cfg.runtime.experiment,
+            run_name=f"{cfg.export.model_name}-{trainer.fingerprint[:8]}",
+            fingerprint=trainer.fingerprint,
+            params={k: str(v) for k, v in trainer.identity.items()},
+            tags={"foundry.stage": "train", "foundry.index_sha256": index, "foundry.tokenizer_sha256": tokenizer},
+            datasets=[DatasetRef(name="data/shards", digest=index[:36], path="data/shards", context="train")],
+            enabled=cfg.runtime.tracking and here.main,
+        ) as tracker:
+            trainer.on_metrics = tracker.log
+            result = trainer.fit()
+        if not here.main:
+            return
+        save_model("artifacts/model", result.model, result.facts)
+        _write_rows("reports/train.csv", result.curve)
+        _write_rows("reports/validation.csv", result.validations)
+        last = {k: v for k, v in result.validations[-1].items() if k.startswith("val_")}
+        write_json("reports/train.json", {**trainer.plan.to_dict(), **result.facts, "loss": result.curve[-1]["loss"], **last})
+        log.info("wrote artifacts/model: %d steps, validation %.4f bits per byte", result.facts["steps"], last["val_bits_per_byte"])
+
+
+def _write_rows(path: str, rows: Sequence[dict]) -> None:
+    with atomic_write(path, "w") as f:
+        writer = csv.DictWriter(f, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main() -> None:
+    keep_memory()
+    run_stage("train", work)
+
+
+if __name__ == "__main__":
+    main()

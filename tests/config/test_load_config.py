@@ -1,0 +1,124 @@
+"""Parameters: every mistake is told at once, by name, before any work."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from foundry.config import ConfigError, ModelConfig, get_preset_config, load_config, parse_config, read_yaml
+from foundry.config import profiles as table
+
+ROOT = Path(__file__).resolve().parents[2]
+PARAMS = ROOT / "params.yaml"
+
+
+@pytest.fixture
+def params():
+    return read_yaml(PARAMS)
+
+
+def test_the_shipped_parameters_are_valid_and_are_the_laptop_profile():
+    load_config(PARAMS)
+    assert table.changes(PARAMS, "laptop") == []
+
+
+def test_every_key_of_the_schema_stands_in_params_yaml(params):
+    from foundry.config import describe
+
+    keys = [k for k, _, _ in describe() if not k.startswith("download.") and k != "model.vocab_size"]
+    missing = [k for k in keys if k.split(".")[-1] not in (params.get(k.split(".")[0], {}) if "." in k else params)]
+    assert missing == [] and len(keys) > 60
+
+
+@pytest.mark.parametrize("name", ["smoke", "laptop", "gpu-124m"])
+def test_each_profile_is_valid(name):
+    assert get_preset_config(name, PARAMS).model.head_dim == 64
+
+
+def test_all_problems_are_told_together_with_the_nearest_names(params):
+    params["train"]["stesp"] = 5
+    params["model"]["n_head"] = 4
+    params["clean"]["min_chars"] = "many"
+    params["runtime"]["device"] = "gpu"
+    with pytest.raises(ConfigError) as e:
+        parse_config(params)
+    text = str(e.value)
+    assert "4 problems" in text
+    assert "train.stesp: unknown key; did you mean 'steps'?" in text
+    assert "model.n_head: unknown key; did you mean 'n_heads'?" in text
+    assert "clean.min_chars" in text and "'many'" in text
+    assert "runtime.device" in text and "'cuda'" in text
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "told"),
+    [
+        ("model", "n_heads", 3, "dim must be divisible by n_heads"),
+        ("model", "n_kv_heads", 3, "n_heads must be divisible by n_kv_heads"),
+        ("model", "vocab_size", 5000, "must equal tokenizer.vocab_size"),
+        ("train", "tokens_per_step", 1000, "must be a multiple of model.max_seq_len"),
+        ("train", "warmup_steps", 10**6, "must be smaller than steps"),
+        ("train", "lr", True, "train.lr"),
+        ("clean", "min_chars", 10**9, "must not exceed max_chars"),
+        ("shard", "repeats", {"recipse-en": 2}, "names no source: recipse-en"),
+        ("runtime", "micro_batch_tokens", 300, "multiple of model.max_seq_len"),
+        ("download", "sources", [], "download.sources"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_with_its_rule(params, section, key, value, told):
+    params[section][key] = value
+    with pytest.raises(ConfigError, match=told):
+        parse_config(params)
+
+
+def test_a_source_needs_what_proves_its_bytes(params):
+    source = params["download"]["sources"][0]
+    del source["sha256"]
+    with pytest.raises(ConfigError, match="sha256"):
+        parse_config(params)
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path, params):
+    text = PARAMS.read_text().replace("eps: 1.0e-8", "eps: 1e-8")
+    assert "eps: 1e-8" in text
+    (tmp_path / "p.yaml").write_text(text)
+    assert load_config(tmp_path / "p.yaml").train.eps == 1e-8
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("seed: 1\nseed: 2\n", "line 2.*'seed' is given twice"), ("seed: [1\n", "line 2.*not valid YAML"), ("- 1\n", "expected sections")],
+)
+def test_a_file_that_is_no_parameter_file_is_refused(tmp_path, text, told):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        load_config(tmp_path / "p.yaml")
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(tmp_path / "missing.yaml")
+
+
+def test_switching_a_profile_keeps_comments_and_other_keys_and_names_what_reruns(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(PARAMS.read_text().replace("max_chars: 200000", "max_chars: 12345  # mine"))
+    path.write_text(table.switch(path, "smoke"))
+    text = path.read_text()
+    assert "max_chars: 12345  # mine" in text and "# Every knob" in text
+    assert load_config(path).tokenizer.vocab_size == 1024
+    assert table.stages_to_rerun(["train.steps"], ROOT / "dvc.yaml") == ["train", "evaluate", "export"]
+    assert table.stages_to_rerun(["clean.max_documents"], ROOT / "dvc.yaml")[0] == "clean"
+    path.write_text(table.switch(path, "laptop"))
+    assert yaml.safe_load(path.read_text()) == yaml.safe_load(PARAMS.read_text()) | {
+        "clean": {**yaml.safe_load(PARAMS.read_text())["clean"], "max_chars": 12345}
+    }
+
+
+def test_an_unknown_profile_names_the_known_ones():
+    with pytest.raises(ConfigError, match="smoke, laptop, gpu-124m"):
+        get_preset_config("tiny", PARAMS)
+
+
+def test_wrong_shapes_raise_value_error_with_the_rule():
+    with pytest.raises(ValueError, match="dim must be divisible by n_heads"):
+        ModelConfig(dim=10, n_heads=3)
+    with pytest.raises(ValueError, match="must be even"):
+        ModelConfig(dim=12, n_heads=4, n_kv_heads=4)

@@ -1,0 +1,64 @@
+"""Shared fixtures: a tiny corpus made in code, its tokenizer, its shards. CPU, float32, two threads."""
+
+import os
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+os.environ.setdefault("FOUNDRY_PROGRESS", "0")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+WORDS = (
+    "the a of salt water oven river king city music theory cell star stir boil add cut is was in and to with ancient small great first "
+    "cup onion pepper bread history war science language mountain island planet number"
+).split()
+
+
+def make_text(rng: random.Random, sentences: int = 6) -> str:
+    return " ".join(" ".join(rng.choices(WORDS, k=rng.randint(4, 12))).capitalize() + "." for _ in range(sentences))
+
+
+def write_clean(folder, documents):
+    """{split: [(text, source)]} as the clean stage writes them."""
+    for split, rows in documents.items():
+        (folder / split).mkdir(parents=True)
+        table = pa.Table.from_pylist(
+            [{"doc_id": f"{split}{i:013d}", "text": t, "source": s, "lang": "en", "n_bytes": len(t.encode())} for i, (t, s) in enumerate(rows)]
+        )
+        pq.write_table(table, folder / split / "part-00000.parquet")
+
+
+@pytest.fixture(scope="session")
+def clean(tmp_path_factory):
+    """A clean corpus of two sources, 'one' and 'two'."""
+    rng = random.Random(0)
+    folder = tmp_path_factory.mktemp("clean")
+    sizes = {"train": 120, "val": 12, "test": 16}
+    write_clean(folder, {s: [(make_text(rng), "one" if i < n // 2 else "two") for i in range(n)] for s, n in sizes.items()})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(clean, tmp_path_factory):
+    from foundry.config import TokenizerParams
+    from foundry.data.shards import read_clean
+    from foundry.tokenizers import Tokenizer
+    from foundry.tokenizers.train import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    texts = [r["text"] for rows in read_clean(clean / "train", ["text"]) for r in rows]
+    train_tokenizer(texts, sum(map(len, texts)), TokenizerParams(vocab_size=400), folder / "tokenizer.model")
+    return Tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
+def shards(clean, tokenizer, tmp_path_factory):
+    from foundry.config import Shard
+    from foundry.data.shards import write_shards
+
+    out = tmp_path_factory.mktemp("shards") / "shards"
+    write_shards(clean, tokenizer, Shard(tokens_per_shard=2048, repeats={"two": 2}), out)
+    return out

@@ -1,0 +1,103 @@
+"""dvc.yaml tells the truth: code, parameters and files that a stage uses are its dependencies, and nothing else is."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+# Law 10: tracking is a side effect that changes no out, so editing it must not retrain a model.
+NO_DEPENDENCY = ("foundry/tracking/",)
+
+
+def module_file(name: str) -> Path | None:
+    path = ROOT / name.replace(".", "/")
+    if path.with_suffix(".py").is_file():
+        return path.with_suffix(".py")
+    return path / "__init__.py" if (path / "__init__.py").is_file() else None
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the project that a file imports, in functions too, but not for type checking alone."""
+    names: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            names.update(a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+            names.update(f"{node.module}.{a.name}" for a in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return {n for n in names if n.split(".")[0] in ("foundry", "stages")}
+
+
+def closure(stage: str) -> list[str]:
+    """Files of the project that run in a stage, its own first."""
+    start = f"stages/{stage}.py"
+    seen: set[str] = set()
+    todo = [ROOT / start]
+    while todo:
+        path = todo.pop()
+        name = path.relative_to(ROOT).as_posix()
+        if name in seen or name.startswith(NO_DEPENDENCY) or not path.read_text(encoding="utf-8").strip():
+            continue
+        seen.add(name)
+        for module in imported(path):
+            parts = module.split(".")
+            todo += [f for i in range(1, len(parts) + 1) if (f := module_file(".".join(parts[:i])))]
+    return [start, *sorted(seen - {start})]
+
+
+def outs(stage: str) -> list[str]:
+    return [o if isinstance(o, str) else next(iter(o)) for kind in ("outs", "metrics", "plots") for o in STAGES[stage].get(kind, [])]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_dependencies_are_exactly_the_import_closure(stage):
+    code = [d for d in STAGES[stage]["deps"] if d.endswith(".py")]
+    expected = closure(stage)
+    assert code == expected, "dvc.yaml should have these deps:\n" + "\n".join(f"      - {d}" for d in expected)
+    assert len(expected) > 5  # the closure did not come out empty by mistake
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_parameters_are_exactly_the_sections_that_the_stage_reads(stage):
+    tree = ast.parse((ROOT / f"stages/{stage}.py").read_text(encoding="utf-8"))
+    read = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "cfg"}
+    read -= {"runtime"}  # execution keys are a dependency of nothing
+    known = set(STAGES[stage].get("params", []))
+    if stage == "train":  # the tracker's run name is no result
+        read -= {"export"}
+    if stage == "evaluate":  # passes all of cfg on; foundry.evaluation reads these two
+        read |= {"seed"}
+    assert known == read
+
+
+def test_runtime_is_a_dependency_of_no_stage():
+    assert all("runtime" not in s.get("params", []) for s in STAGES.values())
+
+
+def test_every_file_dependency_is_made_by_an_earlier_stage():
+    made = {"corpus"}
+    for stage, node in STAGES.items():
+        assert {d for d in node["deps"] if not d.endswith(".py")} <= made, stage
+        made |= set(outs(stage))
+
+
+def test_each_stage_is_one_process_with_a_description_and_a_policy():
+    for name, node in STAGES.items():
+        assert node["cmd"] == f"exec python -m stages.{name}"
+        assert node["desc"] and node["meta"]["prefect"]["timeout_s"] > 0
+
+
+def test_metrics_and_plots_are_kept_in_git():
+    for node in STAGES.values():
+        for kind in ("metrics", "plots"):
+            assert all(isinstance(entry, dict) and next(iter(entry.values()))["cache"] is False for entry in node.get(kind, []))

@@ -1,0 +1,107 @@
+"""Schedules, optimizers and accounting are what their sources say."""
+
+import math
+
+import pytest
+import torch
+
+from foundry.config import ModelConfig, TrainConfig
+from foundry.models import MiniLLM
+from foundry.training.optimizer import Muon, Optimizers, orthogonalize
+from foundry.training.plan import make_plan
+from foundry.training.schedule import lr_factor
+
+TINY = ModelConfig(vocab_size=50, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=16)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_the_rate_warms_up_peaks_and_ends_at_its_floor(schedule):
+    cfg = TrainConfig(steps=1000, warmup_steps=100, schedule=schedule, decay_fraction=0.3, min_lr_ratio=0.1)
+    f = [lr_factor(s, cfg) for s in range(1000)]
+    assert 0 < f[0] < 0.02 and max(f) == f[100] == 1.0
+    assert f[:100] == sorted(f[:100]) and f[100:] == sorted(f[100:], reverse=True)
+    assert f[-1] == pytest.approx(0.1, abs=0.005)
+    if schedule == "wsd":
+        assert set(f[100:700]) == {1.0} and f[850] == pytest.approx(0.1 + 0.9 * 0.5)
+    else:
+        assert f[550] == pytest.approx(0.1 + 0.9 * 0.5, abs=1e-9)
+
+
+def test_orthogonalize_brings_singular_values_near_one_and_keeps_the_singular_vectors():
+    torch.manual_seed(0)
+    for shape in ((3, 16, 40), (2, 40, 16)):
+        g = torch.randn(shape)
+        u = orthogonalize(g)
+        s = torch.linalg.svdvals(u)
+        assert s.min() > 0.6 and s.max() < 1.3
+        U, _, Vh = torch.linalg.svd(g, full_matrices=False)
+        core = U.mT @ u @ Vh.mT
+        off = core - torch.diag_embed(core.diagonal(dim1=-2, dim2=-1))
+        assert off.abs().max() < 1e-3
+
+
+def test_muon_follows_torchs_muon():
+    torch.manual_seed(0)
+    a = torch.nn.Parameter(torch.randn(24, 16))
+    b = torch.nn.Parameter(a.detach().clone())
+    ours = Muon([a], lr=0.02, momentum=0.95, weight_decay=0.1)
+    theirs = torch.optim.Muon([b], lr=0.02, momentum=0.95, weight_decay=0.1, nesterov=True, adjust_lr_fn="original")
+    for _ in range(5):
+        g = torch.randn(24, 16)
+        a.grad, b.grad = g.clone(), g.clone()
+        ours.step()
+        theirs.step()
+    # torch runs the iteration in bfloat16 (8 bits of mantissa), we in float32.
+    assert (a - b).abs().max() < 0.02 * 5 * 0.05
+    assert (a - b).norm() / (a - torch.zeros_like(a)).norm() < 0.01
+
+
+def test_every_parameter_is_in_exactly_one_group_and_an_unknown_one_is_refused():
+    model = MiniLLM(TINY)
+    for kind in ("adamw", "muon"):
+        groups = [p for o in Optimizers(model, TrainConfig(optimizer=kind)) for g in o.param_groups for p in g["params"]]
+        assert sorted(map(id, groups)) == sorted(map(id, model.parameters()))
+    model.extra = torch.nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"no optimizer group takes the parameters extra"):
+        Optimizers(model, TrainConfig())
+
+
+def test_norms_and_embeddings_are_not_decayed():
+    model = MiniLLM(TINY)
+    decayed = [p for o in Optimizers(model, TrainConfig(optimizer="adamw", weight_decay=0.3)) for g in o.param_groups if g["weight_decay"] for p in g["params"]]
+    assert len(decayed) == 7 * TINY.n_layers and all(p.ndim == 2 for p in decayed)
+    assert not any(p is model.tok_embeddings.weight for p in decayed)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_optimizer_state_comes_back(kind):
+    torch.manual_seed(0)
+    cfg = TrainConfig(optimizer=kind)
+
+    def run(model, opt, n, start=0):
+        for i in range(n):
+            x = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(start + i))
+            opt.set_lr(start + i + 100)
+            opt.zero_grad()
+            model(x, x)[1].backward()
+            for o in opt:
+                o.step()
+
+    model = MiniLLM(TINY)
+    opt = Optimizers(model, cfg)
+    run(model, opt, 3)
+    twin = MiniLLM(TINY)
+    twin.load_state_dict(model.state_dict())
+    twin_opt = Optimizers(twin, cfg)
+    twin_opt.load_tensors({k: v.clone() for k, v in opt.tensors().items()})
+    run(model, opt, 3, 3)
+    run(twin, twin_opt, 3, 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    with pytest.raises(ValueError, match="belongs to no parameter"):
+        twin_opt.load_tensors({"nothing/momentum": torch.zeros(1)})
+
+
+def test_the_plan_derives_what_the_log_promises():
+    plan = make_plan(TINY, TrainConfig(steps=100, tokens_per_step=64, warmup_steps=1), 1600)
+    assert plan.tokens == 6400 and plan.epochs == 4.0 and plan.first_loss == round(math.log(50), 4)
+    assert plan.params == sum(p.numel() for p in MiniLLM(TINY).parameters())

@@ -1,0 +1,69 @@
+"""Children die with their parent, stop cleanly, and never share a state folder."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from foundry.config import CheckpointError
+from foundry.utils.process import StopSignal, exclusive
+
+
+def test_a_child_gets_the_signal_when_its_parent_is_killed(tmp_path):
+    child = "from foundry.utils.process import die_with_parent; import time; die_with_parent(); print('ready', flush=True); time.sleep(60)"
+    parent = (
+        f"import subprocess, sys, time\np = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, text=True)\n"
+        "p.stdout.readline()\nprint(p.pid, flush=True)\ntime.sleep(60)"
+    )
+    p = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    pid = int(p.stdout.readline())
+    assert psutil.pid_exists(pid)
+    p.kill()
+    p.wait()
+    deadline = time.time() + 10
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.time() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_first_signal_is_a_flag_and_the_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignal() as stop:
+        assert stop.signal is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_second_signal_ends_the_process_at_once():
+    code = (
+        "import time\nfrom foundry.utils.process import StopSignal\nwith StopSignal():\n    print('ready', flush=True)\n"
+        "    end = time.time() + 30\n    while time.time() < end: time.sleep(0.05)\n"
+    )
+    p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    p.stdout.readline()
+    p.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert p.poll() is None
+    p.send_signal(signal.SIGINT)
+    assert p.wait(5) == 130
+
+
+def test_a_lock_is_held_once_and_freed_by_a_kill(tmp_path):
+    lock = tmp_path / "lock"
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom foundry.utils.process import exclusive\n"
+        "with exclusive(Path(sys.argv[1]), 'x'):\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    p = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True)
+    p.stdout.readline()
+    with pytest.raises(CheckpointError, match=f"training abc is already running \\(pid {p.pid}"), exclusive(lock, "training abc"):
+        pass
+    p.kill()
+    p.wait()
+    with exclusive(lock, "training abc"):
+        assert lock.read_text() == str(os.getpid())
