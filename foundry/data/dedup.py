@@ -1,11 +1,13 @@
 """Duplicates: exact ones by hash, near ones by MinHash LSH and a check of the real similarity.
 
-The similarity of two documents is the Jaccard index of their sets of 5-unit shingles (units: words, or characters of scripts
-without spaces). 112 permutations in 14 bands of 8 rows make candidates of a pair of similarity s with probability
-1 - (1 - s^8)^14: 0.56 at 0.7, 0.92 at 0.8, 0.9998 at 0.9 (Lee et al. 2022). Candidates are then compared exactly, so nothing is
-dropped that is less similar than the threshold to a document that stays. The first document in order stays.
+The similarity of two documents is the Jaccard index of their sets of 5-unit shingles (units: words, or characters of
+scripts without spaces). 112 permutations in 14 bands of 8 rows make candidates of a pair of similarity s with
+probability 1 - (1 - s^8)^14: 0.56 at 0.7, 0.92 at 0.8, 0.9998 at 0.9 (Lee et al. 2022). Candidates are then compared
+exactly, so nothing is dropped that is less similar than the threshold to a document that stays. The first document in
+order stays.
 
-Costs 112 bytes a document and, for the candidates alone, their texts read again. Broder 1997; rensa computes the signatures.
+Costs 112 bytes a document and, for the candidates alone, their texts read again. Broder 1997; rensa computes the
+signatures.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ def exact_key(text: str) -> bytes:
     return hashlib.sha256(" ".join(text.split()).casefold().encode()).digest()[:16]
 
 
-def shingles(text: str) -> set[str]:
-    words = units(text.lower())
+def shingles(words: list[str]) -> set[str]:
+    """The 5-unit pieces of a document, given as its units."""
     if len(words) <= SHINGLE:
         return {" ".join(words)}
     return {" ".join(words[i : i + SHINGLE]) for i in range(len(words) - SHINGLE + 1)}
@@ -49,8 +51,9 @@ class NearDuplicates:
         self._waiting: list[list[str]] = []
         self._keys: list[np.ndarray] = []
 
-    def add(self, text: str) -> None:
-        self._waiting.append(sorted(shingles(text)))
+    def add(self, words: list[str]) -> None:
+        """Takes the next document, given as its units."""
+        self._waiting.append(list(shingles(words)))
         if len(self._waiting) == BATCH:
             self._flush()
 
@@ -76,7 +79,7 @@ class NearDuplicates:
 
         @lru_cache(maxsize=4 * MAX_CANDIDATES)
         def shingles_of(i: int) -> frozenset[str]:
-            return frozenset(shingles(read(i)))
+            return frozenset(shingles(units(read(i))))
 
         kept: dict[int, list[int]] = defaultdict(list)  # group -> documents that stay
         found: dict[int, tuple[int, float]] = {}

@@ -1,7 +1,7 @@
 """Bytes to text that every later stage can write again as UTF-8.
 
-JSON escapes may hold lone surrogates, files may hold bytes of another encoding: both would raise far from their cause. They are
-mended here, and the caller learns that they were.
+JSON escapes may hold lone surrogates, files may hold bytes of another encoding: both would raise far from their cause.
+They are mended here, and the caller learns that they were.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 def decode(raw: bytes) -> tuple[str, bool]:
     """(text, whether it had to be repaired).
 
-    Bytes that are not UTF-8 are read as Windows-1252 if no part of them is UTF-8 beyond ASCII and at most a quarter are beyond
-    ASCII (Western text); else what cannot be read becomes U+FFFD, which the symbol rule counts.
+    Bytes that are not UTF-8 are read as Windows-1252 if no part of them is UTF-8 beyond ASCII and at most a quarter are
+    beyond ASCII (Western text); else what cannot be read becomes U+FFFD, which the symbol rule counts.
     """
     try:
         return raw.decode("utf-8"), False
@@ -29,7 +29,7 @@ def decode(raw: bytes) -> tuple[str, bool]:
 
 
 def repair(text: str) -> tuple[str, bool]:
-    """The same for text decoded with `surrogateescape`, or from JSON: lone surrogates become U+FFFD, escaped bytes are decoded."""
+    """The same for text decoded with `surrogateescape`, or from JSON: escaped bytes are decoded, lone surrogates U+FFFD."""
     try:
         text.encode("utf-8")
         return text, False

@@ -1,8 +1,9 @@
 """Readers: the files of a source as a stream of documents and of records that could not be read.
 
-Guarantees: every record comes out once, as a `Document` or as a `Bad` with the reason, in the order of the file; damage of the
-file itself (truncated, bad checksum, missing column or member) raises. Line formats stream; `json-map` and members of parquet
-need the whole file in memory. A text file is one document, or several between lines that read `<|endoftext|>`.
+Guarantees: every record comes out once, as a `Document` or as a `Bad` with the reason, in the order of the file; damage
+of the file itself (truncated, bad checksum, missing column or member) raises. Line formats stream; `json-map` and
+members of parquet need the whole file in memory. A text file is one document, or several between lines that read
+`<|endoftext|>`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Bad:
     excerpt: str
 
 
-def read_file(path: Path, shown: str, format: str, template: Template, member: str | None = None) -> Iterator[Document | Bad]:
+def read_file(
+    path: Path, shown: str, format: str, template: Template, member: str | None = None
+) -> Iterator[Document | Bad]:
     """The records of one file.
 
     Args:
@@ -76,11 +79,16 @@ def _guess(name: str, shown: str) -> str:
     if suffix in (".zip", ".whl"):
         raise DataError(f"{shown} is an archive: name the file to read with `member:`")
     if suffix not in SUFFIXES:
-        raise DataError(f"{shown}: the suffix {suffix!r} tells no format; set `format:` to one of {', '.join(sorted(set(SUFFIXES.values())))}")
+        raise DataError(
+            f"{shown}: the suffix {suffix!r} tells no format; set `format:` to one of "
+            f"{', '.join(sorted(set(SUFFIXES.values())))}"
+        )
     return SUFFIXES[suffix]
 
 
-def _build(shown: str, record: int, fields: dict[str, Any], template: Template, offset: int | None = None) -> Document | Bad:
+def _build(
+    shown: str, record: int, fields: dict[str, Any], template: Template, offset: int | None = None
+) -> Document | Bad:
     try:
         text, repaired = repair(template.render(fields))
     except FieldError as e:
@@ -163,7 +171,11 @@ def _read_jsonl(stream: Any, shown: str, template: Template) -> Iterator[Documen
             fields = {"text": fields}
         if not reason and not isinstance(fields, dict):
             reason = "not_an_object"
-        yield Bad(shown, record, offset, reason, _excerpt(line)) if reason else _build(shown, record, fields, template, offset)
+        yield (
+            Bad(shown, record, offset, reason, _excerpt(line))
+            if reason
+            else _build(shown, record, fields, template, offset)
+        )
         record += 1
 
 
@@ -181,7 +193,9 @@ def _read_json_map(stream: Any, shown: str, template: Template) -> Iterator[Docu
     try:
         data = _parse(read_all(stream), objects)
     except (ValueError, RecursionError) as e:
-        raise DataError(f"{shown} is not JSON ({type(e).__name__}: {e}); if it holds an object a line, set `format: jsonl`") from None
+        raise DataError(
+            f"{shown} is not JSON ({type(e).__name__}: {e}); if it holds an object a line, set `format: jsonl`"
+        ) from None
     if not isinstance(data, dict | list):
         raise DataError(f"{shown} holds a {type(data).__name__}, not a dictionary id -> record or a list of records")
     items = data.items() if isinstance(data, dict) else ((None, value) for value in data)
@@ -210,7 +224,10 @@ def _read_parquet(stream: Any, shown: str, template: Template) -> Iterator[Docum
         columns = sorted({f if f in names else f.split(".")[0] for f in template.fields})
         # iter_batches gives empty batches, without an error, for columns that do not exist.
         if missing := [c for c in columns if c not in names]:
-            raise DataError(f"{shown} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(names)}. Set `text:` to fit")
+            raise DataError(
+                f"{shown} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(names)}. "
+                "Set `text:` to fit"
+            )
         record = 0
         for batch in table.iter_batches(batch_size=ROWS, columns=columns):
             values = [_column(batch.column(c)) for c in columns]

@@ -2,10 +2,12 @@
 
 What changes and what does not:
 - ftfy mends wrongly decoded text and C1 controls; quotes stay curly, ligatures and full-width letters stay as written.
-- Known HTML elements, comments and MediaWiki's `<ref>`, `<nowiki>` go; `a < b`, `<T>` and `x<y` stay. `br` and block elements
-  become line ends. Entities with a semicolon are decoded once, after the tags: an escaped `&lt;b&gt;` is text.
-- Every kind of space becomes a space, runs inside a line become one; indentation stays; at most one empty line in a row.
-- Control, bidirectional and zero-width characters go; joiners stay between non-ASCII letters, where scripts and emoji need them.
+- Known HTML elements, comments and MediaWiki's `<ref>`, `<nowiki>` go; `a < b`, `<T>` and `x<y` stay. `br` and block
+  elements become line ends. Entities with a semicolon are decoded once, after the tags: an escaped `&lt;b&gt;` is text.
+- Every kind of space becomes a space, runs inside a line become one; indentation stays; at most one empty line in a
+  row.
+- Control, bidirectional and zero-width characters go; joiners stay between non-ASCII letters, where scripts and emoji
+  need them.
 - U+2581 becomes a space: SentencePiece uses it for the space and could not give it back.
 - NFC, not NFKC: ½, ² and ﬁ keep their meaning.
 """
@@ -18,16 +20,22 @@ import unicodedata
 from functools import cache
 from typing import Any
 
-_BLOCKS = (
-    "address article aside blockquote body br caption center dd div dl dt fieldset figcaption figure footer form frame frameset h1 h2 h3 h4 h5 "
-    "h6 head header hr html li main nav noscript ol option p pre section select table tbody td tfoot th thead title tr ul"
-).split()
-_INLINE = (
-    "a abbr acronym area audio b base basefont bdi bdo big button canvas cite code col colgroup data datalist del details dfn dir em embed "
-    "font i iframe img input ins kbd label legend link map mark meta meter nowiki object onlyinclude noinclude includeonly optgroup output "
-    "param picture progress q ref references rp rt ruby s samp small source span strike strong sub summary sup svg template textarea time tt u "
-    "var video wbr"
-).split()
+# fmt: off
+_BLOCKS = [
+    "address", "article", "aside", "blockquote", "body", "br", "caption", "center", "dd", "div", "dl", "dt", "fieldset",
+    "figcaption", "figure", "footer", "form", "frame", "frameset", "h1", "h2", "h3", "h4", "h5", "h6", "head", "header", "hr",
+    "html", "li", "main", "nav", "noscript", "ol", "option", "p", "pre", "section", "select", "table", "tbody", "td", "tfoot",
+    "th", "thead", "title", "tr", "ul",
+]
+_INLINE = [
+    "a", "abbr", "acronym", "area", "audio", "b", "base", "basefont", "bdi", "bdo", "big", "button", "canvas", "cite", "code",
+    "col", "colgroup", "data", "datalist", "del", "details", "dfn", "dir", "em", "embed", "font", "i", "iframe", "img",
+    "includeonly", "input", "ins", "kbd", "label", "legend", "link", "map", "mark", "meta", "meter", "noinclude", "nowiki",
+    "object", "onlyinclude", "optgroup", "output", "param", "picture", "progress", "q", "ref", "references", "rp", "rt", "ruby",
+    "s", "samp", "small", "source", "span", "strike", "strong", "sub", "summary", "sup", "svg", "template", "textarea", "time",
+    "tt", "u", "var", "video", "wbr",
+]
+# fmt: on
 # Elements whose content is no running text.
 _DROPPED = re.compile(r"<!--.*?-->|<(script|style|ref)\b(?:\s[^<>]*)?(?<!/)>.*?</\1\s*>", re.I | re.S)
 _ATTRIBUTES = r"""(?:\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=]+))*"""
@@ -38,10 +46,11 @@ _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,
 _LINE_ENDS = re.compile("\r\n?|[\v\f\x85\u2028\u2029]")
 _SPACES = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000\u2581]")
 _INVISIBLE = re.compile(
-    "[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef\ufffe\uffff]"
-    "|(?<![^\x00-\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?![^\x00-\x7f])"
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufdd0-\ufdef"
+    "\ufeff\ufff9-\ufffb\ufffe\uffff]"
 )
-_RUNS = re.compile(r"(?<=[^ \t\n])[ \t]+")
+_JOINERS = re.compile("(?<![^\x00-\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?![^\x00-\x7f])")
+_RUNS = re.compile(r"(?<=[^ \t\n])(?:[ \t]{2,}|\t)")
 _TRAILING = re.compile(r"[ \t]+$", re.M)
 _BLANK = re.compile(r"\n{3,}")
 
@@ -51,8 +60,8 @@ def _ftfy() -> tuple[Any, Any]:
     import ftfy
 
     return ftfy.fix_text, ftfy.TextFixerConfig(
-        unescape_html=False, fix_latin_ligatures=False, fix_character_width=False, uncurl_quotes=False, fix_line_breaks=False,
-        remove_control_chars=False, normalization=None, explain=False,
+        unescape_html=False, fix_latin_ligatures=False, fix_character_width=False, uncurl_quotes=False,
+        fix_line_breaks=False, remove_control_chars=False, normalization=None, explain=False,
     )  # fmt: skip
 
 
@@ -61,7 +70,7 @@ def fix_mojibake(text: str) -> str:
     if text.isascii() and "\x1b" not in text:
         return text
     fix, config = _ftfy()
-    return fix(text, config)
+    return "\n".join(line if line.isascii() and "\x1b" not in line else fix(line, config) for line in text.split("\n"))
 
 
 def strip_html(text: str) -> str:
@@ -82,5 +91,7 @@ def normalize(text: str) -> str:
         text = _SPACES.sub(" ", text)
     text = _INVISIBLE.sub("", text)
     text = unicodedata.normalize("NFC", text)
+    if "\u200c" in text or "\u200d" in text:
+        text = unicodedata.normalize("NFC", _JOINERS.sub("", text))
     text = _TRAILING.sub("", _RUNS.sub(" ", text))
     return _BLANK.sub("\n\n", text).strip()

@@ -1,7 +1,7 @@
 """Bytes of a published file: decompressed, out of an archive, cut into lines; damage is an error, never a shorter text.
 
-Why not the obvious readers: `zstandard.stream_reader` ends without an error in a truncated file, `gzip` reads 0 bytes as an
-empty file, `str.splitlines` cuts at U+2028 and U+0085, which may stand inside a JSON string.
+Why not the obvious readers: `zstandard.stream_reader` ends without an error in a truncated file, `gzip` reads 0 bytes
+as an empty file, `str.splitlines` cuts at U+2028 and U+0085, which may stand inside a JSON string.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def open_file(path: Path, member: str | None, shown: str) -> Iterator[tuple[Any,
     except (EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as e:
         if isinstance(e, RuntimeError) and not isinstance(e, NotImplementedError) and "password" not in str(e):
             raise
-        raise DataError(f"{shown} is damaged or not what its name says ({type(e).__name__}: {e}); fetch or make it again") from None
+        raise DataError(
+            f"{shown} is damaged or not what its name says ({type(e).__name__}: {e}); fetch or make it again"
+        ) from None
 
 
 def _decompress(f: Any, name: str, shown: str) -> tuple[Any, str]:

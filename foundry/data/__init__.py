@@ -1,0 +1,1 @@
+"""The data room: sources, cleaning, deduplication, schemas, token shards and the loader. Light to import."""

@@ -1,0 +1,22 @@
+"""clean: raw files to checked, deduplicated documents in three splits, and the reports of what happened."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from foundry.config import Config
+from foundry.data.clean import clean
+from foundry.utils.stage import run_stage
+
+
+def work(config: Config, log: logging.Logger) -> None:
+    clean(config.clean, Path("data/raw"), Path("data/clean"), Path("reports"), log)
+
+
+def main() -> None:
+    run_stage("clean", work)
+
+
+if __name__ == "__main__":
+    main()
