@@ -1,0 +1,64 @@
+"""A `dvc repro` with nothing to do, against the same graph with empty stages: what DVC itself needs.
+
+    python -m benchmarks.noop [--rounds 5]      (in a project whose pipeline is up to date)
+
+The other side is a repository of seven stages with the same numbers of dependencies and outs, each command `true`. The sides take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+DVC = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-q"]
+
+
+def make_toy(folder: Path) -> None:
+    """Seven stages that copy our graph's shape: every dependency and out is a small file."""
+    stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+    def flat(path: str) -> str:
+        return path.replace("/", "__")
+
+    toy, made = {}, set()
+    for name, stage in stages.items():
+        outs = [flat(o if isinstance(o, str) else next(iter(o))) for kind in ("outs", "metrics", "plots") for o in stage.get(kind, [])]
+        deps = [flat(d) for d in stage["deps"]]
+        for dep in set(deps) - made:
+            (folder / dep).write_text(dep)
+        made |= set(outs)
+        toy[name] = {"cmd": f"touch {' '.join(outs)}", "deps": deps, "outs": outs}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": toy}, sort_keys=False))
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"], DVC):
+        subprocess.run(command, cwd=folder, check=True)
+
+
+def seconds(folder: str | Path) -> float:
+    begin = time.perf_counter()
+    subprocess.run(DVC, cwd=folder, check=True)
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--rounds", type=int, default=5)
+    rounds = p.parse_args().rounds
+    status = subprocess.run([sys.executable, "-m", "dvc", "status", "-q"])
+    if status.returncode:
+        raise SystemExit("the pipeline is not up to date: run `dvc repro` first")
+    with tempfile.TemporaryDirectory() as tmp:
+        make_toy(Path(tmp))
+        times = [(seconds("."), seconds(tmp)) for _ in range(rounds)]
+    ours, toy = (statistics.median(t) for t in zip(*times, strict=True))
+    print(f"no-op repro {ours:.2f} s, the same graph with empty stages {toy:.2f} s, ratio {ours / toy:.2f} (medians of {rounds})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""Generator, sampling, key/value cache."""
+
+from foundry.inference.generator import Generator
+from foundry.inference.sampling import Sampling
+
+__all__ = ["Generator", "Sampling"]

@@ -1,0 +1,42 @@
+"""The key/value cache: static buffers of one layer each, filled from the left."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foundry.config import ModelConfig
+
+
+class LayerKV:
+    """Keys and values of one layer, (B, K, S, D) with S = max_seq_len."""
+
+    def __init__(self, cfg: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (batch, cfg.n_kv_heads, cfg.max_seq_len, cfg.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends (B, K, T, D) keys and values; returns views of all that are there."""
+        end = self.length + k.shape[2]
+        self.k[:, :, self.length : end] = k
+        self.v[:, :, self.length : end] = v
+        self.length = end
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+
+class KVCache:
+    """One `LayerKV` a layer."""
+
+    def __init__(self, cfg: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self.layers = [LayerKV(cfg, batch, device, dtype) for _ in range(cfg.n_layers)]
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self.layers[0].length
+
+    def clear(self) -> None:
+        for layer in self.layers:
+            layer.length = 0

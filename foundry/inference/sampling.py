@@ -1,0 +1,60 @@
+"""Choosing the next token: temperature, then top-k, then top-p, as Hugging Face orders them.
+
+Temperature 0 is greedy. top-k keeps every token that ties with the k-th. top-p keeps the smallest set of the likeliest tokens whose mass reaches
+p, the token that crosses it included (Holtzman et al. 2019, arXiv:1904.09751).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose.
+
+    Args:
+        temperature: 0 is greedy; at most 2 is useful, more is allowed.
+        top_k: 0 turns it off.
+        top_p: 1 turns it off.
+
+    Raises:
+        ValueError: with the rule that a value breaks.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature must be a finite number of at least 0 (0 = greedy), got {self.temperature}")
+        if self.top_k < 0 or int(self.top_k) != self.top_k:
+            raise ValueError(f"top_k must be a whole number of at least 0 (0 = off), got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1] (1 = off), got {self.top_p}")
+
+
+def probabilities(logits: Tensor, how: Sampling) -> Tensor:
+    """Distribution (V,) over the next token for logits (V,); not for temperature 0."""
+    logits = logits.float() / how.temperature
+    if 0 < how.top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(how.top_k).values[-1], -math.inf)
+    if how.top_p < 1:
+        ordered, order = logits.sort(descending=True, stable=True)
+        mass = ordered.softmax(-1).cumsum(-1)
+        dropped = mass - ordered.softmax(-1) >= how.top_p  # the mass before a token reached p without it
+        dropped[0] = False
+        logits = logits.masked_fill(torch.zeros_like(dropped).scatter(0, order, dropped), -math.inf)
+    return logits.softmax(-1)
+
+
+def choose(logits: Tensor, how: Sampling, generator: torch.Generator) -> int:
+    """The next token for logits (V,); draws from `generator` alone."""
+    if how.temperature == 0:
+        return int(logits.argmax())
+    return int(torch.multinomial(probabilities(logits, how).cpu(), 1, generator=generator))
