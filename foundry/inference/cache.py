@@ -1,4 +1,8 @@
-"""The key/value cache: static buffers of one layer each, filled from the left."""
+"""The key/value cache: static buffers of one layer each, filled from the left.
+
+Made once, the buffers never grow: generation allocates nothing for a token but its activations.
+Shapes by suffix: B batch, K key/value heads, T new tokens, S cached tokens, D head dim.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,23 @@ from foundry.config import ModelConfig
 
 
 class LayerKV:
-    """Keys and values of one layer, (B, K, S, D) with S = max_seq_len."""
+    """Keys and values of one layer, (B, K, max_seq_len, D)."""
 
-    def __init__(self, cfg: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, cfg: ModelConfig, batch: int, device: torch.device | str, dtype: torch.dtype) -> None:
         shape = (batch, cfg.n_kv_heads, cfg.max_seq_len, cfg.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends (B, K, T, D) keys and values; returns views of all that are there."""
+        """Appends (B, K, T, D) keys and values; returns views (B, K, S, D) of all that are there.
+
+        Raises:
+            ValueError: if they do not fit any more.
+        """
         end = self.length + k.shape[2]
+        if end > self.k.shape[2]:
+            raise ValueError(f"{end} tokens do not fit the cache of {self.k.shape[2]} (model.max_seq_len)")
         self.k[:, :, self.length : end] = k
         self.v[:, :, self.length : end] = v
         self.length = end
@@ -27,9 +37,11 @@ class LayerKV:
 
 
 class KVCache:
-    """One `LayerKV` a layer."""
+    """One `LayerKV` a layer; what `MiniLLM.forward(cache=...)` takes."""
 
-    def __init__(self, cfg: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, cfg: ModelConfig, batch: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
         self.layers = [LayerKV(cfg, batch, device, dtype) for _ in range(cfg.n_layers)]
 
     @property
@@ -38,5 +50,6 @@ class KVCache:
         return self.layers[0].length
 
     def clear(self) -> None:
+        """Forgets every token; the buffers stay."""
         for layer in self.layers:
             layer.length = 0

@@ -1,25 +1,24 @@
 """Text from a model: whole, as a stream, or in a conversation with a person.
 
-Guarantees: the same seed gives the same text; no global random generator is touched; a stream's pieces join to the whole text and
-never cut a character; control symbols are never written, and the end symbol ends the text. When the context is full, its newer half is read
-again and generation goes on.
+Guarantees: the same seed gives the same text; no global random generator is touched; a stream's pieces join to the whole
+text and never cut a character; control symbols are never written, and the end symbol ends the text. A text that outgrows
+the context goes on: when it is full, its newer half is read again and older tokens are forgotten.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 import torch
 
 from foundry.inference.cache import KVCache
-from foundry.inference.sampling import Sampling, choose
+from foundry.inference.sampling import Sampling, choose, whole
+from foundry.inference.stream import TextStream
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
+from foundry.tokenizers.tokenizer import UNK_ID
 from foundry.utils.device import get_device
-
-HELP = "type a text to continue it; /temperature 0.8, /top_k 40, /top_p 0.95, /tokens 120 set values; /quit or Ctrl-D ends"
 
 
 class Generator:
@@ -31,45 +30,69 @@ class Generator:
         device: `auto`, `cpu`, `cuda` or `mps`.
 
     Raises:
-        ValueError: if model and tokenizer have different vocabularies.
+        ValueError: if model and tokenizer have different vocabularies, or the device is not there.
     """
 
     def __init__(self, model: MiniLLM, tokenizer: Tokenizer, device: str | torch.device = "auto") -> None:
         if model.cfg.vocab_size != tokenizer.vocab_size:
-            raise ValueError(f"the model has {model.cfg.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}: they do not belong together")
+            raise ValueError(
+                f"the model has {model.cfg.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}: "
+                "they do not belong together"
+            )
         self.device = get_device(device) if isinstance(device, str) else device
         self.model, self.tokenizer = model.to(self.device).eval(), tokenizer
-        barred = [i for i in range(tokenizer.vocab_size) if (tokenizer.is_control(i) or i == 0) and i != tokenizer.eos_id]
-        self._barred = torch.tensor(barred, device=self.device)
+        # What is never written: control symbols but the end, and the unknown token, which byte fallback makes needless.
+        banned = [i for i in range(tokenizer.vocab_size) if i == UNK_ID or tokenizer.is_control(i)]
+        self.barred = [i for i in banned if i != tokenizer.eos_id]
+        self._barred = torch.tensor(self.barred, device=self.device)
 
-    @torch.inference_mode()
     def generate_ids(
-        self, ids: list[int], max_new_tokens: int = 100, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int | None = None
+        self,
+        ids: Sequence[int],
+        max_new_tokens: int = 100,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
     ) -> Iterator[int]:
         """New tokens one by one, without the end symbol, which ends the iteration.
 
+        All values are checked before the first token.
+
         Args:
             ids: prompt, at least one token, its begin symbol included.
+            max_new_tokens: at most so many; they may be more than the context holds.
+            temperature: 0 is greedy.
+            top_k: 0 is off.
+            top_p: 1 is off.
             seed: of this generation; None draws a fresh one.
 
         Raises:
-            ValueError: for a value that breaks its rule, or a prompt that fills the context.
+            ValueError: for a value that breaks its rule, or a prompt that leaves no room in the context.
         """
         how = Sampling(temperature, top_k, top_p)
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if not (whole(max_new_tokens) and max_new_tokens >= 1):
+            raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
+        if not (seed is None or (whole(seed) and 0 <= seed < 2**63)):
+            raise ValueError(f"seed must be None or a whole number in [0, 2^63), got {seed!r}")
         context = self.model.cfg.max_seq_len
         if not 1 <= len(ids) <= context - 1:
-            raise ValueError(f"the prompt has {len(ids)} tokens with its begin symbol; between 1 and {context - 1} fit the context of {context}")
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens with its begin symbol; between 1 and {context - 1} "
+                f"fit the context of {context} (model.max_seq_len) with a new one: shorten it"
+            )
+        if wrong := [i for i in ids if not 0 <= i < self.model.cfg.vocab_size]:
+            raise ValueError(f"token ids must lie in [0, {self.model.cfg.vocab_size}), got {wrong[0]}")
         generator = torch.Generator()
         if seed is None:
             generator.seed()
         else:
-            generator.manual_seed(seed)
-        return self._run(list(ids), max_new_tokens, how, generator, context)
+            generator.manual_seed(int(seed))
+        return self._run(list(ids), int(max_new_tokens), how, generator)
 
     @torch.inference_mode()
-    def _run(self, ids: list[int], n: int, how: Sampling, generator: torch.Generator, context: int) -> Iterator[int]:
+    def _run(self, ids: list[int], n: int, how: Sampling, generator: torch.Generator) -> Iterator[int]:
+        context = self.model.cfg.max_seq_len
         cache = KVCache(self.model.cfg, 1, self.device, self.model.tok_embeddings.weight.dtype)
         new = ids
         for _ in range(n):
@@ -85,56 +108,36 @@ class Generator:
             new = [token]
 
     def stream(self, prompt: str = "", **options) -> Iterator[str]:
-        """Pieces of the continuation as soon as they are whole characters; options are those of `generate_ids`."""
-        tokens = self.generate_ids(self.tokenizer.encode(prompt, bos=True), **options)
-        return self._pieces(tokens)
+        """Pieces of the continuation as soon as they are whole characters.
+
+        They join to what `generate_text` gives for the same seed.
+
+        Args:
+            prompt: text to continue; the begin symbol is put before it. Chat markers in it are read as plain text.
+            options: those of `generate_ids`.
+
+        Raises:
+            ValueError: as `generate_ids`, before the first piece; for a prompt that is not text or not valid Unicode.
+        """
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt must be text, got {type(prompt).__name__}")
+        return self._pieces(self.generate_ids(self.tokenizer.encode(prompt, bos=True), **options))
 
     def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
-        done: list[int] = []
-        told = ""
+        text = TextStream(self.tokenizer)
         for token in tokens:
-            done.append(token)
-            text = self.tokenizer.decode(done)
-            if not text.endswith("\ufffd") and len(text) > len(told):  # else: bytes of a character are still to come
-                yield text[len(told) :]
-                told = text
-        if rest := self.tokenizer.decode(done)[len(told) :]:
-            yield rest
+            if piece := text.push(token):
+                yield piece
 
     def generate_text(self, prompt: str = "", **options) -> str:
-        """The continuation of a prompt, without the prompt; options are those of `generate_ids`."""
+        """The continuation of a prompt, without the prompt.
+
+        Options are those of `generate_ids`, errors those of `stream`. A character whose last bytes `max_new_tokens` cut off is left out.
+        """
         return "".join(self.stream(prompt, **options))
 
-    def interactive_generate(self, source: TextIO = sys.stdin, out: TextIO = sys.stdout) -> None:
-        """Continues each line that a person types, until /quit or the end of input."""
-        values = {"temperature": 0.8, "top_k": 0, "top_p": 0.95, "tokens": 120}
-        print(HELP, file=out)
-        while True:
-            print("> ", end="", file=out, flush=True)
-            line = source.readline()
-            if not line or line.strip() in ("/quit", "/exit"):
-                print(file=out)
-                return
-            line = line.rstrip("\n")
-            try:
-                if line.startswith("/"):
-                    self._set(values, line, out)
-                elif line:
-                    options = {k: v for k, v in values.items() if k != "tokens"}
-                    for piece in self.stream(line, max_new_tokens=int(values["tokens"]), **options):
-                        print(piece, end="", file=out, flush=True)
-                    print(file=out)
-            except ValueError as e:
-                print(f"error: {e}", file=out)
+    def interactive_generate(self, source: TextIO | None = None, out: TextIO | None = None) -> None:
+        """Continues each line that a person types, until /quit or the end of input: see `conversation.converse`."""
+        from foundry.inference.conversation import converse
 
-    @staticmethod
-    def _set(values: dict[str, float], line: str, out: TextIO) -> None:
-        name, _, text = line[1:].partition(" ")
-        if name not in values:
-            print(HELP, file=out)
-            return
-        value = type(values[name])(text)
-        new = {**values, name: value}
-        Sampling(new["temperature"], new["top_k"], new["top_p"])
-        values[name] = value
-        print(f"{name} = {value}", file=out)
+        converse(self, source, out)

@@ -1,16 +1,21 @@
 """Choosing the next token: temperature, then top-k, then top-p, as Hugging Face orders them.
 
-Temperature 0 is greedy. top-k keeps every token that ties with the k-th. top-p keeps the smallest set of the likeliest tokens whose mass reaches
-p, the token that crosses it included (Holtzman et al. 2019, arXiv:1904.09751).
+Temperature 0 is greedy. top-k keeps every token that ties with the k-th. top-p keeps the smallest set of the likeliest
+tokens whose mass reaches p, the token that crosses it included (Holtzman et al. 2019, arXiv:1904.09751).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
+
+from foundry.config import FoundryError
+
+GREEDY_BELOW = 1e-5  # dividing logits by less overflows float32 and gives the most likely token anyway
 
 
 @dataclass(frozen=True)
@@ -31,30 +36,53 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature must be a finite number of at least 0 (0 = greedy), got {self.temperature}")
-        if self.top_k < 0 or int(self.top_k) != self.top_k:
-            raise ValueError(f"top_k must be a whole number of at least 0 (0 = off), got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1] (1 = off), got {self.top_p}")
+        if not (_number(self.temperature) and math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(
+                f"temperature must be a finite number of at least 0 (0 = greedy), got {self.temperature!r}"
+            )
+        if not (whole(self.top_k) and self.top_k >= 0):
+            raise ValueError(f"top_k must be a whole number of at least 0 (0 = off), got {self.top_k!r}")
+        if not (_number(self.top_p) and 0 < self.top_p <= 1):
+            raise ValueError(f"top_p must lie in (0, 1] (1 = off), got {self.top_p!r}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
+
+def whole(value: object) -> bool:
+    """Whether a value is an integer; True and False are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def probabilities(logits: Tensor, how: Sampling) -> Tensor:
-    """Distribution (V,) over the next token for logits (V,); not for temperature 0."""
+    """Distribution (V,) over the next token for logits (V,), in float32; a greedy one has all its mass on one token."""
+    if how.greedy:
+        return torch.zeros(len(logits)).index_fill(0, logits.argmax().cpu(), 1.0)
     logits = logits.float() / how.temperature
     if 0 < how.top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(how.top_k).values[-1], -math.inf)
     if how.top_p < 1:
         ordered, order = logits.sort(descending=True, stable=True)
-        mass = ordered.softmax(-1).cumsum(-1)
-        dropped = mass - ordered.softmax(-1) >= how.top_p  # the mass before a token reached p without it
+        p = ordered.softmax(-1)
+        dropped = p.cumsum(-1) - p >= how.top_p  # the mass before a token reached p without it
         dropped[0] = False
         logits = logits.masked_fill(torch.zeros_like(dropped).scatter(0, order, dropped), -math.inf)
     return logits.softmax(-1)
 
 
 def choose(logits: Tensor, how: Sampling, generator: torch.Generator) -> int:
-    """The next token for logits (V,); draws from `generator` alone."""
-    if how.temperature == 0:
+    """The next token for logits (V,); draws from `generator` alone.
+
+    Raises:
+        FoundryError: if a logit is not a number, which damaged weights give.
+    """
+    if bool(logits.isnan().any()):
+        raise FoundryError("the model's logits are not numbers: its weights are damaged, restore or train them again")
+    if how.greedy:
         return int(logits.argmax())
     return int(torch.multinomial(probabilities(logits, how).cpu(), 1, generator=generator))

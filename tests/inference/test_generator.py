@@ -1,20 +1,25 @@
 """Generation equals the full forward pass, streams whole characters, and refuses what makes no sense."""
 
 import io
+import math
+import random
 
 import pytest
 import torch
 
-from foundry.config import ModelConfig
-from foundry.inference import Generator, Sampling
+from foundry.config import FoundryError, ModelConfig
+from foundry.inference import Generator, KVCache, Sampling
 from foundry.inference.sampling import choose, probabilities
+from foundry.inference.stream import TextStream
 from foundry.models import MiniLLM
 
 
 @pytest.fixture(scope="module")
 def generator(tokenizer):
     torch.manual_seed(0)
-    model = MiniLLM(ModelConfig(vocab_size=400, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, max_seq_len=48))
+    model = MiniLLM(
+        ModelConfig(vocab_size=400, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, max_seq_len=48)
+    )
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.3)
@@ -58,7 +63,27 @@ def test_bytes_of_one_character_come_out_together(generator):
     ids = generator.tokenizer.encode("a🙂b日")
     assert len(ids) > 6  # spelt in bytes
     assert list(generator._pieces(iter(ids))) == [*"a🙂b日"]
-    assert "".join(generator._pieces(iter(ids[:-1]))) == generator.tokenizer.decode(ids[:-1])
+
+
+def test_an_unfinished_character_is_left_out_and_never_shown_as_a_replacement(generator):
+    ids = generator.tokenizer.encode("ab日")
+    for cut in (1, 2):
+        assert "".join(generator._pieces(iter(ids[:-cut]))) == "ab"
+
+
+def test_a_stream_of_any_tokens_joins_to_what_the_tokenizer_decodes(generator):
+    """Byte tokens in random order: valid characters, broken ones, and both beside ordinary pieces."""
+    tokenizer, rng = generator.tokenizer, random.Random(0)
+    lead = [tokenizer.id_of(f"<0x{b:02X}>") for b in bytes.fromhex("41 C3 A9 E2 96 81 E0 ED A0 F0 9F 99 82 FF 80")]
+    other = [i for i in range(tokenizer.vocab_size) if not tokenizer.is_byte(i)]
+    replaced = 0
+    for _ in range(500):
+        ids = [rng.choice(lead) if rng.random() < 0.8 else rng.choice(other) for _ in range(rng.randint(1, 12))]
+        ids.append(tokenizer.encode("a")[0])  # nothing is left unfinished
+        stream = TextStream(tokenizer)
+        assert "".join(map(stream.push, ids)) == tokenizer.decode(ids)
+        replaced += "\ufffd" in tokenizer.decode(ids)
+    assert replaced > 100
 
 
 def test_the_seed_decides_and_no_global_generator_moves(generator):
@@ -73,7 +98,10 @@ def test_control_symbols_are_never_generated(generator):
     assert len(tokens) > 200 and not any(generator.tokenizer.is_control(t) or t == 0 for t in tokens)
 
 
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.6), (1.3, 20, 0.8), (1.0, 1, 1.0), (1.0, 0, 1e-6)])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.6), (1.3, 20, 0.8), (1.0, 1, 1.0), (1.0, 0, 1e-6)],
+)
 def test_probabilities_equal_those_of_transformers(temperature, top_k, top_p):
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -83,7 +111,46 @@ def test_probabilities_equal_those_of_transformers(temperature, top_k, top_p):
         expected = TopKLogitsWarper(top_k)(None, expected)
     if top_p < 1:
         expected = TopPLogitsWarper(top_p)(None, expected)
-    torch.testing.assert_close(probabilities(logits, Sampling(temperature, top_k, top_p)), expected[0].softmax(-1), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        probabilities(logits, Sampling(temperature, top_k, top_p)), expected[0].softmax(-1), atol=1e-6, rtol=1e-5
+    )
+
+
+def slow_probabilities(logits, temperature, top_k, top_p):
+    """The definition, in plain Python and float64."""
+    scores = [x / temperature for x in logits]
+    kth = sorted(scores, reverse=True)[min(top_k, len(scores)) - 1] if top_k else -math.inf
+    weights = [math.exp(s) if s >= kth else 0.0 for s in scores]
+    p = [w / sum(weights) for w in weights]
+    kept, mass = set(), 0.0
+    for i in sorted(range(len(p)), key=lambda i: -p[i]):
+        kept.add(i)
+        mass += p[i]
+        if mass >= top_p:
+            break
+    total = sum(p[i] for i in kept)
+    return [p[i] / total if i in kept else 0.0 for i in range(len(p))]
+
+
+def test_probabilities_equal_those_of_a_slow_definition():
+    rng = random.Random(3)
+    for _ in range(200):
+        logits = [rng.gauss(0, 3) for _ in range(rng.randint(1, 40))]
+        values = rng.choice([0.3, 1.0, 2.0]), rng.choice([0, 1, 3, 100]), rng.choice([1e-9, 0.3, 0.77, 0.999, 1.0])
+        got = probabilities(torch.tensor(logits), Sampling(*values)).tolist()
+        assert got == pytest.approx(slow_probabilities(logits, *values), abs=1e-5), values
+
+
+def test_a_tiny_temperature_is_greedy_and_does_not_overflow():
+    logits, g = torch.tensor([1.0, 80.0, 79.0]), torch.Generator()
+    assert {choose(logits, Sampling(t), g) for t in (0, 0.0, 1e-300, 1e-6)} == {1}
+    assert probabilities(logits, Sampling(0)).tolist() == [0, 1, 0]
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    for t in (0, 1.0):
+        with pytest.raises(FoundryError, match="weights are damaged"):
+            choose(torch.tensor([1.0, math.nan]), Sampling(t), torch.Generator())
 
 
 def test_ties_with_the_kth_token_are_all_kept():
@@ -101,26 +168,73 @@ def test_draws_follow_the_distribution():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"temperature": -0.1}, "temperature must be"), ({"temperature": float("nan")}, "temperature must be"), ({"top_p": 1.5}, r"top_p must lie in \(0, 1\]"),
-        ({"top_p": 0.0}, "top_p must lie"), ({"top_k": -1}, "top_k must be"), ({"top_k": 1.5}, "top_k must be"), ({"max_new_tokens": 0}, "max_new_tokens must be"),
-        ({"prompt": "salt " * 200}, "fit the context of 48"),
+        ({"temperature": -0.1}, "temperature must be"),
+        ({"temperature": float("nan")}, "temperature must be"),
+        ({"top_p": 1.5}, r"top_p must lie in \(0, 1\]"),
+        ({"top_p": 0.0}, "top_p must lie"),
+        ({"top_k": -1}, "top_k must be"),
+        ({"top_k": 1.5}, "top_k must be"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be"),
+        ({"top_k": None}, "top_k must be"),
+        ({"top_p": "0.5"}, "top_p must lie"),
+        ({"temperature": None}, "temperature must be"),
+        ({"temperature": True}, "temperature"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be"),
+        ({"max_new_tokens": True}, "max_new_tokens must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"seed": 1.0}, "seed must be"),
+        ({"prompt": "salt " * 200}, r"prompt has \d{3} tokens .* 47 fit the context of 48"),
+        ({"prompt": 7}, "prompt must be text, got int"),
+        ({"prompt": "a\ud800"}, "lone surrogate"),
     ],
-)  # fmt: skip
+)
 def test_bad_values_are_refused_with_their_rule_before_anything_runs(generator, options, told):
     with pytest.raises(ValueError, match=told):
         generator.stream(**{"prompt": "The", **options})
 
 
+def test_ids_outside_the_vocabulary_are_refused(generator):
+    for ids in ([1, 400], [-1]):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 400\)"):
+            generator.generate_ids(ids)
+    with pytest.raises(ValueError, match="has 0 tokens"):
+        generator.generate_ids([])
+
+
+def test_a_full_cache_refuses_more(generator):
+    cfg = generator.model.cfg
+    layer = KVCache(cfg, 1).layers[0]
+    kv = torch.zeros(1, cfg.n_kv_heads, cfg.max_seq_len, cfg.head_dim)
+    layer.update(kv, kv)
+    with pytest.raises(ValueError, match="49 tokens do not fit the cache of 48"):
+        layer.update(kv[:, :, :1], kv[:, :, :1])
+
+
 def test_a_foreign_tokenizer_is_refused(tokenizer):
-    model = MiniLLM(ModelConfig(vocab_size=399, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=32, max_seq_len=16))
+    model = MiniLLM(
+        ModelConfig(vocab_size=399, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=32, max_seq_len=16)
+    )
     with pytest.raises(ValueError, match="399 tokens, the tokenizer 400"):
         Generator(model, tokenizer, "cpu")
 
 
 def test_a_conversation_sets_values_tells_mistakes_and_ends(generator):
     out = io.StringIO()
-    generator.interactive_generate(io.StringIO("/temperature 0\n/top_p 7\n/nothing\nThe salt\n/tokens x\n/quit\n"), out)
+    lines = (
+        "/temperature 0\n/top_p 7\n/nothing\nThe salt\\n\n/tokens x\n/tokens 0\n/seed 3\n/show\n"
+        + "salt " * 200
+        + "\n/quit\nnot read\n"
+    )
+    generator.interactive_generate(io.StringIO(lines), out)
     text = out.getvalue()
-    assert "temperature = 0.0" in text and "error: top_p must lie" in text and "error: invalid literal" in text
-    assert generator.generate_text(prompt="The salt", max_new_tokens=120, temperature=0) in text
+    errors = ("error: top_p must lie", "error: invalid literal", "error: tokens must be", "error: the prompt has")
+    for told in ("temperature = 0.0", "top_p = 0.95", "seed = 3", "more than the context of 48", *errors):
+        assert told in text
+    assert generator.generate_text(prompt="The salt\n", max_new_tokens=120, temperature=0) in text
     generator.interactive_generate(io.StringIO(""), out)
+
+
+def test_a_conversation_reads_standard_input_by_default(generator, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("/tokens 3\nThe\n"))
+    generator.interactive_generate()
+    assert capsys.readouterr().out.count("> ") == 3
