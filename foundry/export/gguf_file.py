@@ -1,0 +1,112 @@
+"""The GGUF file for llama.cpp, by the `gguf` package.
+
+llama.cpp's llama architecture rotates neighbouring pairs, ours and Hugging Face's rotate halves: rows of q and k are permuted here (leaving that
+out loads and gives fluent nonsense). Scores, token types and `add_space_prefix: false` decide the token ids; every one is written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from foundry.export.huggingface import CHAT_TEMPLATE
+from foundry.models import MiniLLM
+from foundry.tokenizers import Tokenizer
+from foundry.tokenizers.tokenizer import BOS_ID, CHAT_MARKERS, EOS_ID, UNK_ID
+
+_TYPES = {
+    "f32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "bf16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+}
+_LAYER = {
+    "attention_norm": "attn_norm", "attention.wq": "attn_q", "attention.wk": "attn_k", "attention.wv": "attn_v", "attention.wo": "attn_output",
+    "ffn_norm": "ffn_norm", "ffn.w_gate": "ffn_gate", "ffn.w_up": "ffn_up", "ffn.w_down": "ffn_down",
+}  # fmt: skip
+
+
+def interleave(w: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of a q or k matrix (heads * D, C) from halves to neighbouring pairs, head by head."""
+    rows, columns = w.shape
+    return w.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def gguf_tensors(model: MiniLLM) -> dict[str, np.ndarray]:
+    """{GGUF name: float32 array} in the order of the file."""
+    cfg, state = model.cfg, {k: v.detach().float().cpu().numpy() for k, v in model.state_dict().items()}
+    out = {"token_embd.weight": state["tok_embeddings.weight"]}
+    for i in range(cfg.n_layers):
+        for ours, theirs in _LAYER.items():
+            w = state[f"layers.{i}.{ours}.weight"]
+            if ours in ("attention.wq", "attention.wk"):
+                w = interleave(w, cfg.n_heads if ours.endswith("wq") else cfg.n_kv_heads)
+            out[f"blk.{i}.{theirs}.weight"] = w
+    out["output_norm.weight"] = state["norm.weight"]
+    if not cfg.tie_embeddings:
+        out["output.weight"] = state["output.weight"]
+    return out
+
+
+def encoded(name: str, w: np.ndarray, kind: str) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
+    """The array as the file holds it; norms stay float32."""
+    qtype = _TYPES[kind][0] if w.ndim == 2 else gguf.GGMLQuantizationType.F32
+    if qtype == gguf.GGMLQuantizationType.F32:
+        return np.ascontiguousarray(w, np.float32), qtype
+    return gguf.quants.quantize(np.ascontiguousarray(w, np.float32), qtype), qtype
+
+
+def export_gguf(model: MiniLLM, tokenizer: Tokenizer, path: str | Path, kind: str, name: str) -> None:
+    """Writes the file; the same bytes for the same model.
+
+    Args:
+        kind: number format of the matrices: f32, f16, bf16 or q8_0.
+        name: `general.name`.
+    """
+    cfg = model.cfg
+    w = gguf.GGUFWriter(str(path), "llama")
+    w.add_name(name)
+    w.add_file_type(_TYPES[kind][1])
+    w.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    w.add_vocab_size(cfg.vocab_size)
+    w.add_context_length(cfg.max_seq_len)
+    w.add_embedding_length(cfg.dim)
+    w.add_block_count(cfg.n_layers)
+    w.add_feed_forward_length(cfg.ffn_dim)
+    w.add_head_count(cfg.n_heads)
+    w.add_head_count_kv(cfg.n_kv_heads)
+    w.add_key_length(cfg.head_dim)
+    w.add_value_length(cfg.head_dim)
+    w.add_rope_dimension_count(cfg.head_dim)
+    w.add_rope_freq_base(cfg.rope_theta)
+    w.add_layer_norm_rms_eps(cfg.norm_eps)
+    w.add_tokenizer_model("llama")
+    w.add_tokenizer_pre("default")
+    w.add_token_list([tokenizer.piece(i).encode() for i in range(cfg.vocab_size)])
+    w.add_token_scores([tokenizer.score(i) for i in range(cfg.vocab_size)])
+    w.add_token_types([token_type(tokenizer, i) for i in range(cfg.vocab_size)])
+    w.add_bos_token_id(BOS_ID)
+    w.add_eos_token_id(EOS_ID)
+    w.add_unk_token_id(UNK_ID)
+    w.add_eot_token_id(tokenizer.id_of(CHAT_MARKERS[1]))
+    w.add_add_bos_token(True)
+    w.add_add_eos_token(False)
+    w.add_add_space_prefix(False)
+    w.add_chat_template(CHAT_TEMPLATE)
+    for tensor, value in gguf_tensors(model).items():
+        data, qtype = encoded(tensor, value, kind)
+        w.add_tensor(tensor, data, raw_dtype=qtype)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+def token_type(tokenizer: Tokenizer, i: int) -> gguf.TokenType:
+    if i == UNK_ID:
+        return gguf.TokenType.UNKNOWN
+    if tokenizer.is_control(i):
+        return gguf.TokenType.CONTROL
+    return gguf.TokenType.BYTE if tokenizer.is_byte(i) else gguf.TokenType.NORMAL

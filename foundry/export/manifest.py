@@ -1,0 +1,51 @@
+"""The record of an export: `parity.json` holds the hash of every other file and of itself, so that a flipped byte is told.
+
+Imports no torch: checking an export takes as long as reading it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from foundry.config import ExportError
+from foundry.utils.files import read_json, sha256_file, sha256_json, write_json
+
+NAME = "parity.json"
+
+
+def write_record(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Writes `parity.json` over the files that lie in the folder; returns its content."""
+    record = {**facts, "files": _hashes(folder)}
+    record["sha256"] = sha256_json(record)
+    write_json(folder / NAME, record)
+    return record
+
+
+def verify_export(folder: str | Path) -> dict[str, Any]:
+    """Checks every file against the hash in `parity.json`; returns its content.
+
+    Raises:
+        ExportError: naming every file that is missing, changed or too many.
+    """
+    folder = Path(folder)
+    record = read_json(folder / NAME, "the proof of an export; run `dvc repro export` or `dvc checkout`", ExportError)
+    if not isinstance(record, dict) or record.pop("sha256", None) != sha256_json(record):
+        raise ExportError(f"{folder / NAME} was changed after the export: restore it with `dvc checkout --force`")
+    expected, seen = record["files"], _hashes(folder)
+    problems = [
+        f"{name}: {'missing' if name not in seen else 'not part of the export' if name not in expected else 'changed'}"
+        for name in sorted({*expected, *seen})
+        if seen.get(name) != expected.get(name)
+    ]
+    if problems:
+        told = "\n  - ".join(problems)
+        raise ExportError(
+            f"{folder} is not as it was exported:\n  - {told}\nRestore it with `dvc checkout --force` or run `dvc repro export`"
+        )
+    return record
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = ((p.relative_to(folder).as_posix(), p) for p in folder.rglob("*") if p.is_file())
+    return {name: sha256_file(path) for name, path in sorted(files) if name != NAME}

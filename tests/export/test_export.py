@@ -1,0 +1,238 @@
+"""An export is written only when it equals its source; each classic mistake makes the proof fail."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from foundry.config import Export, ExportError, ModelConfig
+from foundry.export import export, export_gguf, export_huggingface, import_huggingface, prove, verify_export
+from foundry.export.gguf_file import interleave
+from foundry.models import MiniLLM
+
+TEXTS = ["The salt water and the ancient city.  Two spaces.\nA line.", "Boil 12 onions; add 3 cups of 水."]
+PROMPTS = ["The", "Boil "]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Random in every tensor: freshly made models have zero outputs, which would hide half of all mistakes."""
+    torch.manual_seed(0)
+    model = MiniLLM(
+        ModelConfig(vocab_size=400, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, max_seq_len=64, rope_theta=5000.0, norm_eps=1e-3)
+    ).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) * 0.3 + (p.ndim == 1))
+    return model
+
+
+@pytest.fixture
+def written(model, tokenizer, tmp_path):
+    export_huggingface(model, tokenizer, tmp_path / "hf")
+    export_gguf(model, tokenizer, tmp_path / "m.gguf", "f16", "m")
+    return tmp_path
+
+
+def proved(folder, model, tokenizer, kind="f16"):
+    return prove(folder / "hf", folder / "m.gguf", kind, model, tokenizer, TEXTS, PROMPTS, 1e-4)
+
+
+def edit(path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])
+def test_an_export_equals_its_source(model, tokenizer, tmp_path, kind):
+    export_huggingface(model, tokenizer, tmp_path / "hf")
+    export_gguf(model, tokenizer, tmp_path / "m.gguf", kind, "m")
+    proof = proved(tmp_path, model, tokenizer, kind)
+    assert proof["greedy"]["tokens"] > 10 and proof["token_ids"]["strings"] > 40 and proof["gguf"]["tensors"] == 20
+
+
+def test_an_untied_head_is_exported_too(tokenizer, tmp_path):
+    torch.manual_seed(1)
+    untied = MiniLLM(ModelConfig(vocab_size=400, dim=64, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=64, max_seq_len=32, tie_embeddings=False))
+    with torch.no_grad():
+        for p in untied.parameters():
+            p.copy_(torch.randn_like(p) * 0.3 + (p.ndim == 1))
+    export_huggingface(untied, tokenizer, tmp_path / "hf")
+    export_gguf(untied, tokenizer, tmp_path / "m.gguf", "f32", "m")
+    proved(tmp_path, untied, tokenizer, "f32")
+
+
+def swap_heads(folder):
+    path = folder / "hf" / "model.safetensors"
+    state = load_file(path)
+    q = state["model.layers.0.self_attn.q_proj.weight"]
+    state["model.layers.0.self_attn.q_proj.weight"] = torch.cat((q[16:32], q[:16], q[32:]))
+    save_file(state, path, {"format": "pt"})
+
+
+def one_bit(folder):
+    path = folder / "hf" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+MISTAKES = {
+    "two heads swapped": (swap_heads, "q_proj|differs"),
+    "one bit of a weight": (one_bit, "differs"),
+    "another epsilon": (lambda f: edit(f / "hf/config.json", lambda c: c.update(rms_norm_eps=1e-5)), "reads back as"),
+    "rope_parameters in conflict": (lambda f: edit(f / "hf/config.json", lambda c: c["rope_parameters"].update(rope_theta=10000.0)), "logits differ"),
+    "another activation": (lambda f: edit(f / "hf/config.json", lambda c: c.update(hidden_act="gelu")), "logits differ"),
+    "no byte fallback": (lambda f: edit(f / "hf/tokenizer.json", lambda c: c["model"].update(byte_fallback=False)), "token ids differ|decodes"),
+    "a dummy prefix": (
+        lambda f: edit(f / "hf/tokenizer.json", lambda c: c.update(normalizer={"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, c["normalizer"]]})),
+        "token ids differ",
+    ),
+    "merges in another order": (lambda f: edit(f / "hf/tokenizer.json", lambda c: c["model"]["merges"].reverse()), "token ids differ"),
+    "no begin symbol": (lambda f: edit(f / "hf/tokenizer.json", lambda c: c.update(post_processor=None)), "token ids differ"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_the_hugging_face_folder_fails_the_proof(written, model, tokenizer, name):
+    mistake, told = MISTAKES[name]
+    mistake(written)
+    with pytest.raises(ExportError, match=told):
+        proved(written, model, tokenizer)
+
+
+@pytest.mark.parametrize("mistake", ["not permuted", "norm", "scores", "space prefix"])
+def test_a_mistake_in_the_gguf_fails_the_proof(written, model, tokenizer, monkeypatch, mistake):
+    if mistake == "not permuted":
+        monkeypatch.setattr("foundry.export.gguf_file.interleave", lambda w, heads: w)
+    elif mistake == "norm":
+        wrong = MiniLLM(model.cfg)
+        wrong.load_state_dict({k: v + (k == "norm.weight") * 1e-3 for k, v in model.state_dict().items()})
+        export_gguf(wrong, tokenizer, written / "m.gguf", "f16", "m")
+    elif mistake == "scores":
+        monkeypatch.setattr(gguf.GGUFWriter, "add_token_scores", lambda self, scores: self.add_array("tokenizer.ggml.scores", [0.0] * len(scores)))
+    else:
+        monkeypatch.setattr(gguf.GGUFWriter, "add_add_space_prefix", lambda self, value: self.add_bool("tokenizer.ggml.add_space_prefix", True))
+    if mistake != "norm":
+        export_gguf(model, tokenizer, written / "m.gguf", "f16", "m")
+        monkeypatch.undo()
+    with pytest.raises(ExportError, match=r"m\.gguf"):
+        proved(written, model, tokenizer)
+
+
+def test_interleaving_turns_halves_into_neighbours():
+    rows = np.arange(16).reshape(16, 1)  # two heads of eight rows
+    assert interleave(rows, 2).ravel().tolist() == [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]
+
+
+def test_interleaved_rotation_of_permuted_rows_gives_the_same_scores(model):
+    """What llama.cpp computes from the permuted q and k equals what we compute from ours."""
+    from foundry.models import apply_rotary_emb, precompute_freqs_cis
+
+    f = precompute_freqs_cis(16, 10)
+    x = torch.randn(10, 64)
+    block = model.layers[0].attention
+    q, k = (x @ w.weight.T for w in (block.wq, block.wk))
+    rq, rk = apply_rotary_emb(q.view(1, 10, 4, 16), k.view(1, 10, 2, 16), f)
+    ours = torch.einsum("bthd,bshd->hts", rq[:, :, ::2], rk)
+
+    def pairs(w, heads):
+        y = (x @ torch.from_numpy(interleave(w.detach().numpy(), heads)).T).view(10, heads, 8, 2)
+        return torch.view_as_real(torch.view_as_complex(y.contiguous()) * f[:, None, :]).flatten(-2)
+
+    theirs = torch.einsum("thd,shd->hts", pairs(block.wq.weight, 4)[:, ::2], pairs(block.wk.weight, 2))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def bundle(out, model, tokenizer, **change):
+    facts = {"fingerprint": "f" * 16, "index_sha256": "1" * 64, "tokenizer_sha256": tokenizer.sha256, "weights_sha256": "2" * 64, "steps": 10, "tokens": 100}
+    bpb = {"value": 1.5, "low": 1.4, "high": 1.6}
+    report = {
+        "test": {"bits_per_byte": bpb, "documents": 3}, "by_source": {"one": {"bits_per_byte": bpb, "documents": 3}}, "weights_sha256": "2" * 64, "test_sha256": "3" * 64,
+        "baselines": {"xz": {"alone": 2.0, "given_train": 1.8}},
+    }  # fmt: skip
+    sources = [{"name": "one", "url": "file:x", "license": "CC-BY-SA-4.0", "attribution": "the authors", "lang": "en", "sha256": "4" * 64}]
+    return export(out, model, {**facts, **change}, tokenizer, report, sources, TEXTS, PROMPTS, Export(model_name="tiny"))
+
+
+def test_the_bundle_is_the_same_bytes_again_names_its_sources_and_holds_no_code(model, tokenizer, tmp_path):
+    a, b = bundle(tmp_path / "a", model, tokenizer), bundle(tmp_path / "b", model, tokenizer)
+    assert a == b and len(a["files"]) == 8
+    verify_export(tmp_path / "a")
+    card = (tmp_path / "a/hf/README.md").read_text()
+    assert "CC-BY-SA-4.0" in card and "the authors" in card and "1.5000" in card and "f" * 16 in card
+    assert not [p for p in (tmp_path / "a").rglob("*") if p.suffix in (".py", ".pkl", ".bin", ".pt")]
+
+
+def test_parts_that_do_not_belong_together_are_refused_and_nothing_is_left(model, tokenizer, tmp_path):
+    with pytest.raises(ExportError, match="not the one that the model was trained with"):
+        bundle(tmp_path / "a", model, tokenizer, tokenizer_sha256="0" * 64)
+    with pytest.raises(ExportError, match="is of another model"):
+        bundle(tmp_path / "a", model, tokenizer, weights_sha256="0" * 64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_proof_leaves_the_former_export(model, tokenizer, tmp_path, monkeypatch):
+    bundle(tmp_path / "a", model, tokenizer)
+    monkeypatch.setattr("foundry.export.gguf_file.interleave", lambda w, heads: w * 1.0)
+    import foundry.export.bundle as module
+
+    real = module.prove
+    monkeypatch.setattr(module, "prove", lambda *args: (monkeypatch.undo(), real(*args)))
+    with pytest.raises(ExportError, match="differs from the source"):
+        bundle(tmp_path / "a", model, tokenizer)
+    verify_export(tmp_path / "a")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["hf/model.safetensors", "hf/tokenizer.json", "tiny-f16.gguf"])
+def test_a_flipped_byte_a_missing_and_a_foreign_file_are_told(model, tokenizer, tmp_path, name):
+    bundle(tmp_path / "a", model, tokenizer)
+    path = tmp_path / "a" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ExportError, match=f"{name}: changed"):
+        verify_export(tmp_path / "a")
+    path.unlink()
+    (tmp_path / "a" / "extra.py").write_text("")
+    with pytest.raises(ExportError, match=r"(?s)extra.py: not part of the export.*|missing"):
+        verify_export(tmp_path / "a")
+
+
+def test_the_round_trip_through_the_folder_is_exact(written, model, tokenizer):
+    back, tok = import_huggingface(written / "hf")
+    assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), model.state_dict().values(), strict=True))
+    assert tok.sha256 == tokenizer.sha256
+    edit(written / "hf/config.json", lambda c: c.update(architectures=["GPT2LMHeadModel"]))
+    with pytest.raises(ExportError, match="GPT2LMHeadModel"):
+        import_huggingface(written / "hf")
+
+
+def test_transformers_loads_the_folder_with_no_network_at_all(written):
+    code = (
+        "import socket, sys\n"
+        "def no(*a, **k): raise OSError('no network in this test')\n"
+        "socket.socket.connect = no; socket.create_connection = no; socket.getaddrinfo = no\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "t = AutoTokenizer.from_pretrained(sys.argv[1]); m = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "ids = t('The salt', return_tensors='pt').input_ids\nprint(m.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1])\n"
+        "chat = [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'yes'}]\n"
+        "print(t.apply_chat_template(chat, tokenize=False) == '<s><|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\nyes<|im_end|>\\n')\n"
+    )
+    assert hasattr(socket.socket, "connect")
+    done = subprocess.run([sys.executable, "-c", code, str(written / "hf")], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_the_stage_imports_neither_transformers_nor_mlflow_before_its_work():
+    code = "import sys, stages.export; bad = {'transformers', 'mlflow', 'gguf.gguf_reader'} & {'transformers', 'mlflow'} & set(sys.modules); assert not bad, bad"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
