@@ -227,10 +227,10 @@ class _Cleaning:
         sizes = Counter(self.split(i) for i in kept)
         if empty := [s for s in SPLITS if not sizes[s]]:
             raise DataError(
-                f"no document for {' and '.join(empty)}: {len(kept)} of {total} documents were kept, and a hash draws each "
-                f"one's split (clean.val_fraction {self.rules.val_fraction}, clean.test_fraction "
-                f"{self.rules.test_fraction}). Add documents or raise the fractions; a text file is one document unless "
-                f"lines that read <|endoftext|> cut it. {most}"
+                f"no document for {' and '.join(empty)}: {len(kept)} of {total} documents were kept, and a hash draws "
+                f"each one's split (clean.val_fraction {self.rules.val_fraction}, clean.test_fraction "
+                f"{self.rules.test_fraction}). Add documents or raise the fractions; a text file is one document "
+                f"unless lines that read <|endoftext|> cut it. {most}"
             )
 
     def write(self, kept: list[int], out: Path) -> dict[str, dict[str, int]]:

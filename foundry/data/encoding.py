@@ -29,7 +29,7 @@ def decode(raw: bytes) -> tuple[str, bool]:
 
 
 def repair(text: str) -> tuple[str, bool]:
-    """The same for text decoded with `surrogateescape`, or from JSON: escaped bytes are decoded, lone surrogates U+FFFD."""
+    """The same for JSON's or `surrogateescape`'s text: escaped bytes are decoded, lone surrogates become U+FFFD."""
     try:
         text.encode("utf-8")
         return text, False

@@ -22,18 +22,18 @@ from typing import Any
 
 # fmt: off
 _BLOCKS = [
-    "address", "article", "aside", "blockquote", "body", "br", "caption", "center", "dd", "div", "dl", "dt", "fieldset",
-    "figcaption", "figure", "footer", "form", "frame", "frameset", "h1", "h2", "h3", "h4", "h5", "h6", "head", "header", "hr",
-    "html", "li", "main", "nav", "noscript", "ol", "option", "p", "pre", "section", "select", "table", "tbody", "td", "tfoot",
-    "th", "thead", "title", "tr", "ul",
+    "address", "article", "aside", "blockquote", "body", "br", "caption", "center", "dd", "div", "dl", "dt",
+    "fieldset", "figcaption", "figure", "footer", "form", "frame", "frameset", "h1", "h2", "h3", "h4", "h5", "h6",
+    "head", "header", "hr", "html", "li", "main", "nav", "noscript", "ol", "option", "p", "pre", "section", "select",
+    "table", "tbody", "td", "tfoot", "th", "thead", "title", "tr", "ul",
 ]
 _INLINE = [
-    "a", "abbr", "acronym", "area", "audio", "b", "base", "basefont", "bdi", "bdo", "big", "button", "canvas", "cite", "code",
-    "col", "colgroup", "data", "datalist", "del", "details", "dfn", "dir", "em", "embed", "font", "i", "iframe", "img",
-    "includeonly", "input", "ins", "kbd", "label", "legend", "link", "map", "mark", "meta", "meter", "noinclude", "nowiki",
-    "object", "onlyinclude", "optgroup", "output", "param", "picture", "progress", "q", "ref", "references", "rp", "rt", "ruby",
-    "s", "samp", "small", "source", "span", "strike", "strong", "sub", "summary", "sup", "svg", "template", "textarea", "time",
-    "tt", "u", "var", "video", "wbr",
+    "a", "abbr", "acronym", "area", "audio", "b", "base", "basefont", "bdi", "bdo", "big", "button", "canvas", "cite",
+    "code", "col", "colgroup", "data", "datalist", "del", "details", "dfn", "dir", "em", "embed", "font", "i",
+    "iframe", "img", "includeonly", "input", "ins", "kbd", "label", "legend", "link", "map", "mark", "meta", "meter",
+    "noinclude", "nowiki", "object", "onlyinclude", "optgroup", "output", "param", "picture", "progress", "q", "ref",
+    "references", "rp", "rt", "ruby", "s", "samp", "small", "source", "span", "strike", "strong", "sub", "summary",
+    "sup", "svg", "template", "textarea", "time", "tt", "u", "var", "video", "wbr",
 ]
 # fmt: on
 # Elements whose content is no running text.

@@ -80,6 +80,7 @@ def fetch_url(url: str, name: str, sha256: str | None, store: Path, advance: Cal
     if sha256 and digest != sha256:
         size = part.stat().st_size
         part.unlink()
+        _validators(part).unlink(missing_ok=True)
         raise DataError(
             f"{url} is not the file that params.yaml names: sha256 expected {sha256}, got {digest} ({size:,} bytes). "
             "If the publisher replaced it on purpose, check the new file and set its sha256"

@@ -1,0 +1,117 @@
+"""Fixtures of the data room: a web server that misbehaves on request, raw folders and parameters made in code."""
+
+import http.server
+import json
+import random
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+
+VOCABULARY = [
+    f"{a}{b}" for a in "ba ce di fo gu ka le mi no pu ra se ti vo wu".split() for b in "n l r s t x nd st".split()
+]
+
+
+@pytest.fixture(scope="session")
+def story():
+    """Makes reproducible text without repetition: two seeds share no 5 words in a row, but for rare chance."""
+
+    def make(seed, words=60):
+        rng = random.Random(seed)
+        return " ".join(rng.choice(VOCABULARY) for _ in range(words)).capitalize() + "."
+
+    return make
+
+
+@dataclass
+class Site:
+    """What the server serves, how the next requests go wrong, and what was asked."""
+
+    files: dict = field(default_factory=dict)  # path -> bytes
+    plan: list = field(default_factory=list)  # behaviour of the next requests; then all goes well
+    requests: list = field(default_factory=list)
+    sent: int = 0
+    etag: str | None = '"one"'
+    headers: dict = field(default_factory=dict)
+    url: str = ""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        site = self.server.site
+        site.requests.append((self.path, dict(self.headers)))
+        act = site.plan.pop(0) if site.plan else "well"
+        if callable(act):
+            act = act(site) or "well"
+        if isinstance(act, tuple):
+            return self.answer(act[0], b"", act[1])
+        data = site.files.get(self.path)
+        if data is None:
+            return self.answer(404, b"gone", {})
+        headers = dict(site.headers)
+        if site.etag:
+            headers["ETag"] = site.etag
+            if self.headers.get("If-None-Match") == site.etag:
+                return self.answer(304, None, headers)
+        asked = self.headers.get("Range")
+        current = self.headers.get("If-Range") in (None, site.etag)
+        status, body = 200, data
+        if asked and current and act not in ("no ranges", "cut, no ranges"):
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            status, body = 206, data[start:]
+            shown = start if act != "wrong range" else start + 1
+            headers["Content-Range"] = f"bytes {shown}-{len(data) - 1}/{len(data)}"
+        return self.answer(status, body, headers, cut=str(act).startswith("cut"))
+
+    def answer(self, status, body, headers, cut=False):
+        self.send_response(status)
+        for k, v in headers.items():
+            self.send_header(k, v)
+        if body is not None:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if body:
+            part = body[: len(body) // 2] if cut else body
+            self.wfile.write(part)
+            self.server.site.sent += len(part)
+        if cut:
+            self.wfile.flush()
+            self.close_connection = True
+
+
+@pytest.fixture
+def site():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.site = Site(url=f"http://127.0.0.1:{server.server_address[1]}")
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield server.site
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project folder, which is the current one; its name has a space, a bracket and a letter beyond ASCII."""
+    folder = tmp_path / "my [é] project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_jsonl():
+    def write(path, texts):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts), encoding="utf-8")
+
+    return write

@@ -1,0 +1,433 @@
+"""The clean stage: nothing lost uncounted, splits that do not leak, the same bytes, errors to act on."""
+
+import gzip
+import hashlib
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from foundry.config import DataError, parse_config
+from foundry.data import schema
+from foundry.data.clean import clean
+from foundry.data.fetch import download
+from foundry.data.schema import COLUMNS, SPLITS, PartWriter, check_documents, doc_id, split_of
+
+ROOT = Path(__file__).parents[2]
+LOG = logging.getLogger("foundry")
+RAW, OUT, REPORTS = Path("data/raw"), Path("data/clean"), Path("reports")
+
+
+def run(*sources, **rules):
+    config = parse_config({"download": {"sources": list(sources)}, "clean": rules})
+    download(config, RAW, LOG)
+    return clean(config.clean, RAW, OUT, REPORTS, LOG)
+
+
+def rows(split=None):
+    return [
+        r
+        for s in SPLITS
+        if split in (None, s)
+        for p in sorted((OUT / s).iterdir())
+        for r in pq.read_table(p).to_pylist()
+    ]
+
+
+def rejected():
+    return [json.loads(line) for line in (REPORTS / "rejected.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def digests():
+    return {
+        p.as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for f in (OUT, REPORTS)
+        for p in sorted(f.rglob("*"))
+        if p.is_file()
+    }
+
+
+MINE = {"name": "mine", "url": "file:corpus/*.jsonl", "lang": "en", "license": "CC0-1.0", "attribution": "me"}
+
+
+@pytest.fixture
+def corpus(project, story, write_jsonl):
+    """300 documents in two files: good ones, and some that each rule drops."""
+    good = [story(i, 60) for i in range(240)]
+    rng = random.Random(1)
+    near = [" ".join(w if k != 30 else "changed" for k, w in enumerate(t.split())) for t in good[:20]]
+    texts = [*good, *near, *(t.upper() for t in good[20:30]), *["too short"] * 10]
+    texts += ["\n".join(["one and the same line"] * 20)] * 1 + ["buy now cheap " * 20, "= + < > | ~ " * 30]
+    rng.shuffle(texts)
+    write_jsonl(project / "corpus/a.jsonl", texts[:150])
+    write_jsonl(project / "corpus/b.jsonl", texts[150:])
+    with open(project / "corpus/b.jsonl", "ab") as f:
+        f.write(b'{"text": "broken\n')
+    return project
+
+
+def test_every_document_is_kept_or_dropped_for_a_counted_reason(corpus):
+    report = run(MINE)
+    d = report["documents"]
+    assert d["in"] == 283 and d["in"] == d["kept"] + sum(d["dropped"].values())
+    assert d["dropped"] == {
+        "invalid_utf8": 0,
+        "too_short": 10,
+        "too_long": 0,
+        "symbol_ratio": 1,
+        "duplicate_lines": 1,
+        "repeated_ngrams": 1,
+        "exact_duplicate": 10,
+        "near_duplicate": 20,
+    }
+    assert report["records"]["bad"] == 1 and report["records"]["examples"][0]["reason"] == "broken_json"
+    assert report["records"]["examples"][0]["file"] == "mine/b.jsonl"
+    lines = rejected()
+    assert len(lines) == sum(d["dropped"].values()) + 1
+    for reason, n in {**d["dropped"], "broken_json": 1}.items():
+        assert sum(x["reason"] == reason for x in lines) == n
+    assert all(
+        x["source"] == "mine" and x["file"].startswith("mine/") and isinstance(x["record"], int) and "excerpt" in x
+        for x in lines
+    )
+    assert json.loads((REPORTS / "clean.json").read_text()) == report
+    kept = rows()
+    assert len(kept) == d["kept"] == sum(s["documents"] for s in report["splits"].values())
+    assert sum(r["n_bytes"] for r in kept) == sum(s["bytes"] for s in report["splits"].values())
+
+
+def test_columns_are_the_contract(corpus):
+    run(MINE)
+    for split in SPLITS:
+        (part,) = (OUT / split).iterdir()
+        assert part.name == "part-00000.parquet"
+        assert pq.read_schema(part).remove_metadata().equals(COLUMNS)
+        check_documents(pq.read_table(part), str(part))
+    for r in rows():
+        data = r["text"].encode()
+        assert r["doc_id"] == hashlib.sha256(data).hexdigest()[:16] and r["n_bytes"] == len(data)
+        assert (r["source"], r["lang"]) == ("mine", "en")
+
+
+def test_rerun_is_the_same_bytes(corpus):
+    run(MINE)
+    first = digests()
+    assert len(first) == 6
+    run(MINE)
+    assert digests() == first
+
+
+def test_order_is_that_of_sources_files_and_records(project, story, write_jsonl):
+    names = ["z", "a"]
+    order = [story(i) for i in range(120)]
+    write_jsonl(project / "z/b.jsonl", order[40:80])
+    write_jsonl(project / "z/a.jsonl", order[:40])
+    write_jsonl(project / "a/a.jsonl", order[80:])
+    run(*({"name": n, "url": f"file:{n}/*.jsonl"} for n in names))
+    for split in SPLITS:
+        places = [order.index(r["text"]) for r in rows(split)]
+        assert places == sorted(places)
+    assert len(rows()) == 120
+
+
+def test_no_similar_pair_lies_across_splits(corpus, story):
+    run(MINE, val_fraction=0.3, test_fraction=0.3)
+
+    def grams(text):
+        words = text.lower().split()
+        return {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
+
+    sets = {s: [grams(r["text"]) for r in rows(s)] for s in SPLITS}
+    assert all(len(s) > 50 for s in sets.values())
+    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+        assert max(len(x & y) / len(x | y) for x in sets[a] for y in sets[b]) < 0.7
+
+
+def test_splits_stay_when_documents_are_added(project, story, write_jsonl):
+    texts = [story(i) for i in range(400)]
+    write_jsonl(project / "corpus/b.jsonl", texts[:200])
+    run(MINE)
+    before = {r["doc_id"]: s for s in SPLITS for r in rows(s)}
+    write_jsonl(project / "corpus/a.jsonl", texts[200:])  # sorts before the others
+    run(MINE)
+    after = {r["doc_id"]: s for s in SPLITS for r in rows(s)}
+    assert len(after) == 400 and {k: after[k] for k in before} == before
+
+
+def test_splits_have_about_their_share():
+    n = 20_000
+    drawn = [split_of(doc_id(str(i).encode()), 0.02, 0.03) for i in range(n)]
+    assert drawn.count("val") / n == pytest.approx(0.02, abs=0.004)
+    assert drawn.count("test") / n == pytest.approx(0.03, abs=0.005)
+
+
+@pytest.mark.parametrize("policy", ["repair", "reject"])
+def test_invalid_utf8_is_repaired_or_dropped_and_counted(project, story, policy):
+    lines = [json.dumps({"text": story(i)}).encode() for i in range(100)]
+    lines[7] = lines[7].replace(b'{"text": "', b'{"text": "caf\xe9 ')
+    (project / "corpus").mkdir()
+    (project / "corpus/a.jsonl").write_bytes(b"\n".join(lines))
+    report = run(MINE, invalid_utf8=policy)
+    assert report["documents"]["repaired"]["invalid_utf8"] == 1
+    assert report["documents"]["dropped"]["invalid_utf8"] == (policy == "reject")
+    assert sum("café" in r["text"] for r in rows()) == (policy == "repair")
+    assert report["documents"]["in"] == 100 and report["records"]["bad"] == 0
+
+
+def test_excerpt_of_an_unreadable_record_is_always_readable_json(project, story):
+    (project / "corpus").mkdir()
+    lines = [json.dumps({"text": story(i)}).encode() for i in range(100)] + [
+        b'{"body": "\\ud800 lone"}',
+        b'\xff\xfe{"',
+        b'{"text": "\\udc80"}',
+    ]
+    (project / "corpus/a.jsonl").write_bytes(b"\n".join(lines))
+    assert run(MINE)["records"]["bad"] == 2
+    assert [r["reason"] for r in rejected()] == ["missing_field text", "broken_json", "too_short"]
+
+
+def test_text_is_mended_on_its_way(project, story, write_jsonl):
+    texts = [story(i) for i in range(100)]
+    texts[0] += " The cafÃ© sells 2 tbs<nowiki/>p &amp; ½\xa0cup  of\u200b oil ▁ here."
+    write_jsonl(project / "corpus/a.jsonl", texts)
+    report = run(MINE)
+    (text,) = [r["text"] for r in rows() if "café" in r["text"]]
+    assert text.endswith(" The café sells 2 tbsp & ½ cup of oil here.")
+    assert report["documents"]["repaired"] == {"invalid_utf8": 0, "mojibake": 1, "html": 1}
+    run(MINE, fix_mojibake=False, strip_html=False)
+    assert any("cafÃ© sells 2 tbs<nowiki/>p &amp;" in r["text"] for r in rows())
+
+
+def test_deduplication_can_be_turned_off(corpus):
+    d = run(MINE, exact_dedup=False, near_dedup=False)["documents"]["dropped"]
+    assert d["exact_duplicate"] == d["near_duplicate"] == 0
+    rejected_before = len(rejected())
+    d = run(MINE, near_dedup=False)["documents"]["dropped"]
+    assert d["exact_duplicate"] == 10 and len(rejected()) == rejected_before + 10
+    first = next(r for r in rejected() if r["reason"] == "exact_duplicate")
+    assert first["duplicate_of"] in {r["doc_id"] for r in rows()}
+
+
+def test_max_documents_counts_each_source(project, story, write_jsonl):
+    for n in "ab":
+        write_jsonl(project / n / "x.jsonl", [story(f"{n}{i}") for i in range(90)])
+        write_jsonl(project / n / "y.jsonl", [story(f"{n}{i}") for i in range(90, 180)])
+    report = run(*({"name": n, "url": f"file:{n}/*.jsonl"} for n in "ab"), max_documents=100)
+    assert [report["per_source"][n]["in"] for n in "ab"] == [100, 100]
+
+
+def test_licence_and_attribution_reach_report_and_card(corpus):
+    report = run(MINE)
+    (source,) = report["sources"]
+    assert (source["license"], source["attribution"], source["files"]) == ("CC0-1.0", "me", 2) and len(
+        source["sha256"]
+    ) == 64
+    card = (REPORTS / "data_card.md").read_text(encoding="utf-8")
+    for part in (
+        "CC0-1.0",
+        "attribution: me",
+        source["sha256"],
+        "| dropped: near_duplicate | 20 | 20 |",
+        "| documents read | 283 | 283 |",
+    ):
+        assert part in card
+
+
+# Errors that a user can act on.
+
+
+def refused(message, *sources, **rules):
+    with pytest.raises(DataError, match=message) as e:
+        run(*sources, **rules)
+    assert not OUT.exists() and not (REPORTS / "clean.json").exists()
+    return str(e.value)
+
+
+def test_everything_filtered_out_names_the_rule_and_its_key(project, write_jsonl):
+    write_jsonl(project / "corpus/a.jsonl", [f"short {i}" for i in range(30)])
+    message = refused("every one of the 30 documents", MINE)
+    assert "too_short 30" in message and "clean.min_chars" in message
+
+
+def test_too_many_dropped_names_the_share(corpus):
+    message = refused("clean.max_rejected", MINE, max_rejected=0.1)
+    assert "near_duplicate 20" in message and "15.2%" in message
+
+
+@pytest.mark.parametrize("files", [{"a.jsonl": ""}, {"a.jsonl": "\n\n"}, {"a.jsonl": "", "b.jsonl": ""}])
+def test_empty_corpus_is_told(project, files):
+    (project / "corpus").mkdir()
+    for name, text in files.items():
+        (project / "corpus" / name).write_text(text)
+    refused("mine holds no document", MINE)
+
+
+def test_empty_text_file_is_told_as_too_short(project):
+    (project / "corpus").mkdir()
+    (project / "corpus/a.txt").write_text("")
+    refused("too_short 1", {"name": "mine", "url": "file:corpus/*.txt"})
+
+
+def test_one_long_book_is_told_how_to_be_cut(project, story):
+    (project / "corpus").mkdir()
+    (project / "corpus/book.txt").write_text(story(1, 5000))
+    source = {"name": "mine", "url": "file:corpus/*.txt"}
+    assert "<|endoftext|>" in refused("no document for ", source)
+    assert "<|endoftext|>" in refused("too_long 1", source, max_chars=1000)
+    (project / "corpus/book.txt").write_text("\n<|endoftext|>\n".join(story(i) for i in range(100)))
+    assert run(source)["documents"]["kept"] == 100
+
+
+def test_too_few_documents_for_three_splits_names_the_empty_ones(project, story, write_jsonl):
+    write_jsonl(project / "corpus/a.jsonl", [story(i) for i in range(4)])
+    message = refused("no document for val and test", MINE)
+    assert "clean.val_fraction" in message
+
+
+def test_too_many_unreadable_records_show_the_first(project, story):
+    (project / "corpus").mkdir()
+    lines = [json.dumps({"text": story(i)}) for i in range(90)] + ['{"text": "oops'] * 10
+    (project / "corpus/a.jsonl").write_text("\n".join(lines))
+    message = refused("10 of 100 records cannot be read", MINE)
+    assert "clean.max_bad_records" in message and "broken_json" in message and "oops" in message
+    assert run(MINE, max_bad_records=0.2)["records"]["bad"] == 10
+
+
+def test_damaged_file_is_told_not_shortened(project, story):
+    (project / "corpus").mkdir()
+    packed = gzip.compress("\n".join(json.dumps({"text": story(i)}) for i in range(200)).encode())
+    (project / "corpus/a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    refused("mine/a.jsonl.gz is damaged", {**MINE, "url": "file:corpus/*.gz"})
+
+
+def test_raw_file_that_changed_after_its_download_is_refused(corpus):
+    config = parse_config({"download": {"sources": [MINE]}})
+    download(config, RAW, LOG)
+    data = bytearray((RAW / "mine/a.jsonl").read_bytes())
+    data[100] ^= 1
+    (RAW / "mine/a.jsonl").write_bytes(data)
+    with pytest.raises(DataError, match="was changed after its download"):
+        clean(config.clean, RAW, OUT, REPORTS, LOG)
+    (RAW / "mine/a.jsonl").unlink()
+    with pytest.raises(DataError, match="is missing"):
+        clean(config.clean, RAW, OUT, REPORTS, LOG)
+    manifest = json.loads((RAW / "manifest.json").read_text())
+    manifest["sources"][0]["files"][0]["path"] = "../outside.jsonl"
+    (RAW / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="lies outside"):
+        clean(config.clean, RAW, OUT, REPORTS, LOG)
+    assert not OUT.exists()
+
+
+def test_missing_manifest_says_which_stage_to_run(project):
+    with pytest.raises(DataError, match=r"stages\.download"):
+        clean(parse_config({"download": {"sources": [MINE]}}).clean, RAW, OUT, REPORTS, LOG)
+
+
+# The files.
+
+
+def table(**changes):
+    text = "some text"
+    row = {"doc_id": doc_id(text.encode()), "text": text, "source": "s", "lang": "en", "n_bytes": len(text)} | changes
+    return pa.Table.from_pylist([row], schema=pa.schema([f for f in COLUMNS if f.name in row]))
+
+
+def test_schema_accepts_what_is_right_and_names_what_is_not():
+    check_documents(table(), "x")
+    wrong = {"doc_id": "xyz", "text": "", "source": "Not A Name", "lang": "", "n_bytes": 8}
+    for column, value in wrong.items():
+        with pytest.raises(DataError, match=column):
+            check_documents(table(**{column: value}), "part")
+    for bad in (
+        table().drop_columns(["lang"]),
+        table().append_column("more", [[1]]),
+        table().select(["text", "doc_id", "source", "lang", "n_bytes"]),
+    ):
+        with pytest.raises(DataError):
+            check_documents(bad, "part")
+
+
+def test_parts_and_row_groups_have_fixed_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(schema, "GROUP_ROWS", 10)
+    monkeypatch.setattr(schema, "PART_BYTES", 25 * 100)
+    with PartWriter(tmp_path / "train") as writer:
+        for i in range(95):
+            data = f"{i:0100d}".encode()
+            writer.add(doc_id(data), data, "s", "en")
+    parts = sorted((tmp_path / "train").iterdir())
+    assert [p.name for p in parts] == [f"part-{i:05d}.parquet" for i in range(4)]
+    assert [
+        [pq.ParquetFile(p).metadata.row_group(g).num_rows for g in range(pq.ParquetFile(p).num_row_groups)]
+        for p in parts
+    ] == [
+        [10, 10, 10],
+        [10, 10, 10],
+        [10, 10, 10],
+        [5],
+    ]
+    assert [int(t) for p in parts for t in pq.read_table(p)["text"].to_pylist()] == list(range(95))
+
+
+# The stages, as processes.
+
+
+def stage(name, project, **env):
+    code = (
+        f"import json, sys, stages.{name} as s; s.main(); print(json.dumps([m for m in sys.modules if '.' not in m]))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "FOUNDRY_PROGRESS": "0", **env}
+    return subprocess.run([sys.executable, "-c", code], cwd=project, env=env, capture_output=True, text=True)
+
+
+def test_stages_run_as_processes_and_import_nothing_heavy(corpus):
+    (corpus / "params.yaml").write_text(yaml.safe_dump({"download": {"sources": [MINE]}}))
+    done = stage("download", corpus)
+    assert done.returncode == 0, done.stderr
+    modules = set(json.loads(done.stdout.splitlines()[-1]))
+    assert not modules & {
+        "torch",
+        "mlflow",
+        "prefect",
+        "transformers",
+        "pandas",
+        "pandera",
+        "pyarrow",
+        "ftfy",
+        "rensa",
+        "huggingface_hub",
+        "requests",
+    }
+    done = stage("clean", corpus)
+    assert done.returncode == 0, done.stderr
+    assert not set(json.loads(done.stdout.splitlines()[-1])) & {
+        "torch",
+        "mlflow",
+        "prefect",
+        "transformers",
+        "huggingface_hub",
+        "requests",
+    }
+    first = digests()
+    assert stage("clean", corpus, PYTHONHASHSEED="7").returncode == 0
+    assert digests() == first
+    assert sorted(p.name for p in (corpus / "data").iterdir()) == ["clean", "raw"]
+
+
+def test_users_mistake_has_no_traceback_and_fails(corpus):
+    (corpus / "params.yaml").write_text(
+        yaml.safe_dump({"download": {"sources": [{**MINE, "url": "file:texts/*.txt"}]}})
+    )
+    done = stage("download", corpus)
+    assert done.returncode == 1 and "error in stage download" in done.stderr and "Traceback" not in done.stderr
+    assert str(corpus / "texts/*.txt") in done.stderr
+    done = stage("clean", corpus)
+    assert done.returncode == 1 and "Traceback" not in done.stderr

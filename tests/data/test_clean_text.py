@@ -1,0 +1,167 @@
+"""Normal form and rules: what is mended, what is left alone, and which rule drops what."""
+
+import pytest
+
+from foundry.config import Clean
+from foundry.data.normalize import fix_mojibake, normalize, strip_html
+from foundry.data.rules import dup_line_ratio, judge, symbol_ratio, top_ngram_ratio, units
+
+
+@pytest.mark.parametrize(
+    "broken, right",
+    [
+        ("The caf\u00c3\u00a9 isn\u00e2\u20ac\u2122t open", "The café isn\u2019t open"),
+        ("schÃ¶n\nplain line", "schön\nplain line"),
+        ("\x1b[1mbold\x1b[0m", "bold"),
+    ],
+)
+def test_mojibake_is_mended(broken, right):
+    assert fix_mojibake(broken) == right
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "“curly” ‘quotes’ — dash…",
+        "ﬁne ligature",
+        "ＡＢＣ１２３ full width",
+        "½ cup, 350 °F, x² ± 3 µm",
+        "naïve Ærø Żółć",
+        "中文，标点。",
+        "&amp; <b>",
+    ],
+)
+def test_good_text_is_not_touched_by_the_mojibake_repair(text):
+    assert fix_mojibake(text) == text
+
+
+@pytest.mark.parametrize(
+    "text, plain",
+    [
+        ("2 tbs<nowiki/>p oil", "2 tbsp oil"),
+        ("shell.<ref></ref> Pull", "shell. Pull"),
+        ('acid <ref group="N">In the <i>US</i></ref>; salt <ref name="a" /> and <ref>b</ref>.', "acid ; salt  and ."),
+        ("Prep: 5 minutes<br/>Chilling: 60", "Prep: 5 minutes\nChilling: 60"),
+        ('<p class="x">One</p><p>Two</p>', "\nOne\n\nTwo\n"),
+        ("see <a href=\"x?a=1&amp;b=2\" title='y'>here</a>", "see here"),
+        ("<!-- hidden\ncomment -->shown<script>x < y</script>", "shown"),
+        ("&frac12; cup &deg;F &#189; &#xBD; &amp;lt; Fish &amp; chips", "½ cup °F ½ ½ &lt; Fish & chips"),
+        ("escaped &lt;b&gt; stays", "escaped <b> stays"),
+    ],
+)
+def test_markup_goes(text, plain):
+    assert strip_html(text) == plain
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "if a < b and c > d",
+        "0 ≤ x<2 and y>1",
+        "vector<T> x; map<String, int>",
+        "AT&T, R&D; Q&A",
+        "a &copy without semicolon &notit",
+        "<3 and <- and ->",
+        "me <me@example.org>",
+        "if a <b and c> d",
+        "#include <stdio.h>",
+        "&unknownentity; stays",
+    ],
+)
+def test_text_that_only_looks_like_markup_stays(text):
+    assert strip_html(text) == text
+
+
+@pytest.mark.parametrize(
+    "text, normal",
+    [
+        ("a\r\nb\rc\u2028d\x85e\x0cf", "a\nb\nc\nd\ne\nf"),
+        ("the field  of\xa0the \u2009 field \n\n\n\nend  ", "the field of the field\n\nend"),
+        ("def f():\n    return\t1\n\tx", "def f():\n    return 1\n\tx"),
+        ("a\x00b\x07c\x7fd\u200be\u2060f\ufeffg\xadh\u202ei\ufffej", "abcdefghij"),
+        ("e\u0301 u\u0308 A\u030a \u212b", "é ü Å Å"),
+        ("one▁two", "one two"),
+        ("no\u200dise \u200cx\u200c", "noise x"),
+        ("می\u200cخواهم 👩\u200d🍳 क्\u200dष", "می\u200cخواهم 👩\u200d🍳 क्\u200dष"),
+        ("x² ½ ﬁ Ａ \u3000中", "x² ½ ﬁ Ａ 中"),
+    ],
+)
+def test_spaces_line_ends_and_invisible_characters_have_one_form(text, normal):
+    assert normalize(text) == normal
+
+
+def test_normal_form_is_stable(story):
+    wild = "".join(
+        map(
+            chr,
+            [
+                *range(1, 0x300),
+                *range(0x2000, 0x2100),
+                *range(0xFF00, 0xFFFE),
+                0x1F469,
+                0x200D,
+                0x1F373,
+                0x212A,
+                0x200C,
+                0x37E,
+            ],
+        )
+    )
+    for text in (wild, wild[::-1], "K\u200d\u0301x", "a\u200b\u200d\u200dé", story(1)):
+        once = normalize(text)
+        assert normalize(once) == once
+
+
+def test_each_rule_drops_its_own_kind_and_good_text_passes(story):
+    rules = Clean(min_chars=50, max_chars=2000)
+    cases = {
+        "too_short": "Short.",
+        "too_long": story(0, 500),
+        "symbol_ratio": "$$$ ==== ++++ <<<< >>>> ||| ~~~ ^^^ " * 4 + "word",
+        "duplicate_lines": "\n".join([story(1, 8), *["the same line again"] * 3, story(2, 8)]),
+        "repeated_ngrams": "buy now cheap " * 7,
+        None: story(3, 40),
+    }
+    for reason, text in cases.items():
+        text = normalize(text)
+        assert judge(text, units(text), rules) == reason
+
+
+def test_rules_come_in_the_order_of_the_parameters():
+    text = "=" * 20
+    assert judge(text, units(text), Clean()) == "too_short"
+    text = "spam and eggs\n" * 40_000
+    assert judge(text, units(text), Clean()) == "too_long"
+
+
+def test_symbols_are_counted_and_letters_of_any_script_are_not():
+    assert symbol_ratio("ab==") == 0.5
+    assert symbol_ratio("") == 0.0
+    for text in ("中文，标点。「」", "हिन्दी भाषा", "ภาษาไทย", "été — “ça” 12 %", "עברית، العربية"):
+        assert symbol_ratio(text) == 0.0
+    assert symbol_ratio("\ufffd" * 5 + "abcde") == 0.5
+
+
+def test_repeated_lines_are_counted_without_empty_ones():
+    assert dup_line_ratio("a\n\nb\n\na\n\nc") == 0.25
+    assert dup_line_ratio("") == 0.0
+
+
+def test_top_ngram_covers_its_share_and_a_topics_name_covers_nothing():
+    words = units("salt and pepper " * 5 + " ".join(f"w{i:02d}x" for i in range(13)))  # 5 * 13 = 65 letters of 65 + 52
+    assert top_ngram_ratio(words) == pytest.approx(65 / 117)
+    assert (
+        top_ngram_ratio(
+            units("Pope Alexander VI was head of the Church. Pope Alexander VI died. Pope Alexander VI lived.")
+        )
+        == 0.0
+    )
+    assert top_ngram_ratio([]) == 0.0
+
+
+def test_units_are_words_or_characters_of_scripts_without_spaces():
+    assert units("The Cat's 2 mice") == ["the", "cat", "s", "2", "mice"]
+    assert units("我爱 NLP。") == ["我", "爱", "nlp"]
+    assert units("ไทย กา") == ["ไ", "ท", "ย", "ก", "า"]
+    assert units("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
+    assert units("ひらカナ") == ["ひ", "ら", "カ", "ナ"]

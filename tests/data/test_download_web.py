@@ -1,0 +1,200 @@
+"""Files over https: resumed, retried, checked; nothing partial ever lies under data/raw."""
+
+import gzip
+import hashlib
+import json
+import logging
+import os
+import time
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from foundry.config import ConfigError, DataError, parse_config
+from foundry.data import web
+from foundry.data.fetch import download
+
+BODY = os.urandom(100_000)
+SHA = hashlib.sha256(BODY).hexdigest()
+RAW = Path("data/raw")
+LOG = logging.getLogger("foundry")
+
+
+def make_config(*sources):
+    return parse_config({"download": {"sources": list(sources)}})
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr(web, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(web, "TRIES", 3)
+
+
+def fetch(site, sha256=SHA, name="a.bin"):
+    site.files.setdefault("/x/" + name, BODY)
+    source = {"name": "s", "url": f"{site.url}/x/{name}", "format": "txt"} | ({"sha256": sha256} if sha256 else {})
+    download(make_config(source), RAW, LOG)
+    return (RAW / "s" / name).read_bytes()
+
+
+def leftovers(project):
+    return sorted(p.name for p in (project / ".foundry/downloads").glob("*.part*"))
+
+
+def test_broken_connections_resume_where_they_stopped(site, project):
+    site.plan = ["cut", "cut"]
+    assert fetch(site) == BODY
+    ranges = [h.get("Range") for _, h in site.requests]
+    assert ranges == [None, "bytes=50000-", "bytes=75000-"]
+    assert [h.get("If-Range") for _, h in site.requests][1:] == ['"one"'] * 2
+    assert site.sent == len(BODY)  # no byte twice
+    assert leftovers(project) == []
+
+
+def test_transfer_goes_on_in_the_next_run(site, project, monkeypatch):
+    monkeypatch.setattr(web, "TRIES", 1)
+    site.plan = ["cut", (503, {})]
+    with pytest.raises(DataError, match="503"):
+        fetch(site)
+    assert not RAW.exists()
+    assert fetch(site) == BODY
+    assert site.requests[-1][1]["Range"] == "bytes=50000-"
+
+
+def test_server_that_ignores_ranges_restarts_cleanly(site, project):
+    site.plan = ["cut", "no ranges"]
+    assert fetch(site) == BODY
+    assert "Range" in site.requests[1][1]
+
+
+def test_server_that_sends_another_range_is_not_believed(site, project):
+    site.plan = ["cut", "wrong range"]
+    assert fetch(site) == BODY
+
+
+def test_file_that_changes_in_the_middle_is_never_a_mixture(site, project):
+    new = os.urandom(80_000)
+
+    def change(site):
+        site.files["/x/a.bin"], site.etag = new, '"two"'
+
+    site.plan = ["cut", change]
+    assert fetch(site, sha256=None) == new
+
+
+@pytest.mark.parametrize("etag", ['W/"weak"', None])
+def test_without_a_strong_validator_nothing_is_joined(site, project, etag):
+    site.etag = etag
+    site.plan = ["cut"]
+    assert fetch(site) == BODY
+    assert all("Range" not in h for _, h in site.requests)
+
+
+def test_body_that_is_always_short_fails_with_the_tries_told(site, project):
+    site.plan = ["cut, no ranges"] * 10
+    with pytest.raises(DataError, match="3 tries"):
+        fetch(site, sha256=None)
+    assert not RAW.exists()
+    assert len(site.requests) == 4  # the first brought new bytes, three did not
+
+
+def test_retry_after_is_honoured(site, project, monkeypatch):
+    waits = []
+    monkeypatch.setattr(web.time, "sleep", waits.append)
+    site.plan = [
+        (503, {"Retry-After": "7"}),
+        (429, {"Retry-After": formatdate(time.time() + 30, usegmt=True)}),
+        (503, {"Retry-After": "99999"}),
+    ]
+    monkeypatch.setattr(web, "TRIES", 9)
+    assert fetch(site) == BODY
+    assert waits[0] == 7 and 25 < waits[1] <= 30 and waits[2] == web.LONGEST_WAIT
+
+
+@pytest.mark.parametrize("status", [404, 403, 410])
+def test_what_waiting_cannot_mend_is_told_at_once(site, project, status):
+    site.plan = [(status, {})]
+    with pytest.raises(DataError, match=str(status)):
+        fetch(site)
+    assert len(site.requests) == 1
+
+
+def test_wrong_hash_names_both_and_leaves_nothing(site, project):
+    with pytest.raises(DataError) as e:
+        fetch(site, sha256="0" * 64)
+    assert SHA in str(e.value) and "0" * 64 in str(e.value)
+    assert not RAW.exists() and leftovers(project) == []
+
+
+def test_known_hash_transfers_once_ever(site, project):
+    fetch(site)
+    asked = len(site.requests)
+    (RAW / "manifest.json").unlink()
+    assert fetch(site) == BODY
+    assert len(site.requests) == asked == 1
+
+
+def test_unknown_hash_is_asked_for_and_not_sent_again(site, project):
+    fetch(site, sha256=None)
+    assert fetch(site, sha256=None) == BODY
+    assert site.requests[1][1]["If-None-Match"] == '"one"' and site.sent == len(BODY)
+    site.files["/x/a.bin"], site.etag = b"new", '"two"'
+    assert fetch(site, sha256=None) == b"new"
+
+
+def test_damaged_store_is_fetched_again(site, project):
+    fetch(site)
+    (project / ".foundry/downloads" / SHA / "a.bin").write_bytes(BODY[:-1] + b"?")
+    assert fetch(site) == BODY
+    assert len(site.requests) == 2
+
+
+def test_bytes_are_stored_as_published(site, project):
+    packed = gzip.compress(b"text " * 100)
+    site.files["/x/a.txt.gz"] = packed
+    site.headers = {"Content-Encoding": "gzip"}
+    assert fetch(site, sha256=None, name="a.txt.gz") == packed
+    assert site.requests[0][1]["Accept-Encoding"] == "identity"
+
+
+def test_redirects_are_followed_but_never_to_plain_http(site, project):
+    site.plan = [(302, {"Location": "/x/a.bin?again"}), (301, {"Location": "/x/a.bin"})]
+    assert fetch(site, sha256=None) == BODY
+    site.plan = [(302, {"Location": "http://corpus.invalid/a.bin"})]
+    with pytest.raises(DataError, match="http is refused"):
+        fetch(site, sha256=None, name="b.bin")
+    site.plan = [(302, {"Location": "/x/loop"})] * 20
+    with pytest.raises(DataError, match="redirected 10 times"):
+        fetch(site, sha256=None, name="c.bin")
+
+
+def test_plain_http_is_refused_before_any_work(project):
+    with pytest.raises(ConfigError, match="use https"):
+        download(make_config({"name": "s", "url": "http://corpus.invalid/a.txt"}), RAW, LOG)
+    assert not (project / ".foundry").exists()
+
+
+def test_unreachable_server_is_named(project):
+    with pytest.raises(DataError, match="no connection"):
+        download(make_config({"name": "s", "url": "http://127.0.0.1:9/a.txt"}), RAW, LOG)
+
+
+def test_all_failures_are_told_together_and_old_results_stay(site, project):
+    fetch(site)
+    sources = [{"name": n, "url": f"{site.url}/missing/{n}.txt"} for n in ("one", "two")]
+    sources += [{"name": "three", "url": "file:nowhere/*.txt"}, {"name": "good", "url": f"{site.url}/x/a.bin"}]
+    with pytest.raises(DataError) as e:
+        download(make_config(*sources), RAW, LOG)
+    message = str(e.value)
+    assert "3 of 4" in message and all(f"{n}: " in message for n in ("one", "two", "three")) and "good: " not in message
+    assert json.loads((RAW / "manifest.json").read_text())["sources"][0]["name"] == "s"
+    assert sorted(p.name for p in RAW.parent.iterdir()) == ["raw"]
+
+
+def test_two_members_of_one_file_are_one_transfer(site, project):
+    site.files["/x/a.zip"] = BODY
+    sources = [{"name": n, "url": f"{site.url}/x/a.zip", "member": f"{n}.txt"} for n in ("one", "two")]
+    manifest = download(make_config(*sources), RAW, LOG)
+    assert len(site.requests) == 1
+    assert [s["files"][0]["path"] for s in manifest["sources"]] == ["one/a.zip", "two/a.zip"]
