@@ -1,5 +1,6 @@
 """Typed parameters, presets and profiles. Imports nothing of foundry."""
 
+from importlib import import_module
 from typing import Any
 
 from foundry.config.errors import CheckpointError, ConfigError, DataError, ExportError, FoundryError, TrackingError
@@ -46,7 +47,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "get_preset_config":  # on first use: no stage depends on the profiles
-        from foundry.config.profiles import get_preset_config
-
-        return get_preset_config
+        return import_module("foundry.config.profiles").get_preset_config
     raise AttributeError(f"module 'foundry.config' has no attribute {name!r}")
