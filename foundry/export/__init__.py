@@ -8,7 +8,7 @@ _HOME = {
     "export_huggingface": "huggingface",
     "import_huggingface": "huggingface",
     "prove": "parity",
-    "verify_export": "bundle",
+    "verify_export": "manifest",
 }
 
 __all__ = sorted(_HOME)

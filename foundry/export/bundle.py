@@ -1,6 +1,7 @@
 """The whole export: Hugging Face folder, GGUF, model card, proof. It appears under its name only when the proof holds.
 
-`parity.json` says what was compared and holds the hash of every file, so that `verify_export` can tell a changed byte years later.
+`parity.json` says what was compared and holds the hash of every file, so that `verify_export` can tell a changed byte
+years later.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def export(
         The content of its `parity.json`: the proof, the hashes of the source and of every file.
 
     Raises:
-        ExportError: if model, tokenizer and evaluation do not belong together, or the written files do not equal the model.
+        ExportError: if model, tokenizer and evaluation do not belong together, or the written files do not equal the
+        model.
             What lay under `out` before is untouched then, and nothing else is left.
     """
     if tokenizer.sha256 != facts["tokenizer_sha256"]:
@@ -61,10 +63,10 @@ def export(
         hf = tmp / "hf"
         export_huggingface(model, tokenizer, hf)
         export_gguf(model, tokenizer, tmp / gguf_name, params.gguf_type, params.model_name)
-        proof = prove(
-            hf, tmp / gguf_name, params.gguf_type, model, tokenizer, texts, prompts, params.parity_tolerance, params.model_name
-        )
+        proof = prove(hf, tmp / gguf_name, params.gguf_type, model, tokenizer, texts, prompts, params.parity_tolerance)
         custody = {k: facts[k] for k in ("fingerprint", "index_sha256", "tokenizer_sha256", "weights_sha256")}
         written = {name: sha256_file(tmp / name) for name in ("hf/model.safetensors", gguf_name)}
-        write_text(hf / "README.md", model_card(params.model_name, model.cfg, facts, report, sources, gguf_name, written))
+        write_text(
+            hf / "README.md", model_card(params.model_name, model.cfg, facts, report, sources, gguf_name, written)
+        )
         return write_record(tmp, {"model_name": params.model_name, **custody, "proof": proof})

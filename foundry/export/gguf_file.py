@@ -1,31 +1,43 @@
 """The GGUF file for llama.cpp, by the `gguf` package.
 
-llama.cpp's llama architecture rotates neighbouring pairs, ours and Hugging Face's rotate halves: rows of q and k are permuted here (leaving that
-out loads and gives fluent nonsense). Scores, token types and `add_space_prefix: false` decide the token ids; every one is written.
+llama.cpp's llama architecture rotates neighbouring pairs, ours and Hugging Face's rotate halves: rows of q and k are
+permuted here (leaving that out loads and gives fluent nonsense). Scores, token types and `add_space_prefix: false`
+decide the token ids; every one is written.
 """
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import gguf
 import numpy as np
 
+from foundry.config import ExportError
 from foundry.export.huggingface import CHAT_TEMPLATE
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.tokenizer import BOS_ID, CHAT_MARKERS, EOS_ID, UNK_ID
+from foundry.utils.files import atomic_write
 
-_TYPES = {
+TYPES = {
     "f32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
     "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     "bf16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
 _LAYER = {
-    "attention_norm": "attn_norm", "attention.wq": "attn_q", "attention.wk": "attn_k", "attention.wv": "attn_v", "attention.wo": "attn_output",
-    "ffn_norm": "ffn_norm", "ffn.w_gate": "ffn_gate", "ffn.w_up": "ffn_up", "ffn.w_down": "ffn_down",
-}  # fmt: skip
+    "attention_norm": "attn_norm",
+    "attention.wq": "attn_q",
+    "attention.wk": "attn_k",
+    "attention.wv": "attn_v",
+    "attention.wo": "attn_output",
+    "ffn_norm": "ffn_norm",
+    "ffn.w_gate": "ffn_gate",
+    "ffn.w_up": "ffn_up",
+    "ffn.w_down": "ffn_down",
+}
 
 
 def interleave(w: np.ndarray, heads: int) -> np.ndarray:
@@ -42,7 +54,7 @@ def gguf_tensors(model: MiniLLM) -> dict[str, np.ndarray]:
         for ours, theirs in _LAYER.items():
             w = state[f"layers.{i}.{ours}.weight"]
             if ours in ("attention.wq", "attention.wk"):
-                w = interleave(w, cfg.n_heads if ours.endswith("wq") else cfg.n_kv_heads)
+                w = interleave(w, cfg.n_heads if ours == "attention.wq" else cfg.n_kv_heads)
             out[f"blk.{i}.{theirs}.weight"] = w
     out["output_norm.weight"] = state["norm.weight"]
     if not cfg.tie_embeddings:
@@ -51,24 +63,54 @@ def gguf_tensors(model: MiniLLM) -> dict[str, np.ndarray]:
 
 
 def encoded(name: str, w: np.ndarray, kind: str) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
-    """The array as the file holds it; norms stay float32."""
-    qtype = _TYPES[kind][0] if w.ndim == 2 else gguf.GGMLQuantizationType.F32
-    if qtype == gguf.GGMLQuantizationType.F32:
-        return np.ascontiguousarray(w, np.float32), qtype
-    return gguf.quants.quantize(np.ascontiguousarray(w, np.float32), qtype), qtype
+    """The array as the file holds it; norms stay float32.
+
+    Raises:
+        ExportError: if the number format cannot hold the tensor.
+    """
+    w = np.ascontiguousarray(w, np.float32)
+    qtype = TYPES[kind][0] if w.ndim == 2 else gguf.GGMLQuantizationType.F32
+    block, _ = gguf.GGML_QUANT_SIZES[qtype]
+    if w.shape[-1] % block:
+        raise ExportError(
+            f"{name} has rows of {w.shape[-1]} numbers, {kind} needs multiples of {block}: set export.gguf_type to f16"
+        )
+    largest = float(np.abs(w).max())
+    if not largest <= (65504 if kind == "f16" and w.ndim == 2 else np.finfo(np.float32).max):
+        raise ExportError(
+            f"{name} has a value of {largest:g}, which {kind} cannot hold: set export.gguf_type to bf16 or f32"
+        )
+    return gguf.quants.quantize(w, qtype), qtype
 
 
 def export_gguf(model: MiniLLM, tokenizer: Tokenizer, path: str | Path, kind: str, name: str) -> None:
-    """Writes the file; the same bytes for the same model.
+    """Writes the file, whole or not at all; the same bytes for the same model.
 
     Args:
         kind: number format of the matrices: f32, f16, bf16 or q8_0.
         name: `general.name`.
+
+    Raises:
+        ValueError: for an unknown format.
+        ExportError: if the format cannot hold a tensor.
     """
+    if kind not in TYPES:
+        raise ValueError(f"kind must be one of {', '.join(TYPES)}, got {kind!r}")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The package writes to a path of its own; the copy makes the final name atomic.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        _write(Path(folder) / "whole.gguf", model, tokenizer, kind, name)
+        with atomic_write(path) as out, open(Path(folder) / "whole.gguf", "rb") as f:
+            shutil.copyfileobj(f, out, 1 << 20)
+
+
+def _write(path: Path, model: MiniLLM, tokenizer: Tokenizer, kind: str, name: str) -> None:
     cfg = model.cfg
-    w = gguf.GGUFWriter(str(path), "llama")
+    tensors = {tensor: encoded(tensor, value, kind) for tensor, value in gguf_tensors(model).items()}
+    w = gguf.GGUFWriter(path, "llama")
     w.add_name(name)
-    w.add_file_type(_TYPES[kind][1])
+    w.add_file_type(TYPES[kind][1])
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
     w.add_vocab_size(cfg.vocab_size)
     w.add_context_length(cfg.max_seq_len)
@@ -95,16 +137,18 @@ def export_gguf(model: MiniLLM, tokenizer: Tokenizer, path: str | Path, kind: st
     w.add_add_eos_token(False)
     w.add_add_space_prefix(False)
     w.add_chat_template(CHAT_TEMPLATE)
-    for tensor, value in gguf_tensors(model).items():
-        data, qtype = encoded(tensor, value, kind)
+    for tensor, (data, qtype) in tensors.items():
         w.add_tensor(tensor, data, raw_dtype=qtype)
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
+    try:
+        w.write_header_to_file()
+        w.write_kv_data_to_file()
+        w.write_tensors_to_file()
+    finally:
+        w.close()
 
 
 def token_type(tokenizer: Tokenizer, i: int) -> gguf.TokenType:
+    """llama.cpp's type of a token; what is marked control is never read out of text."""
     if i == UNK_ID:
         return gguf.TokenType.UNKNOWN
     if tokenizer.is_control(i):

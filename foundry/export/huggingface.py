@@ -1,31 +1,38 @@
 """The Hugging Face folder: LlamaForCausalLM by renaming alone, and a tokenizer.json that gives SentencePiece's ids.
 
-What decides whether a loader reads it right was found by trying: both `rope_parameters` and `rope_theta` (one major version of transformers
-ignores the first, silently), both `dtype` and `torch_dtype`, `PreTrainedTokenizerFast` (other classes rebuild the pipeline from their own
-defaults), merges in the order of SentencePiece's scores, `add_prefix_space: false`, and a chat template that begins with the begin symbol
-and marks the assistant's turns for training.
+What decides whether a loader reads it right was found by trying: both `rope_parameters` and `rope_theta`
+(transformers 4 ignores the first, silently), both `dtype` and `torch_dtype`, `PreTrainedTokenizerFast` (other classes
+rebuild the pipeline from their own defaults), merges in the order of SentencePiece's scores, `add_prefix_space:
+false`, and a chat template that begins with the begin symbol (llama.cpp adds it anyway) and marks the assistant's
+answers, and nothing else, for training.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
 
 from foundry.config import ExportError, ModelConfig
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.tokenizer import BOS_ID, CHAT_MARKERS, EOS_ID, UNK_ID
-from foundry.utils.files import read_json, write_json
+from foundry.utils.files import atomic_write, read_json, write_json
 
 _LAYER = {
-    "attention_norm": "input_layernorm", "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm", "ffn.w_gate": "mlp.gate_proj", "ffn.w_up": "mlp.up_proj",
+    "attention_norm": "input_layernorm",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn.w_gate": "mlp.gate_proj",
+    "ffn.w_up": "mlp.up_proj",
     "ffn.w_down": "mlp.down_proj",
-}  # fmt: skip
+}
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
@@ -46,31 +53,69 @@ def tensor_names(cfg: ModelConfig) -> dict[str, str]:
 
 
 def export_huggingface(model: MiniLLM, tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Writes weights (float32), configuration and tokenizer files into an existing or new folder."""
+    """Writes weights (float32), configuration and tokenizer files into an existing or new folder, each file whole.
+
+    The same bytes for the same model.
+
+    Raises:
+        ExportError: if model and tokenizer have different vocabularies.
+    """
+    if model.cfg.vocab_size != tokenizer.vocab_size:
+        raise ExportError(f"the model has {model.cfg.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state, names = model.state_dict(), tensor_names(model.cfg)
-    weights = {names[k]: v.detach().float().cpu().contiguous() for k, v in state.items()}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    os.chmod(folder / "model.safetensors", 0o644)  # save_file makes 0600
+    names = tensor_names(model.cfg)
+    weights = {names[k]: v.detach().float().cpu().contiguous() for k, v in model.state_dict().items()}
+    with atomic_write(folder / "model.safetensors") as f:
+        f.write(save(weights, {"format": "pt"}))
     write_json(folder / "config.json", model_config(model.cfg))
-    end = [EOS_ID, tokenizer.id_of(CHAT_MARKERS[1])]
-    write_json(folder / "generation_config.json", {"bos_token_id": BOS_ID, "eos_token_id": end, "do_sample": True, "temperature": 0.8, "top_p": 0.95})
-    shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
+    write_json(folder / "generation_config.json", generation_config(tokenizer))
+    with atomic_write(folder / "tokenizer.model") as f:
+        f.write(tokenizer.path.read_bytes())
     write_json(folder / "tokenizer.json", tokenizer_json(tokenizer))
     write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer, model.cfg.max_seq_len))
 
 
 def model_config(cfg: ModelConfig) -> dict[str, Any]:
+    """`config.json` of LlamaForCausalLM, for transformers 4 and 5 alike."""
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": cfg.vocab_size, "hidden_size": cfg.dim,
-        "intermediate_size": cfg.ffn_dim, "num_hidden_layers": cfg.n_layers, "num_attention_heads": cfg.n_heads,
-        "num_key_value_heads": cfg.n_kv_heads, "head_dim": cfg.head_dim, "hidden_act": "silu", "max_position_embeddings": cfg.max_seq_len,
-        "rms_norm_eps": cfg.norm_eps, "rope_theta": cfg.rope_theta, "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
-        "tie_word_embeddings": cfg.tie_embeddings, "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
-        "initializer_range": 0.02, "use_cache": True, "bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": None,
-        "dtype": "float32", "torch_dtype": "float32",
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.dim,
+        "intermediate_size": cfg.ffn_dim,
+        "num_hidden_layers": cfg.n_layers,
+        "num_attention_heads": cfg.n_heads,
+        "num_key_value_heads": cfg.n_kv_heads,
+        "head_dim": cfg.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": cfg.max_seq_len,
+        "rms_norm_eps": cfg.norm_eps,
+        "rope_theta": cfg.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
+        "tie_word_embeddings": cfg.tie_embeddings,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "bos_token_id": BOS_ID,
+        "eos_token_id": EOS_ID,
+        "pad_token_id": None,
+        "dtype": "float32",
+        "torch_dtype": "float32",
+    }
+
+
+def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Defaults of `generate`; `top_k` 0 turns off the 50 that transformers would take."""
+    return {
+        "bos_token_id": BOS_ID,
+        "eos_token_id": [EOS_ID, tokenizer.id_of(CHAT_MARKERS[1])],
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_k": 0,
+        "top_p": 0.95,
+    }
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[int, str]:
@@ -79,12 +124,12 @@ def special_tokens(tokenizer: Tokenizer) -> dict[int, str]:
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """SentencePiece's BPE as the `tokenizers` library reads it: spaces as U+2581, no other normalisation, bytes for what is unknown."""
+    """SentencePiece's BPE for the `tokenizers` library: spaces as U+2581, nothing else rewritten, byte fallback."""
     pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
     special = special_tokens(tokenizer)
     normal = {p: i for i, p in enumerate(pieces) if i not in special and not tokenizer.is_byte(i)}
-    # A SentencePiece model has no merge list: every split of a piece into two pieces is a possible merge, tried in the order of the
-    # piece's score.
+    # A SentencePiece model has no merge list: every split of a piece into two pieces is a possible merge, tried in
+    # the order of the piece's score.
     merges = []
     for piece, i in normal.items():
         for cut in range(1, len(piece)):
@@ -92,70 +137,130 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             if left in normal and right in normal:
                 merges.append((-tokenizer.score(i), normal[left], normal[right], left, right))
     merges.sort(key=lambda m: m[:3])
-    added = [
-        {"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        for i, text in special.items()
-    ]
+    added = [{"id": i, **_added(text)} for i, text in special.items()]
     space, mark = {"String": " "}, "▁"
     return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
         "normalizer": {"type": "Replace", "pattern": space, "content": mark},
         "pre_tokenizer": None,
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
             "pair": [
-                {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": {"id": "<s>", "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}},
+                {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "<s>", "type_id": 1}},
+                {"Sequence": {"id": "B", "type_id": 1}},
             ],
             "special_tokens": {"<s>": {"id": "<s>", "ids": [BOS_ID], "tokens": ["<s>"]}},
         },
         "decoder": {
             "type": "Sequence",
-            "decoders": [{"type": "Replace", "pattern": {"String": mark}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}],
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": mark}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
         },
         "model": {
-            "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None, "end_of_word_suffix": None,
-            "fuse_unk": True, "byte_fallback": True, "ignore_merges": False, "vocab": {p: i for i, p in enumerate(pieces)},
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {p: i for i, p in enumerate(pieces)},
             "merges": [[left, right] for *_, left, right in merges],
         },
-    }  # fmt: skip
+    }
+
+
+def _added(text: str) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"content": text, **flags}
 
 
 def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
-    special = special_tokens(tokenizer)
+    """Settings of transformers' tokenizer; llama.cpp's converter needs `add_prefix_space: false`."""
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, "add_eos_token": False, "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False, "legacy": False, "model_max_length": context,
-        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "additional_special_tokens": list(CHAT_MARKERS),
-        "added_tokens_decoder": {
-            str(i): {"content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-            for i, t in special.items()
-        },
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "legacy": False,
+        "model_max_length": context,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "additional_special_tokens": list(CHAT_MARKERS),
+        "added_tokens_decoder": {str(i): _added(text) for i, text in special_tokens(tokenizer).items()},
         "chat_template": CHAT_TEMPLATE,
-    }  # fmt: skip
+    }
 
 
 def import_huggingface(folder: str | Path) -> tuple[MiniLLM, Tokenizer]:
     """The inverse of `export_huggingface`: (model in evaluation mode on the CPU, tokenizer).
 
+    Configuration and the header of the weights are compared before a tensor is made.
+
     Raises:
-        ExportError: if the folder is not such an export.
+        ExportError: if the folder is not such an export, or its parts do not fit together.
     """
     folder = Path(folder)
-    c = read_json(folder / "config.json", "configuration of an exported model", ExportError)
-    if c.get("architectures") != ["LlamaForCausalLM"]:
-        raise ExportError(f"{folder} holds {c.get('architectures')}, this reads LlamaForCausalLM as Foundry exports it")
-    cfg = ModelConfig(
-        vocab_size=c["vocab_size"], dim=c["hidden_size"], n_layers=c["num_hidden_layers"], n_heads=c["num_attention_heads"],
-        n_kv_heads=c["num_key_value_heads"], ffn_dim=c["intermediate_size"], max_seq_len=c["max_position_embeddings"],
-        rope_theta=c["rope_theta"], norm_eps=c["rms_norm_eps"], tie_embeddings=c["tie_word_embeddings"],
-    )  # fmt: skip
-    tensors = load((folder / "model.safetensors").read_bytes())
-    names = tensor_names(cfg)
-    if set(tensors) != set(names.values()):
-        odd = sorted(set(tensors) ^ set(names.values()))
-        raise ExportError(f"{folder / 'model.safetensors'} has other tensors than its config.json says: {', '.join(odd[:3])} …")
+    cfg = _model_config(folder)
+    weights, names = folder / "model.safetensors", tensor_names(cfg)
+    with torch.device("meta"):
+        expected = {names[k]: list(v.shape) for k, v in MiniLLM(cfg).state_dict().items()}
+    try:
+        with safe_open(weights, "pt") as f:
+            shapes = {name: f.get_slice(name).get_shape() for name in f.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as e:
+        raise ExportError(f"{weights} cannot be read ({e}): restore it with `dvc checkout --force`") from None
+    if odd := sorted(n for n in {*shapes, *expected} if shapes.get(n) != expected.get(n)):
+        told = "; ".join(f"{n} is {shapes.get(n, 'missing')}, expected {expected.get(n, 'none')}" for n in odd[:3])
+        raise ExportError(f"{weights} has other tensors than config.json says: {told}")
+    tokenizer = Tokenizer(folder / "tokenizer.model")
+    if tokenizer.vocab_size != cfg.vocab_size:
+        raise ExportError(f"{folder}: the model has {cfg.vocab_size} tokens, tokenizer.model {tokenizer.vocab_size}")
+    tensors = load(weights.read_bytes())
     model = MiniLLM(cfg)
     model.load_state_dict({ours: tensors[theirs] for ours, theirs in names.items()})
-    return model.eval(), Tokenizer(folder / "tokenizer.model")
+    return model.eval(), tokenizer
+
+
+def _model_config(folder: Path) -> ModelConfig:
+    path = folder / "config.json"
+    c = read_json(path, "configuration of an exported model", ExportError)
+    if not isinstance(c, dict) or c.get("architectures") != ["LlamaForCausalLM"]:
+        seen = c.get("architectures") if isinstance(c, dict) else c
+        raise ExportError(f"{path} is of {seen}, this reads LlamaForCausalLM as Foundry exports it")
+    try:
+        cfg = ModelConfig(
+            vocab_size=c["vocab_size"],
+            dim=c["hidden_size"],
+            n_layers=c["num_hidden_layers"],
+            n_heads=c["num_attention_heads"],
+            n_kv_heads=c["num_key_value_heads"],
+            ffn_dim=c["intermediate_size"],
+            max_seq_len=c["max_position_embeddings"],
+            rope_theta=c["rope_theta"],
+            norm_eps=c["rms_norm_eps"],
+            tie_embeddings=c["tie_word_embeddings"],
+        )
+    except KeyError as e:
+        raise ExportError(f"{path} has no {e.args[0]}: it is not an export of Foundry") from None
+    except ValueError as e:
+        raise ExportError(f"{path} is not a model that Foundry can make: {e}") from None
+    # What MiniLLM cannot do (scaled rotary embedding, biases, another activation) must not be read as if it were not
+    # there.
+    if odd := [k for k, v in model_config(cfg).items() if k in c and c[k] != v and k not in ("dtype", "torch_dtype")]:
+        raise ExportError(f"{path}: {odd[0]} is {c[odd[0]]!r}, this reads only {model_config(cfg)[odd[0]]!r}")
+    if c.get("rope_scaling"):
+        raise ExportError(f"{path}: rope_scaling is {c['rope_scaling']!r}, MiniLLM has none")
+    return cfg

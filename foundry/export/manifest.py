@@ -1,4 +1,4 @@
-"""The record of an export: `parity.json` holds the hash of every other file and of itself, so that a flipped byte is told.
+"""The record of an export: `parity.json` holds the hash of every file and of itself, so that a flipped byte is told.
 
 Imports no torch: checking an export takes as long as reading it.
 """
@@ -41,7 +41,8 @@ def verify_export(folder: str | Path) -> dict[str, Any]:
     if problems:
         told = "\n  - ".join(problems)
         raise ExportError(
-            f"{folder} is not as it was exported:\n  - {told}\nRestore it with `dvc checkout --force` or run `dvc repro export`"
+            f"{folder} is not as it was exported:\n  - {told}\n"
+            "Restore it with `dvc checkout --force` or run `dvc repro export`"
         )
     return record
 

@@ -1,18 +1,22 @@
-"""The registered model's code: MLflow stores this file and the package beside the exported folder and runs it when the model is loaded.
+"""The registered model's code: MLflow stores this file and the package beside the export and runs it on loading.
 
-No pickle: the weights are safetensors. `predict` takes texts and returns their continuations.
+No pickle: the weights are safetensors, checked against their recorded hashes. `predict` takes texts and gives their
+continuations; what it needs lies in the model's folder or comes from pip.
 """
 
 import mlflow
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
+
+DEFAULTS = {"max_tokens": 64, "temperature": 0.8, "top_k": 0, "top_p": 0.95, "seed": None}
 
 
 class FoundryLM(PythonModel):
-    """params: max_tokens, temperature (0 = greedy), top_k (0 = off), top_p (1 = off), seed."""
+    """Parameters of `predict`: max_tokens, temperature (0 = greedy), top_k (0 = off), top_p (1 = off), seed."""
 
     def load_context(self, context):
-        from foundry.export import verify_export
         from foundry.export.huggingface import import_huggingface
+        from foundry.export.manifest import verify_export
         from foundry.inference import Generator
 
         folder = context.artifacts["export"]
@@ -21,12 +25,36 @@ class FoundryLM(PythonModel):
 
     # No type hints: MLflow would take them for the signature and drop the parameters.
     def predict(self, context, model_input, params=None):
-        texts = model_input.iloc[:, 0].tolist() if hasattr(model_input, "iloc") else list(model_input)
-        if wrong := [t for t in texts if not isinstance(t, str)]:
-            raise ValueError(f"the input must be texts, got {type(wrong[0]).__name__}: {wrong[0]!r}")
-        given = dict(params or {})
-        options = {"max_new_tokens": given.pop("max_tokens", 64), **given}
-        return [self.generator.generate_text(prompt=t, **options) for t in texts]
+        """Continuations, in the order of the texts: a list of strings, or a data frame with one column of them.
+
+        Raises:
+            MlflowException: (a server answers 400) for anything but strings, or a value that breaks its rule.
+        """
+        texts = _texts(model_input)
+        if unknown := sorted(set(params or {}) - set(DEFAULTS)):
+            raise _refused(f"unknown parameter {unknown[0]!r}; known: {', '.join(DEFAULTS)}")
+        options = {**DEFAULTS, **(params or {})}
+        options["max_new_tokens"] = options.pop("max_tokens")
+        try:
+            return [self.generator.generate_text(prompt=text, **options) for text in texts]
+        except ValueError as e:
+            raise _refused(str(e)) from None
+
+
+def _texts(model_input):
+    if hasattr(model_input, "columns"):
+        if len(model_input.columns) != 1:
+            raise _refused(f"the input must have one column of texts, got {list(model_input.columns)[:5]}")
+        model_input = model_input.iloc[:, 0]
+    texts = [model_input] if isinstance(model_input, str) else list(model_input)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise _refused(f"the input must be texts, number {number} is {type(text).__name__}: {text!r:.60}")
+    return [str(text) for text in texts]
+
+
+def _refused(message):
+    return MlflowException.invalid_parameter_value(message)
 
 
 mlflow.models.set_model(FoundryLM())

@@ -26,7 +26,17 @@ def model():
     """Random in every tensor: freshly made models have zero outputs, which would hide half of all mistakes."""
     torch.manual_seed(0)
     model = MiniLLM(
-        ModelConfig(vocab_size=400, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, max_seq_len=64, rope_theta=5000.0, norm_eps=1e-3)
+        ModelConfig(
+            vocab_size=400,
+            dim=64,
+            n_layers=2,
+            n_heads=4,
+            n_kv_heads=2,
+            ffn_dim=96,
+            max_seq_len=64,
+            rope_theta=5000.0,
+            norm_eps=1e-3,
+        )
     ).eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -61,7 +71,18 @@ def test_an_export_equals_its_source(model, tokenizer, tmp_path, kind):
 
 def test_an_untied_head_is_exported_too(tokenizer, tmp_path):
     torch.manual_seed(1)
-    untied = MiniLLM(ModelConfig(vocab_size=400, dim=64, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=64, max_seq_len=32, tie_embeddings=False))
+    untied = MiniLLM(
+        ModelConfig(
+            vocab_size=400,
+            dim=64,
+            n_layers=1,
+            n_heads=2,
+            n_kv_heads=1,
+            ffn_dim=64,
+            max_seq_len=32,
+            tie_embeddings=False,
+        )
+    )
     with torch.no_grad():
         for p in untied.parameters():
             p.copy_(torch.randn_like(p) * 0.3 + (p.ndim == 1))
@@ -89,8 +110,8 @@ MISTAKES = {
     "two heads swapped": (swap_heads, "q_proj|differs"),
     "one bit of a weight": (one_bit, "differs"),
     "another epsilon": (lambda f: edit(f / "hf/config.json", lambda c: c.update(rms_norm_eps=1e-5)), "reads back as"),
-    "rope_parameters in conflict": (lambda f: edit(f / "hf/config.json", lambda c: c["rope_parameters"].update(rope_theta=10000.0)), "logits differ"),
-    "another activation": (lambda f: edit(f / "hf/config.json", lambda c: c.update(hidden_act="gelu")), "logits differ"),
+    "rope_parameters in conflict": (lambda f: edit(f / "hf/config.json", lambda c: c["rope_parameters"].update(rope_theta=10000.0)), "rope_parameters is|logits differ"),
+    "another activation": (lambda f: edit(f / "hf/config.json", lambda c: c.update(hidden_act="gelu")), "hidden_act is 'gelu'"),
     "no byte fallback": (lambda f: edit(f / "hf/tokenizer.json", lambda c: c["model"].update(byte_fallback=False)), "token ids differ|decodes"),
     "a dummy prefix": (
         lambda f: edit(f / "hf/tokenizer.json", lambda c: c.update(normalizer={"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, c["normalizer"]]})),
@@ -109,6 +130,54 @@ def test_a_mistake_in_the_hugging_face_folder_fails_the_proof(written, model, to
         proved(written, model, tokenizer)
 
 
+CONFIGURED = {
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "gelu",
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "attention_bias": True,
+    "max_position_embeddings": 64,  # the right value: guards against a proof that refuses everything
+}
+
+
+@pytest.mark.parametrize("key", CONFIGURED)
+def test_the_logits_alone_tell_a_wrong_configuration(written, model, tokenizer, monkeypatch, key):
+    """transformers runs what config.json says, so the comparison of logits must bite without the checks before it."""
+    monkeypatch.setattr("foundry.export.parity._prove_weights", lambda folder, model: 0)
+    edit(written / "hf/config.json", lambda c: c.update({key: CONFIGURED[key]}))
+    if key == "max_position_embeddings":
+        proved(written, model, tokenizer)
+        return
+    with pytest.raises(ExportError, match=r"logits differ by|transformers loads hf with .*bias"):
+        proved(written, model, tokenizer)
+
+
+def test_the_logits_alone_tell_swapped_heads_and_another_rotary_layout(written, model, tokenizer, monkeypatch):
+    monkeypatch.setattr("foundry.export.parity._prove_weights", lambda folder, model: 0)
+    path = written / "hf" / "model.safetensors"
+    whole = path.read_bytes()
+    swap_heads(written)
+    with pytest.raises(ExportError, match="logits differ by"):
+        proved(written, model, tokenizer)
+    path.write_bytes(whole)
+    state = load_file(path)
+    for name in [n for n in state if "q_proj" in n or "k_proj" in n]:
+        state[name] = torch.from_numpy(interleave(state[name].numpy(), state[name].shape[0] // 16))
+    save_file(state, path, {"format": "pt"})
+    with pytest.raises(ExportError, match="logits differ by"):
+        proved(written, model, tokenizer)
+
+
+def test_the_greedy_text_alone_tells_other_weights(written, model, tokenizer):
+    from foundry.export.parity import _load_transformers, _prove_greedy
+
+    hf, _ = _load_transformers(written / "hf")
+    assert _prove_greedy(hf, model, tokenizer, PROMPTS, 1e-4)["tokens"] > 10
+    with torch.no_grad():
+        hf.model.norm.weight.mul_(-1)
+    with pytest.raises(ExportError, match="greedy continuations of 'The' differ at token 0"):
+        _prove_greedy(hf, model, tokenizer, PROMPTS, 1e-4)
+
+
 @pytest.mark.parametrize("mistake", ["not permuted", "norm", "scores", "space prefix"])
 def test_a_mistake_in_the_gguf_fails_the_proof(written, model, tokenizer, monkeypatch, mistake):
     if mistake == "not permuted":
@@ -118,9 +187,17 @@ def test_a_mistake_in_the_gguf_fails_the_proof(written, model, tokenizer, monkey
         wrong.load_state_dict({k: v + (k == "norm.weight") * 1e-3 for k, v in model.state_dict().items()})
         export_gguf(wrong, tokenizer, written / "m.gguf", "f16", "m")
     elif mistake == "scores":
-        monkeypatch.setattr(gguf.GGUFWriter, "add_token_scores", lambda self, scores: self.add_array("tokenizer.ggml.scores", [0.0] * len(scores)))
+        monkeypatch.setattr(
+            gguf.GGUFWriter,
+            "add_token_scores",
+            lambda self, scores: self.add_array("tokenizer.ggml.scores", [0.0] * len(scores)),
+        )
     else:
-        monkeypatch.setattr(gguf.GGUFWriter, "add_add_space_prefix", lambda self, value: self.add_bool("tokenizer.ggml.add_space_prefix", True))
+        monkeypatch.setattr(
+            gguf.GGUFWriter,
+            "add_add_space_prefix",
+            lambda self, value: self.add_bool("tokenizer.ggml.add_space_prefix", True),
+        )
     if mistake != "norm":
         export_gguf(model, tokenizer, written / "m.gguf", "f16", "m")
         monkeypatch.undo()
@@ -153,14 +230,32 @@ def test_interleaved_rotation_of_permuted_rows_gives_the_same_scores(model):
 
 
 def bundle(out, model, tokenizer, **change):
-    facts = {"fingerprint": "f" * 16, "index_sha256": "1" * 64, "tokenizer_sha256": tokenizer.sha256, "weights_sha256": "2" * 64, "steps": 10, "tokens": 100}
+    facts = {
+        "fingerprint": "f" * 16,
+        "index_sha256": "1" * 64,
+        "tokenizer_sha256": tokenizer.sha256,
+        "weights_sha256": "2" * 64,
+        "steps": 10,
+        "tokens": 100,
+    }
     bpb = {"value": 1.5, "low": 1.4, "high": 1.6}
     report = {
         "test": {"bits_per_byte": bpb, "documents": 3}, "by_source": {"one": {"bits_per_byte": bpb, "documents": 3}}, "weights_sha256": "2" * 64, "test_sha256": "3" * 64,
         "baselines": {"xz": {"alone": 2.0, "given_train": 1.8}},
     }  # fmt: skip
-    sources = [{"name": "one", "url": "file:x", "license": "CC-BY-SA-4.0", "attribution": "the authors", "lang": "en", "sha256": "4" * 64}]
-    return export(out, model, {**facts, **change}, tokenizer, report, sources, TEXTS, PROMPTS, Export(model_name="tiny"))
+    sources = [
+        {
+            "name": "one",
+            "url": "file:x",
+            "license": "CC-BY-SA-4.0",
+            "attribution": "the authors",
+            "lang": "en",
+            "sha256": "4" * 64,
+        }
+    ]
+    return export(
+        out, model, {**facts, **change}, tokenizer, report, sources, TEXTS, PROMPTS, Export(model_name="tiny")
+    )
 
 
 def test_the_bundle_is_the_same_bytes_again_names_its_sources_and_holds_no_code(model, tokenizer, tmp_path):
