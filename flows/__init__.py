@@ -1,0 +1,1 @@
+"""Prefect flow, deployments and local UIs: retry, observe, schedule. No machine learning."""

@@ -1,0 +1,52 @@
+"""The graph of dvc.yaml: stages in an order that respects their dependencies, what each waits for, and the scheduler's policy."""
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foundry.config import ConfigError, read_yaml
+
+
+@dataclass(frozen=True)
+class Node:
+    name: str
+    upstream: list[str]
+    policy: dict[str, Any] = field(default_factory=dict)  # meta.prefect: retries, retry_delay_s, timeout_s
+
+
+def plan(root: Path, only: list[str] | None = None) -> list[Node]:
+    """The stages to run, each after those it depends on.
+
+    Args:
+        only: names to keep; empty keeps all.
+
+    Raises:
+        ConfigError: for an unknown name, with the nearest one.
+    """
+    stages = read_yaml(root / "dvc.yaml")["stages"]
+    for name in only or []:
+        if name not in stages:
+            near = difflib.get_close_matches(name, stages, n=1)
+            raise ConfigError(f"unknown stage {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"stages are {', '.join(stages)}"))
+    made = {_path(o): name for name, s in stages.items() for kind in ("outs", "metrics", "plots") for o in s.get(kind, [])}
+    upstream = {
+        name: sorted({maker for dep in s.get("deps", []) for out, maker in made.items() if maker != name and _within(dep, out)})
+        for name, s in stages.items()
+    }
+    ordered: list[str] = []
+    while len(ordered) < len(stages):
+        ready = [n for n in stages if n not in ordered and set(upstream[n]) <= set(ordered)]
+        if not ready:
+            raise ConfigError(f"dvc.yaml has a circle among {', '.join(n for n in stages if n not in ordered)}")
+        ordered += ready
+    return [Node(n, upstream[n], (stages[n].get("meta") or {}).get("prefect", {})) for n in ordered if not only or n in only]
+
+
+def _path(out: str | dict) -> str:
+    return out if isinstance(out, str) else next(iter(out))
+
+
+def _within(dep: str, out: str) -> bool:
+    """Whether a dependency and an out are the same path, or one lies in the other."""
+    return dep == out or dep.startswith(out + "/") or out.startswith(dep + "/")

@@ -1,0 +1,162 @@
+"""`make ui`: Prefect server, a worker and MLflow on loopback, until Ctrl-C.
+
+Each child lives in its own session and is ended by its process group. Ports are checked before anything starts; what dies is told with the tail of its log.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flows.settings import environment, project_root
+from foundry.config import ConfigError, FoundryError
+
+HOST, POOL = "127.0.0.1", "foundry"
+START_TIMEOUT = 180.0  # seconds; a server takes 4 to 10, on a busy machine much longer
+
+
+@dataclass
+class Ui:
+    """What was started."""
+
+    root: Path
+    prefect_url: str
+    mlflow_url: str
+    children: dict[str, subprocess.Popen] = field(default_factory=dict)
+
+    def log(self, name: str) -> Path:
+        return self.root / ".foundry" / "ui" / f"{name}.log"
+
+    def dead(self) -> str | None:
+        """Name of a child that ended, if any."""
+        return next((name for name, p in self.children.items() if p.poll() is not None), None)
+
+    def stop(self) -> None:
+        """Ends every child's group: worker first, so that a running stage is stopped cleanly."""
+        for name in reversed(self.children):
+            p = self.children[name]
+            for sig, wait in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
+                try:
+                    os.killpg(p.pid, sig)
+                except ProcessLookupError:
+                    break
+                try:
+                    p.wait(wait)
+                    if sig == signal.SIGTERM:
+                        continue  # its children may still stand in the group
+                except subprocess.TimeoutExpired:
+                    continue
+        self.children.clear()
+
+
+def free_port(port: int, option: str) -> int:
+    """The port, or a free one for 0.
+
+    Raises:
+        ConfigError: if another program listens there.
+    """
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((HOST, port))
+        except OSError as e:
+            raise ConfigError(f"port {port} on {HOST} is in use ({e.strerror}): stop what listens there, or choose another with {option} N (0 = any free one)") from None
+        return s.getsockname()[1]
+
+
+def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000) -> Ui:
+    """Starts everything and waits until both servers answer.
+
+    Raises:
+        ConfigError: if a port is in use; nothing was started.
+        FoundryError: if a child ends or does not answer; everything was stopped again.
+    """
+    prefect_port, mlflow_port = free_port(prefect_port, "--prefect-port"), free_port(mlflow_port, "--mlflow-port")
+    ui = Ui(root, f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}")
+    state = root / ".foundry"
+    (state / "ui").mkdir(parents=True, exist_ok=True)
+    env = {**environment(root), "PREFECT_API_URL": f"{ui.prefect_url}/api", "FOUNDRY_MLFLOW_URL": ui.mlflow_url}
+    try:
+        _spawn(ui, "prefect-server", ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)], env)
+        store = f"sqlite:///{state / 'mlflow.db'}"
+        artifacts = (state / "mlartifacts").as_uri()
+        _spawn(
+            ui, "mlflow", ["mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1", "--backend-store-uri", store, "--artifacts-destination", artifacts], env
+        )  # fmt: skip
+        _wait(ui, f"{ui.prefect_url}/api/health")
+        _prefect(ui, env, "work-pool", "create", POOL, "--type", "process", "--overwrite")
+        _prefect(ui, env, "work-pool", "set-concurrency-limit", POOL, "1")
+        _prefect(ui, env, "--no-prompt", "deploy", "--all")
+        _spawn(ui, "worker", ["prefect", "worker", "start", "--pool", POOL], env)
+        _wait(ui, f"{ui.mlflow_url}/health")
+    except BaseException:
+        ui.stop()
+        raise
+    return ui
+
+
+def _spawn(ui: Ui, name: str, command: list[str], env: dict[str, str]) -> None:
+    with open(ui.log(name), "wb") as log:
+        ui.children[name] = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=ui.root, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def _prefect(ui: Ui, env: dict[str, str], *args: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "prefect", *args], cwd=ui.root, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise FoundryError(f"prefect {' '.join(args)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+
+
+def _wait(ui: Ui, url: str) -> None:
+    end = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < end:
+        if name := ui.dead():
+            raise FoundryError(f"{name} ended while starting; the end of {ui.log(name)}:\n{tail(ui.log(name))}")
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.3)
+    raise FoundryError(f"{url} did not answer in {START_TIMEOUT:.0f} s; logs are in {ui.root / '.foundry' / 'ui'}")
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Start Prefect (server and worker) and MLflow on this machine; Ctrl-C stops them.")
+    parser.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s; 0 = any free one")
+    parser.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s; 0 = any free one")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    print("starting Prefect and MLflow (some seconds) ...", flush=True)
+    try:
+        ui = start(project_root(), args.prefect_port, args.mlflow_port)
+    except FoundryError as e:
+        sys.exit(f"error: {e}")
+    try:
+        query = urllib.parse.urlencode({"workflowType": "machine_learning"})
+        print(f"Prefect   {ui.prefect_url}   deployments: pretrain/manual, pretrain/nightly (its schedule is off)")
+        print(f"MLflow    {ui.mlflow_url}/#/experiments?{query}")
+        print("Ctrl-C stops both; logs are in .foundry/ui/", flush=True)
+        while not (name := ui.dead()):
+            time.sleep(1)
+        sys.exit(f"error: {name} ended; the end of {ui.log(name)}:\n{tail(ui.log(name))}")
+    except KeyboardInterrupt:
+        print("stopping ...")
+    finally:
+        ui.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""A stage's child streams, obeys its deadline, is told apart by what DVC did, and never outlives its parent."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.graph import plan
+from flows.runner import StageFailed, StageRun, Stopped
+from foundry.config import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def alive(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def wait_for(path, seconds=60):
+    end = time.time() + seconds
+    while not (path.exists() and path.read_text()) and time.time() < end:
+        time.sleep(0.05)
+    return path.read_text()
+
+
+def wait_gone(pid, seconds=20):
+    end = time.time() + seconds
+    while alive(pid) and time.time() < end:
+        time.sleep(0.05)
+    return not alive(pid)
+
+
+def test_lines_are_streamed_and_what_dvc_did_is_told_apart(toy):
+    lines = []
+    assert StageRun("one", toy, extra_env={"FOUNDRY_FLOW_RUN_ID": "run-7"}).run(lines.append) == "ran"
+    assert "hello from one run-7" in lines and not any("git add" in line for line in lines)
+    assert StageRun("one", toy).run(lines.append) == "up-to-date"
+    (toy / "in-one").write_text("changed")
+    assert StageRun("one", toy).run(lines.append) == "ran"
+    (toy / "in-one").write_text("one")
+    assert StageRun("one", toy).run(lines.append) == "restored"
+    assert StageRun("one", toy, force=True).run(lines.append) == "ran"
+
+
+def test_a_failure_carries_the_stages_own_words(toy):
+    (toy / "todo-one").write_text("fail")
+    with pytest.raises(StageFailed, match=r"(?s)stage one failed .*the reason of the failure"):
+        StageRun("one", toy).run(lambda line: None)
+
+
+def test_the_deadline_stops_the_whole_group_and_the_stage_saves(toy):
+    (toy / "todo-one").write_text("sleep")
+    run = StageRun("one", toy, timeout_s=6.0)
+    with pytest.raises(Stopped, match="time limit"):
+        run.run(lambda line: None)
+    assert wait_gone(int((toy / "one.pid").read_text()))
+    assert (toy / "one.saved").read_text() == "2"  # SIGINT
+
+
+def test_stop_from_another_thread_ends_the_stage(toy):
+    (toy / "todo-one").write_text("sleep")
+    run = StageRun("one", toy)
+    threading.Timer(5.0, run.stop, ("the run was cancelled",)).start()
+    with pytest.raises(Stopped, match="cancelled"):
+        run.run(lambda line: None)
+    assert wait_gone(int((toy / "one.pid").read_text()))
+
+
+def test_a_killed_flow_leaves_no_orphan(toy):
+    (toy / "todo-one").write_text("sleep")
+    code = "import sys\nfrom pathlib import Path\nfrom flows.runner import StageRun\nStageRun('one', Path(sys.argv[1])).run(print)"
+    flow = subprocess.Popen([sys.executable, "-c", code, str(toy)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    stage = int(wait_for(toy / "one.pid"))
+    assert alive(stage)
+    flow.kill()
+    flow.wait()
+    assert wait_gone(stage)
+
+
+def test_the_plan_is_dvcs_graph():
+    """Against DVC's own reading of the real dvc.yaml."""
+    from dvc.repo import Repo
+
+    with Repo(str(ROOT)) as repo:
+        graph = repo.index.graph
+        expected = {s.addressing: sorted({u.addressing for u in graph.successors(s)}) for s in graph.nodes}
+    nodes = plan(ROOT)
+    assert {n.name: n.upstream for n in nodes} == expected and len(nodes) == 7
+    assert nodes[4].name == "train" and nodes[4].policy["retries"] == 2
+    for i, node in enumerate(nodes):
+        assert set(node.upstream) <= {n.name for n in nodes[:i]}
+
+
+def test_an_unknown_stage_is_told_with_the_nearest_name():
+    with pytest.raises(ConfigError, match="unknown stage 'trian'; did you mean 'train'"):
+        plan(ROOT, ["trian"])
+    assert [n.name for n in plan(ROOT, ["export", "train"])] == ["train", "export"]
