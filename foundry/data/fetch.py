@@ -275,9 +275,11 @@ def fetch_hub(address: Hub, store: Path) -> list[Fetched]:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # The base class of its http client's errors; which client that is changed from version to version.
+    http_error = next(c for c in HfHubHTTPError.__mro__ if c.__name__ == "HTTPError")
 
     folder = store / "hub" / address.repo.replace("/", "--") / re.sub(r"[^\w.-]", "_", address.revision)
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
@@ -300,7 +302,7 @@ def fetch_hub(address: Hub, store: Path) -> list[Fetched]:
             f"{where} is not in the store and the hub cannot be reached ({e.__cause__ or e}); "
             "check the network or HF_ENDPOINT"
         ) from None
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as e:
+    except (http_error, OSError) as e:
         first = str(e).strip().split("\n")[0]
         raise DataError(
             f"{where} cannot be fetched: {type(e).__name__}: {first}. Check owner, name, revision, path and HF_ENDPOINT"

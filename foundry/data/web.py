@@ -205,7 +205,7 @@ def _receive(response: requests.Response, part: Path, offset: int, advance: Call
                 advance(len(chunk))
     except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as e:
         raise _Transient(f"the connection broke after {offset + received:,} bytes ({type(e).__name__})") from None
-    if expected is not None and received != expected:
+    if expected is not None and received != expected:  # urllib3 2 tells it itself, urllib3 1 does not
         raise _Transient(f"{received:,} bytes came, {expected:,} were announced")
 
 

@@ -218,11 +218,12 @@ def hub():
     server.server_close()
 
 
-def stage(project, hub, url):
-    (project / "params.yaml").write_text(yaml.safe_dump({"download": {"sources": [{"name": "s", "url": url}]}}))
+def stage(project, address, *urls):
+    sources = [{"name": f"s{i}" if i else "s", "url": u} for i, u in enumerate(urls)]
+    (project / "params.yaml").write_text(yaml.safe_dump({"download": {"sources": sources}}))
     env = {
         **os.environ,
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
+        "HF_ENDPOINT": address,
         "HF_HUB_OFFLINE": "0",
         "NO_PROXY": "127.0.0.1",
     }
@@ -231,16 +232,23 @@ def stage(project, hub, url):
 
 
 def test_data_set_files_come_from_the_users_hub_at_the_pinned_revision(project, hub):
-    done = stage(project, hub, f"hf:me/set@{COMMIT}/data/*.jsonl")
+    at = f"http://127.0.0.1:{hub.server_address[1]}"
+    done = stage(project, at, f"hf:me/set@{COMMIT}/data/*.jsonl")
     assert done.returncode == 0, done.stderr
     manifest = json.loads((RAW / "manifest.json").read_text())
     assert names(manifest) == ["s/data/one.jsonl", "s/data/two.jsonl"]
     assert (RAW / "s/data/two.jsonl").read_bytes() == HUB["data/two.jsonl"]
     asked = len(hub.asked)
     assert asked
-    assert stage(project, hub, f"hf:me/set@{COMMIT}/data/*.jsonl").returncode == 0
+    assert stage(project, at, f"hf:me/set@{COMMIT}/data/*.jsonl").returncode == 0
     assert len(hub.asked) == asked  # a commit never changes: nothing is asked again
-    done = stage(project, hub, f"hf:me/set@{COMMIT}/data/*.parquet")
+    done = stage(project, at, f"hf:me/set@{COMMIT}/data/*.parquet")
     assert done.returncode == 1 and "README.md" in done.stderr and "Traceback" not in done.stderr
-    done = stage(project, hub, f"hf:me/other@{COMMIT}/data/one.jsonl")
+    done = stage(project, at, f"hf:me/other@{COMMIT}/data/one.jsonl")
     assert done.returncode == 1 and "hf:me/other" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow  # the hub's client waits for half a minute by itself
+def test_hub_that_cannot_be_reached_is_told(project):
+    done = stage(project, "http://127.0.0.1:9", f"hf:me/set@{COMMIT}/*.jsonl", f"hf:me/set@{COMMIT}/one.jsonl")
+    assert done.returncode == 1 and done.stderr.count("HF_ENDPOINT") == 2 and "Traceback" not in done.stderr

@@ -136,9 +136,9 @@ def test_byte_order_marks_and_surrogates_and_foreign_bytes_are_repaired_one_by_o
 
 
 def test_text_of_no_western_encoding_is_not_turned_into_letters(tmp_path):
-    text = "这是一个用旧编码写的文件" * 20
-    (item,) = read(put(tmp_path, "a.txt", text.encode("gb18030")))
-    assert item.repaired and "\ufffd" in item.text
+    for text, encoding in (("这是一个用旧编码写的文件" * 20, "gb18030"), ("Привет мир. " * 20, "cp1251")):
+        (item,) = read(put(tmp_path, "a.txt", text.encode(encoding)))
+        assert item.repaired and item.text.count("\ufffd") > len(text) / 2
 
 
 def test_over_long_records_are_counted_not_held(tmp_path, monkeypatch):
@@ -247,6 +247,16 @@ def test_parquet_rows_are_read_and_missing_columns_named(tmp_path):
     for damaged in (data[: len(data) // 2], b"PAR1", b""):
         with pytest.raises(DataError, match=r"b\.parquet"):
             read(put(tmp_path, "b.parquet", damaged), "{title}")
+
+
+def test_flipped_bit_in_a_parquet_page_with_a_checksum_is_told(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": [f"row {i}" for i in range(100)]})
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"row 50")] ^= 1
+    with pytest.raises(DataError, match=r"b\.parquet"):
+        read(put(tmp_path, "b.parquet", bytes(data)))
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
