@@ -6,7 +6,7 @@ from pathlib import Path
 
 import foundry
 from foundry.config import Config, DataError
-from foundry.export.bundle import verify_export
+from foundry.export.manifest import verify_export
 from foundry.tracking import Registration, register, tracking_uri
 from foundry.utils.files import read_json
 
@@ -20,8 +20,7 @@ def register_export(cfg: Config, root: str | Path = ".") -> Registration:
     """
     root = Path(root).resolve()
     folder = root / "artifacts" / "export"
-    verify_export(folder)
-    parity = read_json(folder / "parity.json", "the proof of the export", DataError)
+    parity = verify_export(folder)
     report = read_json(root / "reports" / "evaluate.json", "the evaluation; run `dvc repro evaluate`", DataError)
     if report["weights_sha256"] != parity["weights_sha256"]:
         raise DataError("reports/evaluate.json is of another model than artifacts/export: run `dvc repro`")
