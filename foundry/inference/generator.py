@@ -1,8 +1,8 @@
 """Text from a model: whole, as a stream, or in a conversation with a person.
 
-Guarantees: the same seed gives the same text; no global random generator is touched; a stream's pieces join to the whole
-text and never cut a character; control symbols are never written, and the end symbol ends the text. A text that outgrows
-the context goes on: when it is full, its newer half is read again and older tokens are forgotten.
+Guarantees: the same seed gives the same text; no global random generator is touched; a stream's pieces join to the
+whole text and never cut a character; control symbols are never written, and the end symbol ends the text. A text that
+outgrows the context goes on: when it is full, its newer half is read again and older tokens are forgotten.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ class Generator:
     def generate_text(self, prompt: str = "", **options) -> str:
         """The continuation of a prompt, without the prompt.
 
-        Options are those of `generate_ids`, errors those of `stream`. A character whose last bytes `max_new_tokens` cut off is left out.
+        Options are those of `generate_ids`, errors those of `stream`. A character whose last bytes `max_new_tokens`
+        cut off is left out.
         """
         return "".join(self.stream(prompt, **options))
 

@@ -1,7 +1,7 @@
 """From tokens to text, piece by piece, without ever cutting a character.
 
-SentencePiece spells a rare character in up to four byte tokens. A stream of text may show them only when the character is
-whole or can no longer become one.
+SentencePiece spells a rare character in up to four byte tokens. A stream of text may show them only when the
+character is whole or can no longer become one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from foundry.tokenizers import Tokenizer
 class TextStream:
     """Decodes tokens as they come.
 
-    The pieces of `push` join to `tokenizer.decode(tokens)`, but for an unfinished character at the very end, which is left
-    out. Bytes that can no longer form a character are U+FFFD, as SentencePiece has it. Each token costs the same, however long the text.
+    The pieces of `push` join to `tokenizer.decode(tokens)`, but for an unfinished character at the very end, which is
+    left out. Bytes that can no longer form a character are U+FFFD, as SentencePiece has it. Each token costs the
+    same, however long the text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

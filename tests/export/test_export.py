@@ -21,29 +21,6 @@ TEXTS = ["The salt water and the ancient city.  Two spaces.\nA line.", "Boil 12 
 PROMPTS = ["The", "Boil "]
 
 
-@pytest.fixture(scope="module")
-def model():
-    """Random in every tensor: freshly made models have zero outputs, which would hide half of all mistakes."""
-    torch.manual_seed(0)
-    model = MiniLLM(
-        ModelConfig(
-            vocab_size=400,
-            dim=64,
-            n_layers=2,
-            n_heads=4,
-            n_kv_heads=2,
-            ffn_dim=96,
-            max_seq_len=64,
-            rope_theta=5000.0,
-            norm_eps=1e-3,
-        )
-    ).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn_like(p) * 0.3 + (p.ndim == 1))
-    return model
-
-
 @pytest.fixture
 def written(model, tokenizer, tmp_path):
     export_huggingface(model, tokenizer, tmp_path / "hf")
@@ -69,9 +46,8 @@ def test_an_export_equals_its_source(model, tokenizer, tmp_path, kind):
     assert proof["greedy"]["tokens"] > 10 and proof["token_ids"]["strings"] > 40 and proof["gguf"]["tensors"] == 20
 
 
-def test_an_untied_head_is_exported_too(tokenizer, tmp_path):
-    torch.manual_seed(1)
-    untied = MiniLLM(
+def test_an_untied_head_is_exported_too(make_model, tokenizer, tmp_path):
+    untied = make_model(
         ModelConfig(
             vocab_size=400,
             dim=64,
@@ -83,9 +59,6 @@ def test_an_untied_head_is_exported_too(tokenizer, tmp_path):
             tie_embeddings=False,
         )
     )
-    with torch.no_grad():
-        for p in untied.parameters():
-            p.copy_(torch.randn_like(p) * 0.3 + (p.ndim == 1))
     export_huggingface(untied, tokenizer, tmp_path / "hf")
     export_gguf(untied, tokenizer, tmp_path / "m.gguf", "f32", "m")
     proved(tmp_path, untied, tokenizer, "f32")
@@ -106,20 +79,39 @@ def one_bit(folder):
     path.write_bytes(data)
 
 
+def with_prefix(normalizer):
+    return {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, normalizer]}
+
+
 MISTAKES = {
     "two heads swapped": (swap_heads, "q_proj|differs"),
     "one bit of a weight": (one_bit, "differs"),
     "another epsilon": (lambda f: edit(f / "hf/config.json", lambda c: c.update(rms_norm_eps=1e-5)), "reads back as"),
-    "rope_parameters in conflict": (lambda f: edit(f / "hf/config.json", lambda c: c["rope_parameters"].update(rope_theta=10000.0)), "rope_parameters is|logits differ"),
-    "another activation": (lambda f: edit(f / "hf/config.json", lambda c: c.update(hidden_act="gelu")), "hidden_act is 'gelu'"),
-    "no byte fallback": (lambda f: edit(f / "hf/tokenizer.json", lambda c: c["model"].update(byte_fallback=False)), "token ids differ|decodes"),
+    "rope_parameters in conflict": (
+        lambda f: edit(f / "hf/config.json", lambda c: c["rope_parameters"].update(rope_theta=10000.0)),
+        "rope_parameters is|logits differ",
+    ),
+    "another activation": (
+        lambda f: edit(f / "hf/config.json", lambda c: c.update(hidden_act="gelu")),
+        "hidden_act is 'gelu'",
+    ),
+    "no byte fallback": (
+        lambda f: edit(f / "hf/tokenizer.json", lambda c: c["model"].update(byte_fallback=False)),
+        "token ids differ|decodes",
+    ),
     "a dummy prefix": (
-        lambda f: edit(f / "hf/tokenizer.json", lambda c: c.update(normalizer={"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, c["normalizer"]]})),
+        lambda f: edit(f / "hf/tokenizer.json", lambda c: c.update(normalizer=with_prefix(c["normalizer"]))),
         "token ids differ",
     ),
-    "merges in another order": (lambda f: edit(f / "hf/tokenizer.json", lambda c: c["model"]["merges"].reverse()), "token ids differ"),
-    "no begin symbol": (lambda f: edit(f / "hf/tokenizer.json", lambda c: c.update(post_processor=None)), "token ids differ"),
-}  # fmt: skip
+    "merges in another order": (
+        lambda f: edit(f / "hf/tokenizer.json", lambda c: c["model"]["merges"].reverse()),
+        "token ids differ",
+    ),
+    "no begin symbol": (
+        lambda f: edit(f / "hf/tokenizer.json", lambda c: c.update(post_processor=None)),
+        "token ids differ",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -240,7 +232,8 @@ def bundle(out, model, tokenizer, **change):
     }
     bpb = {"value": 1.5, "low": 1.4, "high": 1.6}
     report = {
-        "test": {"bits_per_byte": bpb, "documents": 3}, "by_source": {"one": {"bits_per_byte": bpb, "documents": 3}}, "weights_sha256": "2" * 64, "test_sha256": "3" * 64,
+        "test": {"bits_per_byte": bpb, "documents": 3}, "by_source": {"one": {"bits_per_byte": bpb, "documents": 3}},
+        "weights_sha256": "2" * 64, "test_sha256": "3" * 64,
         "baselines": {"xz": {"alone": 2.0, "given_train": 1.8}},
     }  # fmt: skip
     sources = [
@@ -319,9 +312,11 @@ def test_transformers_loads_the_folder_with_no_network_at_all(written):
         "socket.socket.connect = no; socket.create_connection = no; socket.getaddrinfo = no\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         "t = AutoTokenizer.from_pretrained(sys.argv[1]); m = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
-        "ids = t('The salt', return_tensors='pt').input_ids\nprint(m.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1])\n"
+        "ids = t('The salt', return_tensors='pt').input_ids\n"
+        "print(m.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1])\n"
         "chat = [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'yes'}]\n"
-        "print(t.apply_chat_template(chat, tokenize=False) == '<s><|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\nyes<|im_end|>\\n')\n"
+        "expected = '<s><|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\nyes<|im_end|>\\n'\n"
+        "print(t.apply_chat_template(chat, tokenize=False) == expected)\n"
     )
     assert hasattr(socket.socket, "connect")
     done = subprocess.run([sys.executable, "-c", code, str(written / "hf")], capture_output=True, text=True)
@@ -329,5 +324,5 @@ def test_transformers_loads_the_folder_with_no_network_at_all(written):
 
 
 def test_the_stage_imports_neither_transformers_nor_mlflow_before_its_work():
-    code = "import sys, stages.export; bad = {'transformers', 'mlflow', 'gguf.gguf_reader'} & {'transformers', 'mlflow'} & set(sys.modules); assert not bad, bad"
+    code = "import sys, stages.export; bad = {'transformers', 'mlflow'} & set(sys.modules); assert not bad, bad"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])

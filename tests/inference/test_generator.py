@@ -94,7 +94,7 @@ def test_the_seed_decides_and_no_global_generator_moves(generator):
 
 
 def test_control_symbols_are_never_generated(generator):
-    tokens = [t for s in range(20) for t in generator.generate_ids([1], max_new_tokens=40, temperature=5.0, seed=s)]
+    tokens = [t for s in range(8) for t in generator.generate_ids([1], max_new_tokens=40, temperature=5.0, seed=s)]
     assert len(tokens) > 200 and not any(generator.tokenizer.is_control(t) or t == 0 for t in tokens)
 
 
