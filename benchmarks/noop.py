@@ -29,7 +29,11 @@ def make_toy(folder: Path) -> None:
 
     toy, made = {}, set()
     for name, stage in stages.items():
-        outs = [flat(o if isinstance(o, str) else next(iter(o))) for kind in ("outs", "metrics", "plots") for o in stage.get(kind, [])]
+        outs = [
+            flat(o if isinstance(o, str) else next(iter(o)))
+            for kind in ("outs", "metrics", "plots")
+            for o in stage.get(kind, [])
+        ]
         deps = [flat(d) for d in stage["deps"]]
         for dep in set(deps) - made:
             (folder / dep).write_text(dep)
@@ -57,7 +61,9 @@ def main() -> None:
         make_toy(Path(tmp))
         times = [(seconds("."), seconds(tmp)) for _ in range(rounds)]
     ours, toy = (statistics.median(t) for t in zip(*times, strict=True))
-    print(f"no-op repro {ours:.2f} s, the same graph with empty stages {toy:.2f} s, ratio {ours / toy:.2f} (medians of {rounds})")
+    print(
+        f"no-op repro {ours:.2f} s, the same graph with empty stages {toy:.2f} s, ratio {ours / toy:.2f} (medians of {rounds})"
+    )
 
 
 if __name__ == "__main__":

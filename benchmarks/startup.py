@@ -38,7 +38,9 @@ def main() -> None:
         print(f"{stage:16s} {statistics.median(values):6.2f} s")
     total = statistics.median(map(sum, zip(*each.values(), strict=True)))
     other = statistics.median(naive) * len(STAGES)
-    print(f"sum              {total:6.2f} s; with every tool imported in each stage {other:.2f} s, ratio {other / total:.1f}")
+    print(
+        f"sum              {total:6.2f} s; with every tool imported in each stage {other:.2f} s, ratio {other / total:.1f}"
+    )
 
 
 if __name__ == "__main__":

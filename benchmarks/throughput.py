@@ -122,7 +122,10 @@ def make_data(cfg, folder: Path) -> None:
     texts = [" ".join(words[i] for i in (rng.zipf(1.3, 200) % 4000)) for _ in range(3000)]
     for split, n in (("train", 2900), ("val", 50), ("test", 50)):
         (folder / "clean" / split).mkdir(parents=True)
-        rows = [{"doc_id": f"{i:016d}", "text": t, "source": "words", "lang": "en", "n_bytes": len(t)} for i, t in enumerate(texts[:n])]
+        rows = [
+            {"doc_id": f"{i:016d}", "text": t, "source": "words", "lang": "en", "n_bytes": len(t)}
+            for i, t in enumerate(texts[:n])
+        ]
         pq.write_table(pa.Table.from_pylist(rows), folder / "clean" / split / "part-00000.parquet")
     train_tokenizer(texts, sum(map(len, texts)), cfg.tokenizer, folder / "tokenizer.model")
     write_shards(folder / "clean", Tokenizer(folder / "tokenizer.model"), Shard(), folder / "shards")
@@ -171,7 +174,9 @@ def main() -> None:
             child.wait()
     ratios = [b / a for a, b in zip(speeds["nanogpt"], speeds["ours"], strict=True)]
     for name, values in speeds.items():
-        print(f"{name:8s} {statistics.median(values):9,.0f} tokens/s (median of {args.rounds}; {min(values):,.0f} to {max(values):,.0f})")
+        print(
+            f"{name:8s} {statistics.median(values):9,.0f} tokens/s (median of {args.rounds}; {min(values):,.0f} to {max(values):,.0f})"
+        )
     print(f"ratio    {statistics.median(ratios):9.2f} (median of the rounds; {min(ratios):.2f} to {max(ratios):.2f})")
 
 

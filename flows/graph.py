@@ -28,10 +28,17 @@ def plan(root: Path, only: list[str] | None = None) -> list[Node]:
     for name in only or []:
         if name not in stages:
             near = difflib.get_close_matches(name, stages, n=1)
-            raise ConfigError(f"unknown stage {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"stages are {', '.join(stages)}"))
-    made = {_path(o): name for name, s in stages.items() for kind in ("outs", "metrics", "plots") for o in s.get(kind, [])}
+            raise ConfigError(
+                f"unknown stage {name!r}; "
+                + (f"did you mean {near[0]!r}?" if near else f"stages are {', '.join(stages)}")
+            )
+    made = {
+        _path(o): name for name, s in stages.items() for kind in ("outs", "metrics", "plots") for o in s.get(kind, [])
+    }
     upstream = {
-        name: sorted({maker for dep in s.get("deps", []) for out, maker in made.items() if maker != name and _within(dep, out)})
+        name: sorted(
+            {maker for dep in s.get("deps", []) for out, maker in made.items() if maker != name and _within(dep, out)}
+        )
         for name, s in stages.items()
     }
     ordered: list[str] = []
@@ -40,7 +47,9 @@ def plan(root: Path, only: list[str] | None = None) -> list[Node]:
         if not ready:
             raise ConfigError(f"dvc.yaml has a circle among {', '.join(n for n in stages if n not in ordered)}")
         ordered += ready
-    return [Node(n, upstream[n], (stages[n].get("meta") or {}).get("prefect", {})) for n in ordered if not only or n in only]
+    return [
+        Node(n, upstream[n], (stages[n].get("meta") or {}).get("prefect", {})) for n in ordered if not only or n in only
+    ]
 
 
 def _path(out: str | dict) -> str:

@@ -17,16 +17,16 @@ from flows.settings import environment, project_root
 
 os.environ.update(environment(project_root()))  # before prefect is imported: it reads its settings then
 
-from prefect import flow, get_run_logger, task  # noqa: E402
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact  # noqa: E402
-from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.runtime import flow_run  # noqa: E402
-from prefect.states import Completed  # noqa: E402
-from pydantic import BaseModel, ConfigDict, Field  # noqa: E402
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+from prefect.states import Completed
+from pydantic import BaseModel, ConfigDict, Field
 
-from flows.graph import plan  # noqa: E402
-from flows.runner import StageRun, Stopped  # noqa: E402
-from foundry.config import FoundryError  # noqa: E402
+from flows.graph import plan
+from flows.runner import StageRun, Stopped
+from foundry.config import FoundryError
 
 STATES = {"ran": "Completed", "restored": "Restored", "up-to-date": "UpToDate"}
 _live: dict[str, StageRun] = {}
@@ -58,7 +58,9 @@ def _retry(task, run, state) -> bool:
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_retry)
 def dvc_stage(stage: str, timeout_s: float | None, force: bool, flow_run_id: str):
     """Runs one stage; its state is named by what DVC did."""
-    run = _live[stage] = StageRun(stage, project_root(), timeout_s, force=force, extra_env={"FOUNDRY_FLOW_RUN_ID": flow_run_id})
+    run = _live[stage] = StageRun(
+        stage, project_root(), timeout_s, force=force, extra_env={"FOUNDRY_FLOW_RUN_ID": flow_run_id}
+    )
     begin = time.monotonic()
     try:
         how = run.run(get_run_logger().info)
@@ -78,9 +80,13 @@ def pretrain(options: Options = Options()):
     try:
         for node in nodes:
             p = node.policy
-            run = dvc_stage.with_options(retries=p.get("retries", 0), retry_delay_seconds=p.get("retry_delay_s", 10), retry_condition_fn=_retry)
+            run = dvc_stage.with_options(
+                retries=p.get("retries", 0), retry_delay_seconds=p.get("retry_delay_s", 10), retry_condition_fn=_retry
+            )
             wait_for = [futures[u] for u in node.upstream if u in futures]
-            futures[node.name] = run.submit(node.name, p.get("timeout_s"), options.force, str(flow_run.id), wait_for=wait_for)
+            futures[node.name] = run.submit(
+                node.name, p.get("timeout_s"), options.force, str(flow_run.id), wait_for=wait_for
+            )
         for future in futures.values():
             future.wait()
     except BaseException:
@@ -106,12 +112,18 @@ def metrics_page(root: Path) -> str:
     train, evaluate = root / "reports" / "train.json", root / "reports" / "evaluate.json"
     if train.exists():
         t = json.loads(train.read_text(encoding="utf-8"))
-        lines += [f"| parameters | {t['params']:,} |", f"| tokens | {t['tokens']:,} |", f"| validation bits per byte | {t['val_bits_per_byte']:.4f} |"]
+        lines += [
+            f"| parameters | {t['params']:,} |",
+            f"| tokens | {t['tokens']:,} |",
+            f"| validation bits per byte | {t['val_bits_per_byte']:.4f} |",
+        ]
     if evaluate.exists():
         e = json.loads(evaluate.read_text(encoding="utf-8"))
         b = e["test"]["bits_per_byte"]
         lines.append(f"| **test bits per byte** | **{b['value']:.4f}** ({b['low']:.4f} to {b['high']:.4f}) |")
-        lines += [f"| {n}, given the training text | {row['given_train']:.4f} |" for n, row in e.get("baselines", {}).items()]
+        lines += [
+            f"| {n}, given the training text | {row['given_train']:.4f} |" for n, row in e.get("baselines", {}).items()
+        ]
     return "\n".join(lines) if len(lines) > 2 else ""
 
 

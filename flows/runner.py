@@ -19,7 +19,9 @@ from pathlib import Path
 from flows.settings import environment
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-CHATTER = re.compile(r"^(To track the changes with git|\s*git add |To enable auto staging|\s*dvc config core.autostage|Use `dvc push`)")
+CHATTER = re.compile(
+    r"^(To track the changes with git|\s*git add |To enable auto staging|\s*dvc config core.autostage|Use `dvc push`)"
+)
 
 
 class Stopped(RuntimeError):
@@ -60,7 +62,16 @@ class StageRun:
         Raises:
             StageFailed, Stopped: see there.
         """
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", self.stage, *["--force"] * self.force]
+        command = [
+            sys.executable,
+            "-m",
+            "dvc",
+            "--wait-for-lock",
+            "repro",
+            "--single-item",
+            self.stage,
+            *["--force"] * self.force,
+        ]
         env = {**environment(self.root), "SHELL": "/bin/sh", **self.extra_env}
         self._process = subprocess.Popen(
             command, cwd=self.root, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -88,7 +99,13 @@ class StageRun:
         if code:
             raise StageFailed(f"stage {self.stage} failed (dvc ended with {code}):\n" + "\n".join(self.lines[-20:]))
         text = "\n".join(self.lines)
-        return "restored" if "is cached - skipping run" in text else "up-to-date" if "didn't change, skipping" in text else "ran"
+        return (
+            "restored"
+            if "is cached - skipping run" in text
+            else "up-to-date"
+            if "didn't change, skipping" in text
+            else "ran"
+        )
 
     def stop(self, why: str) -> None:
         """Ends the child's whole group; returns when it is gone."""

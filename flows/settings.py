@@ -25,5 +25,8 @@ def environment(root: Path) -> dict[str, str]:
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "FOUNDRY_ROOT": str(root),
     }
-    defaults = {"PREFECT_HOME": str(root / ".foundry" / "prefect"), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
+    defaults = {
+        "PREFECT_HOME": str(root / ".foundry" / "prefect"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    }
     return {**defaults, **os.environ, **fixed}

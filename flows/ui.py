@@ -67,7 +67,9 @@ def free_port(port: int, option: str) -> int:
         try:
             s.bind((HOST, port))
         except OSError as e:
-            raise ConfigError(f"port {port} on {HOST} is in use ({e.strerror}): stop what listens there, or choose another with {option} N (0 = any free one)") from None
+            raise ConfigError(
+                f"port {port} on {HOST} is in use ({e.strerror}): stop what listens there, or choose another with {option} N (0 = any free one)"
+            ) from None
         return s.getsockname()[1]
 
 
@@ -105,12 +107,25 @@ def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000) -> Ui:
 def _spawn(ui: Ui, name: str, command: list[str], env: dict[str, str]) -> None:
     with open(ui.log(name), "wb") as log:
         ui.children[name] = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=ui.root, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            [sys.executable, "-m", *command],
+            cwd=ui.root,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
 
 def _prefect(ui: Ui, env: dict[str, str], *args: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "prefect", *args], cwd=ui.root, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", *args],
+        cwd=ui.root,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         raise FoundryError(f"prefect {' '.join(args)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
 
@@ -134,7 +149,9 @@ def tail(path: Path, lines: int = 15) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Start Prefect (server and worker) and MLflow on this machine; Ctrl-C stops them.")
+    parser = argparse.ArgumentParser(
+        description="Start Prefect (server and worker) and MLflow on this machine; Ctrl-C stops them."
+    )
     parser.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s; 0 = any free one")
     parser.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s; 0 = any free one")
     args = parser.parse_args()

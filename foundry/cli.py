@@ -53,7 +53,11 @@ def plan(args: argparse.Namespace) -> None:
     cfg = load_config(args.params)
     index = Path("data/shards/index.json")
     known = index.exists()
-    per_epoch = read_json(index, "data index")["splits"]["train"]["epoch_tokens"] if known else cfg.train.steps * cfg.train.tokens_per_step
+    per_epoch = (
+        read_json(index, "data index")["splits"]["train"]["epoch_tokens"]
+        if known
+        else cfg.train.steps * cfg.train.tokens_per_step
+    )
     made = make_plan(cfg.model, cfg.train, per_epoch)
     if args.json:
         print(json.dumps(made.to_dict()))
@@ -112,11 +116,15 @@ def info(args: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="foundry", description="From raw text to a registered language model. Run it in the project's folder.")
+    p = argparse.ArgumentParser(
+        prog="foundry", description="From raw text to a registered language model. Run it in the project's folder."
+    )
     p.add_argument("--version", action="version", version=__version__)
     commands = p.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, call: Callable[[argparse.Namespace], None], text: str, params: bool = False) -> argparse.ArgumentParser:
+    def add(
+        name: str, call: Callable[[argparse.Namespace], None], text: str, params: bool = False
+    ) -> argparse.ArgumentParser:
         s = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         s.set_defaults(call=call)
         if params:
@@ -140,7 +148,12 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument("--top-k", type=int, default=0, help="0 = off (default)")
     s.add_argument("--top-p", type=float, default=0.95, help="1 = off (default: %(default)s)")
     s.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
-    add("register", register, "register artifacts/export in MLflow; the same content never makes a second version", params=True)
+    add(
+        "register",
+        register,
+        "register artifacts/export in MLflow; the same content never makes a second version",
+        params=True,
+    )
     s = add("sync", sync, "deliver metrics that could not reach MLflow while training, and close dead runs")
     s.add_argument("--uri", default=None, help="deliver to this address instead of the one of each run")
     s = add("verify", verify, "check every file of an export against its recorded hash")

@@ -24,9 +24,17 @@ def work(cfg: Config, log: logging.Logger) -> None:
     report = evaluate(model, facts, test, cfg)
     if cfg.evaluate.baselines:
         log.info("compressing the same bytes with xz and PPMd")
-        text = {s: b"".join(row["text"].encode() + b"\n\n" for rows in read_clean(f"data/clean/{s}", ["text"]) for row in rows) for s in ("train", "test")}
+        text = {
+            s: b"".join(
+                row["text"].encode() + b"\n\n" for rows in read_clean(f"data/clean/{s}", ["text"]) for row in rows
+            )
+            for s in ("train", "test")
+        }
         report["baselines"] = baselines(text["train"], text["test"])
-    write_text("reports/samples.md", samples_page(samples(Generator(model, tokenizer, "cpu"), cfg.evaluate, cfg.seed), cfg.evaluate))
+    write_text(
+        "reports/samples.md",
+        samples_page(samples(Generator(model, tokenizer, "cpu"), cfg.evaluate, cfg.seed), cfg.evaluate),
+    )
     ppmd = report.get("baselines", {}).get("ppmd_order_8", {}).get("given_train")
     plot_curve(_rows("reports/train.csv"), _rows("reports/validation.csv"), ppmd, "reports/loss.png")
     write_json("reports/evaluate.json", report)

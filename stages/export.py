@@ -16,9 +16,13 @@ def work(cfg: Config, log: logging.Logger) -> None:
     model, facts = load_model("artifacts/model")
     report = read_json("reports/evaluate.json", "the evaluation; run `dvc repro evaluate`")
     sources = read_json("reports/clean.json", "the cleaning's report; run `dvc repro clean`")["sources"]
-    texts = [row["text"] for row in islice((row for rows in read_clean("data/clean/test", ["text"]) for row in rows), 64)]
+    texts = [
+        row["text"] for row in islice((row for rows in read_clean("data/clean/test", ["text"]) for row in rows), 64)
+    ]
     prompts = ["The ", *(t[:40] for t in texts[:3])]
-    parity = export("artifacts/export", model, facts, Tokenizer("artifacts/tokenizer"), report, sources, texts, prompts, cfg.export)
+    parity = export(
+        "artifacts/export", model, facts, Tokenizer("artifacts/tokenizer"), report, sources, texts, prompts, cfg.export
+    )
     proof = parity["proof"]
     log.info(
         "proved: %d tensors bit for bit, logits of %d tokens, ids of %d strings, %d greedy tokens; %d GGUF tensors",
@@ -38,7 +42,13 @@ def _register(cfg: Config, log: logging.Logger) -> None:
     except TrackingError as e:
         log.warning("%s", e)
         return
-    log.info("version %s of %s: %s; %s", done.version, done.name, "new" if done.created else "was registered before", done.reason)
+    log.info(
+        "version %s of %s: %s; %s",
+        done.version,
+        done.name,
+        "new" if done.created else "was registered before",
+        done.reason,
+    )
 
 
 def main() -> None:

@@ -15,7 +15,9 @@ def work(cfg: Config, log: logging.Logger) -> None:
         return (row["text"] for rows in read_clean(f"data/clean/{split}", ["text"]) for row in rows)
 
     total = sum(row["n_bytes"] for rows in read_clean("data/clean/train", ["n_bytes"]) for row in rows)
-    log.info("training %d pieces on %s bytes", cfg.tokenizer.vocab_size, f"{min(total, cfg.tokenizer.max_train_bytes):,}")
+    log.info(
+        "training %d pieces on %s bytes", cfg.tokenizer.vocab_size, f"{min(total, cfg.tokenizer.max_train_bytes):,}"
+    )
     with atomic_dir("artifacts/tokenizer") as tmp:
         used = train_tokenizer(texts("train"), total, cfg.tokenizer, tmp / "tokenizer.model")
         facts = {**tokenizer_facts(tmp, texts("val")), "training": used}

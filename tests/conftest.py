@@ -11,10 +11,47 @@ os.environ.setdefault("FOUNDRY_PROGRESS", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
-WORDS = (
-    "the a of salt water oven river king city music theory cell star stir boil add cut is was in and to with ancient small great first "
-    "cup onion pepper bread history war science language mountain island planet number"
-).split()
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "salt",
+    "water",
+    "oven",
+    "river",
+    "king",
+    "city",
+    "music",
+    "theory",
+    "cell",
+    "star",
+    "stir",
+    "boil",
+    "add",
+    "cut",
+    "is",
+    "was",
+    "in",
+    "and",
+    "to",
+    "with",
+    "ancient",
+    "small",
+    "great",
+    "first",
+    "cup",
+    "onion",
+    "pepper",
+    "bread",
+    "history",
+    "war",
+    "science",
+    "language",
+    "mountain",
+    "island",
+    "planet",
+    "number",
+]
 
 
 def make_text(rng: random.Random, sentences: int = 6) -> str:
@@ -26,7 +63,10 @@ def write_clean(folder, documents):
     for split, rows in documents.items():
         (folder / split).mkdir(parents=True)
         table = pa.Table.from_pylist(
-            [{"doc_id": f"{split}{i:013d}", "text": t, "source": s, "lang": "en", "n_bytes": len(t.encode())} for i, (t, s) in enumerate(rows)]
+            [
+                {"doc_id": f"{split}{i:013d}", "text": t, "source": s, "lang": "en", "n_bytes": len(t.encode())}
+                for i, (t, s) in enumerate(rows)
+            ]
         )
         pq.write_table(table, folder / split / "part-00000.parquet")
 
@@ -37,7 +77,9 @@ def clean(tmp_path_factory):
     rng = random.Random(0)
     folder = tmp_path_factory.mktemp("clean")
     sizes = {"train": 120, "val": 12, "test": 16}
-    write_clean(folder, {s: [(make_text(rng), "one" if i < n // 2 else "two") for i in range(n)] for s, n in sizes.items()})
+    write_clean(
+        folder, {s: [(make_text(rng), "one" if i < n // 2 else "two") for i in range(n)] for s, n in sizes.items()}
+    )
     return folder
 
 

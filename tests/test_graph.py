@@ -56,7 +56,11 @@ def closure(stage: str) -> list[str]:
 
 
 def outs(stage: str) -> list[str]:
-    return [o if isinstance(o, str) else next(iter(o)) for kind in ("outs", "metrics", "plots") for o in STAGES[stage].get(kind, [])]
+    return [
+        o if isinstance(o, str) else next(iter(o))
+        for kind in ("outs", "metrics", "plots")
+        for o in STAGES[stage].get(kind, [])
+    ]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -70,13 +74,19 @@ def test_code_dependencies_are_exactly_the_import_closure(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_parameters_are_exactly_the_sections_that_the_stage_reads(stage):
     tree = ast.parse((ROOT / f"stages/{stage}.py").read_text(encoding="utf-8"))
-    read = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "cfg"}
+    (work,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "work")
+    name = work.args.args[0].arg
+    read = {
+        n.attr
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == name
+    }
     read -= {"runtime"}  # execution keys are a dependency of nothing
     known = set(STAGES[stage].get("params", []))
     if stage == "train":  # the tracker's run name is no result
         read -= {"export"}
-    if stage == "evaluate":  # passes all of cfg on; foundry.evaluation reads these two
-        read |= {"seed"}
+    # These two pass the whole configuration on; the package reads what is named here, and `runtime`.
+    read |= {"evaluate": {"seed"}, "download": {"download"}}.get(stage, set())
     assert known == read
 
 
@@ -100,4 +110,6 @@ def test_each_stage_is_one_process_with_a_description_and_a_policy():
 def test_metrics_and_plots_are_kept_in_git():
     for node in STAGES.values():
         for kind in ("metrics", "plots"):
-            assert all(isinstance(entry, dict) and next(iter(entry.values()))["cache"] is False for entry in node.get(kind, []))
+            assert all(
+                isinstance(entry, dict) and next(iter(entry.values()))["cache"] is False for entry in node.get(kind, [])
+            )

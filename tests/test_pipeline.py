@@ -20,11 +20,20 @@ pytestmark = pytest.mark.slow
 def environment():
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "GLIBC_"))}
     path = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
-    return {**env, "PATH": path, "PYTHONPATH": "", "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "FOUNDRY_PROGRESS": "0"}
+    return {
+        **env,
+        "PATH": path,
+        "PYTHONPATH": "",
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "FOUNDRY_PROGRESS": "0",
+    }
 
 
 def run(folder, *command, ok=True):
-    done = subprocess.run([sys.executable, "-m", *command], cwd=folder, env=environment(), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=folder, env=environment(), capture_output=True, text=True, timeout=600
+    )
     text = done.stdout + done.stderr
     assert not ok or done.returncode == 0, text
     return done.returncode, text
@@ -37,7 +46,9 @@ def make_corpus(path):
     weights = [1 / (i + 5) for i in range(len(words))]
     with open(path, "w", encoding="utf-8") as f:
         for i in range(700):
-            sentences = (" ".join(rng.choices(words, weights, k=rng.randint(5, 14))).capitalize() + "." for _ in range(9))
+            sentences = (
+                " ".join(rng.choices(words, weights, k=rng.randint(5, 14))).capitalize() + "." for _ in range(9)
+            )
             f.write(json.dumps({"id": i, "title": f"Document {i}", "body": " ".join(sentences)}) + "\n")
             if i == 350:
                 f.write('{"id": 351, "title": "cut of\n')
@@ -45,7 +56,12 @@ def make_corpus(path):
 
 def make_clone(folder):
     """A fresh clone of the tracked files on the smoke profile with a corpus of its own."""
-    tracked = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True)
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
     for name in filter(None, tracked.stdout.decode().split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +70,13 @@ def make_clone(folder):
     make_corpus(folder / "corpus" / "words.jsonl")
     run(folder, "foundry.cli", "profile", "smoke")
     params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
-    source = {"name": "words", "url": "file:corpus/*.jsonl", "format": "jsonl", "text": "{title}\n\n{body}", "license": "CC0-1.0"}
+    source = {
+        "name": "words",
+        "url": "file:corpus/*.jsonl",
+        "format": "jsonl",
+        "text": "{title}\n\n{body}",
+        "license": "CC0-1.0",
+    }
     params["download"]["sources"] = [source]
     params["shard"]["repeats"] = {}
     params["runtime"]["checkpoint_interval"] = 5
@@ -91,7 +113,10 @@ def test_the_pipeline_runs_through_and_says_what_it_derived_and_wrote(project):
     assert 0 < bpb["low"] < bpb["value"] < bpb["high"] < 8
     assert report["baselines"]["ppmd_order_8"]["given_train"] > 0
     clean = json.loads((folder / "reports/clean.json").read_text())
-    assert clean["documents"]["in"] == clean["documents"]["kept"] + sum(clean["documents"]["dropped"].values()) and clean["records"]["bad"] == 1
+    assert (
+        clean["documents"]["in"] == clean["documents"]["kept"] + sum(clean["documents"]["dropped"].values())
+        and clean["records"]["bad"] == 1
+    )
     assert (folder / "reports/loss.png").read_bytes().startswith(b"\x89PNG")
     assert "greedy" in (folder / "reports/samples.md").read_text()
 
@@ -103,7 +128,11 @@ def test_another_clone_that_is_killed_while_it_trains_ends_with_the_same_lock(pr
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     deadline = time.time() + 300
-    while not list(folder.glob(".foundry/train/*/checkpoints/step-*/checkpoint.json")) and p.poll() is None and time.time() < deadline:
+    while (
+        not list(folder.glob(".foundry/train/*/checkpoints/step-*/checkpoint.json"))
+        and p.poll() is None
+        and time.time() < deadline
+    ):
         time.sleep(0.01)
     os.killpg(p.pid, signal.SIGKILL)
     p.communicate()
@@ -143,13 +172,18 @@ def test_the_model_is_registered_once_and_loads_back(project):
         "import mlflow, sys\nmlflow.set_tracking_uri(sys.argv[1])\nm = mlflow.pyfunc.load_model('models:/foundry-lm@champion')\n"
         "print(m.predict(['Document '], params={'max_tokens': 5, 'temperature': 0.0}))"
     )
-    elsewhere = subprocess.run([sys.executable, "-c", code, uri], cwd="/", env=environment(), capture_output=True, text=True)
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code, uri], cwd="/", env=environment(), capture_output=True, text=True
+    )
     assert elsewhere.returncode == 0 and elsewhere.stdout.strip().startswith("["), elsewhere.stderr
 
 
 def test_generate_continues_a_prompt_the_same_for_the_same_seed(project):
     folder, _ = project
-    texts = [run(folder, "foundry.cli", "generate", "Document 1", "--seed", "5", "--max-new-tokens", "12")[1] for _ in range(2)]
+    texts = [
+        run(folder, "foundry.cli", "generate", "Document 1", "--seed", "5", "--max-new-tokens", "12")[1]
+        for _ in range(2)
+    ]
     assert texts[0] == texts[1] and texts[0].startswith("Document 1") and len(texts[0]) > 15
     code, text = run(folder, "foundry.cli", "generate", "x", "--top-p", "1.5", ok=False)
     assert code == 1 and "top_p" in text and "Traceback" not in text
@@ -210,5 +244,10 @@ def test_an_unreachable_mlflow_delays_nothing_and_loses_nothing(copy):
     import mlflow
 
     client = mlflow.MlflowClient(uri)
-    runs = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id]) if r.data.params.get("seed") == "2"]
+    runs = [
+        r
+        for e in client.search_experiments()
+        for r in client.search_runs([e.experiment_id])
+        if r.data.params.get("seed") == "2"
+    ]
     assert len(runs) == 1 and len(client.get_metric_history(runs[0].info.run_id, "loss")) == 21

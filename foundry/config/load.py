@@ -22,7 +22,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise ConfigError(f"line {key.start_mark.line + 1}: the key {key.value!r} is given twice; delete one of the two")
+                raise ConfigError(
+                    f"line {key.start_mark.line + 1}: the key {key.value!r} is given twice; delete one of the two"
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -72,7 +74,9 @@ def parse_config(data: Any, origin: str = "params") -> Config:
         return Config.model_validate(data)
     except ValidationError as e:
         lines = [_tell(err, data) for err in e.errors()]
-        raise ConfigError(f"{origin} has {len(lines)} problem{'s'[: len(lines) > 1]}:\n" + "\n".join(f"  - {x}" for x in lines)) from None
+        raise ConfigError(
+            f"{origin} has {len(lines)} problem{'s'[: len(lines) > 1]}:\n" + "\n".join(f"  - {x}" for x in lines)
+        ) from None
 
 
 def _tell(error: dict, data: Any) -> str:
@@ -81,7 +85,9 @@ def _tell(error: dict, data: Any) -> str:
     if error["type"] == "extra_forbidden":
         names = list(_fields_at(loc[:-1]))
         near = difflib.get_close_matches(str(loc[-1]), names, n=1, cutoff=0.5)
-        return f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(sorted(names))}")
+        return f"{key}: unknown key" + (
+            f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(sorted(names))}"
+        )
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
         return f"{key}: missing; {_description(loc) or 'it is required'}"

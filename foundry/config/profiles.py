@@ -81,7 +81,11 @@ def stages_to_rerun(keys: list[str], dvc_yaml: str | Path = "dvc.yaml") -> list[
     stale: list[str] = []
     outs: set[str] = set()
     for name, stage in stages.items():  # dvc.yaml lists the stages in the order of the pipeline
-        made = {o if isinstance(o, str) else next(iter(o)) for kind in ("outs", "metrics", "plots") for o in stage.get(kind, [])}
+        made = {
+            o if isinstance(o, str) else next(iter(o))
+            for kind in ("outs", "metrics", "plots")
+            for o in stage.get(kind, [])
+        }
         if sections & set(stage.get("params", [])) or outs & set(stage.get("deps", [])):
             stale.append(name)
             outs |= made

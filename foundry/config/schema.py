@@ -71,19 +71,33 @@ class Clean(Section):
 
     fix_mojibake: bool = Field(True, description="repair wrongly decoded text with ftfy")
     strip_html: bool = Field(True, description="remove tags and decode entities that were left in the text")
-    invalid_utf8: Literal["repair", "reject"] = Field("repair", description="repair: decode as Windows-1252 or replace; reject: drop")
+    invalid_utf8: Literal["repair", "reject"] = Field(
+        "repair", description="repair: decode as Windows-1252 or replace; reject: drop"
+    )
     min_chars: int = Field(100, ge=1, description="shorter documents are dropped (too_short)")
     max_chars: int = Field(200_000, ge=1, description="longer documents are dropped (too_long)")
-    max_symbol_ratio: Fraction = Field(0.3, description="share of characters that are neither letters, digits, space nor punctuation")
-    max_dup_line_ratio: Fraction = Field(0.3, description="share of a document's lines that repeat an earlier line (Gopher)")
-    max_top_ngram_ratio: Fraction = Field(0.2, description="share of characters covered by the most frequent word 3-gram (Gopher)")
+    max_symbol_ratio: Fraction = Field(
+        0.3, description="share of characters that are neither letters, digits, space nor punctuation"
+    )
+    max_dup_line_ratio: Fraction = Field(
+        0.3, description="share of a document's lines that repeat an earlier line (Gopher)"
+    )
+    max_top_ngram_ratio: Fraction = Field(
+        0.2, description="share of characters covered by the most frequent word 3-gram (Gopher)"
+    )
     exact_dedup: bool = Field(True, description="drop documents whose normalised text was seen before")
     near_dedup: bool = Field(True, description="drop near duplicates found by MinHash LSH (14 bands of 8 rows)")
-    near_dup_threshold: Fraction = Field(0.7, description="Jaccard similarity of 5-word shingles (5-character ones for Chinese, Japanese, Thai)")
-    val_fraction: float = Field(0.02, gt=0.0, lt=0.5, description="share of documents, by hash, held out for validation")
+    near_dup_threshold: Fraction = Field(
+        0.7, description="Jaccard similarity of 5-word shingles (5-character ones for Chinese, Japanese, Thai)"
+    )
+    val_fraction: float = Field(
+        0.02, gt=0.0, lt=0.5, description="share of documents, by hash, held out for validation"
+    )
     test_fraction: float = Field(0.03, gt=0.0, lt=0.5, description="share of documents, by hash, held out for the test")
     max_rejected: Fraction = Field(0.5, description="the stage fails when a larger share of the documents is dropped")
-    max_bad_records: Fraction = Field(0.05, description="the stage fails when a larger share of a file's records cannot be read")
+    max_bad_records: Fraction = Field(
+        0.05, description="the stage fails when a larger share of a file's records cannot be read"
+    )
     max_documents: int = Field(0, ge=0, description="stop after this many documents of each source; 0 = all")
 
     @model_validator(mode="after")
@@ -94,8 +108,12 @@ class Clean(Section):
 
 
 class TokenizerParams(Section):
-    vocab_size: int = Field(4096, ge=300, le=2**20, description="SentencePiece BPE pieces, bytes and control symbols included")
-    max_train_bytes: int = Field(200_000_000, ge=10_000, description="text used for training, spread evenly over the documents")
+    vocab_size: int = Field(
+        4096, ge=300, le=2**20, description="SentencePiece BPE pieces, bytes and control symbols included"
+    )
+    max_train_bytes: int = Field(
+        200_000_000, ge=10_000, description="text used for training, spread evenly over the documents"
+    )
     character_coverage: float = Field(0.9995, gt=0.9, le=1.0, description="rarer characters are spelt in bytes")
 
 
@@ -128,7 +146,9 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
         if self.dim % self.n_heads:
-            raise ValueError(f"dim must be divisible by n_heads: {self.dim} % {self.n_heads} = {self.dim % self.n_heads}")
+            raise ValueError(
+                f"dim must be divisible by n_heads: {self.dim} % {self.n_heads} = {self.dim % self.n_heads}"
+            )
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_heads must be divisible by n_kv_heads: {self.n_heads} % {self.n_kv_heads} = {self.n_heads % self.n_kv_heads}"
@@ -178,12 +198,16 @@ class Evaluate(Section):
         default_factory=lambda: ["The ", "Chocolate Cake\n\nIngredients:\n"], description="fixed prompts of the samples"
     )
     max_new_tokens: int = Field(120, ge=1)
-    temperature: float = Field(0.8, ge=0.0, le=2.0, description="of the sampled continuations; a greedy one stands beside each")
+    temperature: float = Field(
+        0.8, ge=0.0, le=2.0, description="of the sampled continuations; a greedy one stands beside each"
+    )
 
 
 class Export(Section):
     model_name: Name = Field("foundry-lm", description="name of the registered model and of the exported files")
-    gguf_type: Literal["f32", "f16", "bf16", "q8_0"] = Field("f16", description="number format of the GGUF file's matrices")
+    gguf_type: Literal["f32", "f16", "bf16", "q8_0"] = Field(
+        "f16", description="number format of the GGUF file's matrices"
+    )
     parity_tolerance: float = Field(1e-4, gt=0, description="largest difference of logits that is accepted")
 
 
@@ -199,7 +223,9 @@ class Runtime(Section):
     )
     processes: int = Field(0, ge=0, description="training processes (DDP); 0: one for each GPU, else one")
     threads: int = Field(0, ge=0, description="CPU threads of a process; 0: all cores")
-    micro_batch_tokens: int = Field(0, ge=0, description="tokens of one forward pass on one process; 0: as many as is fast")
+    micro_batch_tokens: int = Field(
+        0, ge=0, description="tokens of one forward pass on one process; 0: as many as is fast"
+    )
     checkpoint_interval: int = Field(200, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
     workers: int = Field(4, ge=1, description="parallel downloads")
@@ -242,7 +268,9 @@ class Config(Section):
         problems = []
         names = {s.name for s in self.download.sources}
         if unknown := sorted(set(self.shard.repeats) - names):
-            problems.append(f"shard.repeats names no source: {', '.join(unknown)}; sources are {', '.join(sorted(names))}")
+            problems.append(
+                f"shard.repeats names no source: {', '.join(unknown)}; sources are {', '.join(sorted(names))}"
+            )
         if self.train.tokens_per_step % self.model.max_seq_len:
             n = max(1, round(self.train.tokens_per_step / self.model.max_seq_len))
             problems.append(

@@ -36,15 +36,28 @@ class DataLoader:
     """
 
     def __init__(
-        self, data: str | Path | Shards, batch_size: int, seq_len: int, seed: int = 1, *, split: str = "train", rank: int = 0, world_size: int = 1
+        self,
+        data: str | Path | Shards,
+        batch_size: int,
+        seq_len: int,
+        seed: int = 1,
+        *,
+        split: str = "train",
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
-            raise ValueError(f"batch_size ({batch_size}) must be a positive multiple of world_size ({world_size}), rank {rank} below it")
+            raise ValueError(
+                f"batch_size ({batch_size}) must be a positive multiple of world_size ({world_size}), rank {rank} below it"
+            )
         self.shards = data if isinstance(data, Shards) else Shards(data, split)
         self.batch_size, self.seq_len, self.seed = batch_size, seq_len, seed
         self.rows = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self._segments = [
-            tokens for tokens, info in zip(self.shards.tokens, self.shards.infos, strict=True) for _ in range(info["repeat"]) if len(tokens)
+            tokens
+            for tokens, info in zip(self.shards.tokens, self.shards.infos, strict=True)
+            for _ in range(info["repeat"])
+            if len(tokens)
         ]
         self._starts = np.cumsum([0, *(len(s) for s in self._segments)])
         self.tokens_per_epoch = int(self._starts[-1])

@@ -42,7 +42,11 @@ def read_clean(folder: str | Path, columns: list[str], rows: int = 512) -> Itera
 
 
 def write_shards(
-    clean: str | Path, tokenizer: Tokenizer, params: Shard, out: str | Path, advance: Callable[[int], object] = lambda n: None
+    clean: str | Path,
+    tokenizer: Tokenizer,
+    params: Shard,
+    out: str | Path,
+    advance: Callable[[int], object] = lambda n: None,
 ) -> dict[str, Any]:
     """Tokenizes the clean splits into `out` and returns the index.
 
@@ -59,7 +63,9 @@ def write_shards(
             folder.mkdir()
             shards = [
                 _write_shard(folder / f"shard-{i:05d}.arrow", source, documents, dtype)
-                for i, (source, documents) in enumerate(_groups(Path(clean) / split, tokenizer, params.tokens_per_shard, advance))
+                for i, (source, documents) in enumerate(
+                    _groups(Path(clean) / split, tokenizer, params.tokens_per_shard, advance)
+                )
             ]
             for s in shards:
                 s["repeat"] = params.repeats.get(s["source"], 1) if split == "train" else 1
@@ -129,7 +135,9 @@ class Shards:
         folder = Path(folder)
         self.index = read_json(folder / "index.json", "the index of the token shards; run `dvc repro shard`", DataError)
         if self.index.get("format") != FORMAT:
-            raise DataError(f"{folder / 'index.json'} has format {self.index.get('format')!r}; this version reads {FORMAT}: run `dvc repro shard`")
+            raise DataError(
+                f"{folder / 'index.json'} has format {self.index.get('format')!r}; this version reads {FORMAT}: run `dvc repro shard`"
+            )
         self.index_sha256 = sha256_json(self.index)
         self.split = split
         self.infos: list[dict[str, Any]] = self.index["splits"][split]["shards"]

@@ -47,5 +47,6 @@ def baselines(train: bytes, test: bytes) -> dict[str, dict[str, float]]:
         sizes = {"xz": (xz[2].result(), xz[0].result() - xz[1].result())}
         sizes |= {f"ppmd_order_{order}": future.result() for order, future in ppmd.items()}
     return {
-        name: {"alone": round(8 * alone / len(test), 4), "given_train": round(8 * given / len(test), 4)} for name, (alone, given) in sizes.items()
+        name: {"alone": round(8 * alone / len(test), 4), "given_train": round(8 * given / len(test), 4)}
+        for name, (alone, given) in sizes.items()
     }

@@ -38,7 +38,9 @@ def score_split(model: MiniLLM, shards: Shards, stride: int, precision: torch.dt
     T = model.cfg.max_seq_len
     items = windows([d[0] for d in documents], T, stride)
     nats, tokens = score_documents(model, batches(items, max(1, BATCH_TOKENS // T)), len(documents), precision)
-    return Scores(nats, tokens, np.fromiter((d[1] for d in documents), np.int64, len(documents)), [d[2] for d in documents])
+    return Scores(
+        nats, tokens, np.fromiter((d[1] for d in documents), np.int64, len(documents)), [d[2] for d in documents]
+    )
 
 
 def bits_per_byte(nats: np.ndarray, n_bytes: np.ndarray) -> float:

@@ -23,7 +23,12 @@ def samples(generator: Generator, params: Evaluate, seed: int) -> list[dict[str,
 
 def samples_page(rows: list[dict[str, str]], params: Evaluate) -> str:
     """The samples as Markdown; the prompt is bold-free code, so that nothing in a text is taken for markup."""
-    lines = ["# Samples", "", f"Fixed prompts; greedy, and sampled with temperature {params.temperature} and top_p 0.95.", ""]
+    lines = [
+        "# Samples",
+        "",
+        f"Fixed prompts; greedy, and sampled with temperature {params.temperature} and top_p 0.95.",
+        "",
+    ]
     for row in rows:
         lines += [f"## `{row['prompt'].strip() or ' '}`".replace("\n", " "), ""]
         for kind in ("greedy", "sampled"):

@@ -66,7 +66,9 @@ def apply_rotary_emb(q: Tensor, k: Tensor, freqs_cis: Tensor) -> tuple[Tensor, T
         ValueError: if the table's shape does not fit.
     """
     if freqs_cis.shape != (q.shape[1], q.shape[-1] // 2):
-        raise ValueError(f"freqs_cis must have shape (T, D // 2) = {(q.shape[1], q.shape[-1] // 2)}, got {tuple(freqs_cis.shape)}")
+        raise ValueError(
+            f"freqs_cis must have shape (T, D // 2) = {(q.shape[1], q.shape[-1] // 2)}, got {tuple(freqs_cis.shape)}"
+        )
     cos, sin = torch.view_as_real(freqs_cis).unbind(-1)
     cos, sin = cos[None, :, None, :], sin[None, :, None, :]
     return _rotate(q, cos, sin), _rotate(k, cos, sin)

@@ -21,9 +21,13 @@ def save_model(folder: str | Path, model: MiniLLM, facts: dict[str, Any]) -> Non
     """Writes the folder whole or not at all; `facts` (JSON values) join the architecture in `config.json`."""
     with atomic_dir(folder) as tmp:
         weights = tmp / "model.safetensors"
-        save_file({k: v.detach().float().cpu().contiguous() for k, v in model.state_dict().items()}, weights, {"format": "pt"})
+        save_file(
+            {k: v.detach().float().cpu().contiguous() for k, v in model.state_dict().items()}, weights, {"format": "pt"}
+        )
         os.chmod(weights, 0o644)  # save_file makes 0600
-        write_json(tmp / "config.json", {"model": model.cfg.model_dump(), **facts, "weights_sha256": sha256_file(weights)})
+        write_json(
+            tmp / "config.json", {"model": model.cfg.model_dump(), **facts, "weights_sha256": sha256_file(weights)}
+        )
 
 
 def load_model(folder: str | Path) -> tuple[MiniLLM, dict[str, Any]]:

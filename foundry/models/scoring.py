@@ -12,7 +12,10 @@ from foundry.models.transformer import IGNORE, MiniLLM
 
 @torch.inference_mode()
 def score_documents(
-    model: MiniLLM, batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], documents: int, precision: torch.dtype = torch.float32
+    model: MiniLLM,
+    batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    documents: int,
+    precision: torch.dtype = torch.float32,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums the cross-entropy of every scored token.
 

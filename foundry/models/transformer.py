@@ -82,7 +82,13 @@ class MiniLLM(nn.Module):
         if self.output is not None:
             nn.init.normal_(self.output.weight, std=0.02)
         for block in self.layers:
-            for linear in (block.attention.wq, block.attention.wk, block.attention.wv, block.ffn.w_gate, block.ffn.w_up):
+            for linear in (
+                block.attention.wq,
+                block.attention.wk,
+                block.attention.wv,
+                block.ffn.w_gate,
+                block.ffn.w_up,
+            ):
                 nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
             for linear in (block.attention.wo, block.ffn.w_down):
                 nn.init.zeros_(linear.weight)
@@ -113,7 +119,9 @@ class MiniLLM(nn.Module):
             raise ValueError(f"tokens must have shape (B, T), got {tuple(tokens.shape)}")
         start = 0 if cache is None else cache.length
         if start + tokens.shape[1] > self.cfg.max_seq_len:
-            raise ValueError(f"{start + tokens.shape[1]} tokens are more than the context of {self.cfg.max_seq_len} (model.max_seq_len)")
+            raise ValueError(
+                f"{start + tokens.shape[1]} tokens are more than the context of {self.cfg.max_seq_len} (model.max_seq_len)"
+            )
         freqs_cis = self.freqs_cis[start : start + tokens.shape[1]]
         x_BTC = self.tok_embeddings(tokens)
         for i, block in enumerate(self.layers):
@@ -121,7 +129,9 @@ class MiniLLM(nn.Module):
         logits_BTV = F.linear(self.norm(x_BTC), self.head_weight)
         if targets is None:
             return logits_BTV, None
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction=reduction)
+        loss = F.cross_entropy(
+            logits_BTV.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction=reduction
+        )
         return logits_BTV, loss.view_as(targets) if reduction == "none" else loss
 
     def get_num_params(self, non_embedding: bool = True) -> int:

@@ -21,7 +21,9 @@ def tokenizer_facts(path: str | Path, held_out: Iterable[str]) -> dict[str, Any]
     for text in held_out:
         ids = tokenizer.encode(text)
         if tokenizer.decode(ids) != text:
-            raise DataError(f"a document changes when it is encoded and decoded: {text[:80]!r}; clean removes U+2581, the only known cause")
+            raise DataError(
+                f"a document changes when it is encoded and decoded: {text[:80]!r}; clean removes U+2581, the only known cause"
+            )
         documents += 1
         n_bytes += len(text.encode())
         n_tokens += len(ids)

@@ -43,7 +43,9 @@ class Tokenizer:
             raise DataError(f"{self.path} is not a SentencePiece model ({e}): restore it or train it again") from None
         ids = (self._sp.unk_id(), self._sp.bos_id(), self._sp.eos_id())
         if ids != (UNK_ID, BOS_ID, EOS_ID):
-            raise DataError(f"{self.path} has unknown, begin, end = {ids}; this project needs {(UNK_ID, BOS_ID, EOS_ID)}")
+            raise DataError(
+                f"{self.path} has unknown, begin, end = {ids}; this project needs {(UNK_ID, BOS_ID, EOS_ID)}"
+            )
         self.sha256 = sha256_file(self.path)
 
     @property
@@ -67,7 +69,9 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as e:
-            raise ValueError(f"text is not valid Unicode: lone surrogate {text[e.start]!r} at position {e.start}") from None
+            raise ValueError(
+                f"text is not valid Unicode: lone surrogate {text[e.start]!r} at position {e.start}"
+            ) from None
         return [BOS_ID] * bos + self._sp.encode(text) + [EOS_ID] * eos
 
     def encode_batch(self, texts: list[str], threads: int = 1) -> list[list[int]]:

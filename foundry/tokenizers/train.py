@@ -40,7 +40,9 @@ def cut_lines(text: str) -> Iterator[str]:
         yield data.decode()
 
 
-def train_tokenizer(texts: Iterable[str], total_bytes: int, params: TokenizerParams, path: str | Path) -> dict[str, Any]:
+def train_tokenizer(
+    texts: Iterable[str], total_bytes: int, params: TokenizerParams, path: str | Path
+) -> dict[str, Any]:
     """Trains a SentencePiece model and writes it to `path`.
 
     Args:

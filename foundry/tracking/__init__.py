@@ -6,4 +6,13 @@ from foundry.tracking.run import DatasetRef, Tracker
 from foundry.tracking.settings import tracking_uri
 from foundry.tracking.sync import sync
 
-__all__ = ["DatasetRef", "Registration", "Tracker", "lineage_tags", "load_registered", "register", "sync", "tracking_uri"]
+__all__ = [
+    "DatasetRef",
+    "Registration",
+    "Tracker",
+    "lineage_tags",
+    "load_registered",
+    "register",
+    "sync",
+    "tracking_uri",
+]

@@ -19,7 +19,10 @@ def lineage_tags(root: str | Path = ".") -> dict[str, str]:
     lock = root / "dvc.lock"
     if lock.exists():
         tags["dvc.lock.md5"] = hashlib.md5(lock.read_bytes(), usedforsecurity=False).hexdigest()
-    for tag, names in (("dvc.exp_name", ("DVC_EXP_NAME",)), ("prefect.flow_run_id", ("FOUNDRY_FLOW_RUN_ID", "PREFECT__FLOW_RUN_ID"))):
+    for tag, names in (
+        ("dvc.exp_name", ("DVC_EXP_NAME",)),
+        ("prefect.flow_run_id", ("FOUNDRY_FLOW_RUN_ID", "PREFECT__FLOW_RUN_ID")),
+    ):
         if value := next((os.environ[n] for n in names if os.environ.get(n)), None):
             tags[tag] = value
     return tags

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CONTENT, TEST, SCORE, PRINT = "foundry.content_sha256", "foundry.test_sha256", "foundry.test_bits_per_byte", "foundry.fingerprint"
+CONTENT, TEST, SCORE, PRINT = (
+    "foundry.content_sha256",
+    "foundry.test_sha256",
+    "foundry.test_bits_per_byte",
+    "foundry.fingerprint",
+)
 REQUIREMENTS = ("torch", "sentencepiece", "safetensors", "numpy", "pydantic", "pyyaml", "gguf")
 
 
@@ -53,11 +58,27 @@ def register(
             client = connect(uri)
             content = sha256_tree(export_dir)
             found = _version_of(client, name, content)
-            version = found or _log(client, export_dir, uri, experiment, name, fingerprint, content, model_code, code_paths, metrics, artifacts, bits_per_byte, test_sha256)
+            version = found or _log(
+                client,
+                export_dir,
+                uri,
+                experiment,
+                name,
+                fingerprint,
+                content,
+                model_code,
+                code_paths,
+                metrics,
+                artifacts,
+                bits_per_byte,
+                test_sha256,
+            )
             champion, reason = _aliases(client, name, version, bits_per_byte, test_sha256)
     except Exception as e:  # MLflow raises its own, SQLAlchemy's and every network error
         line = (str(e).splitlines() or [type(e).__name__])[0][:300]
-        raise TrackingError(f"could not register in MLflow at {uri}: {line}. The export is whole; run `foundry register` when MLflow is back") from e
+        raise TrackingError(
+            f"could not register in MLflow at {uri}: {line}. The export is whole; run `foundry register` when MLflow is back"
+        ) from e
     return Registration(name, version.version, found is None, champion, reason)
 
 
@@ -109,7 +130,9 @@ def _log(
             name=name, python_model=str(model_code), code_paths=[str(p) for p in code_paths], artifacts={"export": str(export_dir)}, signature=signature,
             pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in REQUIREMENTS] + [f"mlflow=={installed('mlflow')}"],
         )  # fmt: skip
-    client.set_terminated(run_id, status if status in ("FINISHED", "FAILED", "KILLED") else "FINISHED")  # start_run reopened it
+    client.set_terminated(
+        run_id, status if status in ("FINISHED", "FAILED", "KILLED") else "FINISHED"
+    )  # start_run reopened it
     try:
         client.create_registered_model(name)
     except MlflowException as e:
@@ -129,7 +152,9 @@ def _run_of(client: MlflowClient, uri: str, experiment: str, fingerprint: str) -
     return client.create_run(where, run_name=f"restored-{fingerprint[:8]}", tags=tags).info.run_id
 
 
-def _aliases(client: MlflowClient, name: str, version: ModelVersion, bits_per_byte: float, test_sha256: str) -> tuple[bool, str]:
+def _aliases(
+    client: MlflowClient, name: str, version: ModelVersion, bits_per_byte: float, test_sha256: str
+) -> tuple[bool, str]:
     """Sets `challenger`, and `champion` when it is due: (is champion, why)."""
     client.set_registered_model_alias(name, "challenger", version.version)
     champion = client.get_registered_model(name).aliases.get("champion")
@@ -140,8 +165,17 @@ def _aliases(client: MlflowClient, name: str, version: ModelVersion, bits_per_by
         return True, "it is the champion"
     old = client.get_model_version(name, champion).tags
     if old.get(TEST) != test_sha256:
-        return False, f"the champion (version {champion}) was tested on other text: compare them and set the alias by hand"
+        return (
+            False,
+            f"the champion (version {champion}) was tested on other text: compare them and set the alias by hand",
+        )
     if bits_per_byte < float(old[SCORE]):
         client.set_registered_model_alias(name, "champion", version.version)
-        return True, f"{bits_per_byte:.4f} bits per byte, better than {float(old[SCORE]):.4f} of version {champion}: the new champion"
-    return False, f"{bits_per_byte:.4f} bits per byte, not better than {float(old[SCORE]):.4f} of the champion (version {champion})"
+        return (
+            True,
+            f"{bits_per_byte:.4f} bits per byte, better than {float(old[SCORE]):.4f} of version {champion}: the new champion",
+        )
+    return (
+        False,
+        f"{bits_per_byte:.4f} bits per byte, not better than {float(old[SCORE]):.4f} of the champion (version {champion})",
+    )

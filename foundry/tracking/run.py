@@ -10,7 +10,7 @@ import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from foundry.tracking.lineage import lineage_tags
 from foundry.tracking.settings import connect, experiment_id
@@ -80,7 +80,8 @@ class Delivery:
             run_id,
             datasets=[
                 DatasetInput(
-                    Dataset(name=d["name"], digest=d["digest"], source_type="dvc", source=_source(d)), [InputTag("mlflow.data.context", d["context"])]
+                    Dataset(name=d["name"], digest=d["digest"], source_type="dvc", source=_source(d)),
+                    [InputTag("mlflow.data.context", d["context"])],
                 )
                 for d in self.spec.datasets
             ],
@@ -125,7 +126,15 @@ class Tracker:
         tags: dict[str, str] | None = None, datasets: list[DatasetRef] | None = None, enabled: bool = True,
     ) -> None:  # fmt: skip
         self.folder, self.enabled = state, enabled
-        self.spec = RunSpec(uri, experiment, run_name, fingerprint, params or {}, {**lineage_tags(), **(tags or {})}, [asdict(d) for d in datasets or []])
+        self.spec = RunSpec(
+            uri,
+            experiment,
+            run_name,
+            fingerprint,
+            params or {},
+            {**lineage_tags(), **(tags or {})},
+            [asdict(d) for d in datasets or []],
+        )
         self._stop = threading.Event()
         self._error: Exception | None = None
 
@@ -153,15 +162,21 @@ class Tracker:
                     started = True
                 self._delivery.deliver()
                 pause, self._error = PERIOD, None
-            except Exception as e:  # whatever MLflow or the network raises must not reach the training; it is told at the end
+            except (
+                Exception
+            ) as e:  # whatever MLflow or the network raises must not reach the training; it is told at the end
                 pause, self._error = min(max(2 * pause, PERIOD), LONGEST_PAUSE), e
             if last:
                 return
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not self.enabled:
             return
-        killed = isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128)
+        killed = isinstance(error, KeyboardInterrupt) or (
+            isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128
+        )
         status = "FINISHED" if error is None else "KILLED" if killed else "FAILED"
         write_text(self.folder / "status", status)
         self._stop.set()

@@ -39,9 +39,14 @@ def sync(state: Path, uri: str | None = None) -> int:
             problems.append(f"run {spec.fingerprint} to {delivery.spec.uri}: {str(e).splitlines()[0][:200]}")
             continue
         total += n
-        log.info("run %s: %d points delivered to %s, %s", spec.fingerprint, n, delivery.spec.uri, status or "still running")
+        log.info(
+            "run %s: %d points delivered to %s, %s", spec.fingerprint, n, delivery.spec.uri, status or "still running"
+        )
     if problems:
-        raise TrackingError("not everything was delivered; nothing is lost, run `foundry sync` again later:\n  - " + "\n  - ".join(problems))
+        raise TrackingError(
+            "not everything was delivered; nothing is lost, run `foundry sync` again later:\n  - "
+            + "\n  - ".join(problems)
+        )
     return total
 
 

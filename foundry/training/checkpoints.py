@@ -50,7 +50,9 @@ class Checkpoints:
                 get_logger().warning("checkpoint of step %d passed over: %s", step, e)
                 damaged.append(str(e))
         if damaged:
-            raise CheckpointError("every checkpoint is damaged:\n  - " + "\n  - ".join(damaged) + f"\nDelete {self.folder} to start anew")
+            raise CheckpointError(
+                "every checkpoint is damaged:\n  - " + "\n  - ".join(damaged) + f"\nDelete {self.folder} to start anew"
+            )
         return None
 
     def _path(self, step: int) -> Path:

@@ -12,7 +12,9 @@ from foundry.config import CheckpointError, ModelConfig, TrainConfig
 from foundry.utils.files import sha256_json
 
 
-def identity(model: ModelConfig, train: TrainConfig, seed: int, index_sha256: str, tokenizer_sha256: str) -> dict[str, Any]:
+def identity(
+    model: ModelConfig, train: TrainConfig, seed: int, index_sha256: str, tokenizer_sha256: str
+) -> dict[str, Any]:
     """Everything that makes a run this run and no other, as flat JSON values."""
     return {
         **{f"model.{k}": v for k, v in model.model_dump(mode="json").items()},

@@ -41,7 +41,9 @@ class Muon(torch.optim.Optimizer):
     orthogonalized together.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -77,7 +79,9 @@ class Optimizers:
         norms = {n: p for n, p in model.named_parameters() if p.ndim == 1}
         tables = {n: p for n, p in model.named_parameters() if n in ("tok_embeddings.weight", "output.weight")}
         if left := sorted(set(self.names.values()) - set(inner) - set(norms) - set(tables)):
-            raise ValueError(f"no optimizer group takes the parameters {', '.join(left)}: add a rule in foundry/training/optimizer.py")
+            raise ValueError(
+                f"no optimizer group takes the parameters {', '.join(left)}: add a rule in foundry/training/optimizer.py"
+            )
         plain = [*tables.values(), *norms.values()]
         adamw_groups = [{"params": plain, "weight_decay": 0.0}]
         self._all: list[torch.optim.Optimizer] = []
@@ -106,7 +110,9 @@ class Optimizers:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the optimizers' state, named `<parameter>/<key>`."""
-        return {f"{self.names[id(p)]}/{k}": v for o in self._all for p, state in o.state.items() for k, v in state.items()}
+        return {
+            f"{self.names[id(p)]}/{k}": v for o in self._all for p, state in o.state.items() for k, v in state.items()
+        }
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Puts back what `tensors` gave.

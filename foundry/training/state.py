@@ -29,7 +29,9 @@ class TrainState:
         seconds: wall-clock time spent in the loop, over all resumes.
     """
 
-    def __init__(self, model: MiniLLM, optimizers: Optimizers, scaler: torch.amp.GradScaler, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, model: MiniLLM, optimizers: Optimizers, scaler: torch.amp.GradScaler, identity: dict[str, Any]
+    ) -> None:
         self.model, self.optimizers, self.scaler, self.identity = model, optimizers, scaler, identity
         self.step = 0
         self.curve: list[dict[str, float]] = []

@@ -87,7 +87,12 @@ class Trainer:
                 f"the shards have a vocabulary of {shards.index['vocab_size']}, the model one of {model.vocab_size}: run `dvc repro shard`"
             )
         self.loader = DataLoader(
-            shards, train.tokens_per_step // model.max_seq_len, model.max_seq_len, seed, rank=self.world.rank, world_size=self.world.size
+            shards,
+            train.tokens_per_step // model.max_seq_len,
+            model.max_seq_len,
+            seed,
+            rank=self.world.rank,
+            world_size=self.world.size,
         )
         self.validation = first_documents(Shards(data, "val"), train.eval_tokens)
         self.identity = identity(model, train, seed, shards.index_sha256, shards.index["tokenizer_sha256"])
@@ -143,7 +148,9 @@ class Trainer:
             if stopping and not last:
                 if bar:
                     bar.close()
-                get_logger().warning("stopped by a signal at step %d of %d; the same command goes on from there", state.step, cfg.steps)
+                get_logger().warning(
+                    "stopped by a signal at step %d of %d; the same command goes on from there", state.step, cfg.steps
+                )
                 raise Stopped(stop.signal or 15)
         if bar:
             bar.close()
@@ -171,17 +178,28 @@ class Trainer:
         for optimizer in state.optimizers:
             state.scaler.unscale_(optimizer)
         limit = self.config.grad_clip or math.inf
-        norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit, error_if_nonfinite=not state.scaler.is_enabled())
+        norm = nn.utils.clip_grad_norm_(
+            state.model.parameters(), limit, error_if_nonfinite=not state.scaler.is_enabled()
+        )
         for optimizer in state.optimizers:
             state.scaler.step(optimizer)
         state.scaler.update()
         return mean, norm.item(), factor
 
     def _log(self, state: TrainState, numbers: dict[str, float], tokens_per_second: float) -> None:
-        state.curve.append({"step": state.step, "tokens": state.step * self.config.tokens_per_step, **{k: float(f"{v:.6g}") for k, v in numbers.items()}})
+        state.curve.append(
+            {
+                "step": state.step,
+                "tokens": state.step * self.config.tokens_per_step,
+                **{k: float(f"{v:.6g}") for k, v in numbers.items()},
+            }
+        )
         if self.world.main:
             flops = tokens_per_second * train_flops_per_token(self.model_config)
-            self.on_metrics(state.step, {**numbers, "tokens_per_second": tokens_per_second, "gflops": flops / 1e9, "seconds": state.seconds})
+            self.on_metrics(
+                state.step,
+                {**numbers, "tokens_per_second": tokens_per_second, "gflops": flops / 1e9, "seconds": state.seconds},
+            )
 
     def _validate(self, state: TrainState) -> None:
         """Bits per byte of fixed validation documents; draws no random number and changes no weight."""
@@ -196,7 +214,12 @@ class Trainer:
         state.validations.append({"step": state.step, "tokens": state.step * self.config.tokens_per_step, **row})
         state.best = min(row["val_bits_per_byte"], state.best if state.best is not None else math.inf)
         self.on_metrics(state.step, row)
-        get_logger().info("step %d: validation %.4f bits per byte, %.4f nats per token", state.step, row["val_bits_per_byte"], row["val_loss"])
+        get_logger().info(
+            "step %d: validation %.4f bits per byte, %.4f nats per token",
+            state.step,
+            row["val_bits_per_byte"],
+            row["val_loss"],
+        )
 
     def _save(self, state: TrainState) -> None:
         if self.world.main:
@@ -237,7 +260,10 @@ class Trainer:
         path = self.folder / "environment.json"
         if path.exists() and (old := read_json(path, "environment of a run")) != now:
             changed = ", ".join(f"{k} {old.get(k)} → {now[k]}" for k in now if old.get(k) != now[k])
-            get_logger().warning("the run was begun with other execution settings (%s): it goes on, but not to the same last bits", changed)
+            get_logger().warning(
+                "the run was begun with other execution settings (%s): it goes on, but not to the same last bits",
+                changed,
+            )
         else:
             write_json(path, now)
 

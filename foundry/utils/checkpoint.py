@@ -54,7 +54,9 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> tuple[dict[str, to
     from safetensors.torch import load
 
     path = Path(path)
-    marker = read_json(path / "checkpoint.json", "the marker of a checkpoint; the folder is not a whole checkpoint", CheckpointError)
+    marker = read_json(
+        path / "checkpoint.json", "the marker of a checkpoint; the folder is not a whole checkpoint", CheckpointError
+    )
     if marker.get("format") != FORMAT:
         raise CheckpointError(f"{path} has checkpoint format {marker.get('format')!r}; this version reads {FORMAT}")
     for name in _FILES:

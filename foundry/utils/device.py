@@ -36,12 +36,25 @@ def get_device_info(device: torch.device | str = "auto") -> dict[str, str | int 
     import torch
 
     device = get_device(device) if isinstance(device, str) else device
-    info: dict[str, str | int | bool] = {"device": device.type, "torch": torch.__version__, "bfloat16": native_bfloat16(device)}
+    info: dict[str, str | int | bool] = {
+        "device": device.type,
+        "torch": torch.__version__,
+        "bfloat16": native_bfloat16(device),
+    }
     if device.type == "cuda":
         p = torch.cuda.get_device_properties(device)
-        info |= {"name": p.name, "memory_bytes": p.total_memory, "count": torch.cuda.device_count(), "capability": f"{p.major}.{p.minor}"}
+        info |= {
+            "name": p.name,
+            "memory_bytes": p.total_memory,
+            "count": torch.cuda.device_count(),
+            "capability": f"{p.major}.{p.minor}",
+        }
     else:
-        info |= {"name": platform.processor() or platform.machine(), "cores": cpu_cores(), "isa": torch.backends.cpu.get_cpu_capability()}
+        info |= {
+            "name": platform.processor() or platform.machine(),
+            "cores": cpu_cores(),
+            "isa": torch.backends.cpu.get_cpu_capability(),
+        }
     return info
 
 

@@ -67,7 +67,15 @@ def launch(runtime: Runtime, module: str) -> None:
 
         n = torch.cuda.device_count() if get_device(runtime.device).type == "cuda" else 1
     if n > 1:
-        args = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", "--module", module]
+        args = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={n}",
+            "--module",
+            module,
+        ]
         os.execv(sys.executable, args)
 
 

@@ -120,7 +120,9 @@ def sha256_file(path: str | Path) -> str:
 
 def sha256_json(value: Any) -> str:
     """Hash of a JSON value in its canonical form (sorted keys, no spaces)."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 def sha256_tree(folder: str | Path) -> str:

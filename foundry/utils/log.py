@@ -17,7 +17,7 @@ class _Handler(logging.StreamHandler):
             self.stream.write(self.format(record) + "\n")
             self.stream.flush()
         except (BrokenPipeError, ValueError):
-            self.stream = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
+            self.stream = open(os.devnull, "w")
 
 
 def setup_logging(prefix: str = "", level: int = logging.INFO) -> logging.Logger:
@@ -43,6 +43,10 @@ def progress(**kwargs):
     terminal = sys.stderr.isatty()
     disable = os.environ.get("FOUNDRY_PROGRESS") == "0"
     return tqdm(
-        mininterval=0.2 if terminal else 15, ascii=None if terminal else True, ncols=None if terminal else 100,
-        dynamic_ncols=terminal, disable=disable, **kwargs,
+        mininterval=0.2 if terminal else 15,
+        ascii=None if terminal else True,
+        ncols=None if terminal else 100,
+        dynamic_ncols=terminal,
+        disable=disable,
+        **kwargs,
     )

@@ -74,7 +74,9 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         except BlockingIOError:
             f.seek(0)
             pid = f.read().strip() or "unknown"
-            raise CheckpointError(f"{what} is already running (pid {pid}, lock {path}); wait for it or stop that process") from None
+            raise CheckpointError(
+                f"{what} is already running (pid {pid}, lock {path}); wait for it or stop that process"
+            ) from None
         f.seek(0)
         f.truncate()
         f.write(str(os.getpid()))

@@ -87,7 +87,11 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path, params):
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("seed: 1\nseed: 2\n", "line 2.*'seed' is given twice"), ("seed: [1\n", "line 2.*not valid YAML"), ("- 1\n", "expected sections")],
+    [
+        ("seed: 1\nseed: 2\n", "line 2.*'seed' is given twice"),
+        ("seed: [1\n", "line 2.*not valid YAML"),
+        ("- 1\n", "expected sections"),
+    ],
 )
 def test_a_file_that_is_no_parameter_file_is_refused(tmp_path, text, told):
     (tmp_path / "p.yaml").write_text(text)

@@ -20,7 +20,9 @@ def scored(documents, seq_len, stride, rows=3):
 @pytest.mark.parametrize(("seq_len", "stride"), [(8, 8), (8, 4), (8, 1), (8, 5), (1, 1), (100, 50)])
 def test_each_token_is_scored_once(seq_len, stride):
     # Tokens are unique numbers, so that a token scored twice or never shows.
-    documents = [np.array([1, *range(10 + 100 * d, 10 + 100 * d + n), 2], np.uint16) for d, n in enumerate((0, 1, 7, 8, 9, 40))]
+    documents = [
+        np.array([1, *range(10 + 100 * d, 10 + 100 * d + n), 2], np.uint16) for d, n in enumerate((0, 1, 7, 8, 9, 40))
+    ]
     for d, values in scored(documents, seq_len, stride).items():
         assert sorted(values) == documents[d][1:-1].tolist()
 

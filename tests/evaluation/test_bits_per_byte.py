@@ -17,7 +17,9 @@ from foundry.models import MiniLLM
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    model = MiniLLM(ModelConfig(vocab_size=400, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=32, max_seq_len=16))
+    model = MiniLLM(
+        ModelConfig(vocab_size=400, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=32, max_seq_len=16)
+    )
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)

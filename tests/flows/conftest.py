@@ -58,7 +58,9 @@ def toy(tmp_path, monkeypatch):
     for name in ("one", "two", "three"):
         (root / f"in-{name}").write_text(name)
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=root, check=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "init", "-q"], cwd=root, check=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"}
+    )
     monkeypatch.setenv("FOUNDRY_ROOT", str(root))
     return root
 
@@ -67,9 +69,9 @@ def toy(tmp_path, monkeypatch):
 def prefect_server(tmp_path_factory):
     """Prefect's own test server with a database of its own; it costs seconds, so there is one."""
     os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
-    import flows.pretrain  # noqa: F401 - sets the environment before prefect reads it
-
     from prefect.testing.utilities import prefect_test_harness
+
+    import flows.pretrain  # noqa: F401 - sets the environment before prefect reads it
 
     with prefect_test_harness(server_startup_timeout=180):
         yield

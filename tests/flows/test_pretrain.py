@@ -47,7 +47,12 @@ def test_a_failure_is_tried_again_by_the_stages_policy_and_stops_what_follows(fl
 def test_the_metrics_of_the_reports_become_an_artifact(flow, toy):
     (toy / "reports").mkdir()
     (toy / "reports/evaluate.json").write_text(
-        json.dumps({"test": {"bits_per_byte": {"value": 1.4321, "low": 1.4, "high": 1.5}}, "baselines": {"xz": {"given_train": 1.9}}})
+        json.dumps(
+            {
+                "test": {"bits_per_byte": {"value": 1.4321, "low": 1.4, "high": 1.5}},
+                "baselines": {"xz": {"given_train": 1.9}},
+            }
+        )
     )
     flow(options(only=["one"]))
     assert "1.4321" in artifacts("metrics")[-1].data and "1.9000" in artifacts("metrics")[-1].data

@@ -7,11 +7,20 @@ import torch
 
 from foundry.config import DataError, ModelConfig
 from foundry.models import (
-    CausalSelfAttention, FlashAttention, MiniLLM, RMSNorm, apply_rotary_emb, load_model, precompute_freqs_cis, save_model,
+    CausalSelfAttention,
+    FlashAttention,
+    MiniLLM,
+    RMSNorm,
+    apply_rotary_emb,
+    load_model,
+    precompute_freqs_cis,
+    save_model,
 )  # fmt: skip
 from foundry.models.accounting import count_params, train_flops_per_token
 
-CONFIG = ModelConfig(vocab_size=97, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, max_seq_len=32, rope_theta=5000.0)
+CONFIG = ModelConfig(
+    vocab_size=97, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, max_seq_len=32, rope_theta=5000.0
+)
 
 
 def random_model(cfg: ModelConfig = CONFIG) -> MiniLLM:
@@ -35,7 +44,12 @@ def test_logits_equal_transformers_llama(tied):
             max_position_embeddings=32, rms_norm_eps=cfg.norm_eps, rope_parameters={"rope_type": "default", "rope_theta": 5000.0}, tie_word_embeddings=tied,
         )
     ).eval()  # fmt: skip
-    names = {"tok_embeddings": "embed_tokens", "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attention.w": "self_attn."}
+    names = {
+        "tok_embeddings": "embed_tokens",
+        "attention_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+        "attention.w": "self_attn.",
+    }
     state = {}
     for k, v in ours.state_dict().items():
         for a, b in names.items():
@@ -120,7 +134,9 @@ def test_parameters_are_counted_without_the_model():
     for tied in (True, False):
         cfg = CONFIG.model_copy(update={"tie_embeddings": tied})
         model = MiniLLM(cfg)
-        assert count_params(cfg) == model.get_num_params(non_embedding=False) == sum(p.numel() for p in model.parameters())
+        assert (
+            count_params(cfg) == model.get_num_params(non_embedding=False) == sum(p.numel() for p in model.parameters())
+        )
         assert count_params(cfg, non_embedding=True) == model.get_num_params()
 
 
@@ -128,7 +144,9 @@ def test_operations_are_those_that_torch_counts():
     from torch.utils.flop_counter import FlopCounterMode
 
     model = MiniLLM(CONFIG)
-    for block in model.layers:  # the written-out attention, which the counter understands; it does not skip the masked half
+    for (
+        block
+    ) in model.layers:  # the written-out attention, which the counter understands; it does not skip the masked half
         slow = CausalSelfAttention(CONFIG)
         slow.load_state_dict(block.attention.state_dict())
         block.attention = slow

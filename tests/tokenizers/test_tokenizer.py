@@ -30,7 +30,11 @@ def test_begin_and_end_only_on_request(tokenizer):
 
 
 def test_batches_are_the_single_results_for_any_number_of_threads(tokenizer):
-    assert tokenizer.encode_batch(HOSTILE, 1) == tokenizer.encode_batch(HOSTILE, 2) == [tokenizer.encode(t) for t in HOSTILE]
+    assert (
+        tokenizer.encode_batch(HOSTILE, 1)
+        == tokenizer.encode_batch(HOSTILE, 2)
+        == [tokenizer.encode(t) for t in HOSTILE]
+    )
 
 
 def test_training_gives_the_same_bytes_again(tokenizer, clean, tmp_path):
@@ -65,7 +69,9 @@ def test_a_vocabulary_that_is_too_large_names_the_largest(tmp_path):
 def test_a_vocabulary_below_the_characters_is_told(tmp_path):
     text = "".join(chr(0x4E00 + i) for i in range(500)) * 3
     with pytest.raises(ConfigError, match="character_coverage"):
-        train_tokenizer([text], len(text.encode()), TokenizerParams(vocab_size=400, character_coverage=1.0), tmp_path / "t.model")
+        train_tokenizer(
+            [text], len(text.encode()), TokenizerParams(vocab_size=400, character_coverage=1.0), tmp_path / "t.model"
+        )
 
 
 def test_no_text_and_no_model_are_told(tmp_path):

@@ -65,7 +65,9 @@ def test_a_registered_model_predicts_and_holds_no_pickle(call, uri):
     (version,) = connect(uri).search_model_versions("name='predicts'")
     folder = Path(mlflow.artifacts.download_artifacts(version.source, tracking_uri=uri))
     files = [p.name for p in folder.rglob("*") if p.is_file()]
-    assert "MLmodel" in files and not [n for n in files if n.endswith((".pkl", ".pickle", ".cloudpickle", ".pt", ".bin"))]
+    assert "MLmodel" in files and not [
+        n for n in files if n.endswith((".pkl", ".pickle", ".cloudpickle", ".pt", ".bin"))
+    ]
     assert load_registered("predicts", made.version, uri).predict(["x"])[0].startswith("hello x")
 
 
@@ -74,7 +76,11 @@ def test_an_export_that_was_trained_elsewhere_gets_a_run_that_says_so(call, uri)
     client = connect(uri)
     where = client.get_experiment_by_name("registry").experiment_id
     (run,) = client.search_runs([where], "tags.`foundry.fingerprint` = 'unknown-here'")
-    assert run.data.tags["foundry.restored"] == "true" and run.data.metrics["test_bits_per_byte"] == 1.2 and run.info.status == "FINISHED"
+    assert (
+        run.data.tags["foundry.restored"] == "true"
+        and run.data.metrics["test_bits_per_byte"] == 1.2
+        and run.info.status == "FINISHED"
+    )
 
 
 def test_lost_aliases_are_set_again(call, uri):
@@ -95,8 +101,13 @@ def test_two_processes_at_once_make_one_version(root, uri, tmp_path):
         "r = register(t / 'export', uri=sys.argv[2], experiment='registry', name='both', fingerprint='both', bits_per_byte=1.0, test_sha256='t',\n"
         "             model_code=t / 'code.py', code_paths=[], metrics={}, artifacts=[])\nprint('created', r.created, r.version)\n"
     )
-    children = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), uri], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    lines = sorted(next(line for line in c.communicate()[0].splitlines() if line.startswith("created")) for c in children)
+    children = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), uri], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    lines = sorted(
+        next(line for line in c.communicate()[0].splitlines() if line.startswith("created")) for c in children
+    )
     assert lines == ["created False 1", "created True 1"]
 
 

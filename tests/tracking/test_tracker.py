@@ -26,7 +26,9 @@ def tracker(folder, uri, fingerprint="f1", **kw):
 
 def history(uri, fingerprint, key="loss"):
     client = connect(uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("e").experiment_id], f"tags.`foundry.fingerprint` = '{fingerprint}'")
+    (run,) = client.search_runs(
+        [client.get_experiment_by_name("e").experiment_id], f"tags.`foundry.fingerprint` = '{fingerprint}'"
+    )
     return run, sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))
 
 
@@ -42,7 +44,11 @@ def test_a_run_has_its_points_parameters_tags_and_data_sets(root, uri):
             t.log(step, {"loss": 1.0 / (step + 1)})
     run, points = history(uri, "whole")
     assert points == [(s, 1.0 / (s + 1)) for s in range(5)]
-    assert run.info.status == "FINISHED" and run.data.params == {"train.lr": "0.1"} and run.data.tags["foundry.stage"] == "train"
+    assert (
+        run.info.status == "FINISHED"
+        and run.data.params == {"train.lr": "0.1"}
+        and run.data.tags["foundry.stage"] == "train"
+    )
     assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
 
 
@@ -56,7 +62,9 @@ def test_starting_again_continues_the_same_run(root, uri):
     assert points == [(1, 1.0), (2, 2.0), (3, 3.0)] and run.info.status == "FINISHED"
 
 
-@pytest.mark.parametrize(("error", "status"), [(SystemExit(143), "KILLED"), (ValueError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+@pytest.mark.parametrize(
+    ("error", "status"), [(SystemExit(143), "KILLED"), (ValueError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
 def test_the_end_of_the_block_is_the_status_of_the_run(root, uri, error, status):
     name = f"end-{type(error).__name__}"
     with pytest.raises(type(error)), tracker(root / f".foundry/train/{name}", uri, name) as t:
@@ -83,7 +91,11 @@ def test_an_unreachable_server_costs_little_and_the_rest_is_delivered_later(root
         sync(monkey / ".foundry")
     assert sync(monkey / ".foundry", uri) == 200
     run, points = history(uri, "away")
-    assert points == [(s, float(s)) for s in range(100)] and run.info.status == "FINISHED" and run.data.params == {"train.lr": "0.1"}
+    assert (
+        points == [(s, float(s)) for s in range(100)]
+        and run.info.status == "FINISHED"
+        and run.data.params == {"train.lr": "0.1"}
+    )
     assert sync(monkey / ".foundry", uri) == 0 and history(uri, "away")[1] == points
 
 
@@ -121,7 +133,9 @@ def test_a_killed_trainer_loses_no_point_and_its_run_is_closed_as_killed(root, u
         f.write(b'{"t": 1, "s": 999, "m": {"lo')  # as a kill in the middle of a write leaves it
     sync(root / ".foundry")
     run, points = history(uri, "dead")
-    assert run.info.status == "KILLED" and [p for p in points if p[0] <= last] == [(s, float(s)) for s in range(last + 1)]
+    assert run.info.status == "KILLED" and [p for p in points if p[0] <= last] == [
+        (s, float(s)) for s in range(last + 1)
+    ]
     assert 999 not in [s for s, _ in points]
 
 
@@ -150,7 +164,9 @@ def test_the_address_is_the_parameter_then_the_environment_then_the_projects_own
 
 
 def test_importing_the_room_imports_no_mlflow():
-    subprocess.run([sys.executable, "-c", "import sys, foundry.tracking; assert 'mlflow' not in sys.modules"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import sys, foundry.tracking; assert 'mlflow' not in sys.modules"], check=True
+    )
 
 
 def serve(root, port):

@@ -20,10 +20,26 @@ def main() -> None:
     given = dict(p.split("=") for p in pairs)
     steps, dropout = int(given.pop("steps", 30)), float(given.pop("dropout", 0.1))
     optimizer = given.pop("optimizer", "muon")
-    runtime = Runtime(**{"threads": 1, "checkpoint_interval": 4, "device": "cpu", **{k: int(v) if v.isdigit() else v for k, v in given.items()}})
-    model = ModelConfig(vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32, dropout=dropout)
+    runtime = Runtime(
+        **{
+            "threads": 1,
+            "checkpoint_interval": 4,
+            "device": "cpu",
+            **{k: int(v) if v.isdigit() else v for k, v in given.items()},
+        }
+    )
+    model = ModelConfig(
+        vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32, dropout=dropout
+    )
     train = TrainConfig(
-        steps=steps, tokens_per_step=256, warmup_steps=2, log_interval=1, eval_interval=10, eval_tokens=600, optimizer=optimizer, decay_fraction=0.5
+        steps=steps,
+        tokens_per_step=256,
+        warmup_steps=2,
+        log_interval=1,
+        eval_interval=10,
+        eval_tokens=600,
+        optimizer=optimizer,
+        decay_fraction=0.5,
     )
     die_with_parent()
     setup_logging()

@@ -17,7 +17,13 @@ RUNNER = Path(__file__).with_name("runner.py")
 
 def start(shards, state, out, *pairs):
     command = [sys.executable, str(RUNNER), str(shards), str(state), str(out), *pairs]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
 
 
 def finish(shards, state, out, *pairs):

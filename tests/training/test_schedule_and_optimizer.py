@@ -59,7 +59,9 @@ def test_muon_follows_torchs_muon():
 def test_every_parameter_is_in_exactly_one_group_and_an_unknown_one_is_refused():
     model = MiniLLM(TINY)
     for kind in ("adamw", "muon"):
-        groups = [p for o in Optimizers(model, TrainConfig(optimizer=kind)) for g in o.param_groups for p in g["params"]]
+        groups = [
+            p for o in Optimizers(model, TrainConfig(optimizer=kind)) for g in o.param_groups for p in g["params"]
+        ]
         assert sorted(map(id, groups)) == sorted(map(id, model.parameters()))
     model.extra = torch.nn.Parameter(torch.zeros(2, 2))
     with pytest.raises(ValueError, match=r"no optimizer group takes the parameters extra"):
@@ -68,7 +70,13 @@ def test_every_parameter_is_in_exactly_one_group_and_an_unknown_one_is_refused()
 
 def test_norms_and_embeddings_are_not_decayed():
     model = MiniLLM(TINY)
-    decayed = [p for o in Optimizers(model, TrainConfig(optimizer="adamw", weight_decay=0.3)) for g in o.param_groups if g["weight_decay"] for p in g["params"]]
+    decayed = [
+        p
+        for o in Optimizers(model, TrainConfig(optimizer="adamw", weight_decay=0.3))
+        for g in o.param_groups
+        if g["weight_decay"]
+        for p in g["params"]
+    ]
     assert len(decayed) == 7 * TINY.n_layers and all(p.ndim == 2 for p in decayed)
     assert not any(p is model.tok_embeddings.weight for p in decayed)
 

@@ -21,7 +21,9 @@ TRAIN = TrainConfig(steps=6, tokens_per_step=256, warmup_steps=1, log_interval=1
 def fit(shards, tmp_path, train=TRAIN, model=MODEL, **runtime):
     seen = []
     settings = Runtime(device="cpu", **{"threads": 1, "checkpoint_interval": 1000, **runtime})
-    trainer = Trainer(model, train, shards, runtime=settings, state=tmp_path, on_metrics=lambda s, m: seen.append((s, m)))
+    trainer = Trainer(
+        model, train, shards, runtime=settings, state=tmp_path, on_metrics=lambda s, m: seen.append((s, m))
+    )
     return trainer.fit(), seen
 
 
@@ -73,11 +75,32 @@ def test_compiled_training_stays_near_eager_and_is_deterministic(shards, tmp_pat
     for name in ("a", "b"):
         out = tmp_path / name
         subprocess.run(
-            [sys.executable, str(RUNNER), str(shards), str(tmp_path / f"state-{name}"), str(out), "compile=always", "threads=2", "dropout=0"], check=True
+            [
+                sys.executable,
+                str(RUNNER),
+                str(shards),
+                str(tmp_path / f"state-{name}"),
+                str(out),
+                "compile=always",
+                "threads=2",
+                "dropout=0",
+            ],
+            check=True,
         )
         runs.append(((out / "model.safetensors").read_bytes(), json.loads(Path(f"{out}.curve.json").read_text())[0]))
     assert runs[0] == runs[1]
-    subprocess.run([sys.executable, str(RUNNER), str(shards), str(tmp_path / "state-c"), str(tmp_path / "c"), "threads=2", "dropout=0"], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            str(RUNNER),
+            str(shards),
+            str(tmp_path / "state-c"),
+            str(tmp_path / "c"),
+            "threads=2",
+            "dropout=0",
+        ],
+        check=True,
+    )
     eager = json.loads((tmp_path / "c.curve.json").read_text())[0]
     assert eager[-1]["loss"] == pytest.approx(runs[0][1][-1]["loss"], rel=1e-3)
 
@@ -111,9 +134,20 @@ def test_execution_settings_are_no_part_of_the_fingerprint(shards, tmp_path):
 def test_two_processes_follow_the_same_curve_as_one(shards, tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     common = [str(RUNNER), str(shards)]
-    subprocess.run([sys.executable, *common, str(tmp_path / "s1"), str(tmp_path / "one"), "dropout=0", "optimizer=adamw"], check=True, env=env)
+    subprocess.run(
+        [sys.executable, *common, str(tmp_path / "s1"), str(tmp_path / "one"), "dropout=0", "optimizer=adamw"],
+        check=True,
+        env=env,
+    )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    args = [*common, str(tmp_path / "s2"), str(tmp_path / "two"), "dropout=0", "optimizer=adamw", "micro_batch_tokens=64"]
+    args = [
+        *common,
+        str(tmp_path / "s2"),
+        str(tmp_path / "two"),
+        "dropout=0",
+        "optimizer=adamw",
+        "micro_batch_tokens=64",
+    ]
     subprocess.run([*torchrun, *args], check=True, env=env)
     one, two = (json.loads((tmp_path / f"{n}.curve.json").read_text()) for n in ("one", "two"))
     assert len(one[0]) == 30

@@ -38,7 +38,10 @@ def test_a_full_disk_is_told_with_the_room_left_and_leaves_nothing(tmp_path):
     def full():
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(FoundryError, match=r"No space left.*MiB are free.*run the same command again"), atomic_write(tmp_path / "a") as f:
+    with (
+        pytest.raises(FoundryError, match=r"No space left.*MiB are free.*run the same command again"),
+        atomic_write(tmp_path / "a") as f,
+    ):
         f.write(b"part")
         full()
     assert os.listdir(tmp_path) == []

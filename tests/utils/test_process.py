@@ -61,7 +61,10 @@ def test_a_lock_is_held_once_and_freed_by_a_kill(tmp_path):
     )
     p = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True)
     p.stdout.readline()
-    with pytest.raises(CheckpointError, match=f"training abc is already running \\(pid {p.pid}"), exclusive(lock, "training abc"):
+    with (
+        pytest.raises(CheckpointError, match=f"training abc is already running \\(pid {p.pid}"),
+        exclusive(lock, "training abc"),
+    ):
         pass
     p.kill()
     p.wait()
