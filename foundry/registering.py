@@ -26,7 +26,8 @@ def register_export(cfg: Config, root: str | Path = ".") -> Registration:
         raise DataError("reports/evaluate.json is of another model than artifacts/export: run `dvc repro`")
     bpb = report["test"]["bits_per_byte"]
     package = Path(foundry.__file__).parent
-    names = ("params.yaml", "dvc.lock", "reports/evaluate.json", "reports/samples.md", "reports/loss.png", "reports/data_card.md")
+    reports = (f"reports/{n}" for n in ("evaluate.json", "samples.md", "loss.png", "data_card.md"))
+    names = ("params.yaml", "dvc.lock", *reports)
     return register(
         folder,
         uri=tracking_uri(cfg.runtime),
@@ -37,6 +38,10 @@ def register_export(cfg: Config, root: str | Path = ".") -> Registration:
         test_sha256=report["test_sha256"],
         model_code=package / "export" / "pyfunc_model.py",
         code_paths=[package],
-        metrics={"test_bits_per_byte": bpb["value"], "test_bits_per_byte_low": bpb["low"], "test_bits_per_byte_high": bpb["high"]},
+        metrics={
+            "test_bits_per_byte": bpb["value"],
+            "test_bits_per_byte_low": bpb["low"],
+            "test_bits_per_byte_high": bpb["high"],
+        },
         artifacts=[root / n for n in names if (root / n).exists()],
     )
