@@ -68,7 +68,8 @@ def free_port(port: int, option: str) -> int:
             s.bind((HOST, port))
         except OSError as e:
             raise ConfigError(
-                f"port {port} on {HOST} is in use ({e.strerror}): stop what listens there, or choose another with {option} N (0 = any free one)"
+                f"port {port} on {HOST} is in use ({e.strerror}): stop what listens there, or choose another with {option} N "
+                "(0 = any free one)"
             ) from None
         return s.getsockname()[1]
 
@@ -89,9 +90,8 @@ def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000) -> Ui:
         _spawn(ui, "prefect-server", ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)], env)
         store = f"sqlite:///{state / 'mlflow.db'}"
         artifacts = (state / "mlartifacts").as_uri()
-        _spawn(
-            ui, "mlflow", ["mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1", "--backend-store-uri", store, "--artifacts-destination", artifacts], env
-        )  # fmt: skip
+        serve = ["mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
+        _spawn(ui, "mlflow", [*serve, "--backend-store-uri", store, "--artifacts-destination", artifacts], env)
         _wait(ui, f"{ui.prefect_url}/api/health")
         _prefect(ui, env, "work-pool", "create", POOL, "--type", "process", "--overwrite")
         _prefect(ui, env, "work-pool", "set-concurrency-limit", POOL, "1")

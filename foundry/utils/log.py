@@ -17,7 +17,7 @@ class _Handler(logging.StreamHandler):
             self.stream.write(self.format(record) + "\n")
             self.stream.flush()
         except (BrokenPipeError, ValueError):
-            self.stream = open(os.devnull, "w")
+            self.stream = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
 
 
 def setup_logging(prefix: str = "", level: int = logging.INFO) -> logging.Logger:

@@ -282,7 +282,10 @@ def test_parquet_dictionary_and_binary_columns_are_text_too(tmp_path):
 
 def test_templates_write_lists_as_lines_bullets_and_numbers():
     record = {"title": "T", "list": ["a", "b\nc"], "deep": {"er": {"x": 5}}, "a.b": "dotted", "empty": []}
-    render = lambda t: Template(t).render(record)
+
+    def render(template):
+        return Template(template).render(record)
+
     assert render("{title}\n\n{list}") == "T\n\na\nb\nc"
     assert render("{list:bullets}") == "- a\n- b c"
     assert render("{list:numbers}") == "1. a\n2. b c"
