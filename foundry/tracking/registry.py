@@ -79,7 +79,7 @@ def register(
         raise TrackingError(
             f"could not register in MLflow at {uri}: {line}. The export is whole; run `foundry register` when MLflow is back"
         ) from e
-    return Registration(name, version.version, found is None, champion, reason)
+    return Registration(name, str(version.version), found is None, champion, reason)
 
 
 def load_registered(name: str, which: str, uri: str) -> Any:
