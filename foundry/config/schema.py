@@ -38,7 +38,10 @@ class Source(Section):
     format: Literal["auto", "txt", "md", "jsonl", "json-map", "parquet"] = Field(
         "auto", description="how documents lie in the file; auto goes by the suffix. .gz and .zst are opened as well"
     )
-    text: str = Field("{text}", description="template over a record's fields; lists are joined with line ends")
+    text: str = Field(
+        "{text}",
+        description="template over a record's fields; {x:bullets} and {x:numbers} write lists, dots lead into nested fields",
+    )
     lang: str = Field("und", description="BCP 47 language tag of the text")
     license: str = Field("unknown", description="SPDX name; travels to the data card and the model card")
     attribution: str = Field("", description="whom to name; travels to the data card and the model card")

@@ -13,11 +13,29 @@ import sys
 
 class _Handler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")  # a drawn bar must be lifted while a line is printed
         try:
-            self.stream.write(self.format(record) + "\n")
+            if tqdm:
+                tqdm.tqdm.write(self.format(record), file=self.stream)
+            else:
+                self.stream.write(self.format(record) + "\n")
             self.stream.flush()
         except (BrokenPipeError, ValueError):
             self.stream = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
+
+
+class _Lines:
+    """Standard error that is no terminal: each state of a bar becomes a line."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip("\r\n "):
+            try:
+                sys.stderr.write(text + "\n")
+            except BrokenPipeError:
+                sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def setup_logging(prefix: str = "", level: int = logging.INFO) -> logging.Logger:
@@ -40,13 +58,7 @@ def progress(**kwargs):
     """A tqdm bar: drawn on a terminal; elsewhere (a log file, Prefect) a line every 15 seconds. FOUNDRY_PROGRESS=0 turns it off."""
     from tqdm import tqdm
 
-    terminal = sys.stderr.isatty()
     disable = os.environ.get("FOUNDRY_PROGRESS") == "0"
-    return tqdm(
-        mininterval=0.2 if terminal else 15,
-        ascii=None if terminal else True,
-        ncols=None if terminal else 100,
-        dynamic_ncols=terminal,
-        disable=disable,
-        **kwargs,
-    )
+    if sys.stderr.isatty():
+        return tqdm(mininterval=0.2, dynamic_ncols=True, disable=disable, **kwargs)
+    return tqdm(mininterval=15, ascii=True, ncols=100, disable=disable, file=_Lines(), **kwargs)
