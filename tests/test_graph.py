@@ -1,6 +1,8 @@
 """dvc.yaml tells the truth: code, parameters and files that a stage uses are its dependencies, and nothing else is."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,20 @@ def test_metrics_and_plots_are_kept_in_git():
             assert all(
                 isinstance(entry, dict) and next(iter(entry.values()))["cache"] is False for entry in node.get(kind, [])
             )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_imports_no_heavy_tool_that_it_does_not_use(stage):
+    heavy = {"mlflow", "prefect", "dvc", "transformers", "pandas"}
+    if stage in ("download", "clean", "train_tokenizer", "shard"):
+        heavy |= {"torch"}
+    code = f"import sys, stages.{stage}\nfound = {heavy!r} & set(sys.modules)\nassert not found, found"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_imports_run_one_way():
+    """The contracts in pyproject.toml, by import-linter."""
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([str(lint), "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "0 broken" in done.stdout, done.stdout
