@@ -7,11 +7,15 @@ import csv
 import logging
 from collections.abc import Sequence
 
+from foundry.utils.allocator import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # starts the process anew, so it comes before torch is imported
+
 from foundry.config import Config
 from foundry.models import save_model
 from foundry.tracking import DatasetRef, Tracker, tracking_uri
-from foundry.training import Trainer
-from foundry.utils.allocator import keep_memory
+from foundry.training.trainer import Trainer
 from foundry.utils.distributed import launch, world
 from foundry.utils.files import atomic_write, write_json
 from foundry.utils.stage import run_stage
@@ -59,7 +63,6 @@ def _write_rows(path: str, rows: Sequence[dict]) -> None:
 
 
 def main() -> None:
-    keep_memory()
     run_stage("train", work)
 
 

@@ -6,6 +6,7 @@ where an earlier call died, how often DVC restores the export, or whether two pr
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -125,7 +126,9 @@ def _log(
             ]
         ),
     )  # fmt: skip
-    with mlflow.start_run(run_id=run_id):
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        # It asks for type hints, which would drop the parameters from the signature, and for an example, which it would run.
+        warnings.simplefilter("ignore", UserWarning)
         info = mlflow.pyfunc.log_model(
             name=name, python_model=str(model_code), code_paths=[str(p) for p in code_paths], artifacts={"export": str(export_dir)}, signature=signature,
             pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in REQUIREMENTS] + [f"mlflow=={installed('mlflow')}"],
