@@ -84,3 +84,22 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
         else:
             name = "float16" if device.type == "cuda" else "float32"
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def compile_problem(device: torch.device) -> str | None:
+    """Why torch.compile does not work here (no compiler, no Python headers, a space in torch's path, ...); None when it does.
+
+    Compiles one tiny function: some seconds the first time.
+    """
+    import torch
+
+    try:
+        torch.compile(lambda x: x * 2 + 1, dynamic=False)(torch.ones(64, device=device))
+    except Exception as e:  # whatever the compiler, the linker or torch raises is the answer
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+        told = next(
+            (line for line in lines if "error:" in line or "cannot find" in line),
+            lines[0] if lines else type(e).__name__,
+        )
+        return told[:200]
+    return None

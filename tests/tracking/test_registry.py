@@ -38,7 +38,7 @@ def call(root, uri, tmp_path):
 
 
 def aliases(uri, name):
-    return connect(uri).get_registered_model(name).aliases
+    return {alias: str(v) for alias, v in connect(uri).get_registered_model(name).aliases.items()}
 
 
 def test_the_same_content_is_one_version_and_a_better_one_becomes_champion(call, uri):
