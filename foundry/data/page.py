@@ -62,7 +62,7 @@ svg text { fill: var(--soft); font-size: 11px; } .scroll { overflow-x: auto; }
 {% else %}<tr><td>no document was dropped</tr>{% endfor %}</table>
 {% for (source, kind), examples in samples.items() if kind.startswith("dropped ") %}
 <details><summary>{{ kind[8:] }} <span class="soft">· {{ source }} · examples</span></summary>
-{% for e in examples[:limit] %}<div class="soft">{{ e.file }}, record {{ e.record }}: {{ e.rule }} {{ e.value }} (threshold {{ e.threshold }}){% if e.duplicate_of %}, repeats {{ e.duplicate_of }}{% endif %}</div><pre>{{ e.excerpt }}</pre>{% endfor %}
+{% for e in examples[:limit] %}<div class="soft">{{ e.file }}, record {{ e.record }}: {{ e.rule }} {{ e.value }} (threshold {{ e.threshold }}){% if "duplicate_of" in e %}, repeats {{ e.duplicate_of }}{% endif %}</div><pre>{{ e.excerpt }}</pre>{% endfor %}
 </details>{% endfor %}
 
 <h2 id="mended">Mended: before and after</h2>

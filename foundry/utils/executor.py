@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -80,11 +81,15 @@ def _ray(function: Callable[[Any, Any], Any], context: Any, items: Sequence[Any]
 
     mine = not ray.is_initialized()
     if mine:
-        local = {} if runtime.ray_address else {"num_cpus": max(2, cores(runtime)), "include_dashboard": False}
+        address = runtime.ray_address
+        local = {} if address else {"num_cpus": max(2, cores(runtime)), "include_dashboard": False}
         try:
-            ray.init(address=runtime.ray_address, log_to_driver=False, logging_level="ERROR", **local)
-        except (ConnectionError, RuntimeError, ValueError) as e:
-            raise ConfigError(f"runtime.ray_address {runtime.ray_address!r}: no Ray cluster answers there ({e})") from None
+            if address:  # Ray itself waits for minutes
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+        except (OSError, RuntimeError, ValueError) as e:
+            raise ConfigError(f"runtime.ray_address {address!r}: no Ray cluster answers at that HOST:PORT ({e})") from None
     try:
         shared = ray.put(context)
         remote = ray.remote(function)

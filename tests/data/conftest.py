@@ -114,3 +114,19 @@ def write_jsonl():
         path.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts), encoding="utf-8")
 
     return write
+
+
+@pytest.fixture
+def corpus(project, story, write_jsonl):
+    """300 documents in two files: good ones, and some that each rule drops."""
+    good = [story(i, 60) for i in range(240)]
+    rng = random.Random(1)
+    near = [" ".join(w if k != 30 else "changed" for k, w in enumerate(t.split())) for t in good[:20]]
+    texts = [*good, *near, *(t.upper() for t in good[20:30]), *["too short"] * 10]
+    texts += ["\n".join(["one and the same line"] * 20)] * 1 + ["buy now cheap " * 20, "= + < > | ~ " * 30]
+    rng.shuffle(texts)
+    write_jsonl(project / "corpus/a.jsonl", texts[:150])
+    write_jsonl(project / "corpus/b.jsonl", texts[150:])
+    with open(project / "corpus/b.jsonl", "ab") as f:
+        f.write(b'{"text": "broken\n')
+    return project
