@@ -61,11 +61,11 @@ def add_up(total: Result, more: Result) -> None:
 
 
 def record_bases(job: Job, results: list[Result]) -> list[int]:
-    """The number of each unit's first record in its file or archive member."""
+    """The number of each unit's first record in its file (an archive is one unit; its members number their own records)."""
     seen = Counter[tuple]()
     bases = []
     for unit, done in zip(job.units, results, strict=True):
-        place = (unit.source, unit.file, unit.member)
+        place = (unit.source, unit.file)
         bases.append(seen[place])
         seen[place] += done["documents"] + done["bad"]
     return bases

@@ -29,7 +29,8 @@ from foundry.data.prepare import Job, finish_unit, prepare_unit, read_rows
 from foundry.data.report import write_reports
 from foundry.data.rules import units
 from foundry.data.schema import SPLITS, PartWriter, doc_id, split_of
-from foundry.data.units import Limits, plan_units
+from foundry.data.streams import Limits
+from foundry.data.units import plan_units
 from foundry.utils.executor import cores, map_units
 from foundry.utils.files import atomic_dir, sha256_file, sha256_json, state_dir
 from foundry.utils.log import progress
@@ -73,7 +74,7 @@ def _plan(params: Clean, runtime: Runtime, raw: Path, sources: list[dict[str, An
         for file in source["files"]:
             verified(raw, file)
     limits = Limits(params.max_record_bytes, params.max_unpack_ratio, params.max_unpacked_bytes)
-    planned = plan_units(raw, sources, runtime.unit_bytes, limits)
+    planned = plan_units(raw, sources, runtime.unit_bytes)
     code = {p.name: sha256_file(p) for p in sorted(Path(__file__).parent.glob("*.py"))}
     eval_files = [[p, sha256_file(p)] for g in (*params.decontaminate, *params.block_lists) for p in sorted(map(str, Path().glob(g)))]
     fingerprint = sha256_json([sources, params.model_dump(), [u.__dict__ for u in planned], code, eval_files])[:16]

@@ -1,15 +1,10 @@
-"""Readers: the files of a source as a stream of documents and of records that could not be read.
-
-Guarantees: every record comes out once, as a `Document` or as a `Bad` with the reason, in the order of the file; damage
-of the file itself (truncated, bad checksum, missing column or member) raises. Line formats stream; `json-map` and
-members of parquet need the whole file in memory. A text file is one document, or several between lines that read
-`<|endoftext|>`.
-"""
+"""Readers of text formats: every record once, as a document or as an unreadable record with its place and reason."""
 
 from __future__ import annotations
 
-import io
+import codecs
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,26 +12,26 @@ from typing import Any
 
 from foundry.config import DataError
 from foundry.data.encoding import decode, repair
-from foundry.data.streams import MAX_RECORD, open_file, read_all, read_lines
+from foundry.data.streams import CHUNK, Limits, as_utf8, read_lines
 from foundry.data.template import FieldError, Template
 
 SUFFIXES = {
-    ".txt": "txt", ".text": "txt", ".md": "md", ".markdown": "md", ".jsonl": "jsonl", ".ndjson": "jsonl",
-    ".json": "json-map", ".parquet": "parquet",
+    ".txt": "txt", ".text": "txt", ".md": "md", ".markdown": "md", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
+    ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".html": "html", ".htm": "html",
 }  # fmt: skip
 SEPARATOR = b"<|endoftext|>"
 EXCERPT = 160
-ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text as published; `repaired` tells that its bytes were not UTF-8."""
+    """A text as published; `repaired` tells that its bytes were not UTF-8; `url` is the record's field of that name."""
 
     file: str
     record: int
     text: str
     repaired: bool
+    url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,83 +45,78 @@ class Bad:
     excerpt: str
 
 
-def read_file(
-    path: Path, shown: str, format: str, template: Template, member: str | None = None
-) -> Iterator[Document | Bad]:
-    """The records of one file.
+@dataclass(frozen=True)
+class Reading:
+    """How one file is read.
 
-    Args:
-        shown: the file's name in messages and results.
-        format: one of `Source.format`; `auto` goes by the suffix.
-
-    Raises:
-        DataError: if the file is damaged, of an unknown format, or lacks a column or member.
+    Attributes:
+        shown: its name in messages and results.
+        cut: a line of a text file that matches it begins a document; empty: none does.
     """
-    with open_file(path, member, shown) as (stream, name):
-        kind = format if format != "auto" else _guess(name, shown)
-        if kind in ("txt", "md"):
-            yield from _read_text(stream, shown, template)
-        elif kind == "jsonl":
-            yield from _read_jsonl(stream, shown, template)
-        elif kind == "json-map":
-            yield from _read_json_map(stream, shown, template)
-        else:
-            yield from _read_parquet(stream, shown, template)
+
+    shown: str
+    template: Template
+    limits: Limits
+    cut: str = ""
 
 
-def _guess(name: str, shown: str) -> str:
+def format_of(format: str, name: str, shown: str) -> str:
+    """The format of a file by its name without the compression's suffix, where the source says `auto`."""
+    if format != "auto":
+        return format
     suffix = Path(name).suffix.lower()
-    if suffix in (".zip", ".whl"):
-        raise DataError(f"{shown} is an archive: name the file to read with `member:`")
     if suffix not in SUFFIXES:
         raise DataError(
-            f"{shown}: the suffix {suffix!r} tells no format; set `format:` to one of "
-            f"{', '.join(sorted(set(SUFFIXES.values())))}"
+            f"{shown}: the suffix {suffix!r} tells no format; set `format:` to one of {', '.join(sorted(set(SUFFIXES.values())))}"
         )
     return SUFFIXES[suffix]
 
 
-def _build(
-    shown: str, record: int, fields: dict[str, Any], template: Template, offset: int | None = None
-) -> Document | Bad:
+def build(how: Reading, record: int, fields: dict[str, Any], offset: int | None = None, strict: bool = False) -> Document | Bad:
+    """A document of a record's fields; `strict` promises that its strings are valid Unicode."""
     try:
-        text, repaired = repair(template.render(fields))
+        text = how.template.render(fields)
     except FieldError as e:
-        return Bad(shown, record, offset, str(e), _excerpt(json.dumps(fields, ensure_ascii=True, default=repr)))
-    return Document(shown, record, text, repaired)
+        return Bad(how.shown, record, offset, str(e), excerpt(json.dumps(fields, ensure_ascii=True, default=repr)))
+    text, repaired = (text, False) if strict else repair(text)
+    url = fields.get("url")
+    return Document(how.shown, record, text, repaired, repair(url)[0] if isinstance(url, str) else "")
 
 
-def _excerpt(value: bytes | str) -> str:
+def excerpt(value: bytes | str) -> str:
     text = value[: 4 * EXCERPT].decode("utf-8", "replace") if isinstance(value, bytes) else value
     return text[:EXCERPT]
 
 
-def _read_text(stream: Any, shown: str, template: Template) -> Iterator[Document | Bad]:
-    head = stream.read(1 << 20)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        text = read_all(stream, head).decode("utf-16", "replace")
-        yield _build(shown, 0, {"text": text}, template)
-        return
+def read_text(stream: Any, how: Reading) -> Iterator[Document | Bad]:
+    """A file is a document, or several between lines that read `<|endoftext|>` or that begin one by `how.cut`."""
     record, start, size, lines = 0, 0, 0, []
+    limit = how.limits.record
+    cut = re.compile(how.cut) if how.cut else None
 
     def finish() -> Document | Bad:
         raw = b"\n".join(lines)
-        if size > MAX_RECORD:
-            return Bad(shown, record, start, "record_too_long", _excerpt(raw))
+        if size > limit:
+            return Bad(how.shown, record, start, "record_too_long", excerpt(raw))
         if b"\0" in raw:
-            return Bad(shown, record, start, "binary", _excerpt(raw))
-        text, repaired = decode(raw)
-        made = _build(shown, record, {"text": text}, template, start)
-        return Document(shown, record, made.text, True) if repaired and isinstance(made, Document) else made
+            return Bad(how.shown, record, start, "binary", excerpt(raw))
+        text, repaired = decode(raw.removeprefix(codecs.BOM_UTF8))
+        made = build(how, record, {"text": text}, start)
+        return Document(how.shown, record, made.text, True) if repaired and isinstance(made, Document) else made
 
     separated = False
-    for offset, line, whole in read_lines(stream, head):
+    for offset, line, whole in read_lines(as_utf8(stream), limit):
         if whole and line.strip() == SEPARATOR:
             yield finish()
             record, start, size, lines, separated = record + 1, offset + len(line) + 1, 0, [], True
             continue
-        size += len(line) + 1 if whole else MAX_RECORD + 1
-        if size <= MAX_RECORD or not lines:
+        if cut and whole and cut.search(line.decode("utf-8", "replace").rstrip("\r")):
+            if any(x.strip() for x in lines):
+                yield finish()
+                record += 1
+            start, size, lines, separated = offset, 0, [], True
+        size += len(line) + 1 if whole else limit + 1
+        if size <= limit or not lines:
             lines.append(line)
     if not separated or any(x.strip() for x in lines):  # nothing need follow the last separator
         yield finish()
@@ -143,131 +133,165 @@ def _strict_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _parse(raw: bytes, objects: Any) -> Any:
+def _parse(raw: bytes) -> Any:
     """JSON with NaN and Infinity read as null; bytes that are not UTF-8 stay visible as escaped surrogates."""
     text = raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-    return json.loads(text, parse_constant=lambda _: None, object_pairs_hook=objects)
+    return json.loads(text, parse_constant=lambda _: None, object_pairs_hook=_strict_object)
 
 
-def _read_jsonl(stream: Any, shown: str, template: Template) -> Iterator[Document | Bad]:
+def read_jsonl(stream: Any, how: Reading, start: int = 0, stop: int | None = None) -> Iterator[Document | Bad]:
+    """A record a line; of a plain file, the lines that begin in [start, stop), `stream` standing at byte `start`.
+
+    A strict and fast parser comes first. What it refuses is read once more by one that names the reason, or reads on past
+    a lone surrogate or a NaN.
+    """
+    import orjson
+
+    roots = {f.split(".")[0] for f in how.template.fields} | set(how.template.fields)
+    keys = [json.dumps(f, ensure_ascii=False).encode() for f in roots]
     record = 0
-    for offset, line, whole in read_lines(stream):
+    for offset, line, whole in read_lines(stream if start else as_utf8(stream), how.limits.record, start):
+        if stop is not None and offset >= stop:
+            return
         if not line.strip():
             continue
         fields: Any = None
-        reason = ""
+        strict, reason = False, ""
         if not whole:
             reason = "record_too_long"
         else:
             try:
-                fields = _parse(line, _strict_object)
-            except _DuplicateKey:
-                reason = "duplicate_key"
-            except RecursionError:
-                reason = "too_deep"
-            except ValueError:  # a syntax error, or a number of more than 4,300 digits
-                reason = "broken_json"
+                fields = orjson.loads(line)
+                strict = not any(line.count(k) > 1 for k in keys)  # the parser keeps the last of two equal keys in silence
+            except orjson.JSONDecodeError:
+                pass
+            if not strict:
+                fields, reason = _carefully(line)
         if isinstance(fields, str):
             fields = {"text": fields}
         if not reason and not isinstance(fields, dict):
             reason = "not_an_object"
-        yield (
-            Bad(shown, record, offset, reason, _excerpt(line))
-            if reason
-            else _build(shown, record, fields, template, offset)
-        )
+        yield Bad(how.shown, record, offset, reason, excerpt(line)) if reason else build(how, record, fields, offset, strict)
         record += 1
 
 
-def _read_json_map(stream: Any, shown: str, template: Template) -> Iterator[Document | Bad]:
-    """A dictionary id -> record, or a list of records; a record may be a plain string. The id is the field `id`."""
-    twice: list[str] = []
-
-    def objects(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) != len(pairs):
-            names = [k for k, _ in pairs]
-            twice.extend(sorted({k for k in names if names.count(k) > 1}))
-        return value
-
+def _carefully(line: bytes) -> tuple[Any, str]:
+    """(value, why it cannot be read)"""
     try:
-        data = _parse(read_all(stream), objects)
-    except (ValueError, RecursionError) as e:
-        raise DataError(
-            f"{shown} is not JSON ({type(e).__name__}: {e}); if it holds an object a line, set `format: jsonl`"
-        ) from None
-    if not isinstance(data, dict | list):
-        raise DataError(f"{shown} holds a {type(data).__name__}, not a dictionary id -> record or a list of records")
-    items = data.items() if isinstance(data, dict) else ((None, value) for value in data)
+        return _parse(line), ""
+    except _DuplicateKey:
+        return None, "duplicate_key"
+    except RecursionError:
+        return None, "too_deep"
+    except ValueError:  # a syntax error, or a number of more than 4,300 digits
+        return None, "binary" if b"\0" in line else "broken_json"
+
+
+class _Buffer:
+    """The text of a JSON file, as much of it as one value needs."""
+
+    def __init__(self, stream: Any, how: Reading) -> None:
+        self._stream, self._how = as_utf8(stream), how
+        self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+        self._parse = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_strict_object).raw_decode
+        self.text, self.at, self.ended = "", 0, False
+        if self.peek() == "\ufeff":
+            self.at += 1
+
+    def _more(self) -> bool:
+        if not self.ended:
+            data = self._stream.read(max(CHUNK, len(self.text) - self.at))  # twice as much each time: no quadratic work
+            self.ended = not data
+            self.text, self.at = self.text[self.at :] + self._decode(data, self.ended), 0
+        return not self.ended
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
+                self.at += 1
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self._more():
+                return ""
+
+    def take(self, wanted: str) -> str:
+        """The next character, which must be one of these."""
+        c = self.peek()
+        if not c or c not in wanted:
+            raise self.broken(f"{c!r} where one of {wanted} must stand" if c else "it ends too early")
+        self.at += 1
+        return c
+
+    def value(self) -> Any:
+        """The next value.
+
+        Raises:
+            _DuplicateKey: for an object with two equal keys, which is passed over.
+        """
+        self.peek()
+        while True:
+            try:
+                value, end = self._parse(self.text, self.at)
+                if end < len(self.text) or not self._more():  # a number could go on
+                    self.at = min(end, len(self.text))
+                    return value
+            except _DuplicateKey:
+                self.at = json.JSONDecoder().raw_decode(self.text, self.at)[1]
+                raise
+            except json.JSONDecodeError as e:
+                cut = e.msg.startswith("Unterminated string") or e.pos > len(self.text) - 12
+                if not cut or (self.ended and not self._more()):
+                    raise self.broken(e.msg) from None
+                self._more()
+            except RecursionError:
+                raise self.broken("it is nested too deeply") from None
+            if len(self.text) - self.at > self._how.limits.record:
+                raise DataError(
+                    f"{self._how.shown} holds a record of more than {self._how.limits.record:,} bytes, or is not JSON; "
+                    "raise clean.max_record_bytes, or set `format: jsonl` if it holds an object a line"
+                )
+
+    def broken(self, why: str) -> DataError:
+        return DataError(f"{self._how.shown} is not JSON ({why}); if it holds an object a line, set `format: jsonl`")
+
+
+def read_json(stream: Any, how: Reading) -> Iterator[Document | Bad]:
+    """A dictionary id → record, or a list of records; a record may be a plain string. The id is the field `id`."""
+    buffer = _Buffer(stream, how)
+    keyed = buffer.take("[{") == "{"
+    close = "}" if keyed else "]"
+    seen: set[int] = set()
     record = 0
-    for key, value in items:
-        if isinstance(value, str):
-            value = {"text": value}
-        if isinstance(value, dict):
-            yield _build(shown, record, value if key is None else {"id": key, **value}, template)
-        else:
-            yield Bad(shown, record, None, "not_an_object", _excerpt(json.dumps(value)))
-        record += 1
-    for key in twice:  # JSON readers keep the last of them in silence
-        yield Bad(shown, record, None, "duplicate_key", _excerpt(key))
-        record += 1
+    if buffer.peek() == close:
+        buffer.at += 1
+    else:
+        while True:
+            key = None
+            if keyed:
+                if buffer.peek() != '"':
+                    raise buffer.broken("a key must be a string")
+                key = buffer.value()
+                buffer.take(":")
+            yield _record(buffer, how, record, key, seen)
+            record += 1
+            if buffer.take("," + close) == close:
+                break
+    if buffer.peek():
+        raise buffer.broken("something follows its end")
 
 
-def _read_parquet(stream: Any, shown: str, template: Template) -> Iterator[Document | Bad]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    source = stream if isinstance(stream, io.BufferedReader) else io.BytesIO(read_all(stream))
+def _record(buffer: _Buffer, how: Reading, record: int, key: str | None, seen: set[int]) -> Document | Bad:
     try:
-        table = pq.ParquetFile(source, page_checksum_verification=True)
-        names = table.schema_arrow.names
-        columns = sorted({f if f in names else f.split(".")[0] for f in template.fields})
-        # iter_batches gives empty batches, without an error, for columns that do not exist.
-        if missing := [c for c in columns if c not in names]:
-            raise DataError(
-                f"{shown} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(names)}. "
-                "Set `text:` to fit"
-            )
-        record = 0
-        for batch in table.iter_batches(batch_size=ROWS, columns=columns):
-            values = [_column(batch.column(c)) for c in columns]
-            for row in zip(*values, strict=True):
-                yield _build(shown, record, dict(zip(columns, row, strict=True)), template)
-                record += 1
-    except pa.ArrowException as e:
-        raise DataError(f"{shown} is not readable parquet ({e}); fetch or make it again") from None
-
-
-def _column(column: Any) -> list[Any]:
-    """Python values; strings go by way of bytes, since one that is not UTF-8 would fail the whole column."""
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return _undecoded(column.cast(_as_binary(column.type)).to_pylist())
-
-
-def _as_binary(t: Any) -> Any:
-    import pyarrow as pa
-
-    if pa.types.is_string(t):
-        return pa.binary()
-    if pa.types.is_large_string(t) or pa.types.is_string_view(t):
-        return pa.large_binary()
-    if pa.types.is_list(t):
-        return pa.list_(_as_binary(t.value_type))
-    if pa.types.is_large_list(t):
-        return pa.large_list(_as_binary(t.value_type))
-    if pa.types.is_struct(t):
-        return pa.struct([pa.field(f.name, _as_binary(f.type)) for f in t])
-    return t
-
-
-def _undecoded(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    if isinstance(value, list):
-        return [_undecoded(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _undecoded(v) for k, v in value.items()}
-    return value
+        value = buffer.value()
+    except _DuplicateKey:
+        return Bad(how.shown, record, None, "duplicate_key", excerpt(key or ""))
+    if key is not None:
+        if hash(key) in seen:  # JSON readers keep the last of them in silence
+            return Bad(how.shown, record, None, "duplicate_key", excerpt(key))
+        seen.add(hash(key))
+    if isinstance(value, str):
+        value = {"text": value}
+    if not isinstance(value, dict):
+        return Bad(how.shown, record, None, "not_an_object", excerpt(json.dumps(value)))
+    return build(how, record, value if key is None else {"id": key, **value})

@@ -32,7 +32,8 @@ from foundry.data.repeats import LINE_CHARS, PARAGRAPH_CHARS, piece_hashes, with
 from foundry.data.rules import Rules, Verdict, units
 from foundry.data.schema import doc_id
 from foundry.data.scrub import scrub
-from foundry.data.units import Limits, Unit, read_unit
+from foundry.data.streams import Limits
+from foundry.data.units import Unit, read_unit
 from foundry.utils.files import atomic_write, read_json, write_json
 
 SAMPLES = 40  # examples of each reason that a unit keeps
