@@ -13,6 +13,7 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -134,7 +135,7 @@ def prepare_unit(job: Job, task: tuple[int, int]) -> dict[str, Any]:
     counts, samples = Counts(), Samples(SAMPLES)
     lines: list[set[int]] = []
     paragraphs: list[set[int]] = []
-    with _Rows(job, number, eval_sets, None if job.counts_repeats else (counts, samples)) as rows, atomic_write(
+    with _writing(job, number, eval_sets, None if job.counts_repeats else (counts, samples)) as rows, atomic_write(
         job.path(number, "bad.jsonl"), "w"
     ) as bad:
         for item in read_unit(job.raw, job.sources, unit, job.limits):
@@ -183,7 +184,7 @@ def finish_unit(job: Job, number: int) -> dict[str, Any]:
     _, eval_sets = _tools(job.root, params.model_dump_json())
     repeated = {k: np.load(job.folder / f"{k}.npy") for k in ("lines", "paragraphs")}
     counts, samples = Counts(), Samples(SAMPLES)
-    with _Rows(job, number, eval_sets, (counts, samples), "final.arrow") as rows:
+    with _writing(job, number, eval_sets, (counts, samples), "final.arrow") as rows:
         for batch in read_rows(job, number, ["text", "record", "file", "lang", "domain"], "arrow"):
             for row in batch.to_pylist():
                 text = row["text"].decode()
@@ -267,33 +268,26 @@ def _domain(url: str) -> str:
         return ""
 
 
+@contextmanager
+def _writing(
+    job: Job, number: int, eval_sets: Contamination | None, final: tuple[Counts, Samples] | None, kind: str = "arrow"
+) -> Iterator[_Rows]:
+    with atomic_write(job.path(number, kind)) as f, pa.ipc.new_file(f, ROWS) as writer:
+        rows = _Rows(writer, eval_sets, final, final is not None and job.params.near_dedup != "ignore")
+        yield rows
+        rows.flush()
+
+
 class _Rows:
     """Writes the documents of a unit in batches; `final` (where to count) tells that their text will not change any more."""
 
     def __init__(
-        self,
-        job: Job,
-        number: int,
-        eval_sets: Contamination | None,
-        final: tuple[Counts, Samples] | None,
-        kind: str = "arrow",
+        self, writer: Any, eval_sets: Contamination | None, final: tuple[Counts, Samples] | None, near: bool
     ) -> None:
-        self.eval_sets, self.final = eval_sets, final
-        self.near = final is not None and job.params.near_dedup != "ignore"
-        self._target = atomic_write(job.path(number, kind))
+        self._writer, self.eval_sets, self.final, self.near = writer, eval_sets, final, near
         self._rows: list[tuple] = []
         self._words: list[list[str]] = []
         self._bytes = 0
-
-    def __enter__(self) -> _Rows:
-        self._writer = pa.ipc.new_file(self._target.__enter__(), ROWS)
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is None:
-            self._flush()
-            self._writer.close()
-        self._target.__exit__(kind, error, trace)
 
     def add(self, item: Document, lang: str, text: str, words: list[str]) -> None:
         self.add_row(item.file, item.record, lang, _domain(item.url), text, words)
@@ -309,9 +303,9 @@ class _Rows:
         self._words.append(words if self.near else [])
         self._bytes += len(data)
         if len(self._rows) == BATCH_DOCUMENTS or self._bytes >= BATCH_BYTES:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         if not self._rows:
             return
         columns = [pa.array(c, f.type) for c, f in zip(zip(*self._rows, strict=True), ROWS, strict=False)]

@@ -64,10 +64,25 @@ def decompress(f: BinaryIO, name: str, packed: int, shown: str, limits: Limits) 
     elif suffix == ".zst":
         import pyarrow as pa
 
-        stream = pa.CompressedInputStream(pa.PythonFile(f, "r"), "zstd")
+        stream = pa.CompressedInputStream(pa.PythonFile(_Borrowed(f), "r"), "zstd")
     else:
         stream = _Chain(f, bz2.BZ2Decompressor if suffix == ".bz2" else lzma.LZMADecompressor)
     return Guard(stream, packed, shown, limits), name[: -len(suffix)]
+
+
+class _Borrowed:
+    """A stream that Arrow may read but not close."""
+
+    closed = False
+
+    def __init__(self, f: BinaryIO) -> None:
+        self.read = f.read
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
 
 
 class _Chain:

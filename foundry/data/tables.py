@@ -119,7 +119,7 @@ def told_table(how: Reading, kind: str) -> Iterator[None]:
 @contextmanager
 def seekable(stream: Any) -> Iterator[BinaryIO]:
     """A file to seek in; what streams out of an archive is copied to an unnamed temporary file."""
-    if isinstance(stream, io.BufferedReader):
+    if type(stream) is io.BufferedReader:  # a member of a tar is a subclass that cannot seek
         yield stream
         return
     with tempfile.TemporaryFile() as f:
