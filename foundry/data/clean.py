@@ -27,10 +27,10 @@ from foundry.data.dedup import BANDS, clusters, drop_near, equal_pairs, frequent
 from foundry.data.manifest import read_manifest, verified
 from foundry.data.prepare import Job, finish_unit, prepare_unit, read_rows
 from foundry.data.report import write_reports
-from foundry.data.rules import units
 from foundry.data.schema import SPLITS, PartWriter, doc_id, split_of
 from foundry.data.streams import Limits
 from foundry.data.units import plan_units
+from foundry.data.words import units
 from foundry.utils.executor import cores, map_units
 from foundry.utils.files import atomic_dir, sha256_file, sha256_json, state_dir
 from foundry.utils.log import progress

@@ -15,7 +15,7 @@ import numpy as np
 
 from foundry.config import ConfigError
 from foundry.data.grams import gram_hashes
-from foundry.data.rules import units
+from foundry.data.words import units
 
 
 class Contamination:

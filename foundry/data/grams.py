@@ -31,11 +31,16 @@ class _Numbers(dict):
 _numbers = _Numbers()
 
 
+def word_numbers(words: list[str]) -> np.ndarray:
+    """uint64: one number for each distinct word."""
+    return np.fromiter(map(_numbers.__getitem__, words), np.uint64, len(words))
+
+
 def gram_hashes(words: list[str], n: int) -> np.ndarray:
     """uint64 hash of each run of `n` units, in order; of all units together where there are fewer than `n`, none of none."""
     if not words:
         return np.empty(0, np.uint64)
-    numbers = np.fromiter(map(_numbers.__getitem__, words), np.uint64, len(words))
+    numbers = word_numbers(words)
     n = min(n, len(numbers))
     count = len(numbers) - n + 1
     out = numbers[:count].copy()

@@ -30,11 +30,12 @@ from foundry.data.formats import EXCERPT, Bad, Document
 from foundry.data.language import identify
 from foundry.data.normalize import fix_mojibake, normalize, strip_html
 from foundry.data.repeats import LINE_CHARS, PARAGRAPH_CHARS, piece_hashes, without
-from foundry.data.rules import Rules, Verdict, units
+from foundry.data.rules import Rules, Verdict
 from foundry.data.schema import doc_id
 from foundry.data.scrub import scrub
 from foundry.data.streams import Limits
 from foundry.data.units import Unit, read_unit
+from foundry.data.words import units
 from foundry.utils.files import atomic_write, read_json, write_json
 
 SAMPLES = 40  # examples of each reason that a unit keeps

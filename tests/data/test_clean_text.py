@@ -1,10 +1,13 @@
 """Normal form and rules: what is mended, what is left alone, and which rule drops what."""
 
+from pathlib import Path
+
 import pytest
 
 from foundry.config import Clean
 from foundry.data.normalize import fix_mojibake, normalize, strip_html
-from foundry.data.rules import dup_line_ratio, judge, symbol_ratio, top_ngram_ratio, units
+from foundry.data.rules import Rules, dup_line_ratio, symbol_ratio, top_ngram_ratio
+from foundry.data.words import units
 
 
 @pytest.mark.parametrize(
@@ -124,14 +127,15 @@ def test_each_rule_drops_its_own_kind_and_good_text_passes(story):
     }
     for reason, text in cases.items():
         text = normalize(text)
-        assert judge(text, units(text), rules) == reason
+        verdict = Rules(rules, Path()).apply(text, "en")[2]
+        assert (verdict and verdict.reason) == reason
 
 
 def test_rules_come_in_the_order_of_the_parameters():
     text = "=" * 20
-    assert judge(text, units(text), Clean()) == "too_short"
+    assert Rules(Clean(), Path()).apply(text, "en")[2].reason == "too_short"
     text = "spam and eggs\n" * 40_000
-    assert judge(text, units(text), Clean()) == "too_long"
+    assert Rules(Clean(), Path()).apply(text, "en")[2].reason == "too_long"
 
 
 def test_symbols_are_counted_and_letters_of_any_script_are_not():

@@ -11,8 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundry.data.dedup import BANDS, band_keys, clusters, drop_near, equal_pairs, exact_key, frequent, jaccard, shingles
-from foundry.data.rules import units
+from foundry.data.dedup import (
+    BANDS,
+    band_keys,
+    clusters,
+    drop_near,
+    equal_pairs,
+    exact_key,
+    frequent,
+    jaccard,
+    shingles,
+)
+from foundry.data.words import units
 
 THRESHOLD = 0.7
 

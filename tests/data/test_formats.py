@@ -16,7 +16,6 @@ from foundry.data.formats import Bad
 from foundry.data.streams import Limits
 from foundry.data.template import Template
 
-
 LINES = b"".join(json.dumps({"text": f"line {i} " + "x" * (i % 97)}).encode() + b"\n" for i in range(5000))
 
 
