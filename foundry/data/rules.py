@@ -78,14 +78,16 @@ class Rules:
             return text, [], Verdict("symbol_ratio", "max_symbol_ratio", share, p.max_symbol_ratio)
         if p.max_dup_line_ratio < 1 and (share := dup_line_ratio(text)) > p.max_dup_line_ratio:
             return text, [], Verdict("duplicate_lines", "max_dup_line_ratio", share, p.max_dup_line_ratio)
-        words = units(text)
-        if p.max_top_ngram_ratio < 1 and (share := top_ngram_ratio(words)) > p.max_top_ngram_ratio:
+        words = units(text) if p.max_top_ngram_ratio < 1 else None
+        if words and (share := top_ngram_ratio(words)) > p.max_top_ngram_ratio:
             return text, words, Verdict("repeated_ngrams", "max_top_ngram_ratio", share, p.max_top_ngram_ratio)
         before = text
         text, verdict = self._for_the_web(text, lang)
-        if text != before:
+        if verdict:
+            return text, [], verdict
+        if words is None or text != before:
             words = units(text)
-        if not verdict and self._blocked and (found := self._blocked.find(text, words)):
+        if self._blocked and (found := self._blocked.find(text, words)):
             verdict = Verdict("blocked", found, 1, 0)
         return text, words, verdict
 

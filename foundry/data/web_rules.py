@@ -29,24 +29,33 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 class _Shapes(dict):
-    """token → 1 if it has a letter or digit, its length then, and 1 if it has a letter: three sums in one number."""
+    """token → (1 if it has a letter or digit, its length then, 1 if it has a letter) in one number, so that one sum counts all."""
 
     def __missing__(self, token: str) -> int:
-        if len(self) > 1 << 20:
+        if len(self) > 1 << 18:
             self.clear()
         word = any(c.isalnum() for c in token)
-        shape = (word * len(token)) | word << 32 | any(c.isalpha() for c in token) << 60 if len(token) < 1 << 20 else 0
+        shape = word * min(len(token), _LONGEST) | word << 26 | any(c.isalpha() for c in token) << 44
         self[token] = shape
         return shape
 
 
 _shapes = _Shapes()
+_LONGEST, _AT_ONCE = 255, 1 << 17  # 2^17 words of 2^8 letters: no sum runs over into the next
+
+
+def _count_shapes(words: list[str]) -> tuple[int, int, int]:
+    """(characters of words that are no symbols, their number, words with a letter)"""
+    length = count = alpha = 0
+    for i in range(0, len(words), _AT_ONCE):
+        total = sum(map(_shapes.__getitem__, words[i : i + _AT_ONCE]))
+        length, count, alpha = length + (total & 0x3FFFFFF), count + (total >> 26 & 0x3FFFF), alpha + (total >> 44)
+    return length, count, alpha
 
 
 def gopher_quality(text: str, words: list[str], lang: str, p: GopherQuality) -> Finding | None:
     """Appendix A.1.1. `words` are the document's tokens."""
-    total = sum(map(_shapes.__getitem__, words))
-    length, count, alpha = total & 0xFFFFFFFF, total >> 32 & 0xFFFFFFF, total >> 60
+    length, count, alpha = _count_shapes(words)
     if count < p.min_words:
         return Finding("min_words", count, p.min_words)
     if count > p.max_words:

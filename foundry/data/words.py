@@ -8,6 +8,8 @@ spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) a character is the word-li
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from itertools import chain
 
 NO_SPACES = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
@@ -17,21 +19,50 @@ NO_SPACES = (
 _LETTERS = rf"[^\W{NO_SPACES}](?:[^\W{NO_SPACES}]|[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0dff])*"
 _UNIT = re.compile(rf"[{NO_SPACES}]|{_LETTERS}")
 _WORD = re.compile(r"\w+")  # the same where neither of the two occurs, five times as fast
-_TOKEN = re.compile(rf"[{NO_SPACES}]|['’]?{_LETTERS}(?:[.,][0-9]+)*|\.\.+|[^\w\s]")
-_PLAIN_TOKEN = re.compile(r"['’]?\w+(?:[.,][0-9]+)*|\.\.+|[^\w\s]")
+_NUMBER = r"[0-9]+(?:[.,:/–][0-9]+)*\w*"
+_SHORT = r"(?:\b[A-Za-z]\.)+"  # U.S., e.g., an initial
+_TOKEN = re.compile(rf"[{NO_SPACES}]|{_NUMBER}|{_SHORT}|['’]?{_LETTERS}|\.\.+|[^\w\s]")
+_PLAIN_TOKEN = re.compile(rf"{_NUMBER}|{_SHORT}|['’]?\w+|\.\.+|[^\w\s]")
 _BEYOND_LATIN = re.compile("[^\x00-\u02ff\u2010-\u2027]")
 _CHARACTER = re.compile(f"[{NO_SPACES}]")
 
 
+class _Pieces(dict):
+    """What a run of characters without white space consists of; each distinct short one is cut once."""
+
+    def __init__(self, cut: Callable[[str], tuple[str, ...]]) -> None:
+        super().__init__()
+        self._cut = cut
+
+    def __missing__(self, run: str) -> tuple[str, ...]:
+        pieces = self._cut(run)
+        if len(run) <= 32:  # a sentence of Chinese comes once
+            if len(self) >= 1 << 18:
+                self.clear()
+            self[run] = pieces
+        return pieces
+
+
+def _units(run: str) -> tuple[str, ...]:
+    run = run.lower()
+    return tuple((_UNIT if _BEYOND_LATIN.search(run) else _WORD).findall(run))
+
+
+def _tokens(run: str) -> tuple[str, ...]:
+    return tuple((_TOKEN if _BEYOND_LATIN.search(run) else _PLAIN_TOKEN).findall(run))
+
+
+_units_of, _tokens_of = _Pieces(_units), _Pieces(_tokens)
+
+
 def units(text: str) -> list[str]:
     """Words in lower case, or single characters of scripts without spaces."""
-    text = text.lower()
-    return _UNIT.findall(text) if _BEYOND_LATIN.search(text) else _WORD.findall(text)
+    return list(chain.from_iterable(map(_units_of.__getitem__, text.split())))
 
 
 def tokens(text: str) -> list[str]:
     """Words and punctuation marks; a contraction's second half is a token (`don` `'t`), as is a run of full stops."""
-    return (_TOKEN if _BEYOND_LATIN.search(text) else _PLAIN_TOKEN).findall(text)
+    return list(chain.from_iterable(map(_tokens_of.__getitem__, text.split())))
 
 
 def spaceless(text: str) -> int:
