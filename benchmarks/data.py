@@ -7,7 +7,7 @@
     python -m benchmarks.data memory
 
 `filters` and `duplicates` need datatrove, which has its own pins, in an environment of its own:
-`python3 -m venv peers && peers/bin/pip install "datatrove[processing]==0.10.1" spacy "xxhash<4"`.
+`python3 -m venv peers && peers/bin/pip install "datatrove[processing]==0.10.1" spacy orjson "xxhash<4"`.
 """
 
 from __future__ import annotations
