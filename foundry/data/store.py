@@ -1,0 +1,79 @@
+"""What all kinds of transfer share: the store of finished files, the room on the disk, the progress bar.
+
+The store lies under `.foundry/downloads/`: a finished file under its hash, small files of facts beside the folders.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foundry.config import DataError
+from foundry.utils.files import sha256_file
+
+SPARE = 64 << 20  # bytes that a transfer leaves free on the disk
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file of a source: where its bytes lie now, its name below the source's folder, and the address by which
+    `data.lock.json` knows it (None for files of this machine)."""
+
+    path: Path
+    name: str
+    address: str | None = None
+
+
+def stored(store: Path, sha256: str, name: str) -> Path | None:
+    """The finished file of that hash, checked; a damaged one is removed."""
+    path = store / sha256 / name
+    if not path.is_file():
+        return None
+    if sha256_file(path) == sha256:
+        return path
+    path.unlink()
+    return None
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """A small file of ours; what a crash left of it counts as nothing."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def check_room(folder: Path, needed: int, what: str) -> None:
+    """Refuses to begin what cannot end.
+
+    Raises:
+        DataError: with the bytes needed and the bytes free.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed + SPARE > free:
+        raise DataError(
+            f"{what}: {needed:,} bytes are to be written to {folder}, where {free:,} are free "
+            f"({SPARE:,} are left alone); make room, or move the project to a larger disk"
+        )
+
+
+class Meter:
+    """One progress bar of all transfers; its total grows as lengths become known."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar, self._lock = bar, threading.Lock()
+
+    def expect(self, n: int) -> None:
+        """`n` more bytes are announced (fewer, if negative: a transfer broke)."""
+        with self._lock:
+            self._bar.total = (self._bar.total or 0) + n
+            self._bar.refresh()
+
+    def advance(self, n: int) -> None:
+        with self._lock:
+            self._bar.update(n)
