@@ -110,7 +110,9 @@ def check_listing(source: Source, address: Address, listed: list[str], locked: d
     if not known or source.sha256 or set(known) == set(listed):
         return
     new, gone = sorted(set(listed) - set(known)), sorted(set(known) - set(listed))
-    told = [f"{len(s)} {word} ({', '.join(s[:3])}{', …' * (len(s) > 3)})" for s, word in ((new, "new"), (gone, "gone")) if s]
+    told = [
+        f"{len(s)} {word} ({', '.join(s[:3])}{', …' * (len(s) > 3)})" for s, word in ((new, "new"), (gone, "gone")) if s
+    ]
     raise DataError(
         f"{source.url} matches other files than those in data.lock.json: {'; '.join(told)}. "
         f"To accept them, run: foundry relock {source.name}"

@@ -15,7 +15,8 @@ HEAD = 1024
 MAGIC = {
     "gzip": (b"\x1f\x8b\x08",),
     "zstd": (b"\x28\xb5\x2f\xfd", *(bytes((0x50 + i,)) + b"\x2a\x4d\x18" for i in range(16))),  # RFC 8878, 3.1
-    "bzip2": tuple(b"BZh%d1AY&SY" % level for level in range(1, 10)) + tuple(b"BZh%d\x17rE8P\x90" % n for n in range(1, 10)),
+    "bzip2": tuple(b"BZh%d1AY&SY" % level for level in range(1, 10))
+    + tuple(b"BZh%d\x17rE8P\x90" % n for n in range(1, 10)),
     "xz": (b"\xfd7zXZ\x00",),
     "zip": (b"PK\x03\x04", b"PK\x05\x06"),
     "parquet": (b"PAR1",),

@@ -18,7 +18,9 @@ from foundry.config import ConfigError, Source
 
 # What a package client may be given: no spaces, options or line ends can pass into its requirements file.
 _WHEEL = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
-_TARBALL = re.compile(r"(?:(@[a-z0-9~_-][a-z0-9._~-]*)/)?([A-Za-z0-9~_-][A-Za-z0-9._~-]*)@(\d+\.\d+\.\d+[0-9A-Za-z.+-]*)")
+_TARBALL = re.compile(
+    r"(?:(@[a-z0-9~_-][a-z0-9._~-]*)/)?([A-Za-z0-9~_-][A-Za-z0-9._~-]*)@(\d+\.\d+\.\d+[0-9A-Za-z.+-]*)"
+)
 _HUB = re.compile(r"([\w.-]+/[\w.-]+)@([^/]+)/(.+)")
 REMOTE = ("s3", "gs", "az", "abfs", "ftp", "sftp")
 
@@ -136,9 +138,11 @@ def parse_source(source: Source) -> list[Address]:
         ConfigError: for an address that cannot be fetched, with the form it should have.
     """
     where = f"download.sources {source.name!r}: "
-    addresses = [parse_address(url, f"{where}url {url!r}") for url in (source.url, *source.mirrors)]
-    if source.mirrors and (many := [u for u, a in zip((source.url, *source.mirrors), addresses) if not a.filename]):
-        raise ConfigError(f"{where}mirrors hold the bytes of one file, but {many[0]!r} may name several")
+    addresses = []
+    for url in (source.url, *source.mirrors):
+        addresses.append(parse_address(url, f"{where}url {url!r}"))
+        if source.mirrors and addresses[-1].filename is None:
+            raise ConfigError(f"{where}mirrors hold the bytes of one file, but {url!r} may name several")
     return addresses
 
 

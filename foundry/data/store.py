@@ -18,6 +18,14 @@ from foundry.utils.files import sha256_file
 SPARE = 64 << 20  # bytes that a transfer leaves free on the disk
 
 
+_busy: dict[str, threading.Lock] = {}
+
+
+def alone(address: str) -> threading.Lock:
+    """The lock of an address: two sources may name the same one, and its part file has one writer."""
+    return _busy.setdefault(address, threading.Lock())
+
+
 @dataclass(frozen=True)
 class Fetched:
     """A file of a source: where its bytes lie now, its name below the source's folder, and the address by which
@@ -72,7 +80,6 @@ class Meter:
         """`n` more bytes are announced (fewer, if negative: a transfer broke)."""
         with self._lock:
             self._bar.total = (self._bar.total or 0) + n
-            self._bar.refresh()
 
     def advance(self, n: int) -> None:
         with self._lock:
