@@ -11,8 +11,8 @@ from foundry.data.store import Fetched
 
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 KNOWN = (
-    ".txt", ".text", ".md", ".markdown", ".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow", ".html", ".htm",
-    ".zip", ".tar", ".tgz", ".tbz2", ".txz",
+    ".txt", ".text", ".md", ".markdown", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".html",
+    ".htm", ".zip", ".tar", ".tgz", ".tbz2", ".txz",
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ SUFFIXES = {
     ".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".tbz2": "bzip2", ".xz": "xz", ".txz": "xz",
     ".zip": "zip", ".whl": "zip", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow",
     ".txt": "txt", ".text": "txt", ".md": "md", ".markdown": "md", ".jsonl": "jsonl", ".ndjson": "jsonl",
-    ".json": "json", ".csv": "csv", ".html": "html", ".htm": "html",
+    ".json": "json", ".csv": "csv", ".tsv": "csv", ".html": "html", ".htm": "html",
 }  # fmt: skip
 _PACKED = ("gzip", "zstd", "bzip2", "xz", "zip")
 
