@@ -30,7 +30,7 @@ from foundry.data.sources import Address, Hub, Local, Remote, Tarball, Web, Whee
 from foundry.data.store import Fetched, Meter
 from foundry.data.template import Template
 from foundry.data.web import fetch_url
-from foundry.utils.files import atomic_dir, sha256_file, state_dir, write_json
+from foundry.utils.files import atomic_dir, sha256_file, state_dir, told_space, write_json
 from foundry.utils.log import progress
 from foundry.utils.process import exclusive
 
@@ -51,7 +51,7 @@ def download(config: Config, raw: Path, log: logging.Logger) -> dict[str, Any]:
     for s in sources:
         log.info("%s: %s (licence: %s)", s.name, s.url, s.license)
     store = state_dir() / "downloads"
-    with exclusive(store / "lock", "a download"):
+    with told_space(state_dir().parent), exclusive(store / "lock", "a download"):
         found = _fetch_all(config, addresses, _Fetcher(store, locked, config.download.allow_private, log))
         with atomic_dir(raw) as folder:
             entries = [_place(s, found[_key(s)], folder, locked) for s in sources]

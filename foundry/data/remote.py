@@ -86,10 +86,9 @@ def _open(address: Remote) -> tuple[Any, str]:
         fs, path = url_to_fs(address.address(address.path), **options)
     except ImportError as e:
         driver = DRIVERS.get(address.scheme, "fsspec")
-        extra = "s3" if address.scheme == "s3" else "data"
+        extra = " (or foundry-lm[s3])" if address.scheme == "s3" else ""
         raise DataError(
-            f"{address.scheme}: addresses need a driver that is not installed ({e}); run: pip install fsspec {driver} "
-            f"(or foundry-lm[{extra}])"
+            f"{address.scheme}: addresses need a driver that is not installed ({e}); run: pip install {driver}{extra}"
         ) from None
     return fs, path.removesuffix(address.path)
 

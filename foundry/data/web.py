@@ -37,7 +37,7 @@ TRIES = 6  # in a row without one new byte
 FIRST_WAIT = 1.0  # seconds; doubles with each try
 LONGEST_WAIT = 60.0
 TIMEOUT = (15.0, 60.0)  # connect, silence between two reads
-CHUNK = 1 << 20
+CHUNK = 1 << 16  # what a reset can lose of the bytes that came
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 
 

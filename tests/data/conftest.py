@@ -3,6 +3,8 @@
 import http.server
 import json
 import random
+import socket
+import struct
 import threading
 from dataclasses import dataclass, field
 
@@ -34,6 +36,7 @@ class Site:
     etag: str | None = '"one"'
     headers: dict = field(default_factory=dict)
     url: str = ""
+    closed: threading.Event = field(default_factory=threading.Event)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -66,9 +69,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
             start += act == "wrong range"
             status, body = 206, data[start:]
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        return self.answer(status, body, headers, cut=str(act).startswith("cut"))
+        return self.answer(status, body, headers, cut=str(act).startswith("cut"), lie=act)
 
-    def answer(self, status, body, headers, cut=False):
+    def answer(self, status, body, headers, cut=False, lie=None):
+        """`lie`: announces another length, resets the connection, or falls silent in the middle."""
+        if lie in ("short", "long", "huge", "reset", "stall"):
+            announced = {"short": len(body) // 2, "long": len(body) + 100, "huge": 10**18}.get(lie, len(body))
+            self.send_response(status)
+            for k, v in {**headers, "Content-Length": str(announced)}.items():
+                self.send_header(k, v)
+            self.end_headers()
+            part = body[: len(body) // 2] if lie in ("reset", "stall") else body
+            self.wfile.write(part)
+            self.wfile.flush()
+            self.server.site.sent += len(part)
+            self.close_connection = True
+            if lie == "stall":
+                self.server.site.closed.wait(5)
+            if lie == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+            return
         self.send_response(status)
         for k, v in headers.items():
             self.send_header(k, v)
@@ -92,6 +113,7 @@ def site():
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield server.site
+    server.site.closed.set()
     server.shutdown()
     thread.join()
     server.server_close()
