@@ -27,7 +27,7 @@ from foundry.data.packages import fetch_tarball, fetch_wheel
 from foundry.data.remote import fetch_remote
 from foundry.data.sniff import check_kind
 from foundry.data.sources import Address, Hub, Local, Remote, Tarball, Web, Wheel, parse_source
-from foundry.data.store import Fetched, Meter
+from foundry.data.store import MOST_THREADS, Fetched, Meter
 from foundry.data.template import Template
 from foundry.data.web import fetch_url
 from foundry.utils.files import atomic_dir, sha256_file, state_dir, told_space, write_json
@@ -90,9 +90,9 @@ def _fetch_all(config: Config, addresses: list[list[Address]], fetcher: _Fetcher
         wanted.setdefault(_key(s), (s, a))
     with (
         progress(desc="download", unit="B", unit_scale=True) as bar,
-        ThreadPoolExecutor(config.runtime.downloads) as pool,
+        ThreadPoolExecutor(MOST_THREADS) as pool,  # they wait for the meter's slots
     ):
-        meter = Meter(bar)
+        meter = Meter(bar, config.runtime.downloads)
         tasks = {key: pool.submit(fetcher.fetch, s, a, meter) for key, (s, a) in wanted.items()}
         found, problems = {}, []
         for key, task in tasks.items():
@@ -138,12 +138,15 @@ class _Fetcher:
         listing = partial(check_listing, source, address, locked=self.locked)
         match address:
             case Wheel():
-                return [Fetched(fetch_wheel(address, name, pin(source.url), store, meter), name)]
+                with meter.slot:
+                    return [Fetched(fetch_wheel(address, name, pin(source.url), store, meter), name)]
             case Tarball():
-                path = fetch_tarball(address, name, pin(source.url), store, meter, self.allow_private)
+                with meter.slot:
+                    path = fetch_tarball(address, name, pin(source.url), store, meter, self.allow_private)
                 return [Fetched(path, name)]
             case Web():
-                path = fetch_url(address.url, name, pin(address.url), store, meter, self.allow_private)
+                with meter.slot:
+                    path = fetch_url(address.url, name, pin(address.url), store, meter, self.allow_private)
                 return [Fetched(path, name, address.url)]
             case Hub():
                 return fetch_hub(address, store, pin, listing, meter)

@@ -52,11 +52,13 @@ def fetch_hub(
         if address.filename is None:
             files = _matching(address, api, at, folder / "files.json")
             check_listing([address.address(f) for f in files])
+
+        def one(file: str) -> Fetched:
+            name = address.address(file)
+            return Fetched(_fetch_file(api, at, file, folder, name, pin_of(name), meter), file, name)
+
         with told_space(store):
-            return [
-                Fetched(_fetch_file(api, at, f, folder, pin_of(address.address(f)), meter), f, address.address(f))
-                for f in files
-            ]
+            return meter.each(one, files)
     except LocalEntryNotFoundError as e:
         raise DataError(
             f"{where} is not in the store and the hub cannot be reached ({e.__cause__ or e}); "
@@ -80,7 +82,9 @@ def _matching(address: Hub, api: Any, at: dict[str, str], known: Path) -> list[s
     return files
 
 
-def _fetch_file(api: Any, at: dict[str, str], file: str, folder: Path, pin: Pin | None, meter: Meter) -> Path:
+def _fetch_file(
+    api: Any, at: dict[str, str], file: str, folder: Path, name: str, pin: Pin | None, meter: Meter
+) -> Path:
     path = folder / file
     if pin and path.is_file():
         if sha256_file(path) == pin.sha256:
@@ -88,7 +92,7 @@ def _fetch_file(api: Any, at: dict[str, str], file: str, folder: Path, pin: Pin 
         path.unlink()  # damaged, or of another time: the client trusts its own notes, not the bytes
     path = Path(api.hf_hub_download(filename=file, local_dir=folder, tqdm_class=_bar(meter), **at))
     if pin:
-        pin.check(f"hf:{at['repo_id']}/{file}", sha256_file(path), path.stat().st_size)
+        pin.check(name, sha256_file(path), path.stat().st_size)
     return path
 
 

@@ -58,12 +58,17 @@ def fetch_remote(
             names = {p.removeprefix(f"{root}{address.base}").lstrip("/"): p for p in found}
             check_listing([address.address(p.removeprefix(root)) for p in found])
         store.mkdir(parents=True, exist_ok=True)
-        out = []
-        for shown, path in names.items():
+
+        def one(item: tuple[str, str]) -> Fetched:
+            shown, path = item
             at = address.address(path.removeprefix(root))
             with alone(at):
-                out.append(Fetched(_fetch_file(fs, path, at, shown, store, pin_of(at), meter), shown, at))
-        return out
+                return Fetched(_fetch_file(fs, path, at, shown, store, pin_of(at), meter), shown, at)
+
+        files = list(names.items())
+        if fs.async_impl:
+            return meter.each(one, files)
+        return [f for item in files for f in meter.each(one, [item])]  # ftp has one connection, not made for threads
     except FoundryError:
         raise
     except FileNotFoundError:

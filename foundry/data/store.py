@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from foundry.config import DataError
 from foundry.utils.files import sha256_file
 
 SPARE = 64 << 20  # bytes that a transfer leaves free on the disk
+MOST_THREADS = 32
+T = TypeVar("T")
 
 
 _busy: dict[str, threading.Lock] = {}
@@ -71,10 +75,10 @@ def check_room(folder: Path, needed: int, what: str) -> None:
 
 
 class Meter:
-    """One progress bar of all transfers; its total grows as lengths become known."""
+    """One progress bar of all transfers, and their number at a time. The total grows as lengths become known."""
 
-    def __init__(self, bar: Any) -> None:
-        self._bar, self._lock = bar, threading.Lock()
+    def __init__(self, bar: Any, parallel: int) -> None:
+        self._bar, self._lock, self.slot = bar, threading.Lock(), threading.Semaphore(parallel)
 
     def expect(self, n: int) -> None:
         """`n` more bytes are announced (fewer, if negative: a transfer broke)."""
@@ -84,3 +88,13 @@ class Meter:
     def advance(self, n: int) -> None:
         with self._lock:
             self._bar.update(n)
+
+    def each(self, transfer: Callable[[T], Fetched], items: list[T]) -> list[Fetched]:
+        """Calls `transfer` for all items, as many at a time as there are free slots; the results in their order."""
+
+        def one(item: T) -> Fetched:
+            with self.slot:
+                return transfer(item)
+
+        with ThreadPoolExecutor(min(len(items), MOST_THREADS)) as pool:
+            return list(pool.map(one, items))

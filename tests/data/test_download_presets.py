@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import logging
+import re
 import tarfile
 import threading
 from pathlib import Path
@@ -13,11 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from tqdm import tqdm
 
-from foundry.config import parse_config
+from foundry.config import DataError, parse_config
 from foundry.data.fetch import download
+from foundry.data.hub import fetch_hub
 from foundry.data.manifest import read_manifest, verified
-from foundry.data.sources import parse_source
+from foundry.data.sources import Hub, parse_source
+from foundry.data.store import Meter
 from foundry.data.template import Template
 
 PRESETS = sorted((Path(__file__).parents[2] / "presets").glob("*.yaml"))
@@ -67,7 +71,7 @@ def make_parquet(columns, rows=50):
     return buffer.getvalue()
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class HubServer(http.server.BaseHTTPRequestHandler):
     """A hub's tree and resolve routes for any data set, at the revision main."""
 
     def log_message(self, *args):
@@ -98,11 +102,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+def hub(monkeypatch):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubServer)
     server.files, server.served = {}, []
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # the tests' own setting, read at import
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield server
@@ -128,9 +135,17 @@ def test_presets_of_the_hub(project, hub, name):
     assert len(hub.served) == served == len(paths)  # recorded and stored: no file is sent again
 
 
-def test_a_branch_of_the_hub_that_moves_on_is_refused(project, hub):
-    from foundry.config import DataError
+def test_the_bar_counts_the_bytes_of_the_hub(project, hub):
+    hub.files = {f"data/train-{i}.parquet": make_parquet(["text"], 50 + i) for i in range(8)}
+    with tqdm(file=io.StringIO()) as bar:
+        address = Hub("me/set", "main", "data/*.parquet")
+        files = fetch_hub(address, project / "store", lambda a: None, lambda a: None, Meter(bar, 3))
+        assert bar.n == bar.total == sum(map(len, hub.files.values()))
+    assert [f.name for f in files] == sorted(hub.files)
+    assert [f.path.read_bytes() for f in files] == list(hub.files.values())
 
+
+def test_a_branch_of_the_hub_that_moves_on_is_refused(project, hub):
     paths, columns = HUB_PRESETS["fineweb-edu"]
     hub.files = {paths[0]: make_parquet(columns)}
     run(load("fineweb-edu"))
@@ -161,8 +176,6 @@ def test_presets_of_the_npm_registry(project, site, monkeypatch):
 
 
 def test_preset_of_a_book(project):
-    import re
-
     (project / "corpus").mkdir()
     lines = ["红楼梦", "第一回 甄士隐梦幻识通灵", "此开卷第一回也。", "　　第一百二十回 归结", "第一个回合"]
     (project / "corpus/book.txt").write_text("\n".join(lines), encoding="utf-8")

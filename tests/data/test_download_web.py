@@ -272,7 +272,7 @@ def test_the_bar_ends_at_the_bytes_that_came(site, project):
     site.files["/x/a.bin"] = BODY
     site.plan = ["cut", "cut, no ranges"]
     with tqdm(file=io.StringIO()) as bar:
-        web.fetch_url(f"{site.url}/x/a.bin", "a.bin", None, project / "store", Meter(bar), False)
+        web.fetch_url(f"{site.url}/x/a.bin", "a.bin", None, project / "store", Meter(bar, 1), False)
         assert bar.n == bar.total == site.sent > len(BODY)
 
 
