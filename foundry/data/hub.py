@@ -13,7 +13,7 @@ from typing import Any
 from foundry.config import DataError
 from foundry.data.lockfile import Pin
 from foundry.data.sources import Hub
-from foundry.data.store import Fetched, Meter
+from foundry.data.store import Fetched, Meter, check_names
 from foundry.utils.files import sha256_file, told_space, write_json
 
 
@@ -51,6 +51,7 @@ def fetch_hub(
         files = [address.path]
         if address.filename is None:
             files = _matching(address, api, at, folder / "files.json")
+            check_names(files, where)
             check_listing([address.address(f) for f in files])
 
         def one(file: str) -> Fetched:

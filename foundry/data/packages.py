@@ -17,7 +17,7 @@ from pathlib import Path
 from foundry.config import DataError
 from foundry.data.lockfile import Pin
 from foundry.data.sources import Tarball, Wheel
-from foundry.data.store import Meter, stored
+from foundry.data.store import Meter
 from foundry.data.web import fetch_url
 from foundry.utils.files import sha256_file, told_space
 
@@ -29,8 +29,6 @@ def fetch_wheel(address: Wheel, name: str, pin: Pin, store: Path, meter: Meter) 
         DataError: with the client's own last words.
     """
     spec = f"{address.name}=={address.version}"
-    if hit := stored(store, pin.sha256, name):
-        return hit
     store.mkdir(parents=True, exist_ok=True)
     with told_space(store), tempfile.TemporaryDirectory(dir=store, prefix="wheel.") as tmp:
         wanted = Path(tmp, "wanted.txt")
@@ -73,8 +71,6 @@ def fetch_tarball(address: Tarball, name: str, pin: Pin, store: Path, meter: Met
     Raises:
         DataError: if no registry is known, or the file cannot be had.
     """
-    if hit := stored(store, pin.sha256, name):
-        return hit
     url = f"{npm_registry(address.scope).rstrip('/')}/{address.path}"
     return fetch_url(url, name, pin, store, meter, allow_private)
 
@@ -104,7 +100,10 @@ def npm_registry(scope: str | None) -> str:
 def _asked_npm(key: str) -> str | None:
     if not (npm := shutil.which("npm")):
         return None
-    done = subprocess.run([npm, "config", "get", key], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    quiet = {**os.environ, "npm_config_update_notifier": "false"}
+    done = subprocess.run(
+        [npm, "config", "get", key], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=quiet
+    )
     return done.stdout.strip() if done.returncode == 0 else None
 
 

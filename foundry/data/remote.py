@@ -3,7 +3,8 @@
 Keys, endpoints and proxies come from the driver's environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …; FSSPEC_S3_ANON
 for public buckets), never from the parameters. A file is streamed to a `.part`, its size compared with the listing's,
 then renamed. The driver retries; a broken transfer begins anew. A file whose listing entry has not changed since its
-transfer is not sent again; one of known hash that lies in the store costs no request.
+transfer is not sent again; one of known hash that lies in the store costs no request. Where a bucket holds both `a` and
+`a/b`, the drivers list `a` as a folder alone: a pattern does not reach the object, its own address does.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from foundry.config import DataError, FoundryError
 from foundry.data.lockfile import Pin
 from foundry.data.sources import Remote
-from foundry.data.store import Fetched, Meter, alone, check_room, read_facts, stored
+from foundry.data.store import Fetched, Meter, alone, check_names, check_room, read_facts, stored
 from foundry.utils.files import sha256_file, sha256_json, told_space, write_json
 
 CHUNK = 1 << 20
@@ -55,7 +56,8 @@ def fetch_remote(
             found = sorted(p for p, info in fs.glob(full, detail=True).items() if info["type"] == "file")
             if not found:
                 raise DataError(f"{where} matches no file; {_nearby(fs, root, address)}")
-            names = {p.removeprefix(f"{root}{address.base}").lstrip("/"): p for p in found}
+            names = {p.removeprefix(f"{root}{address.base}").removeprefix("/"): p for p in found}
+            check_names(names, where)
             check_listing([address.address(p.removeprefix(root)) for p in found])
         store.mkdir(parents=True, exist_ok=True)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,17 @@ class Fetched:
     path: Path
     name: str
     address: str | None = None
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """Refuses names, as others list them, that would leave the folder they are meant for.
+
+    Raises:
+        DataError: naming the first of them.
+    """
+    for name in names:
+        if not {"", ".", ".."}.isdisjoint(name.split("/")) or "\\" in name or "\0" in name:
+            raise DataError(f"{where} holds a file named {name!r}, which leads out of its folder; narrow the pattern")
 
 
 def stored(store: Path, sha256: str, name: str) -> Path | None:
@@ -74,18 +85,33 @@ def check_room(folder: Path, needed: int, what: str) -> None:
         )
 
 
+class Stopped(Exception):
+    """The user ended the download; what came stays for the next one."""
+
+
 class Meter:
     """One progress bar of all transfers, and their number at a time. The total grows as lengths become known."""
 
     def __init__(self, bar: Any, parallel: int) -> None:
-        self._bar, self._lock, self.slot = bar, threading.Lock(), threading.Semaphore(parallel)
+        self._bar, self._lock, self._stopped = bar, threading.Lock(), threading.Event()
+        self.slot = threading.Semaphore(parallel)
 
     def expect(self, n: int) -> None:
         """`n` more bytes are announced (fewer, if negative: a transfer broke)."""
         with self._lock:
             self._bar.total = (self._bar.total or 0) + n
 
+    def stop(self) -> None:
+        """Ends every transfer at its next bytes."""
+        self._stopped.set()
+
     def advance(self, n: int) -> None:
+        """
+        Raises:
+            Stopped: after `stop`.
+        """
+        if self._stopped.is_set():
+            raise Stopped
         with self._lock:
             self._bar.update(n)
 

@@ -194,6 +194,14 @@ def test_what_is_missing_is_told(project, bucket):
     assert not RAW.exists()
 
 
+@pytest.mark.parametrize("key", ["x/../../escaped.txt", "x//../escaped.txt", "x/./a.txt", "x/a\\..\\b.txt"])
+def test_names_that_lead_out_of_the_folder_are_refused(project, bucket, key):
+    bucket.files |= {"x/a.txt": b"a", key: b"evil"}
+    with pytest.raises(DataError, match="leads out of its folder"):
+        run("s3://books/x/**")
+    assert not list(project.parent.rglob("escaped.txt")) and not RAW.exists()
+
+
 @pytest.mark.parametrize(
     "scheme, driver, words",
     [

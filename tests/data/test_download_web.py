@@ -12,11 +12,12 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from foundry.config import ConfigError, DataError, FoundryError, parse_config
 from foundry.data import web
 from foundry.data.fetch import download
-from foundry.data.store import Meter
+from foundry.data.store import Meter, Stopped
 
 BODY = os.urandom(100_000)
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -267,13 +268,21 @@ def test_no_permission_to_write_is_told(monkeypatch):
 
 
 def test_the_bar_ends_at_the_bytes_that_came(site, project):
-    from tqdm import tqdm
-
     site.files["/x/a.bin"] = BODY
     site.plan = ["cut", "cut, no ranges"]
     with tqdm(file=io.StringIO()) as bar:
         web.fetch_url(f"{site.url}/x/a.bin", "a.bin", None, project / "store", Meter(bar, 1), False)
         assert bar.n == bar.total == site.sent > len(BODY)
+
+
+def test_a_stopped_download_keeps_what_came(site, project):
+    site.files["/x/a.bin"] = BODY
+    meter = Meter(tqdm(file=io.StringIO()), 1)
+    meter.stop()
+    with pytest.raises(Stopped):
+        web.fetch_url(f"{site.url}/x/a.bin", "a.bin", None, project / "store", meter, False)
+    (part,) = (project / "store").glob("*.part")
+    assert 0 < part.stat().st_size < len(BODY) and BODY.startswith(part.read_bytes())
 
 
 def test_plain_http_is_refused_before_any_work(project):
