@@ -14,7 +14,7 @@ import numpy as np
 from foundry.data.order import mix
 
 MAX_CACHED = 1 << 20  # distinct units held; bounds the memory on texts without end
-_FACTOR = 0x9E3779B97F4A7C15
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 class _Numbers(dict):
@@ -44,8 +44,7 @@ def gram_hashes(words: list[str], n: int) -> np.ndarray:
     n = min(n, len(numbers))
     count = len(numbers) - n + 1
     out = numbers[:count].copy()
-    with np.errstate(over="ignore"):
-        for k in range(1, n):
-            out *= np.uint64(_FACTOR)
-            out += numbers[k : k + count]
+    for k in range(1, n):  # overflow is wanted, and told of scalars alone
+        out *= _FACTOR
+        out += numbers[k : k + count]
     return mix(out)

@@ -36,6 +36,7 @@ _PATTERNS = {
         re.ASCII,  # a Chinese letter may stand beside a number
     ),
 }
+_ADDRESS = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]|[0-9A-Fa-f]:[0-9A-Fa-f]{0,4}:")
 _MANY_DIGITS = re.compile(r"[0-9](?:[ .()-]{0,2}[0-9]){6}")
 
 
@@ -73,14 +74,14 @@ _CHECKS: dict[str, Callable[[str], bool]] = {"cn_id": _cn_id, "card": _luhn, "ip
 def scrub(text: str, kinds: Sequence[str]) -> tuple[str, dict[str, int]]:
     """The text with personal data of these kinds replaced, and how many of each kind there were."""
     found: dict[str, int] = {}
-    numbers = _MANY_DIGITS.search(text) is not None
+    numbers = sum(map(text.count, "0123456789")) >= 7 and _MANY_DIGITS.search(text) is not None
     for kind, token in TOKENS.items():
         if kind not in kinds:
             continue
         if kind == "email":
             wanted = "@" in text
         elif kind == "ip":
-            wanted = text.count(".") > 2 or text.count(":") > 1
+            wanted = _ADDRESS.search(text) is not None
         else:
             wanted = numbers
         if not wanted:

@@ -134,9 +134,8 @@ def _repeated_grams(words: list[str], size: int, p: GopherRepetition) -> Finding
     for n, share, top in limits:
         if n > len(words) or most == 1:
             break
-        with np.errstate(over="ignore"):
-            for k in range(at, n):
-                grams = grams[:-1] * _FACTOR + numbers[k : k + len(grams) - 1]
+        for k in range(at, n):  # overflow is wanted
+            grams = grams[:-1] * _FACTOR + numbers[k : k + len(grams) - 1]
         at = max(at, n)
         lengths = ends[n:] - ends[:-n]
         if top and most * (int(lengths.max()) + n - 1) <= share * size:
