@@ -13,6 +13,7 @@ floats from the start of the text, so rounding, and with it a near tie, depends 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -78,9 +79,7 @@ class Encoder:
         return np.concatenate(ids), np.cumsum(np.concatenate(counts))
 
     def _plain(self, data: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        encoded = self.tokenizer.encode_batch(
-            [_text(data[a:b].tobytes()) for a, b in zip(starts, starts[1:], strict=False)]
-        )
+        encoded = self.tokenizer.encode_batch([_text(data[a:b].tobytes()) for a, b in pairwise(starts)])
         return _flat(encoded, self.dtype)
 
     def _by_words(self, data: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +168,7 @@ def _cut_tables(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     for i in range(tokenizer.vocab_size):
         if not tokenizer.is_byte(i):
             points = [_SPACE if ord(c) == _META_SPACE else ord(c) for c in tokenizer.piece(i)]
-            pairs.update(zip(points, points[1:], strict=False))
+            pairs.update(pairwise(points))
     cuts = np.zeros((256, 256), bool)
     cuts[:128, :128] = True
     joined = np.zeros(1 << _HASH_BITS, bool)
