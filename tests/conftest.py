@@ -92,7 +92,7 @@ def tokenizer(clean, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("tokenizer")
     texts = [r["text"] for rows in read_clean(clean / "train", ["text"]) for r in rows]
-    train_tokenizer(texts, sum(map(len, texts)), TokenizerParams(vocab_size=400), folder / "tokenizer.model")
+    train_tokenizer(texts, TokenizerParams(vocab_size=400), folder / "tokenizer.model")
     return Tokenizer(folder)
 
 
@@ -102,5 +102,5 @@ def shards(clean, tokenizer, tmp_path_factory):
     from foundry.data.shards import write_shards
 
     out = tmp_path_factory.mktemp("shards") / "shards"
-    write_shards(clean, tokenizer, Shard(tokens_per_shard=2048, repeats={"two": 2}), out)
+    write_shards(clean, tokenizer, Shard(tokens_per_shard=2048, weights={"two": 2}), out)
     return out
