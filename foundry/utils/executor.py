@@ -17,6 +17,7 @@ from typing import Any
 
 from foundry.config import ConfigError, FoundryError
 from foundry.config.schema import Runtime
+from foundry.utils.device import cpu_cores
 from foundry.utils.process import die_with_parent
 
 _context: Any = None
@@ -24,7 +25,7 @@ _context: Any = None
 
 def cores(runtime: Runtime) -> int:
     """Worker processes: `runtime.workers`, or as many as this process may use cores."""
-    return runtime.workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0] * os.cpu_count())
+    return runtime.workers or cpu_cores()
 
 
 def map_units(
