@@ -132,7 +132,7 @@ class Runtime(Section):
         "local", description="where they run; ray: needs pip install foundry-lm[ray]"
     )
     ray_address: str | None = Field(None, description="an existing Ray cluster; null: one on this machine")
-    unit_bytes: int = Field(32 << 20, ge=1024, description="bytes of a raw file that are one unit of cleaning work")
+    unit_bytes: int = Field(8 << 20, ge=1024, description="bytes of a raw file that are one unit of cleaning work")
     memory_bytes: int = Field(
         512 << 20, ge=1 << 20, description="memory of one process for sorting and counting; more goes through the disk"
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def band_keys(documents: list[list[str]]) -> np.ndarray:
     """(documents, BANDS) uint64: documents, given as their units, are candidates where they share a key of one band."""
     import rensa
 
-    pieces = [gram_hashes(words, SHINGLE) for words in documents]
+    pieces = _shingle_hashes(documents)
     offsets = np.zeros(len(pieces) + 1, np.uint64)
     np.cumsum([len(p) for p in pieces], out=offsets[1:])
     flat = np.concatenate(pieces) if pieces else np.empty(0, np.uint64)
@@ -61,6 +62,16 @@ def band_keys(documents: list[list[str]]) -> np.ndarray:
         keys = (keys ^ bands[:, :, r]) * np.uint64(0x9E3779B97F4A7C15)
         keys ^= keys >> np.uint64(29)
     return keys
+
+
+def _shingle_hashes(documents: list[list[str]]) -> list[np.ndarray]:
+    """`gram_hashes` of many documents, computed over all their units at once."""
+    ends = np.cumsum([len(words) for words in documents]).tolist()
+    together = gram_hashes(list(chain.from_iterable(documents)), SHINGLE)
+    return [
+        together[end - len(words) : end - SHINGLE + 1] if len(words) >= SHINGLE else gram_hashes(words, SHINGLE)
+        for words, end in zip(documents, ends, strict=True)
+    ]
 
 
 def equal_pairs(column: Column, count: int, memory: int) -> np.ndarray:

@@ -8,7 +8,6 @@ spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) a character is the word-li
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from itertools import chain
 
 NO_SPACES = (
@@ -27,15 +26,21 @@ _BEYOND_LATIN = re.compile("[^\x00-\u02ff\u2010-\u2027]")
 _CHARACTER = re.compile(f"[{NO_SPACES}]")
 
 
-class _Pieces(dict):
-    """What a run of characters without white space consists of; each distinct short one is cut once."""
+def _plain(text: str) -> bool:
+    return text.isascii() or not _BEYOND_LATIN.search(text)
 
-    def __init__(self, cut: Callable[[str], tuple[str, ...]]) -> None:
-        super().__init__()
-        self._cut = cut
+
+def units(text: str) -> list[str]:
+    """Words in lower case, or single characters of scripts without spaces."""
+    text = text.lower()
+    return (_WORD if _plain(text) else _UNIT).findall(text)
+
+
+class _Pieces(dict):
+    """The tokens of a run of characters without white space; each distinct short one is cut once."""
 
     def __missing__(self, run: str) -> tuple[str, ...]:
-        pieces = self._cut(run)
+        pieces = tuple((_PLAIN_TOKEN if _plain(run) else _TOKEN).findall(run))
         if len(run) <= 32:  # a sentence of Chinese comes once
             if len(self) >= 1 << 18:
                 self.clear()
@@ -43,31 +48,17 @@ class _Pieces(dict):
         return pieces
 
 
-def _units(run: str) -> tuple[str, ...]:
-    run = run.lower()
-    return tuple((_UNIT if _BEYOND_LATIN.search(run) else _WORD).findall(run))
-
-
-def _tokens(run: str) -> tuple[str, ...]:
-    return tuple((_TOKEN if _BEYOND_LATIN.search(run) else _PLAIN_TOKEN).findall(run))
-
-
-_units_of, _tokens_of = _Pieces(_units), _Pieces(_tokens)
-
-
-def units(text: str) -> list[str]:
-    """Words in lower case, or single characters of scripts without spaces."""
-    return list(chain.from_iterable(map(_units_of.__getitem__, text.split())))
+_pieces = _Pieces()
 
 
 def tokens(text: str) -> list[str]:
     """Words and punctuation marks; a contraction's second half is a token (`don` `'t`), as is a run of full stops."""
-    return list(chain.from_iterable(map(_tokens_of.__getitem__, text.split())))
+    return list(chain.from_iterable(map(_pieces.__getitem__, text.split())))
 
 
 def spaceless(text: str) -> int:
     """How many characters are of scripts without spaces."""
-    return len(_CHARACTER.findall(text)) if _BEYOND_LATIN.search(text) else 0
+    return 0 if _plain(text) else len(_CHARACTER.findall(text))
 
 
 # The commonest function words: Gopher's own for English; of other languages, words that running text can hardly avoid.
