@@ -150,38 +150,43 @@ class Packed:
 
     def read(self, epoch: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(inputs, targets) of samples of an epoch: int32 (len(samples), seq_len)."""
-        pieces, places = self._places(epoch, samples)
+        pieces, begins = self._pieces(epoch, samples)
+        order = np.argsort(self._shard[pieces], kind="stable")
+        pieces, begins = pieces[order], begins[order]
         inputs = np.full(len(samples) * self.seq_len, EOS_ID, np.int32)
         targets = np.full(len(samples) * self.seq_len, IGNORE, np.int32)
-        lengths = self._n[pieces]
-        tokens = np.repeat(self._at[pieces], lengths) + _counting(lengths)
-        shards = np.repeat(self._shard[pieces], lengths)
-        for i in np.unique(self._shard[pieces]):
-            here = shards == i
-            inputs[places[here]] = self._tokens[i][tokens[here]]
-            targets[places[here]] = self._tokens[i][tokens[here] + 1]
+        shards, firsts = np.unique(self._shard[pieces], return_index=True)
+        for shard, low, high in zip(shards, firsts, [*firsts[1:], len(pieces)], strict=True):
+            tokens, n = self._tokens[shard], self._n[pieces[low:high]]
+            before = np.cumsum(n) - n
+            flat = np.arange(before[-1] + n[-1])
+            places = flat + np.repeat(begins[low:high] - before, n)
+            flat += np.repeat(self._at[pieces[low:high]] - before, n)
+            inputs[places] = tokens[flat]
+            flat += 1
+            targets[places] = tokens[flat]
         return inputs.reshape(-1, self.seq_len), targets.reshape(-1, self.seq_len)
 
     def boundaries(self, epoch: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(segments, positions) as `DataLoader.batch_documents` has them."""
-        pieces, places = self._places(epoch, samples)
-        shape = (len(samples), self.seq_len)
-        begins, filled = np.zeros(shape, bool), np.zeros(shape, bool)
-        filled.reshape(-1)[places] = True
-        begins.reshape(-1)[places[_counting(self._n[pieces]) == 0]] = True
+        pieces, places = self._pieces(epoch, samples)
+        begins = np.zeros((len(samples), self.seq_len), bool)
+        begins.reshape(-1)[places] = True
+        filled = np.zeros(len(samples), np.int64)
+        np.add.at(filled, places // self.seq_len, self._n[pieces])
+        padding = np.arange(self.seq_len) >= filled[:, None]
         segments, positions = _segments(begins)
-        return np.where(filled, segments, np.int32(-1)), np.where(filled, positions, np.int32(0))
+        segments[padding], positions[padding] = -1, 0
+        return segments, positions
 
-    def _places(self, epoch: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The pieces of the samples' rows, one after another, and the place of each of their tokens in the flat batch."""
+    def _pieces(self, epoch: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pieces of the samples' rows, and where each begins in the flat batch."""
         starts, sources, firsts = self._mixture.runs(epoch)
         run = np.searchsorted(starts, samples, side="right") - 1
         row = self._first_row[sources[run]] + firsts[run] + samples - starts[run]
         counts = self._edges[row + 1] - self._edges[row]
         pieces = np.repeat(self._edges[row], counts) + _counting(counts)
-        begin = np.repeat(np.arange(len(samples)) * self.seq_len, counts) + self._column[pieces]
-        lengths = self._n[pieces]
-        return pieces, np.repeat(begin, lengths) + _counting(lengths)
+        return pieces, np.repeat(np.arange(len(samples)) * self.seq_len, counts) + self._column[pieces]
 
 
 def make_layout(packing: str, shards: Shards, seq_len: int, seed: int) -> Cut | Packed:

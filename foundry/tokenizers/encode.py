@@ -6,8 +6,9 @@ merge ever joins a|b, and what happens on one side never touches the other. The 
 assumed about how it was trained. The search for cuts, the grouping of equal words and the gathering of ids are array operations.
 
 This does not hold for every model, and SentencePiece itself encodes the rest: unigram models (their best path is a sum of 32-bit
-floats from the start of the text, so rounding, and with it a near tie, depends on what stands before), models without byte fallback
-(neighbouring unknown characters become one token) and models that rewrite their input. The first texts are encoded both ways.
+floats from the start of the text, so rounding, and with it a near tie, depends on what stands before: 12 of 13 texts of 600 kB came
+out otherwise), models without byte fallback (neighbouring unknown characters become one token) and models that rewrite their
+input. The first texts are encoded both ways.
 """
 
 from __future__ import annotations
