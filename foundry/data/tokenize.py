@@ -25,7 +25,7 @@ from foundry.tokenizers.encode import Encoder
 from foundry.utils.device import cpu_cores
 from foundry.utils.process import die_with_parent
 
-PARALLEL_FROM = 64 << 20  # bytes of text; one process has encoded less before others are ready
+PARALLEL_FROM = 128 << 20  # bytes of text; this process alone has encoded less by the time others are ready
 ROWS = 4096  # documents that are held as text at once
 COLUMNS = ["text", "doc_id", "n_bytes", "source"]
 
@@ -61,12 +61,12 @@ class TokenizerPool:
 
     Args:
         tokenizer: its file is read by each worker.
-        workers: processes; 0: one for each core where the corpus is large enough to pay for their start, 1: this process alone.
+        workers: processes; 0: one for each core, 1: this process alone, which encodes a small corpus in any case.
     """
 
     def __init__(self, tokenizer: Tokenizer, workers: int = 0) -> None:
         self._encoder = Encoder(tokenizer)
-        self._workers, self._auto = workers or cpu_cores(), workers == 0
+        self._workers = workers or cpu_cores()
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> TokenizerPool:
@@ -85,7 +85,7 @@ class TokenizerPool:
         """
         sizes = [(part, g, size) for part in part_files(folder) for g, size in enumerate(_row_groups(part))]
         groups = [(part, g) for part, g, _ in sizes]
-        small = self._auto and self._pool is None and sum(size for _, _, size in sizes) < PARALLEL_FROM
+        small = self._pool is None and sum(size for _, _, size in sizes) < PARALLEL_FROM
         if self._workers == 1 or small:
             for part, group in groups:
                 yield encode_group(self._encoder, part, group)

@@ -94,7 +94,8 @@ def train_tokenizer(texts: Iterable[str], params: TokenizerParams, path: str | P
             pad_id=-1,
             control_symbols=[*CHAT_MARKERS, *RESERVED],
             max_sentence_length=4192,
-            num_threads=params.train_threads,
+            # BPE gives the same pieces in the same time with any number, but the number is written into the model.
+            num_threads=params.train_threads if params.kind == "unigram" else 1,
             minloglevel=2,
             **options,
         )

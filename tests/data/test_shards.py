@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -80,7 +82,10 @@ def test_a_vocabulary_beyond_16_bits_is_stored_in_32(clean, tokenizer, tmp_path,
     assert wide.index["dtype"] == "uint32" and wide.tokens[0].dtype == np.uint32
 
 
-def test_the_same_bytes_again_and_for_every_number_of_workers_and_row_groups(shards, clean, tokenizer, tmp_path):
+def test_the_same_bytes_again_and_for_every_number_of_workers_and_row_groups(
+    shards, clean, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("foundry.data.tokenize.PARALLEL_FROM", 0)
     write_shards(clean, tokenizer, PARAMS, tmp_path / "again")
     assert tree(tmp_path / "again") == tree(shards)
     columns = ["text", "doc_id", "n_bytes", "source"]
@@ -118,6 +123,7 @@ def test_wrong_clean_parts_are_told(clean, tokenizer, tmp_path):
 
 
 def test_a_killed_worker_is_told_and_leaves_nothing(clean, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("foundry.data.tokenize.PARALLEL_FROM", 0)
     monkeypatch.setattr("foundry.data.tokenize._encode", _die)
     with pytest.raises(FoundryError, match="was killed"):
         write_shards(clean, tokenizer, PARAMS, tmp_path / "s", workers=2)
@@ -149,6 +155,25 @@ def test_plain_pyarrow_duckdb_and_polars_read_a_shard(shards):
     total = duckdb.sql("select sum(len(tokens)), sum(n_bytes) from shard").fetchall()
     info = Shards(shards, "train").infos[0]
     assert total == [(info["tokens"], info["bytes"])]
+
+
+def test_the_examples_of_the_docs_run(shards, tokenizer, tmp_path, monkeypatch, capsys):
+    """docs/en/data.md, its code as it stands."""
+    page = Path(__file__).parents[2] / "docs/en/data.md"
+    section = page.read_text(encoding="utf-8").split("## Reading shards")[1].split("\n## ")[0]
+    code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(code) == 4
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/shards").symlink_to(shards)
+    (tmp_path / "artifacts/tokenizer").mkdir(parents=True)
+    shutil.copy(tokenizer.path, tmp_path / "artifacts/tokenizer/tokenizer.model")
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(code), {})
+    assert capsys.readouterr().out.rstrip().endswith(_first_text(shards, tokenizer))
+
+
+def _first_text(shards, tokenizer):
+    return tokenizer.decode(next(Shards(shards, "train").documents())[0].tolist())
 
 
 # damage

@@ -82,19 +82,13 @@ def test_batches_are_the_single_results_for_any_number_of_threads(tokenizer):
     )
 
 
-def test_training_gives_the_same_bytes_again(tokenizer, clean, tmp_path):
+def test_training_gives_the_same_bytes_again_with_any_number_of_threads(tokenizer, clean, tmp_path):
     from foundry.data.shards import read_clean
 
     texts = [r["text"] for rows in read_clean(clean / "train", ["text"]) for r in rows]
     for threads in (1, 2, 4):
         train_tokenizer(texts, TokenizerParams(vocab_size=400, train_threads=threads), tmp_path / f"{threads}.model")
-    assert (tmp_path / "1.model").read_bytes() == tokenizer.path.read_bytes()
-    pieces = [_pieces(Tokenizer(tmp_path / f"{threads}.model")) for threads in (1, 2, 4)]
-    assert pieces[0] == pieces[1] == pieces[2]
-
-
-def _pieces(tokenizer):
-    return [(tokenizer.piece(i), tokenizer.score(i)) for i in range(tokenizer.vocab_size)]
+        assert (tmp_path / f"{threads}.model").read_bytes() == tokenizer.path.read_bytes()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
