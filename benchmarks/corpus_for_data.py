@@ -15,7 +15,9 @@ JUNK = (
     lambda rng, t: "\n".join(t[i : i + 25] for i in range(0, 3000, 25)),
     lambda rng, t: t[: rng.randint(20, 400)],
     lambda rng, t: t.replace(". ", " ").replace(".\n", "\n"),
-    lambda rng, t: t + "\nPlease enable JavaScript to view the comments.\nlorem ipsum dolor sit amet, and so on it goes.",
+    lambda rng, t: (
+        t + "\nPlease enable JavaScript to view the comments.\nlorem ipsum dolor sit amet, and so on it goes."
+    ),
     lambda rng, t: t + "\n" + "function() { return x; }. " * 20,
     lambda rng, t: " ".join(str(rng.randrange(10**6)) for _ in range(400)) + " " + t[:500],
     lambda rng, t: (t[:800] + "\n\n") * rng.randint(2, 5),
@@ -32,7 +34,9 @@ def clean_texts(folder: Path) -> list[str]:
     """
     parts = sorted((folder / "data/clean/train").glob("part-*.parquet"))
     if not parts:
-        raise SystemExit(f"no clean documents under {folder}: run `dvc repro clean` there, or name a project with --project")
+        raise SystemExit(
+            f"no clean documents under {folder}: run `dvc repro clean` there, or name a project with --project"
+        )
     return [t for p in parts for t in pq.read_table(p, columns=["text"])["text"].to_pylist()]
 
 
@@ -49,7 +53,8 @@ def web_like(folder: Path, megabytes: float, seed: int = 1) -> list[str]:
 
 
 def mutated(folder: Path, megabytes: float, seed: int = 1) -> Iterator[str]:
-    """Clean documents again and again until the size is reached, one word in twenty replaced by another one of the corpus."""
+    """Clean documents again and again until the size is reached, one word in seven replaced by another one of the corpus,
+    so that copies are no near duplicates."""
     rng = random.Random(seed)
     texts = clean_texts(folder)
     words = list({w for t in texts[:2000] for w in t.split(" ")})
@@ -57,7 +62,7 @@ def mutated(folder: Path, megabytes: float, seed: int = 1) -> Iterator[str]:
     while size < megabytes * 1e6:
         for text in texts:
             some = text.split(" ")
-            for i in rng.sample(range(len(some)), max(1, len(some) // 20)):
+            for i in rng.sample(range(len(some)), -(-len(some) // 7)):
                 some[i] = rng.choice(words)
             new = " ".join(some)
             size += len(new.encode())

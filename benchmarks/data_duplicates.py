@@ -44,7 +44,8 @@ def ours(folder: Path, out: Path, pool: ProcessPoolExecutor) -> dict:
     paths = sorted(folder.glob("*.jsonl"))
     keys = np.concatenate(list(pool.map(_keys, paths)))
     pairs = np.unique(
-        np.concatenate([equal_pairs(lambda b=b: iter([keys[:, b]]), len(keys), 512 << 20) for b in range(BANDS)]), axis=0
+        np.concatenate([equal_pairs(lambda b=b: iter([keys[:, b]]), len(keys), 512 << 20) for b in range(BANDS)]),
+        axis=0,
     )
     records = [orjson.loads(line) for p in paths for line in p.read_bytes().split(b"\n") if line]
     texts = [(records[a]["text"], records[b]["text"]) for a, b in pairs.tolist()]
@@ -106,6 +107,7 @@ def main(argv: list[str]) -> None:
         dropped = set(ids) - set(runs[0]["kept"])
         recall = statistics.mean(bool({a, b} & dropped) for a, b in planted.items())
         precision = len(dropped & (planted.keys() | set(planted.values()))) / max(1, len(dropped))
-        print(f"  {side:10} {rates[side]:8.2f} MB/s, {len(dropped)} dropped, recall {recall:.3f}, precision {precision:.3f}")
+        print(
+            f"  {side:10} {rates[side]:8.2f} MB/s, {len(dropped)} dropped, recall {recall:.3f}, precision {precision:.3f}"
+        )
     print(f"  ratio      {rates['foundry'] / rates['datatrove']:8.1f}")
-

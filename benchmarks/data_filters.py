@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.corpus_for_data import web_like
@@ -27,7 +28,13 @@ def _load(path: str) -> None:
 def _judge(task: tuple[int, int, tuple[str, ...]]) -> list[bool]:
     start, stop, names = task
     if names not in _rules:
-        off = {"min_chars": 1, "max_chars": 10**9, "max_symbol_ratio": 1.0, "max_dup_line_ratio": 1.0, "max_top_ngram_ratio": 1.0}
+        off = {
+            "min_chars": 1,
+            "max_chars": 10**9,
+            "max_symbol_ratio": 1.0,
+            "max_dup_line_ratio": 1.0,
+            "max_top_ngram_ratio": 1.0,
+        }
         _rules[names] = Rules(Clean(**off, **{n: {"enabled": True} for n in names}), Path())
     return [_rules[names].apply(t, "en")[2] is None for t in _texts[start:stop]]
 
@@ -39,7 +46,7 @@ def ours(path: Path, n: int) -> dict:
         decisions = {}
         for names in [*((s,) for s in SETS), SETS]:
             start = time.perf_counter()
-            tasks = [(a, b, names) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+            tasks = [(a, b, names) for a, b in pairwise(cuts)]
             decisions["+".join(names)] = [d for part in pool.map(_judge, tasks) for d in part]
             seconds = time.perf_counter() - start
     return {"seconds": seconds, "decisions": decisions}
@@ -64,7 +71,9 @@ def main(argv: list[str]) -> None:
             done = subprocess.run([args.peers, str(script), str(path)], capture_output=True, text=True, check=True)
             sides["datatrove"].append(json.loads(done.stdout.splitlines()[-1]))
     rates = {name: statistics.median(size / r["seconds"] for r in runs) for name, runs in sides.items()}
-    print(f"{len(texts)} documents, {size:.1f} MB, 2 processes, {args.rounds} rounds; all four sets one after the other")
+    print(
+        f"{len(texts)} documents, {size:.1f} MB, 2 processes, {args.rounds} rounds; all four sets one after the other"
+    )
     for name, rate in rates.items():
         print(f"  {name:10} {rate:8.2f} MB/s")
     print(f"  ratio      {rates['foundry'] / rates['datatrove']:8.1f}")

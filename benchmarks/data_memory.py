@@ -72,6 +72,12 @@ def main(argv: list[str]) -> None:
     print(f"{'MB':>6} " + " ".join(f"{s:>24}" for s in STAGES))
     for size in args.megabytes:
         row = measure(args.project.resolve(), size, args.workers)
-        cells = (f"{seconds:7.1f} s {size / seconds:5.1f} MB/s {peak / 2**20:5.0f} MiB" for seconds, peak in row.values())
+        cells = (
+            f"{seconds:7.1f} s {size / seconds:5.1f} MB/s {peak / 2**20:5.0f} MiB" for seconds, peak in row.values()
+        )
         print(f"{size:6.0f} " + " ".join(cells), flush=True)
-        print(json.dumps({"megabytes": size, **{k: [round(s, 2), p] for k, (s, p) in row.items()}}), file=sys.stderr, flush=True)
+        print(
+            json.dumps({"megabytes": size, **{k: [round(s, 2), p] for k, (s, p) in row.items()}}),
+            file=sys.stderr,
+            flush=True,
+        )

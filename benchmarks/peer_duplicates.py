@@ -37,7 +37,10 @@ def main():
     for number, (pipeline, tasks) in enumerate(stages()):
         LocalPipelineExecutor(pipeline, tasks=tasks, workers=2, logging_dir=str(work / f"log{number}")).run()
     seconds = time.perf_counter() - start
-    kept = [json.loads(line)["id"] for p in sorted((work / "out").glob("*.gz")) for line in gzip.open(p, "rt", encoding="utf-8")]
+    kept = []
+    for path in sorted((work / "out").glob("*.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as f:
+            kept += [json.loads(line)["id"] for line in f]
     print(json.dumps({"seconds": seconds, "kept": kept}))
 
 

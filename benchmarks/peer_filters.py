@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 
 SETS = ("gopher_quality", "gopher_repetition", "c4", "fineweb")
 TEXTS = []
@@ -48,7 +49,7 @@ def main():
         decisions = {}
         for names in [*((s,) for s in SETS), SETS]:
             start = time.perf_counter()
-            tasks = [(a, b, names) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+            tasks = [(a, b, names) for a, b in pairwise(cuts)]
             decisions["+".join(names)] = [d for part in pool.map(judge, tasks) for d in part]
             seconds = time.perf_counter() - start
     print(json.dumps({"seconds": seconds, "decisions": decisions}))

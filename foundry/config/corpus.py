@@ -163,6 +163,9 @@ class Clean(Section):
     # text
     fix_mojibake: bool = Field(True, description="repair wrongly decoded text with ftfy")
     strip_html: bool = Field(True, description="remove tags and decode entities that were left in the text")
+    normalize: bool = Field(
+        True, description="one spelling of line ends, spaces and accents (NFC); control and zero-width characters go"
+    )
     scrub: list[Scrubbed] = Field(
         default_factory=lambda: ["email", "phone", "ip", "card", "cn_id"],
         description="personal data replaced by [EMAIL], [PHONE], [IP], [CARD], [ID]; []: off",

@@ -88,7 +88,9 @@ def check_files(job: Job, results: list[Result]) -> None:
         bad, documents = (sum(results[n][k] for n in numbers) for k in ("bad", "documents"))
         share = bad / (bad + documents) if bad else 0.0
         if share > job.params.max_bad_fraction:
-            told = "; ".join(f"record {b['record']}: {b['reason']} {b['excerpt'][:60]!r}" for b in _first_bad(job, numbers))
+            told = "; ".join(
+                f"record {b['record']}: {b['reason']} {b['excerpt'][:60]!r}" for b in _first_bad(job, numbers)
+            )
             problems.append(
                 f"{job.sources[s]['files'][f]['path']}: {bad} of {bad + documents} records cannot be read ({share:.1%}; "
                 f"clean.max_bad_fraction allows {job.params.max_bad_fraction:.1%}). {told}. Mend the file, its format or "
@@ -102,7 +104,9 @@ def check_files(job: Job, results: list[Result]) -> None:
                 f"records). Check what {source['url']} points to, its format ({source['format']}) and its text template"
             )
     if problems:
-        raise DataError("\n  - ".join(problems) if len(problems) == 1 else "\n  - ".join(["the corpus is not readable:", *problems]))
+        raise DataError(
+            "\n  - ".join(problems) if len(problems) == 1 else "\n  - ".join(["the corpus is not readable:", *problems])
+        )
 
 
 def _first_bad(job: Job, numbers: list[int]) -> list[dict[str, Any]]:
@@ -149,7 +153,13 @@ def count_duplicates(run: Cleaning) -> None:
         dropped[reason] = dropped.get(reason, 0) + 1
         if i in wanted:
             file, record, text = texts[i]
-            example = {"file": file, "record": record, "reason": reason, "rule": "jaccard", "value": round(similarity, 4)}
+            example = {
+                "file": file,
+                "record": record,
+                "reason": reason,
+                "rule": "jaccard",
+                "value": round(similarity, 4),
+            }
             threshold = run.params.near_dup_threshold if reason == "near_duplicate" else 1.0
             more = {"threshold": threshold, "duplicate_of": f"{int(run.ids[first]):016x}", "excerpt": text[:EXCERPT]}
             line = json.dumps({**example, **more}, ensure_ascii=False)

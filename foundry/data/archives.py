@@ -93,9 +93,15 @@ def _read_zip(path: Path, shown: str, limits: Limits, names: list[str]) -> Itera
                 if info.flag_bits & 1 and is_text(info.filename):
                     raise DataError(f"{shown} is refused: its member {info.filename!r} is encrypted")
                 with archive.open(info) as f:
-                    yield info.filename, Guard(f, max(info.compress_size, 1), f"{shown}!{info.filename}", limits), info.file_size
+                    yield (
+                        info.filename,
+                        Guard(f, max(info.compress_size, 1), f"{shown}!{info.filename}", limits),
+                        info.file_size,
+                    )
     except (zipfile.BadZipFile, NotImplementedError) as e:
-        raise DataError(f"{shown} is damaged or not what its name says ({type(e).__name__}: {e}); fetch or make it again") from None
+        raise DataError(
+            f"{shown} is damaged or not what its name says ({type(e).__name__}: {e}); fetch or make it again"
+        ) from None
     except RuntimeError as e:
         if "password" not in str(e):
             raise
@@ -119,4 +125,6 @@ def _read_tar(path: Path, shown: str, limits: Limits, names: list[str]) -> Itera
                 while stream.read(1 << 20):  # a damaged end of the compressed stream must be seen
                     pass
         except tarfile.TarError as e:
-            raise DataError(f"{shown} is damaged or not what its name says ({type(e).__name__}: {e}); fetch or make it again") from None
+            raise DataError(
+                f"{shown} is damaged or not what its name says ({type(e).__name__}: {e}); fetch or make it again"
+            ) from None

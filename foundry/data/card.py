@@ -40,7 +40,11 @@ def card(report: dict[str, Any]) -> str:
     )
     for what in documents["repaired"]:
         lines += _row(f"mended: {what}", *(a["repaired"].get(what, 0) for a in every))
-    lines += _row("quarantined (unreadable records)", *(per_source[n]["quarantined"] for n in names), report["records"]["quarantined"])
+    lines += _row(
+        "quarantined (unreadable records)",
+        *(per_source[n]["quarantined"] for n in names),
+        report["records"]["quarantined"],
+    )
     lines += ["", "## Splits", "", *_row("split", "documents", "bytes"), *_row("---", "---", "---")]
     for split, amount in report["splits"].items():
         lines += _row(split, amount["documents"], amount["bytes"])

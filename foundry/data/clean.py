@@ -76,7 +76,11 @@ def _plan(params: Clean, runtime: Runtime, raw: Path, sources: list[dict[str, An
     limits = Limits(params.max_record_bytes, params.max_unpack_ratio, params.max_unpacked_bytes)
     planned = plan_units(raw, sources, runtime.unit_bytes)
     code = {p.name: sha256_file(p) for p in sorted(Path(__file__).parent.glob("*.py"))}
-    eval_files = [[p, sha256_file(p)] for g in (*params.decontaminate, *params.block_lists) for p in sorted(map(str, Path().glob(g)))]
+    eval_files = [
+        [p, sha256_file(p)]
+        for g in (*params.decontaminate, *params.block_lists)
+        for p in sorted(map(str, Path().glob(g)))
+    ]
     fingerprint = sha256_json([sources, params.model_dump(), [u.__dict__ for u in planned], code, eval_files])[:16]
     folder = state_dir() / "clean" / fingerprint
     for old in folder.parent.glob("*/"):
@@ -144,7 +148,10 @@ class Cleaning:
         if not self.job.counts_repeats:
             return
         numbers = [n for n in range(len(self.results)) if self.job.path(n, "lines.npy").exists()]
-        for kind, limit in (("lines", self.params.max_line_documents), ("paragraphs", self.params.max_paragraph_documents)):
+        for kind, limit in (
+            ("lines", self.params.max_line_documents),
+            ("paragraphs", self.params.max_paragraph_documents),
+        ):
             paths = [self.job.path(n, f"{kind}.npy") for n in numbers]
 
             def column(paths: list[Path] = paths) -> Any:

@@ -113,7 +113,9 @@ def frequent(column: Column, count: int, more_than: int, memory: int) -> np.ndar
     found = [np.empty(0, np.uint64)]
     for p in range(passes):
         values = [
-            piece if passes == 1 else piece[(piece >> np.uint64(32)) * np.uint64(passes) >> np.uint64(32) == np.uint64(p)]
+            piece
+            if passes == 1
+            else piece[(piece >> np.uint64(32)) * np.uint64(passes) >> np.uint64(32) == np.uint64(p)]
             for piece in column()
         ]
         if values:

@@ -72,7 +72,9 @@ def format_of(format: str, name: str, shown: str) -> str:
     return SUFFIXES[suffix]
 
 
-def build(how: Reading, record: int, fields: dict[str, Any], offset: int | None = None, strict: bool = False) -> Document | Bad:
+def build(
+    how: Reading, record: int, fields: dict[str, Any], offset: int | None = None, strict: bool = False
+) -> Document | Bad:
     """A document of a record's fields; `strict` promises that its strings are valid Unicode."""
     try:
         text = how.template.render(fields)
@@ -162,7 +164,9 @@ def read_jsonl(stream: Any, how: Reading, start: int = 0, stop: int | None = Non
         else:
             try:
                 fields = orjson.loads(line)
-                strict = not any(line.count(k) > 1 for k in keys)  # the parser keeps the last of two equal keys in silence
+                strict = not any(
+                    line.count(k) > 1 for k in keys
+                )  # the parser keeps the last of two equal keys in silence
             except orjson.JSONDecodeError:
                 pass
             if not strict:
@@ -171,7 +175,11 @@ def read_jsonl(stream: Any, how: Reading, start: int = 0, stop: int | None = Non
             fields = {"text": fields}
         if not reason and not isinstance(fields, dict):
             reason = "not_an_object"
-        yield Bad(how.shown, record, offset, reason, excerpt(line)) if reason else build(how, record, fields, offset, strict)
+        yield (
+            Bad(how.shown, record, offset, reason, excerpt(line))
+            if reason
+            else build(how, record, fields, offset, strict)
+        )
         record += 1
 
 

@@ -88,6 +88,11 @@ def strip_html(text: str) -> str:
     return text
 
 
+def without_meta_space(text: str) -> str:
+    """What must be done in any case: the one character that the tokenizer could not give back becomes a space."""
+    return text.replace("\u2581", " ").strip()
+
+
 def normalize(text: str) -> str:
     """Line ends, spaces, invisible characters, NFC. Applying it twice changes nothing more."""
     # What is printable holds none of the spaces, line ends and invisible characters that the patterns look for.

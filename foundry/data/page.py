@@ -102,7 +102,9 @@ svg text { fill: var(--soft); font-size: 11px; } .scroll { overflow-x: auto; }
 """
 
 
-def write_page(path: Path, report: dict[str, Any], samples: dict[tuple[str, str], list[dict]], details: dict[str, Any]) -> None:
+def write_page(
+    path: Path, report: dict[str, Any], samples: dict[tuple[str, str], list[dict]], details: dict[str, Any]
+) -> None:
     """Renders the page.
 
     Args:

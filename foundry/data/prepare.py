@@ -28,7 +28,7 @@ from foundry.data.decontaminate import Contamination
 from foundry.data.dedup import BANDS, band_keys, exact_key
 from foundry.data.formats import EXCERPT, Bad, Document
 from foundry.data.language import identify
-from foundry.data.normalize import fix_mojibake, normalize, strip_html
+from foundry.data.normalize import fix_mojibake, normalize, strip_html, without_meta_space
 from foundry.data.repeats import LINE_CHARS, PARAGRAPH_CHARS, piece_hashes, without
 from foundry.data.rules import Rules, Verdict
 from foundry.data.schema import doc_id
@@ -88,7 +88,9 @@ class Samples:
 
     def add(self, reason: str, example: dict[str, Any]) -> None:
         line = json.dumps(example, ensure_ascii=False).encode("utf-8", "replace").decode()
-        content = json.dumps({k: v for k, v in example.items() if k != "record"}).encode()  # a record's number depends on the unit
+        content = json.dumps(
+            {k: v for k, v in example.items() if k != "record"}
+        ).encode()  # a record's number depends on the unit
         rank = -int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
         heap = self.heaps.setdefault(reason, [])
         if len(heap) < self.size:
@@ -136,9 +138,10 @@ def prepare_unit(job: Job, task: tuple[int, int]) -> dict[str, Any]:
     counts, samples = Counts(), Samples(SAMPLES)
     lines: list[set[int]] = []
     paragraphs: list[set[int]] = []
-    with _writing(job, number, eval_sets, None if job.counts_repeats else (counts, samples)) as rows, atomic_write(
-        job.path(number, "bad.jsonl"), "w"
-    ) as bad:
+    with (
+        _writing(job, number, eval_sets, None if job.counts_repeats else (counts, samples)) as rows,
+        atomic_write(job.path(number, "bad.jsonl"), "w") as bad,
+    ):
         for item in read_unit(job.raw, job.sources, unit, job.limits):
             if isinstance(item, Bad):
                 counts.bad += 1
@@ -166,7 +169,9 @@ def prepare_unit(job: Job, task: tuple[int, int]) -> dict[str, Any]:
             rows.add(item, said, text, words)
             if job.counts_repeats:
                 lines.append(piece_hashes(text, "\n", LINE_CHARS) if params.max_line_documents else set())
-                paragraphs.append(piece_hashes(text, "\n\n", PARAGRAPH_CHARS) if params.max_paragraph_documents else set())
+                paragraphs.append(
+                    piece_hashes(text, "\n\n", PARAGRAPH_CHARS) if params.max_paragraph_documents else set()
+                )
             if counts.documents == most:
                 break
     for kind, found in (("lines", lines), ("paragraphs", paragraphs)):
@@ -190,8 +195,10 @@ def finish_unit(job: Job, number: int) -> dict[str, Any]:
             for row in batch.to_pylist():
                 text = row["text"].decode()
                 for kind, separator, least in (("paragraphs", "\n\n", PARAGRAPH_CHARS), ("lines", "\n", LINE_CHARS)):
-                    text, removed = without(text, separator, least, repeated[kind])
-                    counts.repaired[f"repeated_{kind}"] += removed
+                    before, (text, removed) = text, without(text, separator, least, repeated[kind])
+                    if removed:
+                        counts.repaired[f"repeated_{kind}"] += removed
+                        _example(samples, f"repeated_{kind}", row["file"], row["record"], before, text)
                 if len(text) < params.min_chars:
                     verdict = Verdict("too_short", "min_chars", len(text), params.min_chars)
                     drop(counts, samples, verdict, row["file"], row["record"], row["text"].decode())
@@ -208,7 +215,9 @@ def _finish(job: Job, number: int, kind: str, counts: Counts, samples: Samples) 
     return done
 
 
-def read_rows(job: Job, number: int, columns: list[str] | None = None, kind: str | None = None) -> Iterator[pa.RecordBatch]:
+def read_rows(
+    job: Job, number: int, columns: list[str] | None = None, kind: str | None = None
+) -> Iterator[pa.RecordBatch]:
     """The record batches of a unit's documents, memory-mapped."""
     with pa.memory_map(str(job.path(number, kind or job.rows))) as source:
         reader = pa.ipc.open_file(source)
@@ -238,28 +247,31 @@ def _mended(item: Document, params: Clean, counts: Counts, samples: Samples) -> 
         before, text = text, mend(text)
         if text != before:
             counts.repaired[name] += 1
-            _example(samples, name, item, before, text)
+            _example(samples, name, item.file, item.record, before, text)
 
     if params.fix_mojibake:
         step("mojibake", fix_mojibake)
     if params.strip_html:
         step("html", strip_html)
-    text = normalize(text)
+    if params.normalize:
+        text = text.strip()  # what lies around a text is not worth an example
+        step("normalized", normalize)
+    text = without_meta_space(text)
     if params.scrub:
         before = text
         text, found = scrub(text, params.scrub)
         for kind, n in found.items():
             counts.repaired[f"scrubbed_{kind}"] += n
         if found:
-            _example(samples, "scrubbed", item, before, text)
+            _example(samples, "scrubbed", item.file, item.record, before, text)
     return text
 
 
-def _example(samples: Samples, name: str, item: Document, before: str, after: str) -> None:
+def _example(samples: Samples, name: str, file: str, record: int, before: str, after: str) -> None:
     at = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
     start = max(0, at - 30)
     shown = {"before": before[start : at + 70], "after": after[start : at + 70]}
-    samples.add(f"repaired {name}", {"file": item.file, "record": item.record, **shown})
+    samples.add(f"repaired {name}", {"file": file, "record": record, **shown})
 
 
 def _domain(url: str) -> str:

@@ -113,7 +113,13 @@ def _bad_examples(run: Cleaning) -> list[dict[str, Any]]:
             with open(path, encoding="utf-8") as f:
                 for _, line in zip(range(BAD_EXAMPLES - len(out)), f, strict=False):
                     item = json.loads(line)
-                    out.append({"source": run.job.sources[run.job.units[n].source]["name"], **item, "record": item["record"] + base})
+                    out.append(
+                        {
+                            "source": run.job.sources[run.job.units[n].source]["name"],
+                            **item,
+                            "record": item["record"] + base,
+                        }
+                    )
     return out
 
 
@@ -136,7 +142,9 @@ def _details(run: Cleaning) -> dict[str, Any]:
     return {
         "files": files,
         "lengths": [(2**b // 2, before[b], stats.chars[b]) for b in range(1, max([*before, *stats.chars, 1]) + 1)],
-        "languages": [(k, n, stats.language_bytes[k]) for k, n in sorted(stats.languages.items(), key=lambda x: (-x[1], x[0]))],
+        "languages": [
+            (k, n, stats.language_bytes[k]) for k, n in sorted(stats.languages.items(), key=lambda x: (-x[1], x[0]))
+        ],
         "domains": sorted(stats.domains.items(), key=lambda x: (-x[1], x[0]))[:DOMAINS],
         "clusters": run.clusters,
         "by_split": [

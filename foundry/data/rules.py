@@ -154,7 +154,9 @@ def symbol_ratio(text: str) -> float:
         return 0.0
     if text.isascii() and text.replace("\n", "").isprintable():
         return sum(map(text.count, _ASCII_SYMBOLS)) / len(text)
-    return sum(n for c, n in Counter(text).items() if unicodedata.category(c)[0] in "SC" and not c.isspace()) / len(text)
+    return sum(n for c, n in Counter(text).items() if unicodedata.category(c)[0] in "SC" and not c.isspace()) / len(
+        text
+    )
 
 
 def dup_line_ratio(text: str) -> float:

@@ -144,7 +144,9 @@ def _failures(table: pa.Table, errors: Any, first_row: int) -> Iterator[tuple[st
             rows = np.flatnonzero(pc.is_in(table[name], value_set=cases[name].combine_chunks()).to_numpy()).tolist()
         else:
             rows = []
-        shown = ", ".join(str(first_row + r) for r in rows[:5]) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+        shown = ", ".join(str(first_row + r) for r in rows[:5]) + (
+            f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+        )
         yield getattr(e.schema, "name", None) or "table", check, shown or "all"
 
 

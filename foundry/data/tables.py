@@ -96,8 +96,12 @@ def _holds_text(t: pa.DataType) -> bool:
         return _holds_text(t.value_type)
     if pa.types.is_struct(t):
         return any(_holds_text(f.type) for f in t)
-    return pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t) or pa.types.is_binary(t) or (
-        pa.types.is_large_binary(t)
+    return (
+        pa.types.is_string(t)
+        or pa.types.is_large_string(t)
+        or pa.types.is_string_view(t)
+        or pa.types.is_binary(t)
+        or (pa.types.is_large_binary(t))
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from foundry.config import DataError
 from foundry.data.archives import is_archive, read_members
-from foundry.data.formats import Bad, Document, Reading, format_of, read_json, read_jsonl, read_text
+from foundry.data.formats import SUFFIXES, Bad, Document, Reading, format_of, read_json, read_jsonl, read_text
 from foundry.data.streams import Limits, decompress, told_damage
 from foundry.data.template import Template
 
@@ -50,6 +50,13 @@ def _cut(path: Path, shown: str, format: str, unit_bytes: int) -> list[tuple[str
     if is_archive(path.name):
         return [(ARCHIVE, 0, None)]
     bare = path.name.removesuffix(path.suffix) if path.suffix.lower() in (".gz", ".zst", ".bz2", ".xz") else path.name
+    if (
+        format == "auto"
+        and bare == path.name
+        and (found := format_by_content(path))
+        and Path(bare).suffix not in SUFFIXES
+    ):
+        format = found
     format = format_of(format, bare, shown)
     places: list[int] = []
     with told_damage(shown):
@@ -64,6 +71,18 @@ def _cut(path: Path, shown: str, format: str, unit_bytes: int) -> list[tuple[str
             places = _groups(path, shown, format, unit_bytes)
     starts = [0, *places]
     return [(format, a, b) for a, b in zip(starts, [*starts[1:], None], strict=True)]
+
+
+def format_by_content(path: Path) -> str | None:
+    """The format of a file without a telling suffix, by its first bytes, where they are unmistakable."""
+    with told_damage(str(path)), open(path, "rb") as f:
+        head = f.read(1024)
+    first = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if head.startswith((b"PAR1", b"ARROW1")):
+        return "parquet" if head.startswith(b"PAR1") else "arrow"
+    if first[:1] in (b"{", b"["):
+        return "jsonl" if first[:1] == b"{" and b"}\n" in head else "json"
+    return "html" if first[:14].lower().startswith((b"<!doctype html", b"<html")) else None
 
 
 def _groups(path: Path, shown: str, format: str, unit_bytes: int) -> list[int]:

@@ -184,7 +184,9 @@ _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _ENDS = (".", "?", "!", '"', "'", "”", "’", "。", "！", "？", "…", "」", "』", "；")
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _POLICY_ZH = ("隐私政策", "隱私政策", "使用条款", "使用條款", "服务条款", "使用cookie")
-_SENTENCE = re.compile(r"(?:(?<![.\s][A-Za-z])(?<!\b(?:Mr|Dr|St|vs|No))(?<!\b(?:Mrs|etc))[.]+|[!?]+)(?=[\"'”’)\]]*(?:\s|$))|[。！？]+")
+_SENTENCE = re.compile(
+    r"(?:(?<![.\s][A-Za-z])(?<!\b(?:Mr|Dr|St|vs|No))(?<!\b(?:Mrs|etc))[.]+|[!?]+)(?=[\"'”’)\]]*(?:\s|$))|[。！？]+"
+)
 
 
 def c4(text: str, p: C4) -> tuple[str, Finding | None]:
@@ -244,4 +246,3 @@ def fineweb(text: str, words: list[str], p: FineWeb) -> Finding | None:
     if ratio > p.max_newline_ratio:
         return Finding("max_newline_ratio", ratio, p.max_newline_ratio)
     return None
-

@@ -20,6 +20,10 @@ def read_html(stream: Any, how: Reading) -> Document | Bad:
     if b"\0" in raw[:1024] and raw[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         return Bad(how.shown, 0, 0, "binary", excerpt(raw))
     tree = HTMLTree.parse(bytes_to_str(raw, detect_encoding(raw, html5_compatible=True)))
-    text = extract_plain_text(tree, main_content=True, alt_texts=False, links=False) or extract_plain_text(tree, alt_texts=False)
+    text = extract_plain_text(tree, main_content=True, alt_texts=False, links=False) or extract_plain_text(
+        tree, alt_texts=False
+    )
     link = tree.document.query_selector("link[rel=canonical]") if tree.document else None
-    return build(how, 0, {"text": text, "title": tree.title or "", "url": link.getattr("href") or "" if link else ""}, 0)
+    return build(
+        how, 0, {"text": text, "title": tree.title or "", "url": link.getattr("href") or "" if link else ""}, 0
+    )

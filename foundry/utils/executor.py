@@ -90,7 +90,9 @@ def _ray(function: Callable[[Any, Any], Any], context: Any, items: Sequence[Any]
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
         except (OSError, RuntimeError, ValueError) as e:
-            raise ConfigError(f"runtime.ray_address {address!r}: no Ray cluster answers at that HOST:PORT ({e})") from None
+            raise ConfigError(
+                f"runtime.ray_address {address!r}: no Ray cluster answers at that HOST:PORT ({e})"
+            ) from None
     try:
         shared = ray.put(context)
         remote = ray.remote(function)
@@ -101,7 +103,9 @@ def _ray(function: Callable[[Any, Any], Any], context: Any, items: Sequence[Any]
             except ray.exceptions.RayTaskError as e:
                 raise (e.cause if isinstance(e.cause, FoundryError) else e) from None
             except ray.exceptions.RayError as e:
-                raise FoundryError(f"a Ray worker was lost ({type(e).__name__}: {e}); finished units are kept") from None
+                raise FoundryError(
+                    f"a Ray worker was lost ({type(e).__name__}: {e}); finished units are kept"
+                ) from None
     finally:
         if mine:
             ray.shutdown()

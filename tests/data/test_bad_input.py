@@ -105,7 +105,9 @@ JSON = st.recursive(
 def test_json_streams_record_by_record(tmp_path_factory, records, keyed, indent, chunk):
     from foundry.data import formats
 
-    data = json.dumps({str(i): r for i, r in enumerate(records)} if keyed else records, indent=indent, ensure_ascii=False)
+    data = json.dumps(
+        {str(i): r for i, r in enumerate(records)} if keyed else records, indent=indent, ensure_ascii=False
+    )
     path = put(tmp_path_factory.mktemp("j"), "a.json", data.encode("utf-8", "surrogatepass"))
     before, formats.CHUNK = formats.CHUNK, chunk
     try:
@@ -127,7 +129,7 @@ def test_broken_json_is_an_error(tmp_path, data):
 
 def test_json_record_over_the_limit_is_told(tmp_path):
     path = put(tmp_path, "a.json", json.dumps(["x" * 3_000_000]))
-    with pytest.raises(DataError, match="clean.max_record_bytes"):
+    with pytest.raises(DataError, match=r"clean\.max_record_bytes"):
         read(path, limits=Limits(record=1 << 20))
     assert len(read(path)) == 1
 
@@ -145,7 +147,11 @@ def test_wrongly_typed_or_missing_columns_are_told(tmp_path):
         pass
     with pytest.raises(DataError, match="no column 'text'"):
         read(tmp_path / "c.arrow")
-    for name, data in (("d.parquet", b"<html>not found</html>"), ("d.arrow", b"ARROW1 but no more"), ("e.arrow", b"x" * 99)):
+    for name, data in (
+        ("d.parquet", b"<html>not found</html>"),
+        ("d.arrow", b"ARROW1 but no more"),
+        ("e.arrow", b"x" * 99),
+    ):
         with pytest.raises(DataError, match="fetch or make it again"):
             read(put(tmp_path, name, data))
 
@@ -161,7 +167,9 @@ def test_web_page_is_its_running_text(tmp_path):
     assert "The river" in item.text and "running text & not for a menu" in item.text
     assert "var x" not in item.text and "Home" not in item.text and "Copyright" not in item.text
     assert item.url == "https://h.example/p"
-    (latin,) = read(put(tmp_path, "b.html", "<html><body><p>Füße und Straße im Text</p></body></html>".encode("latin-1")))
+    (latin,) = read(
+        put(tmp_path, "b.html", "<html><body><p>Füße und Straße im Text</p></body></html>".encode("latin-1"))
+    )
     assert "Füße und Straße" in latin.text
     assert said(read(put(tmp_path, "c.html", b"\0" * 100))) == ["binary"]
     assert said(read(put(tmp_path, "d.html", b"<p>" + b"x" * 5000), limits=Limits(record=1024))) == ["record_too_long"]
@@ -170,7 +178,11 @@ def test_web_page_is_its_running_text(tmp_path):
 def test_book_is_cut_into_chapters(tmp_path):
     book = "紅樓夢\n\n第一回 甄士隱\n\n此開卷第一回也。\n\n第二回 賈夫人\n却說封肅。\n"
     items = read(put(tmp_path, "a.txt", book), cut="^第[一二三四五六七八九十百]+回")
-    assert [t.strip() for t in said(items)] == ["紅樓夢", "第一回 甄士隱\n\n此開卷第一回也。", "第二回 賈夫人\n却說封肅。"]
+    assert [t.strip() for t in said(items)] == [
+        "紅樓夢",
+        "第一回 甄士隱\n\n此開卷第一回也。",
+        "第二回 賈夫人\n却說封肅。",
+    ]
     assert [i.record for i in items] == [0, 1, 2]
 
 

@@ -149,7 +149,7 @@ def test_text_is_mended_on_its_way(project, story, write_jsonl):
     report = run(MINE)
     (text,) = [r["text"] for r in rows() if "café" in r["text"]]
     assert text.endswith(" The café sells 2 tbsp & ½ cup of oil here.")
-    assert report["documents"]["repaired"] == {"mojibake": 1, "html": 1}
+    assert report["documents"]["repaired"] == {"mojibake": 1, "html": 1, "normalized": 1}
     run(MINE, fix_mojibake=False, strip_html=False)
     assert any("cafÃ© sells 2 tbs<nowiki/>p &amp;" in r["text"] for r in rows())
 

@@ -119,6 +119,17 @@ def test_languages_are_told_and_chosen(project, write_jsonl):
     assert json.loads((REPORTS / "clean.json").read_text())["languages"] == {"en": 120}  # the source's word is taken
 
 
+def test_normalization_can_be_turned_off(project, story, write_jsonl):
+    some = [story(i) for i in range(100)]
+    some[3] += " two  spaces, a\u200bzero, e\u0301 ▁ end"
+    write_jsonl(project / "corpus/a.jsonl", some)
+    report = run(MINE)
+    assert report["documents"]["repaired"] == {"normalized": 1}
+    assert any(t.endswith("two spaces, azero, é end") for t in texts())
+    assert run(MINE, normalize=False)["documents"]["repaired"] == {}
+    assert any(t.endswith("two  spaces, a\u200bzero, e\u0301   end") for t in texts())  # U+2581 could not come back
+
+
 def test_lines_of_many_documents_are_removed(project, story, write_jsonl):
     notice, rare = "Accept all cookies to go on reading", "This line stands in two documents only"
     some = [f"{story(i)}\n{notice}\n{story(1000 + i)}" for i in range(90)]
@@ -185,7 +196,9 @@ def test_evaluation_text_is_kept_out(project, story, write_jsonl):
     assert not {some[7], some[11]} & set(texts()) and some[9] in texts()
     found = [r for r in rejected() if r["reason"] == "contaminated"]
     assert sorted(r["record"] for r in found) == [7, 11] and all(r["value"] >= 8 for r in found)
-    assert run(MINE, decontaminate=["corpus/eval/*"], decontaminate_ngram=12)["documents"]["dropped"]["contaminated"] == 3
+    assert (
+        run(MINE, decontaminate=["corpus/eval/*"], decontaminate_ngram=12)["documents"]["dropped"]["contaminated"] == 3
+    )
     assert run(MINE)["documents"]["dropped"]["contaminated"] == 0
 
 
@@ -202,7 +215,11 @@ def test_chinese_evaluation_text_is_found_by_characters(project, write_jsonl):
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [("none.txt", None, "matches no file"), ("a.csv", "x", "neither .txt nor .jsonl"), ("a.jsonl", "{", "line 1 is not JSON")],
+    [
+        ("none.txt", None, "matches no file"),
+        ("a.csv", "x", "neither .txt nor .jsonl"),
+        ("a.jsonl", "{", "line 1 is not JSON"),
+    ],
 )
 def test_wrong_evaluation_set_is_told(project, story, write_jsonl, name, content, message):
     write_jsonl(project / "corpus/a.jsonl", [story(i) for i in range(100)])

@@ -34,7 +34,12 @@ def mixed(corpus, story):
 def test_every_division_of_the_work_gives_the_same_bytes(mixed, rules):
     run(MINE, **rules)
     expected = digests()
-    for runtime in ({"workers": 3}, {"unit_bytes": 1024}, {"workers": 2, "unit_bytes": 4096}, {"memory_bytes": 1 << 20}):
+    for runtime in (
+        {"workers": 3},
+        {"unit_bytes": 1024},
+        {"workers": 2, "unit_bytes": 4096},
+        {"memory_bytes": 1 << 20},
+    ):
         run(MINE, runtime=runtime, **rules)
         assert digests() == expected, runtime
 
@@ -66,7 +71,9 @@ def test_killed_run_keeps_its_finished_units(mixed):
     work = mixed / ".foundry/clean"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "FOUNDRY_PROGRESS": "0"}
     for wanted in (3, 20, 40):
-        process = subprocess.Popen([sys.executable, "-m", "stages.clean"], cwd=mixed, env=env, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stages.clean"], cwd=mixed, env=env, stdout=subprocess.DEVNULL
+        )
         while len(list(work.glob("*/*.json"))) < wanted and process.poll() is None:
             time.sleep(0.005)
         assert process.poll() is None, "the stage ended before it could be killed"

@@ -40,9 +40,17 @@ def test_text_of_the_corpus_cannot_become_markup(project, story, write_jsonl):
 def test_browser_draws_the_page(corpus, tmp_path):
     report = run(MINE)
     page = (REPORTS / "data.html").absolute().as_uri()
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,2000"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1000,2000",
+    ]
     shot = tmp_path / "page.png"
-    dom = subprocess.run([CHROMIUM, *options, "--dump-dom", page], capture_output=True, text=True, timeout=120, check=True)
+    dom = subprocess.run(
+        [CHROMIUM, *options, "--dump-dom", page], capture_output=True, text=True, timeout=120, check=True
+    )
     text = page_text(dom.stdout)
     assert f"{report['documents']['kept']:,} kept" in text and "Account of each file" in text
     subprocess.run([CHROMIUM, *options, f"--screenshot={shot}", page], capture_output=True, timeout=120, check=True)

@@ -78,11 +78,17 @@ def test_repeated_pieces(pieces):
 def prose(n, seed=0):
     """Sentences of nine words with stop words and full stops, a few to a line."""
     rng = random.Random(seed)
-    words = [a + b for a in ("ba", "ce", "di", "fo", "gu", "ka") for b in ("lon", "rest", "ming", "tur", "shel", "vand")]
+    words = [
+        a + b for a in ("ba", "ce", "di", "fo", "gu", "ka") for b in ("lon", "rest", "ming", "tur", "shel", "vand")
+    ]
     out = []
     for i in range(n):
         some = rng.sample(words, 6)
-        out.append(f"The {' '.join(some[:3])} of the {' '.join(some[3:])} and".removesuffix(" and") + "." + ("\n" if i % 3 == 2 else ""))
+        out.append(
+            f"The {' '.join(some[:3])} of the {' '.join(some[3:])} and".removesuffix(" and")
+            + "."
+            + ("\n" if i % 3 == 2 else "")
+        )
     return " ".join(out).replace("\n ", "\n")
 
 
@@ -131,7 +137,11 @@ def test_thresholds_are_the_published_ones():
     repetition = GopherRepetition()
     assert list(repetition.max_dup_ngram_chars.values()) == [0.15, 0.14, 0.13, 0.12, 0.11, 0.10]
     assert list(repetition.max_top_ngram_chars.values()) == [0.2, 0.18, 0.16]
-    assert (FineWeb().min_line_punctuation, FineWeb().max_short_lines, FineWeb().max_dup_line_chars) == (0.12, 0.67, 0.01)
+    assert (FineWeb().min_line_punctuation, FineWeb().max_short_lines, FineWeb().max_dup_line_chars) == (
+        0.12,
+        0.67,
+        0.01,
+    )
 
 
 def test_rules_are_exact_at_the_threshold():
@@ -140,7 +150,9 @@ def test_rules_are_exact_at_the_threshold():
     assert gopher_quality(" ".join(words), words, "en", p) is None
     found = gopher_quality(" ".join(words[:-1]), words[:-1], "en", p)
     assert found == ("min_words", 49, 50)
-    lines = ["Ends with a stop, as lines of thirty and more do."] * 3 + ["no stop at its end, thirty and more long"] * 22
+    lines = ["Ends with a stop, as lines of thirty and more do."] * 3 + [
+        "no stop at its end, thirty and more long"
+    ] * 22
     p = FineWeb(max_dup_line_chars=1.0)
     assert fineweb("\n".join(lines), tokens("\n".join(lines)), p) is None  # 0.12 exactly
     assert fineweb("\n".join(lines[1:]), tokens("\n".join(lines[1:])), p).rule == "min_line_punctuation"
@@ -151,8 +163,16 @@ def test_rules_are_exact_at_the_threshold():
 
 def test_c4_drops_lines_and_leaves_the_rest():
     good = [f"This is line number {i} of the text." for i in range(6)]
-    bad = ["Home | About | Contact", "Two words.", "Please enable JavaScript to go on.", "We use cookies to serve you.", "x" * 1001 + " and so on."]
-    text, words, found = apply("\n".join(x for pair in zip(good, [*bad, ""], strict=True) for x in pair), c4={"enabled": True})
+    bad = [
+        "Home | About | Contact",
+        "Two words.",
+        "Please enable JavaScript to go on.",
+        "We use cookies to serve you.",
+        "x" * 1001 + " and so on.",
+    ]
+    text, words, found = apply(
+        "\n".join(x for pair in zip(good, [*bad, ""], strict=True) for x in pair), c4={"enabled": True}
+    )
     assert found is None and text.split("\n") == good and words == units(text)
     assert apply("Cited[12] text here[edit] stands. " * 6, c4={"enabled": True})[0].count("[") == 0
 
@@ -191,7 +211,12 @@ def test_good_chinese_passes_all_sets(lang):
         ("gopher_repetition", "max_top_ngram_chars.2", "点击这里" * 20),
         ("c4", "min_sentences", "首页\n新闻中心\n联系我们\n关于我们\n"),
         ("c4", "min_sentences", "我们使用cookie来改善服务。\n" * 9),
-        ("fineweb", "min_line_punctuation", "首页导航栏目内容列表更多新闻资讯\n" + "".join(f"第{i}个栏目没有标点符号结尾的一行内容\n" for i in range(20))),
+        (
+            "fineweb",
+            "min_line_punctuation",
+            "首页导航栏目内容列表更多新闻资讯\n"
+            + "".join(f"第{i}个栏目没有标点符号结尾的一行内容\n" for i in range(20)),
+        ),
         ("fineweb", "max_short_lines", "短句。\n很短。\n太短。\n"),
     ],
 )

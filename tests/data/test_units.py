@@ -26,13 +26,17 @@ from foundry.data.streams import Limits
 PACKINGS = [(bytes, ""), (gzip.compress, ".gz"), (zst, ".zst"), (bz2.compress, ".bz2"), (lzma.compress, ".xz")]
 LINE = st.one_of(
     st.text(max_size=30).map(lambda t: json.dumps({"text": t}, ensure_ascii=False)),
-    st.sampled_from(["", "  ", "{broken", '{"text": 7}', '{"text": "a", "text": "b"}', '"plain"', "[1]", "\ufeff{}", '{"x": 1}']),
+    st.sampled_from(
+        ["", "  ", "{broken", '{"text": 7}', '{"text": "a", "text": "b"}', '"plain"', "[1]", "\ufeff{}", '{"x": 1}']
+    ),
     st.integers(50, 300).map(lambda n: json.dumps({"text": "長" * n}, ensure_ascii=False)),
 )
 
 
 @settings(max_examples=150, deadline=None)
-@given(lines=st.lists(LINE, max_size=25), end=st.sampled_from(["\n", "\r\n"]), last=st.booleans(), size=st.integers(1, 400))
+@given(
+    lines=st.lists(LINE, max_size=25), end=st.sampled_from(["\n", "\r\n"]), last=st.booleans(), size=st.integers(1, 400)
+)
 def test_lines_do_not_depend_on_the_units(tmp_path_factory, lines, end, last, size):
     path = put(tmp_path_factory.mktemp("u"), "a.jsonl", (end.join(lines) + end * last).encode("utf-8", "surrogatepass"))
     limits = Limits(record=600)
@@ -41,7 +45,9 @@ def test_lines_do_not_depend_on_the_units(tmp_path_factory, lines, end, last, si
 
 
 def table(n):
-    return pa.table({"text": [f"row {i} " + "x" * (i % 50) for i in range(n)], "url": [f"https://h/{i}" for i in range(n)]})
+    return pa.table(
+        {"text": [f"row {i} " + "x" * (i % 50) for i in range(n)], "url": [f"https://h/{i}" for i in range(n)]}
+    )
 
 
 def write_parquet(path, n=500):
@@ -116,7 +122,12 @@ def test_tar_zst_and_short_names(tmp_path):
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w") as t:
         t.add(put(tmp_path, "x.txt", "one"), "x.txt")
-    for name, pack in (("a.tar.zst", zst), ("a.tgz", gzip.compress), ("a.txz", lzma.compress), ("a.tbz2", bz2.compress)):
+    for name, pack in (
+        ("a.tar.zst", zst),
+        ("a.tgz", gzip.compress),
+        ("a.txz", lzma.compress),
+        ("a.tbz2", bz2.compress),
+    ):
         assert said(read(put(tmp_path, name, pack(raw.getvalue())))) == ["one"]
 
 
@@ -198,13 +209,13 @@ def test_bombs_are_refused_before_they_fill_anything(tmp_path):
     bomb = b"\0" * (80 << 20)
     for name, data in (("a.txt.gz", gzip.compress(bomb)), ("a.txt.xz", lzma.compress(bomb)), ("a.txt.zst", zst(bomb))):
         path = put(tmp_path, name, data)
-        with pytest.raises(DataError, match="as bombs do.*clean.max_unpack_ratio"):
+        with pytest.raises(DataError, match=r"as bombs do.*clean\.max_unpack_ratio"):
             read(path, limits=Limits(ratio=100))
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr("x.txt", bomb)
     with pytest.raises(DataError, match="as bombs do"):
         read(tmp_path / "a.zip", limits=Limits(ratio=100))
-    with pytest.raises(DataError, match="clean.max_unpacked_bytes"):
+    with pytest.raises(DataError, match=r"clean\.max_unpacked_bytes"):
         read(put(tmp_path, "b.txt.gz", gzip.compress(b"x" * 5000)), limits=Limits(unpacked=4000))
 
 
@@ -229,7 +240,9 @@ def test_memory_does_not_grow_with_a_line_or_a_file(tmp_path):
         "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "print(len(units), len(n), n.count('Bad'), after - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path), "|".join(sys.path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), "|".join(sys.path)], capture_output=True, text=True, check=True
+    )
     units, records, bad, grown = map(int, done.stdout.split())
     assert (records, bad) == (100_002, 1) and units > 3
     assert grown < 40_000 * (1 if sys.platform == "linux" else 1024)  # kilobytes
@@ -241,3 +254,11 @@ def test_items_have_places_that_lead_to_the_bytes(tmp_path):
     bad = [i for i in read(path, unit_bytes=9) if isinstance(i, Bad)]
     assert [(data[b.offset :].split(b"\n")[0], b.record) for b in bad] == [(b"{oops", 1), (b'{"body": 1}', 3)]
     assert dataclasses.asdict(bad[0])["reason"] == "broken_json"
+
+
+@pytest.mark.parametrize("format", ["jsonl", "json", "html", "parquet", "arrow"])
+def test_format_is_told_by_content_where_no_suffix_tells_it(tmp_path, format):
+    wanted = {"html": ["one"], "arrow": []}.get(format, ["one", "two"])
+    assert said(read(put(tmp_path, "data", CONTENT[format]))) == wanted
+    with pytest.raises(DataError, match="tells no format"):
+        read(put(tmp_path, "unknown.bin", b"who knows"))
