@@ -5,6 +5,7 @@ import logging
 from foundry.config import Config
 from foundry.data.shards import read_clean
 from foundry.tokenizers.facts import table, tokenizer_facts
+from foundry.tokenizers.page import write_page
 from foundry.tokenizers.sample import Sample
 from foundry.tokenizers.train import train_tokenizer
 from foundry.utils.files import atomic_dir, write_json
@@ -29,6 +30,7 @@ def work(cfg: Config, log: logging.Logger) -> None:
         facts["training"] = {**sample.facts(), **used}
         write_json(tmp / "facts.json", facts)
     write_json("reports/tokenizer.json", facts)
+    write_page("reports/tokenizer.html", facts)
     for line in table(facts):
         log.info("%s", line)
     if facts["lossy_documents"]:

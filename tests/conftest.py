@@ -11,6 +11,7 @@ os.environ.setdefault("FOUNDRY_PROGRESS", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
+SPLITS = ("train", "val", "test")
 WORDS = [
     "the",
     "a",
@@ -64,7 +65,13 @@ def write_clean(folder, documents):
         (folder / split).mkdir(parents=True)
         table = pa.Table.from_pylist(
             [
-                {"doc_id": f"{split}{i:013d}", "text": t, "source": s, "lang": "en", "n_bytes": len(t.encode())}
+                {
+                    "doc_id": f"{SPLITS.index(split)}{i:015x}",
+                    "text": t,
+                    "source": s,
+                    "lang": "en",
+                    "n_bytes": len(t.encode()),
+                }
                 for i, (t, s) in enumerate(rows)
             ]
         )

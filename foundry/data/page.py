@@ -8,32 +8,11 @@ from typing import Any
 from foundry.data.rules import REASONS
 from foundry.data.schema import SPLITS
 from foundry.utils.files import write_text
+from foundry.utils.page import render
 
 MAX_FILES, EXAMPLES = 200, 8
 
-_TEMPLATE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Data report</title>
-<style>
-:root { --ink: #1d2733; --soft: #5b6878; --line: #dfe5ec; --paper: #fff; --tint: #f5f7fa; --good: #2f7d5b; --bad: #c2543d; --mark: #3b6fb6; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e9ef; --soft: #9aa7b6; --line: #313b47; --paper: #151b22; --tint: #1d252e; --good: #57b58a; --bad: #e0836d; --mark: #7ba9e6; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
-h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { margin-top: 2.4rem; font-size: 1.2rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
-p.lead, .soft { color: var(--soft); } .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
-.card { background: var(--tint); border-radius: .6rem; padding: .7rem 1.1rem; min-width: 8rem; } .card b { display: block; font-size: 1.5rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } td, th { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
-td:first-child, th:first-child { text-align: left; } th { color: var(--soft); font-weight: 500; } td.wide { text-align: left; width: 40%; }
-.bar { height: .8rem; background: var(--mark); border-radius: .2rem; min-width: 1px; } .bar.bad { background: var(--bad); } .bar.good { background: var(--good); }
-.flow { display: flex; height: 1.6rem; border-radius: .4rem; overflow: hidden; margin: .6rem 0; }
-details { margin: .5rem 0; background: var(--tint); border-radius: .5rem; padding: .4rem .9rem; } summary { cursor: pointer; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0 .8rem; font: 13px/1.45 ui-monospace, monospace; } .was { color: var(--bad); } .is { color: var(--good); }
-svg text { fill: var(--soft); font-size: 11px; } .scroll { overflow-x: auto; }
-</style></head><body>
-{% macro n(x) %}{{ "{:,}".format(x) }}{% endmacro %}
-{% macro mb(x) %}{{ "{:,.2f}".format(x / 1e6) }}{% endmacro %}
-{% macro share(x, all) %}{{ "{:.1%}".format(x / all if all else 0) }}{% endmacro %}
-<h1>Data report</h1>
+_TEMPLATE = """<h1>Data report</h1>
 <p class="lead">Every record that came in is kept, dropped for a counted reason, or quarantined as unreadable.</p>
 {% set dropped = r.documents.dropped.values() | sum %}
 <div class="cards">
@@ -56,7 +35,7 @@ svg text { fill: var(--soft); font-size: 11px; } .scroll { overflow-x: auto; }
 {% endfor %}</table></div>
 
 <h2 id="dropped">Dropped, by rule</h2>
-<table><tr><th>reason<th>documents<th>share<th class="wide"><th>set by</tr>
+<table><tr><th>reason<th>documents<th>share<th class="wide"><th style="text-align:left">set by</tr>
 {% for reason, count in r.documents.dropped.items() if count %}
 <tr><td>{{ reason }}<td>{{ n(count) }}<td>{{ share(count, r.documents["in"]) }}<td class="wide"><div class="bar bad" style="width:{{ share(count, most) }}"></div><td style="text-align:left" class="soft">{{ reasons[reason] }}</tr>
 {% else %}<tr><td>no document was dropped</tr>{% endfor %}</table>
@@ -79,9 +58,9 @@ svg text { fill: var(--soft); font-size: 11px; } .scroll { overflow-x: auto; }
 
 <h2 id="lengths">Lengths</h2>
 <p class="soft">Documents by their number of characters, as they came (grey) and as they stay (green).</p>
-{% set top = d.lengths | map("max_of") | max %}
-<svg viewBox="0 0 {{ 60 * d.lengths | length }} 190" role="img" aria-label="lengths of documents" style="width:100%;max-height:16rem">
-{% for least, before, after in d.lengths %}{% set x = 60 * loop.index0 %}
+{% set lengths = d.lengths[first:] %}{% set top = lengths | map("max_of") | max %}
+<svg viewBox="0 0 {{ 60 * lengths | length }} 190" role="img" aria-label="lengths of documents" style="width:100%;max-height:16rem">
+{% for least, before, after in lengths %}{% set x = 60 * loop.index0 %}
 <rect x="{{ x + 6 }}" y="{{ 150 - 140 * before / top }}" width="22" height="{{ 140 * before / top }}" fill="var(--soft)" opacity=".5"><title>{{ n(before) }} came</title></rect>
 <rect x="{{ x + 30 }}" y="{{ 150 - 140 * after / top }}" width="22" height="{{ 140 * after / top }}" fill="var(--good)"><title>{{ n(after) }} stay</title></rect>
 <text x="{{ x + 30 }}" y="168" text-anchor="middle">{{ n(least) }}+</text>{% endfor %}</svg>
@@ -98,7 +77,6 @@ svg text { fill: var(--soft); font-size: 11px; } .scroll { overflow-x: auto; }
 <h2 id="files">Account of each file</h2>
 <div class="scroll"><table><tr><th>file<th>records in<th>kept<th>dropped<th>quarantined</tr>{% for f in d.files[:max_files] %}<tr><td>{{ f.file }}<td>{{ n(f.records) }}<td>{{ n(f.kept) }}<td>{{ n(f.dropped) }}<td>{{ n(f.quarantined) }}</tr>{% endfor %}
 <tr><td><b>all {{ n(d.files | length) }} files</b><td><b>{{ n(r.records["in"]) }}</b><td><b>{{ n(r.documents.kept) }}</b><td><b>{{ n(dropped) }}</b><td><b>{{ n(r.records.quarantined) }}</b></tr></table></div>
-</body></html>
 """
 
 
@@ -112,12 +90,16 @@ def write_page(
         samples: examples of what was dropped and mended, by (source, kind).
         details: see `report._details`.
     """
-    import jinja2
-
-    env = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    env.filters["max_of"] = lambda row: max(row[1], row[2], 1)
-    page = env.from_string(_TEMPLATE).render(
-        r=report, d=details, samples=samples, reasons=REASONS, splits=SPLITS, limit=EXAMPLES, max_files=MAX_FILES,
-        most=max(report["documents"]["dropped"].values()),
+    write_text(
+        path,
+        render(
+            "Data report", _TEMPLATE,
+            r=report, d=details, samples=samples, reasons=REASONS, splits=SPLITS, limit=EXAMPLES, max_files=MAX_FILES,
+            most=max(report["documents"]["dropped"].values()), first=first_bucket(details["lengths"]),
+        ),
     )  # fmt: skip
-    write_text(path, page)
+
+
+def first_bucket(lengths: list[tuple[int, int, int]]) -> int:
+    """The first bucket of lengths that any document is in."""
+    return next((i for i, (_, before, after) in enumerate(lengths) if before or after), 0)

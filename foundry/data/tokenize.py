@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foundry.config import DataError, FoundryError
+from foundry.data.schema import check_documents
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.encode import Encoder
 from foundry.utils.device import cpu_cores
@@ -110,10 +111,16 @@ class TokenizerPool:
 
 
 def encode_group(encoder: Encoder, part: Path, group: int) -> Block:
-    """The documents of one row group as tokens."""
+    """The documents of one row group as tokens.
+
+    Raises:
+        DataError: for a table that the clean stage would not have written, with its rows.
+    """
     tokens, counts, doc_id, n_bytes, source = [], [], [], [], []
     with _open(part) as file:
-        for batch in file.iter_batches(ROWS, row_groups=[group], columns=COLUMNS):
+        table = file.read_row_group(group)
+        check_documents(table, str(part), sum(file.metadata.row_group(g).num_rows for g in range(group)))
+        for batch in table.select(COLUMNS).to_batches(ROWS):
             ids, at = encoder.encode(batch.column("text"))
             tokens.append(_with_ends(ids, at, encoder.tokenizer))
             counts.append(np.diff(at) + 2)

@@ -15,6 +15,7 @@ from sentencepiece import SentencePieceProcessor
 
 from foundry import DataLoader
 from foundry.config import DataError, FoundryError, Shard, TokenizerParams
+from foundry.data.schema import COLUMNS
 from foundry.data.shards import Shards, read_clean, write_shards
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.train import train_tokenizer
@@ -88,7 +89,7 @@ def test_the_same_bytes_again_and_for_every_number_of_workers_and_row_groups(
     monkeypatch.setattr("foundry.data.tokenize.PARALLEL_FROM", 0)
     write_shards(clean, tokenizer, PARAMS, tmp_path / "again")
     assert tree(tmp_path / "again") == tree(shards)
-    columns = ["text", "doc_id", "n_bytes", "source"]
+    columns = COLUMNS.names
     rows = {s: [r for rows in read_clean(clean / s, columns) for r in rows] for s in ("train", "val", "test")}
     for groups in (7, 1000):
         for split in rows:
@@ -111,7 +112,11 @@ def test_wrong_clean_parts_are_told(clean, tokenizer, tmp_path):
     with pytest.raises(DataError, match=r"part-00000.parquet lacks the columns doc_id"):
         write_shards(copy, tokenizer, PARAMS, tmp_path / "s")
     pq.write_table(table.set_column(1, "text", pa.array([None, *table["text"].to_pylist()[1:]], pa.string())), part)
-    with pytest.raises((DataError, pa.ArrowInvalid)):
+    with pytest.raises(DataError, match=r"part-00000.parquet does not hold clean documents: .*text: .*rows 0"):
+        write_shards(copy, tokenizer, PARAMS, tmp_path / "s")
+    longer = pa.array([n + (i in (3, 5)) for i, n in enumerate(table["n_bytes"].to_pylist())], pa.int64())
+    pq.write_table(table.set_column(4, "n_bytes", longer), part)
+    with pytest.raises(DataError, match=r"n_bytes is not the length of text in UTF-8 bytes \(rows 3, 5\)"):
         write_shards(copy, tokenizer, PARAMS, tmp_path / "s")
     part.write_bytes(part.read_bytes()[:-100])
     with pytest.raises(DataError, match="not a readable parquet file"):
