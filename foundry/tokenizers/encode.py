@@ -121,8 +121,8 @@ class Encoder:
 
     def _check(self, data: np.ndarray, starts: np.ndarray, ids: np.ndarray, ends: np.ndarray) -> None:
         """Compares the first texts with SentencePiece's own ids."""
-        n = min(int(np.searchsorted(starts, self._unchecked)), len(starts) - 1)
-        if self._unchecked <= 0 or not n:
+        n = int(np.searchsorted(starts, self._unchecked, side="right")) - 1  # whole texts, none of them large
+        if n <= 0:
             return
         self._unchecked -= int(starts[n])
         expected, at = self._plain(data[: starts[n]], starts[: n + 1])
