@@ -106,7 +106,7 @@ def tokenizer(clean, tmp_path_factory):
 @pytest.fixture(scope="session")
 def shards(clean, tokenizer, tmp_path_factory):
     from foundry.config import Shard
-    from foundry.data.shards import write_shards
+    from foundry.data.shard_writer import write_shards
 
     out = tmp_path_factory.mktemp("shards") / "shards"
     write_shards(clean, tokenizer, Shard(tokens_per_shard=2048, weights={"two": 2}), out)

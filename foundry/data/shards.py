@@ -2,8 +2,7 @@
 
 A row is a document: `tokens` (begin symbol, text, end symbol; uint16, or uint32 when the vocabulary needs it), `doc_id`, and
 `n_bytes`, the UTF-8 bytes of the raw text, so that bits per byte never count decoded pieces. A shard holds documents of one
-source in their order, as one record batch, so that its tokens are one flat array; it is closed by the document that reaches
-`shard.tokens_per_shard`. While one is written, memory holds its tokens twice and nothing of the rest.
+source in their order, as one record batch, so that its tokens are one flat array. `shard_writer` writes them.
 
 `index.json` holds each shard's hash, source, counts and the source's weight in an epoch, the tokenizer's hash and the totals. Arrow
 reads a file with a flipped bit without a word; `Shards` therefore checks every hash when it opens.
@@ -11,7 +10,7 @@ reads a file with a flipped bit without a word; `Shards` therefore checks every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from foundry.config import DataError, Shard
-from foundry.data.tokenize import Block, TokenizerPool, part_files
-from foundry.tokenizers import Tokenizer
-from foundry.utils.files import atomic_dir, atomic_write, read_json, sha256_file, sha256_json, write_json
+from foundry.config import DataError
+from foundry.utils.files import read_json, sha256_file, sha256_json
 
 FORMAT = 2
 SPLITS = ("train", "val", "test")
+
+
+def part_files(folder: str | Path) -> list[Path]:
+    """The part files of one clean split, in order.
+
+    Raises:
+        DataError: if there are none.
+    """
+    parts = sorted(Path(folder).glob("part-*.parquet"))
+    if not parts:
+        raise DataError(f"no part-*.parquet in {folder}: run the clean stage (`dvc repro clean`)")
+    return parts
 
 
 def read_clean(folder: str | Path, columns: list[str], rows: int = 512) -> Iterator[list[dict[str, Any]]]:
@@ -40,45 +49,6 @@ def read_clean(folder: str | Path, columns: list[str], rows: int = 512) -> Itera
                 yield batch.to_pylist()
 
 
-def write_shards(
-    clean: str | Path,
-    tokenizer: Tokenizer,
-    params: Shard,
-    out: str | Path,
-    advance: Callable[[int], object] = lambda n: None,
-    workers: int = 1,
-) -> dict[str, Any]:
-    """Tokenizes the clean splits into `out` and returns the index.
-
-    Args:
-        advance: called with the number of documents just encoded.
-        workers: processes that encode (0: one for each core); the shards are the same for every number.
-
-    Raises:
-        DataError: if a split has no part files, or a part cannot be read.
-    """
-    dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-    index: dict[str, Any] = {
-        "format": FORMAT, "dtype": dtype, "vocab_size": tokenizer.vocab_size, "tokenizer_sha256": tokenizer.sha256, "splits": {},
-    }  # fmt: skip
-    with atomic_dir(out) as tmp, TokenizerPool(tokenizer, workers) as pool:
-        for split in SPLITS:
-            folder = tmp / split
-            folder.mkdir()
-            groups = _groups(pool.blocks(Path(clean) / split), params.tokens_per_shard, advance)
-            shards = [
-                _write_shard(folder / f"shard-{i:05d}.arrow", source, blocks)
-                for i, (source, blocks) in enumerate(groups)
-            ]
-            for s in shards:
-                s["weight"] = params.weights.get(s["source"], 1.0) if split == "train" else 1.0
-            totals = {key: sum(s[key] for s in shards) for key in ("documents", "tokens", "bytes")}
-            totals["epoch_tokens"] = sum(round(t * w) for t, w in source_totals(shards).values())
-            index["splits"][split] = {**totals, "shards": shards}
-        write_json(tmp / "index.json", index)
-    return index
-
-
 def source_totals(infos: list[dict[str, Any]]) -> dict[str, tuple[int, float]]:
     """(tokens, weight) of each source, in the order of the shards."""
     totals: dict[str, tuple[int, float]] = {}
@@ -86,51 +56,6 @@ def source_totals(infos: list[dict[str, Any]]) -> dict[str, tuple[int, float]]:
         tokens, _ = totals.get(info["source"], (0, 0.0))
         totals[info["source"]] = (tokens + info["tokens"], float(info["weight"]))
     return totals
-
-
-def _groups(
-    blocks: Iterator[Block], limit: int, advance: Callable[[int], object]
-) -> Iterator[tuple[str, list[tuple[Block, int, int]]]]:
-    """(source, runs of documents) of each shard: a new one when the source changes or `limit` tokens are reached."""
-    current, runs, tokens = "", [], 0
-    for block in blocks:
-        first = 0
-        while first < len(block):
-            if runs and (block.source[first] != current or tokens >= limit):
-                yield current, runs
-                runs, tokens = [], 0
-            current = block.source[first]
-            # The documents up to the one that reaches the limit, of one source.
-            last = int(np.searchsorted(block.ends, block.ends[first] + limit - tokens))
-            last = min(last, len(block))
-            last = next((i for i in range(first + 1, last) if block.source[i] != current), last)
-            runs.append((block, first, last))
-            tokens += int(block.ends[last] - block.ends[first])
-            first = last
-        advance(len(block))
-    if runs:
-        yield current, runs
-
-
-def _write_shard(path: Path, source: str, runs: list[tuple[Block, int, int]]) -> dict[str, Any]:
-    values = np.concatenate([b.tokens[b.ends[i] : b.ends[j]] for b, i, j in runs])
-    if len(values) >= 2**31:
-        raise DataError(f"a shard of {source} would hold {len(values):,} tokens, 2^31 or more: lower clean.max_chars")
-    offsets = np.cumsum(np.concatenate([[0], *(np.diff(b.ends[i : j + 1]) for b, i, j in runs)])).astype(np.int32)
-    n_bytes = np.concatenate([b.n_bytes[i:j] for b, i, j in runs])
-    table = pa.record_batch(
-        {
-            "tokens": pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)),
-            "doc_id": pa.concat_arrays([b.doc_id[i:j] for b, i, j in runs]),
-            "n_bytes": pa.array(n_bytes),
-        }
-    )
-    with atomic_write(path) as f, pa.ipc.new_file(f, table.schema) as writer:
-        writer.write_batch(table)
-    return {
-        "file": path.name, "sha256": sha256_file(path), "source": source, "documents": len(n_bytes), "tokens": len(values),
-        "bytes": int(n_bytes.sum()),
-    }  # fmt: skip
 
 
 class Shards:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from foundry.config import DataError, FoundryError
 from foundry.data.schema import check_documents
+from foundry.data.shards import part_files
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.encode import Encoder
 from foundry.utils.device import cpu_cores
@@ -43,18 +44,6 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.source)
-
-
-def part_files(folder: str | Path) -> list[Path]:
-    """The part files of one clean split, in order.
-
-    Raises:
-        DataError: if there are none.
-    """
-    parts = sorted(Path(folder).glob("part-*.parquet"))
-    if not parts:
-        raise DataError(f"no part-*.parquet in {folder}: run the clean stage (`dvc repro clean`)")
-    return parts
 
 
 class TokenizerPool:

@@ -84,6 +84,25 @@ class Encoder:
         return _flat(encoded, self.dtype)
 
     def _by_words(self, data: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if len(data) <= SLICE_BYTES:
+            return self._slice(data, starts)
+        ids, at = [], 0  # one large text
+        while at < len(data):
+            end = self._cut_before(data, at, at + SLICE_BYTES)
+            ids.append(self._slice(data[at:end], np.array([0, end - at]))[0])
+            at = end
+        joined = np.concatenate(ids)
+        return joined, np.array([0, len(joined)])
+
+    def _cut_before(self, data: np.ndarray, first: int, end: int) -> int:
+        """The last safe cut in the second half of [first, end); the end of the text if there is none."""
+        if end >= len(data):
+            return len(data)
+        half, end = (_begin_of_character(data, at) for at in ((first + end) // 2, end))
+        found = np.flatnonzero(_cuts(data[half:end], self._ascii_cuts, self._joined)[1:])
+        return half + 1 + int(found[-1]) if len(found) else len(data)
+
+    def _slice(self, data: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         cut = _cuts(data, self._ascii_cuts, self._joined)
         cut[starts[:-1][starts[:-1] < len(data)]] = True
         begins = np.flatnonzero(cut).astype(np.int32)
@@ -121,8 +140,8 @@ class Encoder:
 
     def _check(self, data: np.ndarray, starts: np.ndarray, ids: np.ndarray, ends: np.ndarray) -> None:
         """Compares the first texts with SentencePiece's own ids."""
-        n = min(int(np.searchsorted(starts, self._unchecked)), len(starts) - 1)
-        if self._unchecked <= 0 or not n:
+        n = int(np.searchsorted(starts, self._unchecked, side="right")) - 1  # whole texts, none of them large
+        if n <= 0:
             return
         self._unchecked -= int(starts[n])
         expected, at = self._plain(data[: starts[n]], starts[: n + 1])
@@ -141,6 +160,12 @@ def _slices(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
         last = min(max(last, first + 1), len(offsets) - 1)
         yield first, last
         first = last
+
+
+def _begin_of_character(data: np.ndarray, at: int) -> int:
+    while at and data[at] & 0xC0 == 0x80:
+        at -= 1
+    return at
 
 
 def _text(data: bytes) -> str:

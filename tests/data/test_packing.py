@@ -316,3 +316,23 @@ def test_an_unknown_way_and_too_little_data_are_told(many):
         DataLoader(many, 1, 16, packing="best")
     with pytest.raises(DataError, match="fewer than one batch"):
         DataLoader(many, 1000, 16, packing="document")
+
+
+@pytest.mark.parametrize("way", ["best_fit", "document"])
+def test_training_divides_by_the_tokens_that_are_not_padding(shards, tmp_path, way):
+    from foundry.config import ModelConfig, Runtime, TrainConfig
+    from foundry.training import Trainer
+
+    model = ModelConfig(vocab_size=400, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=256)
+    train = TrainConfig(
+        steps=2, tokens_per_step=2048, warmup_steps=0, log_interval=1, eval_interval=2, eval_tokens=300, packing=way
+    )
+    runtime = Runtime(device="cpu", threads=1)
+    trainer = Trainer(model, train, shards, runtime=runtime, state=tmp_path / "whole")
+    padded = (trainer.loader.batch(0)[1] == IGNORE).float().mean()
+    assert 0 < trainer.loader.padding < 1 and (way == "best_fit" or padded > 0.1)
+    whole = trainer.fit().curve
+    assert whole[0]["loss"] == pytest.approx(5.99, abs=0.1)  # ln V; divided by all places it would be padded times less
+    one_row = runtime.model_copy(update={"micro_batch_tokens": 256})
+    cut = Trainer(model, train, shards, runtime=one_row, state=tmp_path / "cut").fit().curve
+    assert [r["loss"] for r in cut] == pytest.approx([r["loss"] for r in whole], rel=1e-5)

@@ -16,7 +16,8 @@ from sentencepiece import SentencePieceProcessor
 from foundry import DataLoader
 from foundry.config import DataError, FoundryError, Shard, TokenizerParams
 from foundry.data.schema import COLUMNS
-from foundry.data.shards import Shards, read_clean, write_shards
+from foundry.data.shard_writer import write_shards
+from foundry.data.shards import Shards, read_clean
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.train import train_tokenizer
 
