@@ -10,6 +10,7 @@ from foundry.config import ConfigError, DataError, TokenizerParams
 from foundry.data.shards import read_clean
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.facts import table, tokenizer_facts
+from foundry.tokenizers.page import write_page
 from foundry.tokenizers.train import train_tokenizer
 
 CHINESE = "北京是中国的首都。上海，天津！"
@@ -77,6 +78,24 @@ def test_a_reference_gets_the_same_numbers(tokenizer, held_out, tmp_path):
         for line in lines
     )
     assert any(line.split() == ["zh:", "tokens", "a", "word", "-", "-"] for line in lines)
+
+
+def test_the_page_shows_both_vocabularies_and_loads_nothing(tokenizer, held_out, tmp_path):
+    train_tokenizer(["the salt of the river " * 50], TokenizerParams(vocab_size=300), tmp_path / "r.model")
+    facts = tokenizer_facts(tokenizer.path, held_out, tmp_path / "r.model")
+    write_page(tmp_path / "page.html", facts)
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r"""(src|href)\s*=|@import|url\(|<script""", html)
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", html, flags=re.S)))
+    for name, side in (("trained", facts), ("reference", facts["reference"])):
+        for lang, x in side["languages"].items():
+            assert (
+                f"{lang} {name} {x['documents']} " in text
+                and f" {x['bytes_per_token']} {x['tokens_per_char']} " in text
+            )
+        assert f"Lengths of the pieces, {name}" in text
+    for length, count in facts["piece_lengths"].items():
+        assert f"{length} character{'s'[: length != '1']} {count} " in text
 
 
 def test_a_reference_may_be_of_another_make(tokenizer, held_out, tmp_path):
