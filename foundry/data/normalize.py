@@ -65,8 +65,9 @@ def _ftfy() -> tuple[Any, Any]:
     )  # fmt: skip
 
 
-# Every wrongly decoded character is two or more beyond ASCII, the last of which may have become a plain space; or a C1 control.
-_SUSPECT = re.compile("[^\x00-\x7f]{2}|[\xc2\xc3] |[\x80-\x9f]|\x1b")
+# Every wrongly decoded character is two or more of those that single-byte encodings have (all below U+2C00), the last of which
+# may have become a plain space; or a C1 control.
+_SUSPECT = re.compile("[\x80-\u2bff\ufffd]{2}|[\xc2\xc3] |[\x80-\x9f]|\x1b")
 
 
 def fix_mojibake(text: str) -> str:
