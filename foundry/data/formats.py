@@ -261,7 +261,6 @@ class _JsonText:
     SPACE = re.compile(rb"[ \t\r\n]*")
     MARK = re.compile(rb'["{}\[\]]')
     END = re.compile(rb'["{}\[\], \t\r\n]')
-    STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 
     def __init__(self, stream: Any, shown: str, limit: int) -> None:
         self.stream, self.shown, self.limit = stream, shown, limit
@@ -302,11 +301,14 @@ class _JsonText:
             done = False
             while not done and self.at < len(self.chunk):
                 if quoted:
-                    self.at = self.STRING.match(self.chunk, self.at).end()
-                    if self.chunk[self.at : self.at + 1] != b'"':
-                        break  # the chunk's end, or a backslash before it
-                    quoted, self.at = False, self.at + 1
-                    done = depth == 0
+                    end = self.chunk.find(b'"', self.at)
+                    end = len(self.chunk) if end < 0 else end
+                    escaped = (end - self.at - len(self.chunk[self.at : end].rstrip(b"\\"))) % 2
+                    if end == len(self.chunk):
+                        self.at = end - escaped  # a backslash waits for what it escapes
+                        break
+                    quoted, self.at = bool(escaped), end + 1
+                    done = depth == 0 and not quoted
                     continue
                 found = (self.MARK if depth else self.END).search(self.chunk, self.at)
                 if not found:

@@ -70,14 +70,16 @@ class Stream:
         self._raw, self._meter, self._head = raw, meter, b""
 
     def read(self, n: int) -> bytes:
-        """At most `n` bytes; none at the end alone."""
+        """`n` bytes if the stream below gives so many at once, else fewer; none at the end alone."""
+        head = b""
         if self._head:
-            data, self._head = self._head[:n], self._head[n:]
-            return data
-        data = self._raw.read(n)
+            head, self._head = self._head[:n], self._head[n:]
+            if len(head) == n:
+                return head
+        data = self._raw.read(n - len(head))
         if self._meter:
             self._meter.add(len(data))
-        return data
+        return head + data if head else data
 
     def peek(self, n: int) -> bytes:
         """The next `n` bytes, fewer only at the end; they stay to be read."""
