@@ -158,7 +158,7 @@ def test_json_gives_every_record_wherever_reads_cut_it(records, chunk, named, in
     assert texts(got) == texts(expected)
     for item, r in zip(got, lines, strict=True):
         if isinstance(item, Bad) and not named:
-            assert orjson.loads(json.dumps(r)) == json.JSONDecoder().raw_decode(data.decode(), item.offset)[0]
+            assert repr(json.JSONDecoder().raw_decode(data.decode(), item.offset)[0]) == repr(r)
 
 
 def test_json_maps_and_lists_give_their_records(tmp_path):
