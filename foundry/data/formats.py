@@ -30,6 +30,7 @@ SUFFIXES = {
 }  # fmt: skip
 SEPARATOR = b"<|endoftext|>"
 EXCERPT = 160
+LONG_LINE = 1 << 16  # a longer line of a text may be taken in parts, of which only the first can begin a document
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,34 +112,66 @@ def read_text(stream: Any, shown: str, recipe: Recipe) -> Iterator[Document | Ba
     record, start, size, held = 0, 0, 0, bytearray()
 
     def finish() -> Document | Bad | None:
-        if size > recipe.limit + 1:
-            return Bad(shown, record, start, "record_too_long", excerpt(bytes(held[: 4 * EXCERPT])))
-        raw = bytes(held[:-1])  # without its last line end
+        raw = bytes(held).removesuffix(b"\n")
+        if size - held.endswith(b"\n") > recipe.limit:
+            return Bad(shown, record, start, "record_too_long", excerpt(raw))
         if b"\0" in raw:
             return Bad(shown, record, start, "binary", excerpt(raw))
-        if not raw.strip():
-            return None
-        text, repaired = decode(raw)
-        return recipe.build(shown, record, {"text": text}, start, repaired)
+        text, repaired = decode(raw.removeprefix(b"\xef\xbb\xbf") if start == 0 else raw)
+        return recipe.build(shown, record, {"text": text}, start, repaired) if raw.strip() else None
 
-    for offset, line, whole in read_lines(stream, recipe.limit):
-        separates = whole and line.strip() == SEPARATOR
-        if separates or (recipe.cut and held and recipe.cut.search(decode(line)[0].rstrip("\r"))):
+    for offset, run, begins in _runs(stream, recipe.cut):
+        if begins:
             if item := finish():
                 yield item
                 record += 1
             start, size = offset, 0
             held.clear()
-            if separates:
-                start += len(line) + 1
-                continue
-        if not held and offset == 0:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        size += len(line) + 1 if whole else recipe.limit + 2
-        if size <= recipe.limit + 1 or not held:
-            held += line + b"\n"
+        held += run[: max(0, recipe.limit + 1 - size)]
+        size += len(run)
     if item := finish():
         yield item
+
+
+def _runs(stream: Any, cut: re.Pattern[str] | None) -> Iterator[tuple[int, bytes, bool]]:
+    """(byte offset, some lines, whether a new document begins with them); separators are left out."""
+    base, tail, amid, begins = 0, b"", False, False
+    while True:
+        chunk = stream.read(CHUNK)
+        block = tail + chunk
+        end = block.rfind(b"\n") + 1 if chunk else len(block)
+        if not end and len(block) >= LONG_LINE:
+            end = len(block)
+        at = 0
+        for first, after in _marks(block[:end], cut, amid):
+            yield base + at, block[at:first], begins
+            at, begins = after, True
+        if at < end:
+            yield base + at, block[at:end], begins
+            begins = False
+        if end:
+            amid = block[end - 1] != 10
+        base, tail = base + end, block[end:]
+        if not chunk:
+            return
+
+
+def _marks(lines: bytes, cut: re.Pattern[str] | None, amid: bool) -> Iterator[tuple[int, int]]:
+    """Where separators begin and end, and, as empty spans, where lines begin that match; `amid` a line is no place."""
+    at = 0
+    while at < len(lines):
+        if cut is None:
+            if (found := lines.find(SEPARATOR, at)) < 0:
+                return
+            at = max(at, lines.rfind(b"\n", at, found) + 1)
+        after = lines.find(b"\n", at) + 1 or len(lines)
+        line = lines[at:after]
+        if not (amid and at == 0):
+            if line.strip() == SEPARATOR:
+                yield at, after
+            elif cut is not None and cut.search(decode(line)[0].rstrip("\r\n")):
+                yield at, at
+        at = after
 
 
 class _DuplicateKey(ValueError):

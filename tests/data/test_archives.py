@@ -253,7 +253,11 @@ def test_thousands_of_members_are_read_in_one_pass(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a.tgz", "a.tar.zst", "a.tar.xz", "a.zip"])
 def test_bombs_stop_at_the_limits(tmp_path, name):
-    path = put(tmp_path, name, KINDS[name]([("a.txt", (b"ab" * 50 + b"\n") * 29_703), ("b.txt", (b"ab" * 50 + b"\n") * 29_703)]))
+    path = put(
+        tmp_path,
+        name,
+        KINDS[name]([("a.txt", (b"ab" * 50 + b"\n") * 29_703), ("b.txt", (b"ab" * 50 + b"\n") * 29_703)]),
+    )
     with pytest.raises(DataError, match="max_unpacked_bytes"):
         read(path, limits=Limits(1 << 22, 1e9, 5_000_000))
     assert len(read(path, limits=Limits(1 << 22, 2, 7_000_000))) == 2  # beyond the ratio, but below 64 MiB

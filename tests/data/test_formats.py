@@ -257,7 +257,7 @@ def test_text_loses_nothing_but_separators_and_blank_documents(lines, chunk):
         if line != "<|endoftext|>":
             now.append(line)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streams, "CHUNK", chunk)
+        patch.setattr(formats, "CHUNK", chunk)
         got = texts(read_text(io.BytesIO(data), "a", Recipe("{text}", "^#", 1000)))
     assert [t.rstrip("\n") for t in got] == [t.rstrip("\n") for t in expected if t.strip()]
 

@@ -133,7 +133,9 @@ def test_tables_are_cut_at_row_groups_and_batches(tmp_path, table, name, unit_by
     WRITERS[name](table, tmp_path / name)
     sources = [source(name, text="{text}: {tags} {meta.year}")]
     got, units = items(tmp_path, sources, unit_bytes)
-    expected = [f"row {i}: {chr(10).join([str(i)] * (i % 3))} {i}" if i % 7 else "missing_field text" for i in range(100)]
+    expected = [
+        f"row {i}: {chr(10).join([str(i)] * (i % 3))} {i}" if i % 7 else "missing_field text" for i in range(100)
+    ]
     assert [i.text if isinstance(i, Document) else i.reason for i in got] == expected
     if name != "a.arrow":  # a stream has no index
         assert (len(units) == 1) == (unit_bytes == WHOLE) and (unit_bytes > 1 or len(units) == 12)
@@ -152,7 +154,9 @@ def test_units_of_a_zip_archive_are_the_whole_for_every_size(tmp_path_factory, s
             z.writestr(f"d/{i}.jsonl", (json.dumps({"text": str(i)}) + "\n") * n)
     got, _ = items(folder, [source("a.zip")], unit_bytes)
     assert got == items(folder, [source("a.zip")], WHOLE)[0]
-    assert [(i.file, i.text) for i in got] == [(f"a.zip!d/{i}.jsonl", str(i)) for i, n in enumerate(sizes) for _ in range(n)]
+    assert [(i.file, i.text) for i in got] == [
+        (f"a.zip!d/{i}.jsonl", str(i)) for i, n in enumerate(sizes) for _ in range(n)
+    ]
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
