@@ -20,7 +20,7 @@ from typing import Any
 
 from foundry.config import DataError
 from foundry.data.encoding import decode, repair
-from foundry.data.streams import CHUNK, read_lines, read_whole
+from foundry.data.streams import CHUNK, Limits, read_lines, read_whole
 from foundry.data.template import FieldError, Template
 
 SUFFIXES = {
@@ -55,12 +55,12 @@ class Bad:
 
 
 class Recipe:
-    """How records become documents: a template, where texts are cut, and how long a record may be."""
+    """How records become documents: a template, where texts are cut, and how large things may be."""
 
-    def __init__(self, text: str, cut: str, limit: int) -> None:
+    def __init__(self, text: str, cut: str, limits: Limits) -> None:
         self.template = Template(text)
         self.cut = re.compile(cut) if cut else None
-        self.limit = limit
+        self.limits, self.limit = limits, limits.record
         self.fields = tuple(dict.fromkeys(self.template.fields))
         self.keys = frozenset(k for f in self.fields for k in (f, *f.split(".")))
 

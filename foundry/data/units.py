@@ -116,11 +116,11 @@ def read_unit(raw: Path, sources: list[dict[str, Any]], unit: Unit, limits: Limi
     source = sources[unit.source]
     shown = source["files"][unit.file]["path"]
     path = raw / shown
-    recipe = Recipe(source["text"], source["cut"], limits.record)
+    recipe = Recipe(source["text"], source["cut"], limits)
     with damage(shown):
         meter = Meter(shown, path.stat().st_size, limits)
         if unit.format == "zip":
-            yield from _numbered(_read_zip(path, shown, unit, source["format"], recipe, limits))
+            yield from _numbered(_read_zip(path, shown, unit, source["format"], recipe))
         elif unit.format in FILES and not packing_of(path.name)[1]:
             yield from FILES[unit.format](path, shown, recipe, unit.start, unit.stop, meter)
         else:
@@ -151,7 +151,8 @@ def _read(
     """One file's or member's decompressed bytes; `trusted` tells that the user named the format."""
     if format in FILES:
         with on_disk(stream) as path:
-            yield from FILES[format](path, shown, recipe)
+            meter = Meter(shown, path.stat().st_size, recipe.limits)
+            yield from FILES[format](path, shown, recipe, meter=meter)
         return
     head = stream.peek(_LOOK) if start == 0 else b""
     _refuse_other(head, shown, format, trusted)
@@ -192,13 +193,11 @@ def _refuse_other(head: bytes, shown: str, format: str, trusted: bool) -> None:
         )
 
 
-def _read_zip(
-    path: Path, shown: str, unit: Unit, format: str, recipe: Recipe, limits: Limits
-) -> Iterator[Document | Bad]:
+def _read_zip(path: Path, shown: str, unit: Unit, format: str, recipe: Recipe) -> Iterator[Document | Bad]:
     packed = path.stat().st_size
     with open_zip(path) as archive:
-        members = zip_members(archive, shown, unit.member, format, Meter(shown, packed, limits))
-        inner = Meter(shown, packed, limits)
+        members = zip_members(archive, shown, unit.member, format, Meter(shown, packed, recipe.limits))
+        inner = Meter(shown, packed, recipe.limits)
         for info in members[unit.start : unit.stop]:
             with archive.open(info) as f:
                 yield from _read_member(f, shown, info.filename, format, recipe, inner)

@@ -48,6 +48,7 @@ def put(tmp_path, name, data):
     return path
 
 
+LIMITS = Limits(1 << 20, 1000, 1 << 30)
 LINES = b"".join(json.dumps({"text": f"line {i} " + "x" * (i % 97)}).encode() + b"\n" for i in range(5000))
 
 
@@ -133,7 +134,7 @@ VALUES = st.recursive(
 def test_the_fast_way_through_json_gives_what_the_plain_one_gives(template, value, escape, spaces):
     line = json.dumps(value, ensure_ascii=escape, separators=(", ", " : ") if spaces else (",", ":"))
     line = line.encode("utf-8", "surrogatepass")
-    recipe = Recipe(template, "", 1 << 20)
+    recipe = Recipe(template, "", LIMITS)
     with pytest.MonkeyPatch.context() as patch:
         fast = list(read_jsonl(io.BytesIO(line), "a", recipe))
         patch.setattr(orjson, "loads", lambda raw: None)
@@ -146,7 +147,7 @@ def test_the_fast_way_through_json_gives_what_the_plain_one_gives(template, valu
 def test_json_gives_every_record_wherever_reads_cut_it(records, chunk, named, indent):
     value = {f'k"\\{i}': r for i, r in enumerate(records)} if named else records
     data = json.dumps(value, indent=1 if indent else None).encode()
-    recipe = Recipe("{id} {text}" if named else "{text}", "", 1 << 20)
+    recipe = Recipe("{id} {text}" if named else "{text}", "", LIMITS)
     lines = [({"id": k, **r} if isinstance(r, dict) else r) for k, r in value.items()] if named else records
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(formats, "CHUNK", chunk)
@@ -258,7 +259,7 @@ def test_text_loses_nothing_but_separators_and_blank_documents(lines, chunk):
             now.append(line)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(formats, "CHUNK", chunk)
-        got = texts(read_text(io.BytesIO(data), "a", Recipe("{text}", "^#", 1000)))
+        got = texts(read_text(io.BytesIO(data), "a", Recipe("{text}", "^#", LIMITS)))
     assert [t.rstrip("\n") for t in got] == [t.rstrip("\n") for t in expected if t.strip()]
 
 
