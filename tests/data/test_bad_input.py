@@ -265,11 +265,10 @@ LONG = {  # what stands before, amid and after 100 MB
 def test_a_line_of_100_mb_is_counted_and_not_held(tmp_path, suffix):
     kind = next(k for k in sorted(LONG, key=len, reverse=True) if suffix.startswith(k))
     before, after, records = LONG[kind]
-    pack = {"gz": lambda p: gzip.open(p, "wb", 1), "xz": lambda p: lzma.open(p, "wb", preset=0)}.get(
-        suffix[-2:], lambda p: pa.output_stream(p, compression="zstd" if suffix.endswith("zst") else None)
-    )
+    packing = {"gz": "gzip", "st": "zstd", "xz": "xz"}.get(suffix[-2:])
     for name, millions in (("small", 3), ("large", 100)):
-        with pack(str(tmp_path / (name + suffix))) as f:
+        path = tmp_path / (name + suffix)
+        with lzma.open(path, "wb", preset=0) if packing == "xz" else pa.output_stream(path, compression=packing) as f:
             f.write(before)
             for _ in range(millions):
                 f.write(b"some words " * 90909)
