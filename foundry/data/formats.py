@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from foundry.config import DataError
 from foundry.data.encoding import decode, repair
@@ -307,7 +307,7 @@ class _JsonText:
         self.base, self.chunk, self.at = self.base + self.at, self.chunk[self.at :] + new, 0
         return bool(new)
 
-    def wrong(self, wanted: str) -> None:
+    def wrong(self, wanted: str) -> NoReturn:
         seen = excerpt(self.chunk[self.at : self.at + 40]) or "the end of the file"
         raise DataError(
             f"{self.shown} is not one JSON value of records: byte {self.base + self.at} should begin {wanted}, not "
@@ -328,44 +328,50 @@ class _JsonText:
         """(byte offset, the bytes of one value, whether they are whole)."""
         if self.peek() in (b"", b",", b"]", b"}", b":"):
             self.wrong("a value")
-        offset, held, size, depth, quoted, scalar = self.base + self.at, bytearray(), 0, 0, False, False
+        offset, held, size = self.base + self.at, bytearray(), 0
+        depth, quoted, scalar = 0, False, False
         while True:
             begin = self.at
-            done = False
-            while not done and self.at < len(self.chunk):
-                if quoted:
-                    end = self.chunk.find(b'"', self.at)
-                    end = len(self.chunk) if end < 0 else end
-                    escaped = (end - self.at - len(self.chunk[self.at : end].rstrip(b"\\"))) % 2
-                    if end == len(self.chunk):
-                        self.at = end - escaped  # a backslash waits for what it escapes
-                        break
-                    quoted, self.at = bool(escaped), end + 1
-                    done = depth == 0 and not quoted
-                    continue
-                found = (self.MARK if depth else self.END).search(self.chunk, self.at)
-                if not found:
-                    scalar, self.at = True, len(self.chunk)
-                    break
-                mark, here = found.group(), found.start()
-                if depth == 0 and (scalar or here > self.at or mark not in (b'"', b"{", b"[")):
-                    self.at, done = here, True
-                    continue
-                self.at = here + 1
-                if mark == b'"':
-                    quoted = True
-                else:
-                    depth += 1 if mark in (b"{", b"[") else -1
-                    done = depth == 0
+            self.at, depth, quoted, done = self._scan(depth, quoted, scalar)
+            scalar = depth == 0 and not quoted
             size += self.at - begin
             if len(held) < self.limit:
                 held += self.chunk[begin : self.at]
+            if not done and not self._more():
+                done = scalar or self.wrong("the rest of a value")
             if done:
                 return offset, bytes(held[: self.limit]), size <= self.limit
-            if not self._more():
-                if scalar and depth == 0 and not quoted:
-                    return offset, bytes(held[: self.limit]), size <= self.limit
-                self.wrong("the rest of a value")
+
+    def _scan(self, depth: int, quoted: bool, scalar: bool) -> tuple[int, int, bool, bool]:
+        """(where a value or the chunk ends, open brackets, whether in a string, whether the value is done)."""
+        chunk, at = self.chunk, self.at
+        while at < len(chunk):
+            if quoted:
+                end = chunk.find(b'"', at)
+                stop = len(chunk) if end < 0 else end
+                escaped = 0
+                if stop > at and chunk[stop - 1] == 92:
+                    escaped = (stop - at - len(chunk[at:stop].rstrip(b"\\"))) % 2
+                if end < 0:
+                    return stop - escaped, depth, True, False  # a backslash waits for what it escapes
+                quoted, at = bool(escaped), stop + 1
+                if depth == 0 and not quoted:
+                    return at, depth, quoted, True
+                continue
+            found = (self.MARK if depth else self.END).search(chunk, at)
+            if not found:
+                return len(chunk), depth, quoted, False
+            mark, here = chunk[found.start()], found.start()
+            if depth == 0 and (scalar or here > at or mark not in b'"{['):
+                return here, depth, quoted, True
+            at = here + 1
+            if mark == 34:
+                quoted = True
+            else:
+                depth += 1 if mark in b"{[" else -1
+                if depth == 0:
+                    return at, depth, quoted, True
+        return at, depth, quoted, False
 
 
 def read_page(stream: Any, shown: str, recipe: Recipe) -> Iterator[Document | Bad]:

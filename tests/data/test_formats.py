@@ -178,7 +178,17 @@ def test_json_maps_and_lists_give_their_records(tmp_path):
 
 @pytest.mark.parametrize(
     "broken",
-    [b'{"a": ', b'{"text": 1}\n{"text": 2}\n', b"7", b'[{"a":1}', b'[{"a":1} {"b":2}]', b"[1,]", b'{"a" 1}', b'["a'],
+    [
+        b'{"a": ',
+        b'{"text": 1}\n{"text": 2}\n',
+        b"7",
+        b'[{"a":1}',
+        b'[{"a":1} {"b":2}]',
+        b"[1,]",
+        b'{"a" 1}',
+        b'["a',
+        b'["a\\',
+    ],
 )
 def test_json_that_is_not_one_value_of_records_is_an_error_with_its_place(tmp_path, broken):
     with pytest.raises(DataError, match=r"d\.json is not one JSON value of records: byte \d+"):
