@@ -61,7 +61,7 @@ def add_up(total: Result, more: Result) -> None:
 
 
 def record_bases(job: Job, results: list[Result]) -> list[int]:
-    """The number of each unit's first record in its file (an archive is one unit; its members number their own records)."""
+    """The number of each unit's first record in its file (an archive's members are numbered through)."""
     seen = Counter[tuple]()
     bases = []
     for unit, done in zip(job.units, results, strict=True):
@@ -100,8 +100,8 @@ def check_files(job: Job, results: list[Result]) -> None:
         mine = [done for unit, done in zip(job.units, results, strict=True) if unit.source == s]
         if not sum(done["documents"] for done in mine) and not problems:
             problems.append(
-                f"{source['name']} holds no document ({len(source['files'])} files, {sum(d['bad'] for d in mine)} unreadable "
-                f"records). Check what {source['url']} points to, its format ({source['format']}) and its text template"
+                f"{source['name']} holds no document (files: {len(source['files'])}, bytes: "
+                f"{sum(f['bytes'] for f in source['files'])}, unreadable records: {sum(d['bad'] for d in mine)}). Check what {source['url']} points to, its format ({source['format']}) and its text template"
             )
     if problems:
         raise DataError(

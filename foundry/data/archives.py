@@ -1,130 +1,180 @@
-"""Archives (zip, wheel, tar and packed tars) read in one pass, member by member, never unpacked to disk.
+"""Members of tar and zip archives, read in place: nothing is ever written under a name that an archive gives.
 
-An archive with a member that leaves its folder, is a link or a device, or that stands twice is refused as a whole: it was
-not made by somebody who publishes text.
+Guarantees: every wanted member comes once, in an order that the archive alone decides; a name that leaves the folder, a
+link, a device, an encrypted member or a name that occurs twice is refused; nested archives are left out, with a line in
+the log. A tar file is read forward in one pass; its end mark must be there, and nothing behind it.
+
+Traps: `tarfile` takes a damaged header beyond the first for the end of the archive, and keeps every header it saw;
+`zipfile` gives the last of two members of one name.
 """
 
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import logging
 import re
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from foundry.config import DataError
-from foundry.data.streams import PACKED, Guard, Limits, decompress
+from foundry.data.formats import SUFFIXES
+from foundry.data.streams import CHUNK, Meter, packing_of
 
-ZIPS = (".zip", ".whl")
-_TARS = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz"}
-_TEXT = (
-    ".txt", ".text", ".md", ".markdown", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".html", ".htm",
-)  # fmt: skip
+log = logging.getLogger(__name__)
 
-
-def is_archive(name: str) -> bool:
-    return name.lower().endswith((*ZIPS, ".tar", *_TARS, *(f".tar{p}" for p in PACKED)))
-
-
-def is_text(name: str) -> bool:
-    """Whether a file is taken where none is named: a known text suffix, not hidden, no README or LICENSE beside the data."""
-    path = PurePosixPath(name.lower())
-    bare = path.name.removesuffix(path.suffix) if path.suffix in PACKED else path.name
-    return (
-        bare.endswith(_TEXT)
-        and not any(p.startswith((".", "__macosx")) for p in path.parts)
-        and not path.name.startswith(("readme", "license", "licence", "copying", "changelog", "package.json"))
-        and not path.parts[0].endswith((".dist-info", ".egg-info"))
-    )
+_TARS = (".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
+_ZIPS = (".zip", ".whl")
+_SHORT = {".tgz": ".gz", ".tbz": ".bz2", ".tbz2": ".bz2", ".txz": ".xz", ".tzst": ".zst"}
+_NO_DOCUMENTS = re.compile(r"(readme|licen[cs]e|copying|notice|changelog)\b|package(-lock)?\.json$", re.IGNORECASE)
+_NO_FOLDERS = re.compile(r"\..*|__MACOSX|.*\.(dist|egg)-info", re.DOTALL)
 
 
-def read_members(path: Path, pattern: str | None, shown: str, limits: Limits) -> Iterator[tuple[str, Any, int]]:
-    """(name, stream, bytes) of the wanted members, in the archive's order; each stream is read before the next comes.
+def archive_of(name: str) -> tuple[str, str] | None:
+    """(`tar` or `zip`, compression's suffix or ""), or None for what is no archive by its name."""
+    suffix = Path(name).suffix.lower()
+    if suffix in _ZIPS:
+        return "zip", ""
+    if suffix in _TARS:
+        return "tar", _SHORT.get(suffix, "")
+    below, packing = packing_of(name)
+    return ("tar", packing) if packing and below.lower().endswith(".tar") else None
 
-    Args:
-        pattern: a member's name or a glob (`*` matches `/` as well); None: every text file.
+
+def wanted(name: str, pattern: str | None, format: str) -> bool:
+    """Whether a member is to be read: what the pattern matches, or every file of a text format.
+
+    `*` matches across folders, `**/` no folder as well. Without a pattern READMEs, licences and hidden files are left
+    out, and a `format` other than auto keeps the files with its suffixes.
+    """
+    if pattern is not None:
+        return name == pattern or fnmatchcase(name, pattern) or fnmatchcase(name, pattern.replace("**/", ""))
+    *folders, last = PurePosixPath(name).parts or ("",)
+    if any(_NO_FOLDERS.fullmatch(p) for p in folders) or last.startswith(".") or _NO_DOCUMENTS.match(last):
+        return False
+    kind = SUFFIXES.get(Path(packing_of(last)[0]).suffix.lower())
+    return kind is not None and format in ("auto", kind)
+
+
+class _Check:
+    """What one archive's members must satisfy, and which of them are read."""
+
+    def __init__(self, shown: str, pattern: str | None, format: str) -> None:
+        self.shown, self.pattern, self.format = shown, pattern, format
+        self.seen: set[str] = set()
+        self.left: list[str] = []  # the first names that were not wanted
+        self.found = 0
+
+    def take(self, name: str, fault: str) -> bool:
+        """Whether to read a member; `fault` says what makes it none to be read."""
+        chosen = wanted(name, self.pattern, self.format)
+        if not chosen and self.pattern is not None:
+            self._leave(name)
+            return False
+        parts = name.replace("\\", "/").split("/")
+        if ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
+            fault = "leaves the folder"
+        elif name in self.seen:
+            fault = "is there twice"
+        if fault:
+            raise DataError(
+                f"{self.shown}: the member {name!r} {fault}; such an archive is not read. Name the members to read "
+                "with `member:`, or make it again"
+            )
+        self.seen.add(name)
+        if archive_of(name):
+            log.warning("%s: the archive %s inside it is left out; unpack it to read it", self.shown, name)
+            chosen = False
+        if not chosen:
+            self._leave(name)
+        self.found += chosen
+        return chosen
+
+    def _leave(self, name: str) -> None:
+        if len(self.left) < 10_000:
+            self.left.append(name)
+
+    def finish(self) -> None:
+        if self.found:
+            return
+        asked = self.pattern if self.pattern is not None else "a text file"
+        near = difflib.get_close_matches(asked, self.left, n=3, cutoff=0.3) or self.left[:3]
+        raise DataError(
+            f"{self.shown} has no member {asked!r} that can be read; "
+            f"{'nearest: ' + ', '.join(map(repr, near)) if near else 'it is empty'}. Set `member:` to fit"
+        )
+
+
+def zip_members(
+    archive: zipfile.ZipFile, shown: str, pattern: str | None, format: str, meter: Meter
+) -> list[zipfile.ZipInfo]:
+    """The members to read, by name.
 
     Raises:
-        DataError: for an archive that is refused or lacks the member; the nearest names are told.
+        DataError: for a member that is refused, if none is to be read, or if they grow to more than the meter allows.
     """
-    members = _read_zip if path.suffix.lower() in ZIPS else _read_tar
-    names: list[str] = []
-    found = 0
-    for name, stream, size in members(path, shown, limits, names):
-        wanted = is_text(name) if pattern is None else name == pattern or fnmatch.fnmatchcase(name, pattern)
-        if wanted and is_archive(name):
-            logging.getLogger("foundry").warning("%s: the archive %s inside it is passed over", shown, name)
-        elif wanted:
-            found += 1
-            yield name, stream, size
-    if not found:
-        near = difflib.get_close_matches(pattern or "", names, n=3, cutoff=0.3) or names[:3]
-        what = f"has no member {pattern!r}" if pattern else "has no member that is a text file; name one with `member:`"
-        raise DataError(f"{shown} {what}; nearest: {', '.join(near) or 'it is empty'}")
+    check, chosen = _Check(shown, pattern, format), []
+    for info in archive.infolist():
+        mode = info.external_attr >> 16
+        fault = "is encrypted" if info.flag_bits & 1 else ""
+        if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            fault = "is a link" if stat.S_ISLNK(mode) else "is a device"
+        if (not info.is_dir() or fault) and check.take(info.filename, fault):
+            chosen.append(info)
+            meter.add(info.file_size)
+    check.finish()
+    return sorted(chosen, key=lambda i: i.filename)
 
 
-def _check(name: str, kind: str, names: list[str], seen: set[str], shown: str) -> None:
-    parts = re.split(r"[/\\]", name)
-    if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
-        raise DataError(f"{shown} is refused: its member {name!r} would leave the folder it is unpacked to")
-    if kind:
-        raise DataError(f"{shown} is refused: its member {name!r} is a {kind}, not a file")
-    if name in seen:
-        raise DataError(f"{shown} is refused: its member {name!r} stands in it twice")
-    seen.add(name)
-    names.append(name)
+class _Header(tarfile.TarInfo):
+    """A header whose damage is an error wherever it stands."""
 
-
-def _read_zip(path: Path, shown: str, limits: Limits, names: list[str]) -> Iterator[tuple[str, Any, int]]:
-    seen: set[str] = set()
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = [i for i in archive.infolist() if not i.is_dir()]
-            for info in infos:
-                mode = info.external_attr >> 16
-                # The name as it stands in the file: zipfile cleans it silently.
-                _check(info.orig_filename, "link" if stat.S_ISLNK(mode) else "", names, seen, shown)
-            for info in infos:
-                if info.flag_bits & 1 and is_text(info.filename):
-                    raise DataError(f"{shown} is refused: its member {info.filename!r} is encrypted")
-                with archive.open(info) as f:
-                    yield (
-                        info.filename,
-                        Guard(f, max(info.compress_size, 1), f"{shown}!{info.filename}", limits),
-                        info.file_size,
-                    )
-    except (zipfile.BadZipFile, NotImplementedError) as e:
-        raise DataError(
-            f"{shown} is damaged or not what its name says ({type(e).__name__}: {e}); fetch or make it again"
-        ) from None
-    except RuntimeError as e:
-        if "password" not in str(e):
-            raise
-        raise DataError(f"{shown} is refused: {e}") from None
-
-
-def _read_tar(path: Path, shown: str, limits: Limits, names: list[str]) -> Iterator[tuple[str, Any, int]]:
-    name = path.name.lower()
-    name = next((name.removesuffix(short) + long for short, long in _TARS.items() if name.endswith(short)), name)
-    seen: set[str] = set()
-    with open(path, "rb") as f:
-        stream, _ = decompress(f, name, path.stat().st_size, shown, limits)
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
         try:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
-                for info in archive:
-                    if info.isdir():
-                        continue
-                    kind = "link" if info.issym() or info.islnk() else "" if info.isfile() else "device"
-                    _check(info.name, kind, names, seen, shown)
-                    yield info.name, archive.extractfile(info), info.size
-                while stream.read(1 << 20):  # a damaged end of the compressed stream must be seen
-                    pass
-        except tarfile.TarError as e:
-            raise DataError(
-                f"{shown} is damaged or not what its name says ({type(e).__name__}: {e}); fetch or make it again"
-            ) from None
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as e:
+            raise tarfile.ReadError(f"{e}, where a header or the end mark should be") from None
+
+
+def read_tar(stream: Any, shown: str, pattern: str | None, format: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(name, function that opens it) of the members to read, in the order of the archive.
+
+    Raises:
+        DataError: for a member that is refused, or if none is to be read.
+        tarfile.TarError: for a damaged archive.
+    """
+    check = _Check(shown, pattern, format)
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as archive:
+        while (info := archive.next()) is not None:
+            archive.members.clear()
+            fault = ""
+            if not info.isreg():
+                fault = "is a link" if info.issym() or info.islnk() else "is a device"
+            elif info.issparse():
+                fault = "is a sparse file"
+            if (not info.isdir() or ".." in info.name.split("/")) and check.take(info.name, fault):
+                yield info.name, lambda info=info: archive.extractfile(info)
+        rest: Any = archive.fileobj
+        while chunk := rest.read(CHUNK):
+            if chunk.strip(b"\0"):
+                raise tarfile.ReadError("more data follow its end mark")
+    check.finish()
+
+
+def shown_member(shown: str, name: str) -> str:
+    """`archive!member`, with what is no Unicode in the name replaced."""
+    return f"{shown}!{name.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')}"
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    with open(path, "rb") as f, zipfile.ZipFile(f) as archive:
+        yield archive

@@ -74,7 +74,7 @@ def _plan(params: Clean, runtime: Runtime, raw: Path, sources: list[dict[str, An
         for file in source["files"]:
             verified(raw, file)
     limits = Limits(params.max_record_bytes, params.max_unpack_ratio, params.max_unpacked_bytes)
-    planned = plan_units(raw, sources, runtime.unit_bytes)
+    planned = plan_units(raw, sources, runtime.unit_bytes, limits)
     code = {p.name: sha256_file(p) for p in sorted(Path(__file__).parent.glob("*.py"))}
     eval_files = [
         [p, sha256_file(p)]

@@ -1,210 +1,253 @@
-"""Bytes of a published file: decompressed, recoded to UTF-8, cut into lines; damage is an error, never a shorter text.
+"""Bytes of a published file: decompressed, counted, cut into lines; damage is an error, never a shorter text.
+
+Guarantees: memory holds a chunk and one record, never the file; what a compressed file grows to is counted while it
+grows, so a bomb stops at its limit; truncation, bad checksums and bytes after the end raise.
 
 Why not the obvious readers: `zstandard.stream_reader` ends without an error in a truncated file, `gzip` reads 0 bytes
-as an empty file, `bz2` and `lzma` pass over garbage after the end, `str.splitlines` cuts at U+2028 and U+0085, which may
-stand inside a JSON string. Everything streams: memory holds a chunk and a record, never a file.
+as an empty file, `bz2` and `lzma` leave out what follows the first stream unless it is one of theirs, `str.splitlines`
+cuts at U+2028 and U+0085, which may stand inside a JSON string.
 """
 
 from __future__ import annotations
 
 import bz2
-import codecs
+import errno
 import gzip
 import lzma
+import tarfile
+import tempfile
+import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from foundry.config import DataError
 
 CHUNK = 1 << 20
-BOMB_BYTES = 64 << 20  # below this a high ratio is no harm
-PACKED = (".gz", ".zst", ".bz2", ".xz")
-DAMAGE = (EOFError, zlib.error, lzma.LZMAError, OSError)
+SMALL = 64 << 20  # what a file may grow to whatever its ratio
+XZ_MEMORY = 256 << 20  # a dictionary of xz -9 needs 65 MB
+PACKINGS = (".gz", ".zst", ".bz2", ".xz")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`clean.max_record_bytes`, `clean.max_unpack_ratio`, `clean.max_unpacked_bytes`."""
+    """Of `Clean`: `max_record_bytes`, `max_unpack_ratio`, `max_unpacked_bytes`."""
 
     record: int = 64 << 20
     ratio: float = 1000.0
     unpacked: int = 1 << 40
 
 
+class Meter:
+    """Counts what one compressed file or archive grows to, all its layers' members together.
+
+    Raises:
+        DataError: from `add`, once that is more than the limits allow.
+    """
+
+    def __init__(self, shown: str, packed: int, limits: Limits) -> None:
+        self.shown, self.packed, self.limits, self.grown = shown, packed, limits, 0
+        self.most = min(limits.unpacked, max(SMALL, int(limits.ratio * packed)))
+
+    def add(self, n: int) -> None:
+        self.grown += n
+        if self.grown > self.most:
+            by_size = self.most == self.limits.unpacked
+            key, value = ("max_unpacked_bytes", self.most) if by_size else ("max_unpack_ratio", self.limits.ratio)
+            raise DataError(
+                f"{self.shown} has {self.packed:,} bytes and grows to more than {self.most:,}: a decompression bomb, "
+                f"or clean.{key} ({value:,}) is too low for it"
+            )
+
+
+class Stream:
+    """Reads forward; the beginning may be looked at first, and a meter counts what was read."""
+
+    def __init__(self, raw: Any, meter: Meter | None = None) -> None:
+        self._raw, self._meter, self._head = raw, meter, b""
+
+    def read(self, n: int) -> bytes:
+        """`n` bytes if the stream below gives so many at once, else fewer; none at the end alone."""
+        head = b""
+        if self._head:
+            head, self._head = self._head[:n], self._head[n:]
+            if len(head) == n:
+                return head
+        data = self._raw.read(n - len(head))
+        if self._meter:
+            self._meter.add(len(data))
+        return head + data if head else data
+
+    def peek(self, n: int) -> bytes:
+        """The next `n` bytes, fewer only at the end; they stay to be read."""
+        parts = [self._head]
+        size = len(self._head)
+        while size < n and (data := self._raw.read(n - size)):
+            if self._meter:
+                self._meter.add(len(data))
+            parts.append(data)
+            size += len(data)
+        self._head = b"".join(parts)
+        return self._head[:n]
+
+
 @contextmanager
-def told_damage(shown: str) -> Iterator[None]:
-    """Turns what the decompressors raise into an error that names the file."""
+def damage(shown: str) -> Iterator[None]:
+    """Tells the errors of the unpacking libraries as what they mean.
+
+    Raises:
+        DataError: if what is read inside is missing, may not be read, is truncated or damaged.
+    """
     try:
         yield
-    except FileNotFoundError:
-        raise DataError(f"{shown} does not exist; run the download stage again") from None
-    except DAMAGE as e:
+    except FileNotFoundError as e:
+        raise DataError(f"{shown} does not exist ({e.filename}); run the download stage again") from None
+    except PermissionError as e:
+        raise DataError(f"{shown}: no permission to read {e.filename}") from None
+    except (
+        EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, NotImplementedError
+    ) as e:  # fmt: skip
+        if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+            raise DataError(f"{shown}: no disk space to unpack it in {tempfile.gettempdir()}; set TMPDIR") from None
         raise DataError(
             f"{shown} is damaged or not what its name says ({type(e).__name__}: {e}); fetch or make it again"
         ) from None
 
 
-def decompress(f: BinaryIO, name: str, packed: int, shown: str, limits: Limits) -> tuple[Any, str]:
-    """(stream, name without the compression's suffix); `packed` is the compressed size in bytes.
+def packing_of(name: str) -> tuple[str, str]:
+    """(name without the compression's suffix, that suffix or "")."""
+    suffix = Path(name).suffix.lower()
+    return (name[: -len(suffix)], suffix) if suffix in PACKINGS else (name, "")
+
+
+def unpack(raw: Any, packing: str, shown: str, meter: Meter) -> Stream:
+    """The stream below `packing`, one of `PACKINGS`; `raw` stands at the beginning of its bytes.
 
     Raises:
-        DataError: if there are no bytes at all, which is no compressed file; while reading, for a bomb.
+        DataError: if there are no bytes at all; reading raises within `damage` for what is damaged.
     """
-    suffix = Path(name).suffix.lower()
-    if suffix not in PACKED:
-        return f, name
-    if not packed:
-        raise DataError(f"{shown} has 0 bytes, which is no {suffix} file; fetch or make it again")
-    if suffix == ".gz":
-        stream: Any = gzip.GzipFile(fileobj=f)
-    elif suffix == ".zst":
+    packed = Stream(raw)
+    if not packed.peek(1):
+        raise DataError(f"{shown} has 0 bytes, which is no {packing} file; fetch or make it again")
+    if packing == ".gz":
+        return Stream(gzip.GzipFile(fileobj=packed), meter)
+    if packing == ".zst":
         import pyarrow as pa
 
-        stream = pa.CompressedInputStream(pa.PythonFile(_Borrowed(f), "r"), "zstd")
-    else:
-        stream = _Chain(f, bz2.BZ2Decompressor if suffix == ".bz2" else lzma.LZMADecompressor)
-    return Guard(stream, packed, shown, limits), name[: -len(suffix)]
+        return Stream(pa.CompressedInputStream(pa.PythonFile(_Closable(packed), "r"), "zstd"), meter)
+    return Stream(_Strict(packed, packing), meter)
 
 
-class _Borrowed:
-    """A stream that Arrow may read but not close."""
+class _Closable:
+    """What pyarrow asks of a Python file beyond `read`."""
 
     closed = False
 
-    def __init__(self, f: BinaryIO) -> None:
-        self.read = f.read
-
-    def readable(self) -> bool:
-        return True
+    def __init__(self, stream: Stream) -> None:
+        self.read = stream.read
 
     def close(self) -> None:
-        pass
+        self.closed = True
 
 
-class _Chain:
-    """Compressed streams one after the other; whatever follows the last one must be one more."""
+class _Strict:
+    """bz2 and xz: streams in a row, and nothing but them."""
 
-    def __init__(self, f: BinaryIO, make: Callable[[], Any]) -> None:
-        self._f, self._make = f, make
-        self._decoder = make()
-        self._ended = False
+    def __init__(self, packed: Stream, packing: str) -> None:
+        self._packed, self._new = packed, bz2.BZ2Decompressor if packing == ".bz2" else _xz
+        self._padded = packing == ".xz"
+        self._now: Any = self._new()
 
     def read(self, n: int) -> bytes:
-        while not self._ended:
-            data = b""
-            if self._decoder.eof:
-                data = self._decoder.unused_data or self._f.read(CHUNK)
-                if not data:
-                    self._ended = True
+        while True:
+            if self._now.eof:
+                rest = self._now.unused_data
+                while self._padded and not rest.strip(b"\0"):  # xz allows zeros between streams
+                    if not (rest := self._packed.read(CHUNK)):
+                        return b""
+                rest = rest.lstrip(b"\0") if self._padded else rest or self._packed.read(CHUNK)
+                if not rest:
                     return b""
-                self._decoder = self._make()
-            elif self._decoder.needs_input:
-                data = self._f.read(CHUNK)
-                if not data:
-                    raise EOFError("compressed file ended before the end-of-stream marker was reached")
-            if out := self._decoder.decompress(data, n):
-                return out
-        return b""
+                self._now = self._new()
+            else:
+                rest = self._packed.read(CHUNK) if self._now.needs_input else b""
+                if not rest and self._now.needs_input:
+                    raise EOFError("it ends before the end of its stream")
+            if data := self._now.decompress(rest, n):
+                return data
 
 
-class Guard:
-    """A stream that may not grow without end."""
-
-    def __init__(self, stream: Any, packed: int, shown: str, limits: Limits) -> None:
-        self._stream, self._packed, self._shown, self._limits = stream, packed, shown, limits
-        self._read = 0
-
-    def read(self, n: int) -> bytes:
-        data = self._stream.read(n)
-        self._read += len(data)
-        if self._read > BOMB_BYTES and self._read > self._limits.ratio * self._packed:
-            raise DataError(
-                f"{self._shown} grows to more than {self._limits.ratio:g} times its {self._packed:,} bytes, as bombs do; "
-                "if it is meant to, raise clean.max_unpack_ratio"
-            )
-        if self._read > self._limits.unpacked:
-            raise DataError(
-                f"{self._shown} holds more than {self._limits.unpacked:,} bytes; if it is meant to, raise "
-                "clean.max_unpacked_bytes"
-            )
-        return bytes(data)
+def _xz() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
 
 
-class Joined:
-    """Bytes already read, then the rest of a stream."""
-
-    def __init__(self, head: bytes, rest: Any) -> None:
-        self._head, self._rest = head, rest
-
-    def read(self, n: int) -> bytes:
-        if self._head:
-            out, self._head = self._head[:n], self._head[n:]
-            return out
-        return self._rest.read(n)
-
-
-class Recoded:
-    """A stream of another encoding as UTF-8; what is not of that encoding becomes U+FFFD."""
-
-    def __init__(self, stream: Any, encoding: str) -> None:
-        self._stream = stream
-        self._decoder = codecs.getincrementaldecoder(encoding)("replace")
-        self._ended = False
-
-    def read(self, n: int) -> bytes:
-        while not self._ended:
-            data = self._stream.read(max(1, n // 4))
-            self._ended = not data
-            if text := self._decoder.decode(data, final=self._ended):
-                return text.encode("utf-8", "replace")
-        return b""
-
-
-def as_utf8(stream: Any) -> Any:
-    """The stream without its byte order mark, recoded if that says UTF-16 or UTF-32."""
-    head = b""
-    while len(head) < 4 and (more := stream.read(4 - len(head))):
-        head += more
-    if head[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        return Recoded(Joined(head, stream), "utf-32")
-    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return Recoded(Joined(head, stream), "utf-16")
-    return Joined(head, stream)
-
-
-def read_lines(stream: Any, limit: int, offset: int = 0) -> Iterator[tuple[int, bytes, bool]]:
+def read_lines(stream: Any, limit: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes, bool]]:
     """(byte offset, line without its end, whether it is whole), cut at line feeds alone.
 
-    Of a line longer than `limit` bytes only the beginning comes, marked as not whole.
+    Of a line longer than `limit` only the beginning comes, marked as not whole.
+
+    Args:
+        start, stop: only lines that begin in [start, stop). Offsets are the file's; with a `start` other than 0 the
+            stream stands at the byte before it.
     """
+    offset = start
+    chunk = stream.read(CHUNK)
+    at = 0
+    if start:
+        offset -= 1
+        while chunk and (at := chunk.find(b"\n") + 1) == 0:
+            offset += len(chunk)
+            if stop is not None and offset >= stop:
+                return
+            chunk = stream.read(CHUNK)
+        offset += at
     held: list[bytes] = []
     size = 0
-    while chunk := stream.read(CHUNK):
-        start = 0
-        while (end := chunk.find(b"\n", start)) >= 0:
-            if size <= limit:
-                held.append(chunk[start:end])
-            size += end - start
-            yield offset, b"".join(held) if len(held) != 1 else held[0], size <= limit
+    while chunk:
+        while (end := chunk.find(b"\n", at)) >= 0:
+            if stop is not None and offset >= stop:
+                return
+            if held:
+                if size <= limit:
+                    held.append(chunk[at:end])
+                size += end - at
+                yield offset, b"".join(held)[:limit], size <= limit
+                held = []
+            else:
+                size = end - at
+                yield offset, chunk[at : min(end, at + limit)], size <= limit
             offset += size + 1
-            held, size, start = [], 0, end + 1
-        if size <= limit:
-            held.append(chunk[start:] if start else chunk)
-        size += len(chunk) - start
+            size, at = 0, end + 1
+        if stop is not None and offset >= stop:
+            return
+        if size <= limit and at < len(chunk):
+            held.append(chunk[at:])
+        size += len(chunk) - at
+        at = 0
+        chunk = stream.read(CHUNK)
     if size:
-        yield offset, b"".join(held), size <= limit
+        yield offset, b"".join(held)[:limit], size <= limit
 
 
-def read_up_to(stream: Any, limit: int) -> bytes | None:
-    """All bytes of a stream, or None if there are more than `limit`."""
-    parts, size = [], 0
+def read_whole(stream: Any, limit: int) -> tuple[bytes, bool]:
+    """(all bytes, True), or the first `limit` and False where there are more."""
+    data = bytearray()
     while chunk := stream.read(CHUNK):
-        parts.append(chunk)
-        size += len(chunk)
-        if size > limit:
-            return None
-    return b"".join(parts)
+        data += chunk[: limit + 1 - len(data)]
+        if len(data) > limit:
+            return bytes(data[:limit]), False
+    return bytes(data), True
+
+
+@contextmanager
+def on_disk(stream: Any) -> Iterator[Path]:
+    """The stream's bytes as a file of its own, for formats that are read from their end."""
+    with tempfile.TemporaryDirectory(prefix="foundry-") as folder:
+        path = Path(folder) / "spooled"
+        with open(path, "wb") as f:
+            while chunk := stream.read(CHUNK):
+                f.write(chunk)
+        yield path

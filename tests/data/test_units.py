@@ -1,264 +1,234 @@
-"""Units: however a file is cut, its records are the same; archives are read member by member or refused."""
+"""Units: for every size of a unit, together they are the whole file; each reads alone, in any order and process."""
 
-import bz2
 import dataclasses
 import gzip
 import io
 import json
-import lzma
-import stat
-import subprocess
-import sys
-import tarfile
+import pickle
 import zipfile
 
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import put, read, said, zst
+from reading import put, read, said
 
 from foundry.config import DataError
-from foundry.data.formats import Bad
-from foundry.data.streams import Limits
+from foundry.data.formats import Bad, Document
+from foundry.data.units import Limits, Unit, plan_units, read_unit
 
-PACKINGS = [(bytes, ""), (gzip.compress, ".gz"), (zst, ".zst"), (bz2.compress, ".bz2"), (lzma.compress, ".xz")]
+LIMITS = Limits(1 << 20, 1000, 1 << 30)
+WHOLE = 1 << 40
+
+
+def source(*names, text="{text}", format="auto", member=None, cut=""):
+    return {"format": format, "text": text, "member": member, "cut": cut, "files": [{"path": n} for n in names]}
+
+
+def items(raw, sources, unit_bytes, limits=LIMITS):
+    """All units' items, with the records numbered through each file; and the units."""
+    out, base, last = [], 0, None
+    units = plan_units(raw, sources, unit_bytes, limits)
+    for unit in units:
+        base = base if last == (unit.source, unit.file) else 0
+        last = (unit.source, unit.file)
+        got = list(read_unit(raw, sources, unit, limits))
+        assert [i.record for i in got] == list(range(len(got)))
+        out += [dataclasses.replace(i, record=i.record + base) for i in got]
+        base += len(got)
+    return out, units
+
+
 LINE = st.one_of(
-    st.text(max_size=30).map(lambda t: json.dumps({"text": t}, ensure_ascii=False)),
-    st.sampled_from(
-        ["", "  ", "{broken", '{"text": 7}', '{"text": "a", "text": "b"}', '"plain"', "[1]", "\ufeff{}", '{"x": 1}']
-    ),
-    st.integers(50, 300).map(lambda n: json.dumps({"text": "長" * n}, ensure_ascii=False)),
+    st.text(max_size=12).map(lambda t: json.dumps({"text": t}, ensure_ascii=False).encode("utf-8", "replace")),
+    st.sampled_from([b"", b"  ", b"\xf0\x9f\x91\xa9\xe2\x80\x8d\xf0\x9f\x91\xa9", b'{"text": "\xff"}', b"{", b"\r"]),
+    st.integers(20, 60).map(lambda n: json.dumps({"text": "中" * n}, ensure_ascii=False).encode()),
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(
-    lines=st.lists(LINE, max_size=25), end=st.sampled_from(["\n", "\r\n"]), last=st.booleans(), size=st.integers(1, 400)
+    st.lists(LINE, max_size=8),
+    st.lists(st.sampled_from([b"\n", b"\r\n"]), min_size=8, max_size=8),
+    st.booleans(),
+    st.integers(1, 70),
+    st.sampled_from([40, 1 << 20]),
 )
-def test_lines_do_not_depend_on_the_units(tmp_path_factory, lines, end, last, size):
-    path = put(tmp_path_factory.mktemp("u"), "a.jsonl", (end.join(lines) + end * last).encode("utf-8", "surrogatepass"))
-    limits = Limits(record=600)
-    assert read(path, unit_bytes=size, limits=limits) == read(path, limits=limits)
-    assert len(read(path, limits=limits)) == sum(bool(x.strip()) for x in lines)
+@settings(max_examples=300, deadline=None)
+def test_units_of_json_lines_are_the_whole_file_for_every_size(tmp_path_factory, lines, ends, final, unit_bytes, limit):
+    data = b"".join(line + end for line, end in zip(lines, ends, strict=False))
+    data = data if final else data.removesuffix(b"\n").removesuffix(b"\r")
+    folder = tmp_path_factory.mktemp("units")
+    (folder / "a.jsonl").write_bytes(data)
+    limits = Limits(limit, 1000, 1 << 30)
+    got, units = items(folder, [source("a.jsonl")], unit_bytes, limits)
+    assert len(units) == max(1, -(-len(data) // unit_bytes))
+    assert got == items(folder, [source("a.jsonl")], WHOLE, limits)[0]
+
+    offset, expected = 0, []  # by another way
+    for line in data.split(b"\n"):
+        if line.strip():
+            expected.append((offset, line))
+        offset += len(line) + 1
+    assert len(got) == len(expected)
+    for item, (offset, line) in zip(got, expected, strict=True):
+        if isinstance(item, Bad):
+            assert item.offset == offset
+            assert (item.reason == "record_too_long") == (len(line) > limit)
+        elif b"\xff" not in line:
+            assert item.text == json.loads(line)["text"]
 
 
-def table(n):
+def test_every_size_of_a_unit_gives_the_same_for_one_hard_file(tmp_path):
+    hard = ["שלום \u202bעולם\u202c", "👩‍👩‍👧‍👦 and 🇩🇪", "e\u0301 \u200b \ufeff", "a\u2028b\x85c\r", "", "中文" * 30]
+    data = b"\r\n".join(json.dumps({"text": t}, ensure_ascii=False).encode() for t in hard) + b"\n\n\nnot json\n"
+    (tmp_path / "a.jsonl").write_bytes(data)
+    whole, _ = items(tmp_path, [source("a.jsonl")], WHOLE)
+    assert [i.text for i in whole[:-1]] == hard and whole[-1].reason == "broken_json"
+    for unit_bytes in range(1, len(data) + 2):
+        assert items(tmp_path, [source("a.jsonl")], unit_bytes)[0] == whole
+
+
+def test_units_travel_and_are_read_in_any_order(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(50)))
+    sources = [source("b.jsonl"), source("a.jsonl", "b.jsonl")]
+    whole, units = items(tmp_path, sources, 100)
+    assert [(u.source, u.file) for u in units] == sorted((u.source, u.file) for u in units) and len(units) > 20
+    assert all(Unit(**json.loads(json.dumps(dataclasses.asdict(u)))) == u for u in units)
+    back = {}
+    for unit in reversed(pickle.loads(pickle.dumps(units))):
+        back[unit] = [i.text for i in read_unit(tmp_path, sources, unit, LIMITS)]
+    assert [t for u in units for t in back[u]] == [i.text for i in whole]
+
+
+@pytest.fixture
+def table():
     return pa.table(
-        {"text": [f"row {i} " + "x" * (i % 50) for i in range(n)], "url": [f"https://h/{i}" for i in range(n)]}
+        {
+            "text": [f"row {i}" if i % 7 else None for i in range(100)],
+            "n": range(100),
+            "tags": [[str(i)] * (i % 3) for i in range(100)],
+            "meta": [{"year": i} for i in range(100)],
+        }
     )
 
 
-def write_parquet(path, n=500):
-    pq.write_table(table(n), path, row_group_size=37)
+def write_stream(table, path):
+    with pa.ipc.new_stream(path, table.schema) as out:
+        for batch in table.to_batches(9):
+            out.write_batch(batch)
 
 
-def write_arrow(path, n=500):
-    with pa.ipc.new_file(path, table(1).schema) as f:
-        f.write_table(table(n), max_chunksize=29)
-
-
-def write_arrow_stream(path, n=500):
-    with pa.ipc.new_stream(path, table(1).schema) as f:
-        f.write_table(table(n), max_chunksize=29)
-
-
-@pytest.mark.parametrize("write", [write_parquet, write_arrow, write_arrow_stream])
-@pytest.mark.parametrize("size", [100, 2000, 10**9])
-def test_tables_do_not_depend_on_the_units(tmp_path, write, size):
-    path = tmp_path / ("a.parquet" if write is write_parquet else "a.arrow")
-    write(path)
-    items = read(path, unit_bytes=size)
-    assert said(items) == table(500)["text"].to_pylist()
-    assert [i.record for i in items] == list(range(500))
-    assert [i.url for i in items] == table(500)["url"].to_pylist()
-
-
-CONTENT = {
-    "jsonl": b'{"text": "one"}\n{"text": "two"}\n',
-    "json": b'[{"text": "one"}, {"text": "two"}]',
-    "csv": b'id,text\n1,one\n2,"two"\n',
-    "tsv": b"id\ttext\n1\tone\n2\ttwo\n",
-    "txt": b"one\n<|endoftext|>\ntwo",
-    "md": b"one\n<|endoftext|>\ntwo\n",
-    "html": b"<html><body><article><p>one</p></article></body></html>",
+WRITERS = {
+    "a.parquet": lambda t, p: pq.write_table(t, p, row_group_size=9),
+    "a.arrow": lambda t, p: write_stream(t, p),
+    "b.arrow": lambda t, p: pa.feather.write_feather(t, p, chunksize=9, compression="uncompressed"),
+    "a.feather": lambda t, p: pa.feather.write_feather(t, p, chunksize=9, compression="zstd"),
 }
 
 
-def bytes_of(write, n=2):
-    def made():
-        sink = io.BytesIO()
-        write(sink, n)
-        return sink.getvalue()
-
-    return made()
-
-
-CONTENT["parquet"] = bytes_of(lambda f, n: pq.write_table(pa.table({"text": ["one", "two"]}), f))
-CONTENT["arrow"] = bytes_of(lambda f, n: pa.ipc.new_file(f, pa.schema([("text", pa.string())])).close())
-
-
-@pytest.mark.parametrize(("pack", "suffix"), PACKINGS)
-@pytest.mark.parametrize("format", CONTENT)
-def test_every_format_in_every_packing_and_archive(tmp_path, format, pack, suffix):
-    wanted = {"html": ["one"], "arrow": []}.get(format, ["one", "two"])
-    name = f"x.{format}{suffix}"
-    path = put(tmp_path, name, pack(CONTENT[format]))
-    assert said(read(path)) == wanted
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
-        z.write(path, f"data/{name}")
-        z.writestr("README.md", "not text of the corpus")
-    items = read(tmp_path / "a.zip")
-    assert said(items) == wanted and all(i.file == f"a.zip!data/{name}" for i in items)
-    kind = suffix[1:] if suffix in (".gz", ".bz2", ".xz") else ""
-    tar = tmp_path / ("a.tar" + (f".{kind}" if kind else ""))
-    with tarfile.open(tar, f"w:{kind}") as t:
-        t.add(path, f"data/{name}")
-    assert said(read(tar)) == wanted
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("unit_bytes", [1, 700, 2000, WHOLE])
+def test_tables_are_cut_at_row_groups_and_batches(tmp_path, table, name, unit_bytes):
+    WRITERS[name](table, tmp_path / name)
+    sources = [source(name, text="{text}: {tags} {meta.year}")]
+    got, units = items(tmp_path, sources, unit_bytes)
+    expected = [
+        f"row {i}: {chr(10).join([str(i)] * (i % 3))} {i}" if i % 7 else "missing_field text" for i in range(100)
+    ]
+    assert [i.text if isinstance(i, Document) else i.reason for i in got] == expected
+    if name != "a.arrow":  # a stream has no index
+        assert (len(units) == 1) == (unit_bytes == WHOLE) and (unit_bytes > 1 or len(units) == 12)
+    with gzip.open(tmp_path / f"{name}.gz", "wb") as f:
+        f.write((tmp_path / name).read_bytes())
+    packed, units = items(tmp_path, [source(f"{name}.gz", text=sources[0]["text"])], unit_bytes)
+    assert len(units) == 1 and [dataclasses.replace(i, file=name) for i in packed] == got
 
 
-def test_tar_zst_and_short_names(tmp_path):
-    raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w") as t:
-        t.add(put(tmp_path, "x.txt", "one"), "x.txt")
-    for name, pack in (
-        ("a.tar.zst", zst),
-        ("a.tgz", gzip.compress),
-        ("a.txz", lzma.compress),
-        ("a.tbz2", bz2.compress),
-    ):
-        assert said(read(put(tmp_path, name, pack(raw.getvalue())))) == ["one"]
+@given(st.lists(st.integers(0, 200), min_size=1, max_size=8), st.integers(1, 500))
+@settings(max_examples=60, deadline=None)
+def test_units_of_a_zip_archive_are_the_whole_for_every_size(tmp_path_factory, sizes, unit_bytes):
+    folder = tmp_path_factory.mktemp("zip")
+    with zipfile.ZipFile(folder / "a.zip", "w") as z:
+        for i, n in reversed(list(enumerate(sizes))):
+            z.writestr(f"d/{i}.jsonl", (json.dumps({"text": str(i)}) + "\n") * n)
+    got, _ = items(folder, [source("a.zip")], unit_bytes)
+    assert got == items(folder, [source("a.zip")], WHOLE)[0]
+    assert [(i.file, i.text) for i in got] == [
+        (f"a.zip!d/{i}.jsonl", str(i)) for i, n in enumerate(sizes) for _ in range(n)
+    ]
 
 
-@pytest.mark.parametrize(("pack", "suffix"), PACKINGS[1:])
-def test_damaged_packing_is_an_error_never_a_shorter_text(tmp_path, pack, suffix):
-    good = pack(b'{"text": "a line of text"}\n' * 5000)
-    for damaged in (good[: len(good) // 2], good[:-1], good + b"garbage", b"", b"not packed at all"):
-        with pytest.raises(DataError, match=r"a\.jsonl"):
-            read(put(tmp_path, f"a.jsonl{suffix}", damaged))
-    assert len(read(put(tmp_path, f"a.jsonl{suffix}", good + good))) == 10_000
-
-
-def test_members_are_chosen_by_glob(tmp_path):
-    path = tmp_path / "a.tgz"
-    with tarfile.open(path, "w:gz") as t:
-        for name in ("p/b.2.json", "p/a.1.json", "p/a.2.json", "p/other/c.json"):
-            t.add(put(tmp_path, "m.json", json.dumps([{"text": name}])), name)
-    assert said(read(path, member="p/a.*.json")) == ["p/a.1.json", "p/a.2.json"]
-    assert said(read(path, member="p/other/c.json")) == ["p/other/c.json"]
-    with pytest.raises(DataError, match=r"no member 'p/z\*'"):
-        read(path, member="p/z*")
-
-
-def evil_tar(path, name="x.txt", kind=tarfile.REGTYPE, twice=False):
-    with tarfile.open(path, "w") as t:
-        for _ in range(1 + twice):
-            info = tarfile.TarInfo(name)
-            info.type = kind
-            info.linkname = "/etc/passwd"
-            info.size = 3 if kind == tarfile.REGTYPE else 0
-            t.addfile(info, io.BytesIO(b"abc") if info.size else None)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"name": "../x.txt"}, "would leave the folder"),
-        ({"name": "/abs/x.txt"}, "would leave the folder"),
-        ({"name": "a/../../x.txt"}, "would leave the folder"),
-        ({"name": "C:\\x.txt"}, "would leave the folder"),
-        ({"kind": tarfile.SYMTYPE}, "is a link"),
-        ({"kind": tarfile.LNKTYPE}, "is a link"),
-        ({"kind": tarfile.CHRTYPE}, "is a device"),
-        ({"kind": tarfile.FIFOTYPE}, "is a device"),
-        ({"twice": True}, "stands in it twice"),
-    ],
-)
-def test_unsafe_tar_is_refused(tmp_path, values, message):
-    evil_tar(tmp_path / "a.tar", **values)
-    with pytest.raises(DataError, match=message):
-        read(tmp_path / "a.tar")
-
-
-def test_unsafe_zip_is_refused(tmp_path):
-    for name, message in (("../x.txt", "would leave"), ("/x.txt", "would leave"), ("ok.txt", "is a link")):
-        with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
-            info = zipfile.ZipInfo(name)
-            if name == "ok.txt":
-                info.external_attr = (stat.S_IFLNK | 0o777) << 16
-            z.writestr(info, "/etc/passwd")
-        with pytest.raises(DataError, match=message):
-            read(tmp_path / "a.zip")
-    with pytest.warns(UserWarning), zipfile.ZipFile(tmp_path / "b.zip", "w") as z:
-        z.writestr("x.txt", "1")
-        z.writestr("x.txt", "2")
-    with pytest.raises(DataError, match="twice"):
-        read(tmp_path / "b.zip")
-
-
-def test_archive_inside_an_archive_is_passed_over_and_told(tmp_path, caplog):
-    evil_tar(tmp_path / "inner.tar")
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
-        z.write(tmp_path / "inner.tar", "inner.tar")
-        z.writestr("x.txt", "text")
-    assert said(read(tmp_path / "a.zip", member="*")) == ["text"]
-
-
-def test_bombs_are_refused_before_they_fill_anything(tmp_path):
-    bomb = b"\0" * (80 << 20)
-    for name, data in (("a.txt.gz", gzip.compress(bomb)), ("a.txt.xz", lzma.compress(bomb)), ("a.txt.zst", zst(bomb))):
-        path = put(tmp_path, name, data)
-        with pytest.raises(DataError, match=r"as bombs do.*clean\.max_unpack_ratio"):
-            read(path, limits=Limits(ratio=100))
-    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as z:
-        z.writestr("x.txt", bomb)
-    with pytest.raises(DataError, match="as bombs do"):
-        read(tmp_path / "a.zip", limits=Limits(ratio=100))
-    with pytest.raises(DataError, match=r"clean\.max_unpacked_bytes"):
-        read(put(tmp_path, "b.txt.gz", gzip.compress(b"x" * 5000)), limits=Limits(unpacked=4000))
-
-
-def test_memory_does_not_grow_with_a_line_or_a_file(tmp_path):
-    """A file of 300 MB, one line of it 200 MB: read with a limit of 1 MiB a record in little memory."""
-    path = tmp_path / "a.jsonl"
-    with open(path, "wb") as f:
-        f.write(b'{"text": "first"}\n{"text": "')
-        for _ in range(200):
-            f.write(b"x" * (1 << 20))
-        f.write(b'"}\n')
-        for _ in range(100_000):
-            f.write(b'{"text": "' + b"y" * 1000 + b'"}\n')
-    code = (
-        "import sys, pathlib, resource; sys.path[:0] = sys.argv[2].split('|')\n"
-        "from foundry.data.units import plan_units, read_unit\nfrom foundry.data.streams import Limits\n"
-        "p = pathlib.Path(sys.argv[1])\n"
-        "s = [{'format': 'auto', 'text': '{text}', 'member': None, 'cut': '', 'files': [{'path': p.name}]}]\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "units = plan_units(p.parent, s, 64 << 20)\n"
-        "n = [type(i).__name__ for u in units for i in read_unit(p.parent, s, u, Limits(record=1 << 20))]\n"
-        "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(len(units), len(n), n.count('Bad'), after - before)"
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+@pytest.mark.parametrize("name", ["a.parquet", "b.arrow"])
+def test_a_row_that_is_not_utf8_does_not_fail_its_column(tmp_path, kind, name):
+    values = pa.array(
+        [b"good", b"caf\xe9 and more", "中文".encode()], pa.binary() if kind == pa.string() else pa.large_binary()
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path), "|".join(sys.path)], capture_output=True, text=True, check=True
-    )
-    units, records, bad, grown = map(int, done.stdout.split())
-    assert (records, bad) == (100_002, 1) and units > 3
-    assert grown < 40_000 * (1 if sys.platform == "linux" else 1024)  # kilobytes
+    WRITERS[name](pa.table({"text": pa.Array.from_buffers(kind, 3, values.buffers())}), tmp_path / name)
+    got, _ = items(tmp_path, [source(name)], WHOLE)
+    assert [i.text for i in got] == ["good", "café and more", "中文"]
+    assert [i.repaired for i in got] == [False, True, False]
 
 
-def test_items_have_places_that_lead_to_the_bytes(tmp_path):
-    data = b'{"text": "a"}\n\n{oops\n{"text": "\xe4\xb8\xad"}\n{"body": 1}\n'
-    path = put(tmp_path, "a.jsonl", data)
-    bad = [i for i in read(path, unit_bytes=9) if isinstance(i, Bad)]
-    assert [(data[b.offset :].split(b"\n")[0], b.record) for b in bad] == [(b"{oops", 1), (b'{"body": 1}', 3)]
-    assert dataclasses.asdict(bad[0])["reason"] == "broken_json"
+@pytest.mark.parametrize("name", ["a.parquet", "b.arrow"])
+def test_dictionary_binary_and_view_columns_are_text_too(tmp_path, name):
+    columns = {
+        "text": pa.array(["u", "v", "u"]).dictionary_encode(),
+        "raw": pa.array([b"x", b"y", b"z"]),
+        "view": pa.array(["1", "2", "3"], pa.string_view()),
+    }
+    WRITERS[name](pa.table(columns), tmp_path / name)
+    got, _ = items(tmp_path, [source(name, text="{text}{raw}{view}")], WHOLE)
+    assert [i.text for i in got] == ["ux1", "vy2", "uz3"]
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_columns_that_are_missing_or_hold_no_text_are_named_with_the_others(tmp_path, table, name):
+    WRITERS[name](table, tmp_path / name)
+    for text, told in {
+        "{body}": r"no column 'body'.*text \(string\), n \(int64\)",
+        "{n}": r"'n' is int64; its columns are text \(string\), n",
+        "{text} {meta}": r"'meta' is struct",
+        "{meta.day} {text}": r"'meta.day' is struct<year: int64>",
+    }.items():
+        with pytest.raises(DataError, match=told):
+            items(tmp_path, [source(name, text=text)], WHOLE)
+    assert len(items(tmp_path, [source(name, text="{text} {n}")], WHOLE)[0]) == 100  # numbers beside text
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl", "a.json"])
+def test_the_address_of_a_record_comes_with_it(tmp_path, name):
+    rows = [{"text": f"row {i}", "url": f"https://h.example/{i}"} for i in range(5)]
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif name == "a.arrow":
+        with pa.ipc.new_file(path, pa.schema([("text", pa.string()), ("url", pa.string())])) as f:
+            f.write_table(pa.Table.from_pylist(rows))
+    else:
+        path.write_text(json.dumps(rows) if name == "a.json" else "\n".join(map(json.dumps, rows)))
+    assert [i.url for i in read(path)] == [r["url"] for r in rows]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("format", ["jsonl", "json", "html", "parquet", "arrow"])
-def test_format_is_told_by_content_where_no_suffix_tells_it(tmp_path, format):
-    wanted = {"html": ["one"], "arrow": []}.get(format, ["one", "two"])
-    assert said(read(put(tmp_path, "data", CONTENT[format]))) == wanted
-    with pytest.raises(DataError, match="tells no format"):
-        read(put(tmp_path, "unknown.bin", b"who knows"))
+def test_the_content_tells_the_format_where_no_suffix_does(tmp_path, format, suffix):
+    sink = io.BytesIO()
+    rows = pa.table({"text": ["one", "two"]})
+    if format == "parquet":
+        pq.write_table(rows, sink)
+    elif format == "arrow":
+        with pa.ipc.new_file(sink, rows.schema) as f:
+            f.write_table(rows)
+    data = {
+        "jsonl": b'{"text": "one"}\n{"text": "two"}\n',
+        "json": b'[{"text": "one"}, {"text": "two"}]',
+        "html": b"<!DOCTYPE html><html><body><article><p>one</p></article></body></html>",
+    }.get(format, sink.getvalue())
+    path = put(tmp_path, f"data{suffix}", gzip.compress(data) if suffix else data)
+    assert said(read(path)) == (["one"] if format == "html" else ["one", "two"])
+    with pytest.raises(DataError, match="nor the content tells a format"):
+        read(put(tmp_path, f"unknown{suffix}", gzip.compress(b"who knows") if suffix else b"who knows"))

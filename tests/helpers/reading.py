@@ -12,9 +12,10 @@ def read(path, text="{text}", format="auto", member=None, cut="", limits=None, u
     file = {"path": path.name}
     sources = [{"format": format, "text": text, "member": member, "cut": cut, "files": [file]}]
     out = []
-    for unit in plan_units(path.parent, sources, unit_bytes):
+    limits = limits or Limits()
+    for unit in plan_units(path.parent, sources, unit_bytes, limits):
         base = len(out)
-        for item in read_unit(path.parent, sources, unit, limits or Limits()):
+        for item in read_unit(path.parent, sources, unit, limits):
             out.append((item, base + item.record) if base else (item, item.record))
     return [item if item.record == n else _renumbered(item, n) for item, n in out]
 
