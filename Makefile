@@ -51,6 +51,8 @@ bench: $(READY) ## the measured claims, printed with both sides (some minutes; l
 	@python -m benchmarks.startup
 	@python -m benchmarks.noop
 	@python -m benchmarks.throughput
+	@python -m benchmarks.data encode
+	@python -m benchmarks.data loader
 
 clean: ## remove .venv and built files; data, models, .foundry and the DVC cache stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -113,7 +113,8 @@ def make_data(cfg, folder: Path) -> None:
     import pyarrow.parquet as pq
 
     from foundry.config import Shard
-    from foundry.data.shards import Shards, write_shards
+    from foundry.data.shard_writer import write_shards
+    from foundry.data.shards import Shards
     from foundry.tokenizers import Tokenizer
     from foundry.tokenizers.train import train_tokenizer
 
@@ -127,7 +128,7 @@ def make_data(cfg, folder: Path) -> None:
             for i, t in enumerate(texts[:n])
         ]
         pq.write_table(pa.Table.from_pylist(rows), folder / "clean" / split / "part-00000.parquet")
-    train_tokenizer(texts, sum(map(len, texts)), cfg.tokenizer, folder / "tokenizer.model")
+    train_tokenizer(texts, cfg.tokenizer, folder / "tokenizer.model")
     write_shards(folder / "clean", Tokenizer(folder / "tokenizer.model"), Shard(), folder / "shards")
     np.concatenate(Shards(folder / "shards", "train").tokens).tofile(folder / "tokens.bin")
 

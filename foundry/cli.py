@@ -68,6 +68,19 @@ def plan(args: argparse.Namespace) -> None:
         print("the number of epochs is known after the shard stage: data/shards is not there yet")
 
 
+def relock(args: argparse.Namespace) -> None:
+    from foundry.data.lockfile import lock_path, relock
+
+    path = lock_path()
+    forgotten = relock(load_config(args.params), args.names, path)
+    for address in forgotten:
+        print(f"  forgot {address}")
+    if forgotten:
+        print(f"wrote {path}; `dvc repro --force --single-item download` fetches these files and records them anew")
+    else:
+        print(f"{path} holds nothing of {', '.join(args.names)}")
+
+
 def generate(args: argparse.Namespace) -> None:
     from foundry.inference import Generator
     from foundry.models import load_model
@@ -138,6 +151,13 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument("--dry-run", action="store_true", help="tell what would change, write nothing")
     s = add("plan", plan, "tell what training will do: parameters, tokens, epochs, operations", params=True)
     s.add_argument("--json", action="store_true", help="as one line of JSON")
+    s = add(
+        "relock",
+        relock,
+        "forget recorded hashes of sources: the next download accepts what the publisher has",
+        params=True,
+    )
+    s.add_argument("names", nargs="+", metavar="NAME", help="names of sources in params.yaml")
     s = add("generate", generate, "continue a prompt with the trained model, or talk to it when no prompt is given")
     s.add_argument("prompt", nargs="?", help="the text to continue")
     s.add_argument("--model", default="artifacts/model", help="folder of the trained model (default: %(default)s)")

@@ -11,7 +11,7 @@ from foundry.utils.stage import run_stage
 
 
 def work(config: Config, log: logging.Logger) -> None:
-    clean(config.clean, Path("data/raw"), Path("data/clean"), Path("reports"), log)
+    clean(config.clean, config.runtime, Path("data/raw"), Path("data/clean"), Path("reports"), log)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from foundry.utils.stage import run_stage
 def work(cfg: Config, log: logging.Logger) -> None:
     model, facts = load_model("artifacts/model")
     tokenizer = Tokenizer("artifacts/tokenizer")
-    test = Shards("data/shards", "test")
+    test = Shards("data/shards", "test", tokenizer_sha256=tokenizer.sha256)
     log.info("scoring %d test documents", sum(s["documents"] for s in test.infos))
     report = evaluate(model, facts, test, cfg)
     if cfg.evaluate.baselines:

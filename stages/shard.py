@@ -3,7 +3,7 @@
 import logging
 
 from foundry.config import Config
-from foundry.data.shards import write_shards
+from foundry.data.shard_writer import write_shards
 from foundry.tokenizers import Tokenizer
 from foundry.utils.files import write_json
 from foundry.utils.log import progress
@@ -13,7 +13,7 @@ from foundry.utils.stage import run_stage
 def work(cfg: Config, log: logging.Logger) -> None:
     tokenizer = Tokenizer("artifacts/tokenizer")
     with progress(unit="doc", desc="shard") as bar:
-        index = write_shards("data/clean", tokenizer, cfg.shard, "data/shards", bar.update)
+        index = write_shards("data/clean", tokenizer, cfg.shard, "data/shards", bar.update, cfg.runtime.workers)
     totals = {
         split: {k: v for k, v in entry.items() if k != "shards"} | {"shards": len(entry["shards"])}
         for split, entry in index["splits"].items()

@@ -4,25 +4,40 @@ import logging
 
 from foundry.config import Config
 from foundry.data.shards import read_clean
-from foundry.tokenizers.facts import tokenizer_facts
+from foundry.tokenizers.facts import table, tokenizer_facts
+from foundry.tokenizers.page import write_page
+from foundry.tokenizers.sample import Sample
 from foundry.tokenizers.train import train_tokenizer
 from foundry.utils.files import atomic_dir, write_json
 from foundry.utils.stage import run_stage
 
 
 def work(cfg: Config, log: logging.Logger) -> None:
-    def texts(split: str):
-        return (row["text"] for rows in read_clean(f"data/clean/{split}", ["text"]) for row in rows)
+    def rows(split: str, *columns: str):
+        return (row for rows in read_clean(f"data/clean/{split}", list(columns)) for row in rows)
 
-    total = sum(row["n_bytes"] for rows in read_clean("data/clean/train", ["n_bytes"]) for row in rows)
+    sizes = ((r["doc_id"], r["lang"], r["n_bytes"]) for r in rows("train", "doc_id", "lang", "n_bytes"))
+    sample = Sample(sizes, cfg.tokenizer)
     log.info(
-        "training %d pieces on %s bytes", cfg.tokenizer.vocab_size, f"{min(total, cfg.tokenizer.max_train_bytes):,}"
-    )
+        "training %d %s pieces on %s of %s bytes",
+        cfg.tokenizer.vocab_size, cfg.tokenizer.kind, f"{sample.taken:,}", f"{sample.bytes:,}",
+    )  # fmt: skip
+    texts = (r["text"] for r in rows("train", "doc_id", "lang", "text") if sample.takes(r["doc_id"], r["lang"]))
     with atomic_dir("artifacts/tokenizer") as tmp:
-        used = train_tokenizer(texts("train"), total, cfg.tokenizer, tmp / "tokenizer.model")
-        facts = {**tokenizer_facts(tmp, texts("val")), "training": used}
+        used = train_tokenizer(texts, cfg.tokenizer, tmp / "tokenizer.model")
+        held_out = ((r["text"], r["lang"]) for r in rows("val", "text", "lang"))
+        facts = tokenizer_facts(tmp, held_out, cfg.tokenizer.reference)
+        facts["training"] = {**sample.facts(), **used}
         write_json(tmp / "facts.json", facts)
     write_json("reports/tokenizer.json", facts)
+    write_page("reports/tokenizer.html", facts)
+    for line in table(facts):
+        log.info("%s", line)
+    if facts["lossy_documents"]:
+        log.warning(
+            "%d of %d held-out documents lose characters: set tokenizer.byte_fallback: true",
+            facts["lossy_documents"], facts["held_out_documents"],
+        )  # fmt: skip
     log.info("wrote artifacts/tokenizer: %.3f bytes per token on the validation text", facts["bytes_per_token"])
 
 

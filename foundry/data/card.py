@@ -39,14 +39,18 @@ def card(report: dict[str, Any]) -> str:
         "bytes of text kept", *(per_source[n]["bytes"] for n in names), sum(per_source[n]["bytes"] for n in names)
     )
     for what in documents["repaired"]:
-        lines += _row(f"mended: {what}", *(a["repaired"][what] for a in every))
-    lines += _row("unreadable records", *(per_source[n]["bad"] for n in names), report["records"]["bad"])
+        lines += _row(f"mended: {what}", *(a["repaired"].get(what, 0) for a in every))
+    lines += _row(
+        "quarantined (unreadable records)",
+        *(per_source[n]["quarantined"] for n in names),
+        report["records"]["quarantined"],
+    )
     lines += ["", "## Splits", "", *_row("split", "documents", "bytes"), *_row("---", "---", "---")]
     for split, amount in report["splits"].items():
         lines += _row(split, amount["documents"], amount["bytes"])
     lines += [
         "",
-        "A document's split is drawn by the hash of its text. Every rejected document is in `rejected.jsonl`.",
+        "A document's split is drawn by the hash of its text. Examples of what was dropped are in `rejected.jsonl`.",
         "",
     ]
     return "\n".join(lines)

@@ -1,55 +1,46 @@
 """The clean stage's work: raw files to checked, deduplicated documents in three splits.
 
-Guarantees: documents in = kept + dropped, by reason; unreadable records are counted beside them; no two documents that
-stay are duplicates that the deduplication can see, so none straddles the splits; a document's split depends on its text
-alone; equal inputs and parameters give equal bytes. One process, streaming: memory holds hashes and numbers, texts wait
-in a spool on disk.
+Guarantees: records in = kept + dropped by reason + quarantined, a file and in total; no two documents that stay are
+duplicates that the deduplication can see, so none straddles the splits; a document's split depends on its text alone; equal
+inputs and parameters give equal bytes, whatever the workers, the units' size or the executor; a killed run keeps its
+finished units under `.foundry/clean/<fingerprint>/`.
+
+Units are pure functions (`prepare`); what needs all of them (repeated lines, duplicates) is sorts over columns of numbers
+(`dedup`), and the splits are written in the order of sources, files and records.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from array import array
+import shutil
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from foundry.config import Clean, DataError
-from foundry.data.card import write_card
-from foundry.data.dedup import NearDuplicates, exact_key
-from foundry.data.formats import EXCERPT, Bad, Document, read_file
+import numpy as np
+
+from foundry.config import Clean
+from foundry.config.schema import Runtime
+from foundry.data import accounting
+from foundry.data.dedup import BANDS, clusters, drop_near, equal_pairs, frequent, jaccard, shingles
 from foundry.data.manifest import read_manifest, verified
-from foundry.data.normalize import fix_mojibake, normalize, strip_html
-from foundry.data.rules import REASONS, judge, units
+from foundry.data.prepare import Job, finish_unit, prepare_unit, read_rows
+from foundry.data.report import write_reports
 from foundry.data.schema import SPLITS, PartWriter, doc_id, split_of
-from foundry.data.spool import Spool
-from foundry.data.template import Template
-from foundry.utils.files import atomic_dir, atomic_write, sha256_json, state_dir, write_json
+from foundry.data.streams import Limits
+from foundry.data.units import plan_units
+from foundry.data.words import units
+from foundry.utils.executor import cores, map_units
+from foundry.utils.files import atomic_dir, sha256_file, sha256_json, state_dir
 from foundry.utils.log import progress
+from foundry.utils.process import exclusive
 
-BAD_EXAMPLES = 10
-REPAIRS = ("invalid_utf8", "mojibake", "html")
-
-
-@dataclass
-class Counts:
-    """What happened to the records of one source."""
-
-    documents: int = 0
-    bad: int = 0
-    kept: int = 0
-    bytes: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    repaired: Counter[str] = field(default_factory=Counter)
-    examples: list[dict[str, Any]] = field(default_factory=list)  # of bad records
+PAIRS = 512  # candidates that one task compares
 
 
-def clean(rules: Clean, raw: Path, out: Path, reports: Path, log: logging.Logger) -> dict[str, Any]:
-    """Cleans `raw` into `out/{train,val,test}` and writes `clean.json`, `rejected.jsonl` and `data_card.md` into
-    `reports`.
+def clean(params: Clean, runtime: Runtime, raw: Path, out: Path, reports: Path, log: logging.Logger) -> dict[str, Any]:
+    """Cleans `raw` into `out/{train,val,test}` and writes the reports (see `report.write_reports`).
 
     Returns:
         the content of `clean.json`.
@@ -58,229 +49,225 @@ def clean(rules: Clean, raw: Path, out: Path, reports: Path, log: logging.Logger
         DataError: if the corpus is empty, damaged, loses too much, or leaves a split empty; nothing is written then.
     """
     sources = read_manifest(raw)
-    with Spool(state_dir() / "spool") as spool, atomic_write(reports / "rejected.jsonl", "w") as rejected:
-        work = _Cleaning(sources, rules, spool, rejected)
-        with progress(desc="clean", unit="doc") as bar:
-            for number in range(len(sources)):
-                work.read_source(number, raw, bar.update)
-        log.info("read %d documents, %d passed the rules", sum(c.documents for c in work.counts), len(spool))
-        kept = work.drop_near_duplicates()
-        work.check_amounts(kept)
-        splits = work.write(kept, out)
-    report = _report(sources, work.counts, splits)
-    write_json(reports / "clean.json", report)
-    write_card(reports / "data_card.md", report)
-    for split, s in splits.items():
+    with exclusive(state_dir() / "clean" / "lock", "a clean stage"):
+        job = _plan(params, runtime, raw, sources, log)
+        run = Cleaning(job, runtime, log)
+        run.prepare()
+        run.remove_repeats()
+        run.find_duplicates()
+        run.check_amounts()
+        with atomic_dir(out) as folder:
+            run.write(folder)
+            accounting.write_quarantine(job, run.bases, folder / "quarantine.jsonl")
+        report = write_reports(run, reports)
+        shutil.rmtree(job.folder)
+    for split, s in report["splits"].items():
         log.info("%-5s %7d documents, %8.2f MB in %s", split, s["documents"], s["bytes"] / 1e6, out / split)
     dropped = ", ".join(f"{n} {reason}" for reason, n in report["documents"]["dropped"].items() if n)
-    log.info(
-        "dropped %s; %d unreadable records; see %s",
-        dropped or "nothing",
-        report["records"]["bad"],
-        reports / "rejected.jsonl",
-    )
+    log.info("dropped %s; quarantined %d records", dropped or "nothing", report["records"]["quarantined"])
+    log.info("see %s", reports / "data.html")
     return report
 
 
-class _Cleaning:
-    """One run: the documents that passed so far (texts in a spool, the rest in flat arrays) and the counts."""
+def _plan(params: Clean, runtime: Runtime, raw: Path, sources: list[dict[str, Any]], log: logging.Logger) -> Job:
+    for source in sources:
+        for file in source["files"]:
+            verified(raw, file)
+    limits = Limits(params.max_record_bytes, params.max_unpack_ratio, params.max_unpacked_bytes)
+    planned = plan_units(raw, sources, runtime.unit_bytes, limits)
+    code = {p.name: sha256_file(p) for p in sorted(Path(__file__).parent.glob("*.py"))}
+    eval_files = [
+        [p, sha256_file(p)]
+        for g in (*params.decontaminate, *params.block_lists)
+        for p in sorted(map(str, Path().glob(g)))
+    ]
+    fingerprint = sha256_json([sources, params.model_dump(), [u.__dict__ for u in planned], code, eval_files])[:16]
+    folder = state_dir() / "clean" / fingerprint
+    for old in folder.parent.glob("*/"):
+        if old != folder:
+            shutil.rmtree(old)
+    folder.mkdir(parents=True, exist_ok=True)
+    log.info(
+        "%d file%s in %d unit%s, %d worker%s (%s)",
+        *(x for n in (sum(len(s["files"]) for s in sources), len(planned), cores(runtime)) for x in (n, "s"[: n != 1])),
+        runtime.executor,
+    )
+    if done := len([u for u in range(len(planned)) if (folder / f"{u:05d}.json").exists()]):
+        log.info("%d units were finished by an earlier run", done)
+    return Job(raw.resolve(), Path.cwd(), folder, sources, planned, params, limits)
 
-    def __init__(self, sources: list[dict[str, Any]], rules: Clean, spool: Spool, rejected: IO[str]) -> None:
-        self.sources, self.rules, self.spool, self.rejected = sources, rules, spool, rejected
-        self.counts = [Counts() for _ in sources]
-        self.seen: dict[bytes, int] = {}
-        self.bad_here: list[Bad] = []  # the first of the file being read
-        self.near = NearDuplicates() if rules.near_dedup else None
-        self.hashes, self.records = array("Q"), array("Q")
-        self.origins, self.files = array("L"), array("L")
 
-    def read_source(self, number: int, raw: Path, advance: Any) -> None:
-        """First pass: every record is read, normalised and judged; what passes goes to the spool."""
-        source, count = self.sources[number], self.counts[number]
-        template = Template(source["text"])
-        for f, file in enumerate(source["files"]):
-            path, documents, bad, self.bad_here = verified(raw, file), count.documents, count.bad, []
-            for item in read_file(path, file["path"], source["format"], template, source["member"]):
-                if isinstance(item, Bad):
-                    self._bad(number, item)
-                else:
-                    advance()
-                    self._document(number, f, item)
-                    if count.documents == self.rules.max_documents:
-                        break
-            self._check_file(file["path"], count, count.documents - documents, count.bad - bad)
-            if count.documents == self.rules.max_documents:
-                break
-        if not count.documents:
-            raise DataError(
-                f"{source['name']} holds no document ({len(source['files'])} files, {count.bad} unreadable records). "
-                f"Check what {source['url']} points to, its format ({source['format']}) and its text template"
-            )
+class Cleaning:
+    """One run: units' results, and what was decided about their documents, numbered through all units."""
 
-    def _bad(self, number: int, item: Bad) -> None:
-        count = self.counts[number]
-        count.bad += 1
-        place = {"source": self.sources[number]["name"], "file": item.file, "record": item.record}
-        if len(count.examples) < BAD_EXAMPLES:
-            count.examples.append({**place, "offset": item.offset, "reason": item.reason, "excerpt": item.excerpt})
-        if len(self.bad_here) < 3:
-            self.bad_here.append(item)
-        self._reject(place, item.reason, item.excerpt)
+    def __init__(self, job: Job, runtime: Runtime, log: logging.Logger) -> None:
+        self.job, self.params, self.runtime, self.log = job, job.params, runtime, log
+        self.results: list[accounting.Result] = []
+        self.dropped: dict[int, tuple[int, float, str]] = {}  # document -> document that stays, similarity, reason
+        self.clusters: list[dict[str, Any]] = []
+        self.group: np.ndarray | None = None
+        self.statistics = accounting.Statistics()
 
-    def _document(self, number: int, file: int, item: Document) -> None:
-        count = self.counts[number]
-        count.documents += 1
-        text = self._mended(item, count)
-        words = units(text)
-        rejected = item.repaired and self.rules.invalid_utf8 == "reject"
-        reason = "invalid_utf8" if rejected else judge(text, words, self.rules)
-        more: dict[str, Any] = {}
-        if reason is None and self.rules.exact_dedup:
-            first = self.seen.setdefault(exact_key(text), len(self.spool))
-            if first != len(self.spool):
-                reason, more = "exact_duplicate", {"duplicate_of": self.name(first)}
-        if reason is not None:
-            count.dropped[reason] += 1
-            self._reject(
-                {"source": self.sources[number]["name"], "file": item.file, "record": item.record}, reason, text, more
-            )
+    # units
+
+    def prepare(self) -> None:
+        """First pass: every unit read, mended and judged."""
+        self.shares = Counter((u.source, u.file) for u in self.job.units)
+        sizes = [self._bytes(u) for u in range(len(self.job.units))]
+        with progress(total=sum(sizes), desc="clean", unit="B", unit_scale=True) as bar:
+            for done in self._results():
+                self.results.append(done)
+                bar.update(sizes[len(self.results) - 1])
+        self.bases = accounting.record_bases(self.job, self.results)
+        accounting.check_files(self.job, self.results)
+
+    def _bytes(self, number: int) -> int:
+        """About how many bytes of its file a unit is."""
+        unit = self.job.units[number]
+        place = (unit.source, unit.file)
+        return self.job.sources[unit.source]["files"][unit.file]["bytes"] // self.shares[place]
+
+    def _results(self) -> Any:
+        numbers = range(len(self.job.units))
+        most = self.params.max_documents
+        if not most:
+            yield from map_units(prepare_unit, self.job, [(n, 0) for n in numbers], self.runtime)
             return
-        data = text.encode()
-        self.hashes.append(int(doc_id(data), 16))
-        self.origins.append(number)
-        self.files.append(file)
-        self.records.append(item.record)
-        self.spool.append(data)
-        if self.near:
-            self.near.add(words)
+        taken = Counter[int]()  # a sample: the units of a source one after the other, until it has enough
+        for n in numbers:
+            source = self.job.units[n].source
+            if left := most - taken[source]:
+                done = prepare_unit(self.job, (n, left))
+                taken[source] += done["documents"]
+            else:
+                done = accounting.nothing()
+            yield done
 
-    def _mended(self, item: Document, count: Counts) -> str:
-        text = item.text
-        count.repaired["invalid_utf8"] += item.repaired
-        for rule, name, mend in (
-            (self.rules.fix_mojibake, "mojibake", fix_mojibake),
-            (self.rules.strip_html, "html", strip_html),
+    def remove_repeats(self) -> None:
+        """Second pass, where asked for: lines and paragraphs that stand in too many documents."""
+        if not self.job.counts_repeats:
+            return
+        numbers = [n for n in range(len(self.results)) if self.job.path(n, "lines.npy").exists()]
+        for kind, limit in (
+            ("lines", self.params.max_line_documents),
+            ("paragraphs", self.params.max_paragraph_documents),
         ):
-            if rule:
-                before, text = text, mend(text)
-                count.repaired[name] += text != before
-        return normalize(text)
+            paths = [self.job.path(n, f"{kind}.npy") for n in numbers]
 
-    def _check_file(self, shown: str, count: Counts, documents: int, bad: int) -> None:
-        share = bad / (bad + documents) if bad else 0.0
-        if share > self.rules.max_bad_records:
-            told = "; ".join(f"record {b.record}: {b.reason} {b.excerpt[:60]!r}" for b in self.bad_here)
-            raise DataError(
-                f"{shown}: {bad} of {bad + documents} records cannot be read ({share:.1%}; clean.max_bad_records "
-                f"allows {self.rules.max_bad_records:.1%}). {told}. "
-                "Mend the file, its format or its text template"
-            )
+            def column(paths: list[Path] = paths) -> Any:
+                return (np.load(p, mmap_mode="r") for p in paths)
 
-    def _reject(self, place: dict[str, Any], reason: str, text: str, more: dict[str, Any] | None = None) -> None:
-        line = {**place, "reason": reason, **(more or {}), "excerpt": text[:EXCERPT]}
-        # Escaped: an excerpt of an unreadable record may hold what UTF-8 cannot.
-        self.rejected.write(json.dumps(line, ensure_ascii=not _encodable(line["excerpt"])) + "\n")
+            count = sum(len(x) for x in column())
+            found = frequent(column, count, limit, self.runtime.memory_bytes) if limit else np.empty(0, np.uint64)
+            np.save(self.job.folder / f"{kind}.npy", found)
+            self.log.info("%d %s stand in more than %d documents", len(found), kind, limit)
+        for n, done in zip(numbers, map_units(finish_unit, self.job, numbers, self.runtime), strict=True):
+            accounting.add_up(self.results[n], done)
 
-    def name(self, i: int) -> str:
-        return f"{self.hashes[i]:016x}"
+    # duplicates
 
-    def drop_near_duplicates(self) -> list[int]:
-        """Second pass; returns the numbers of the documents that stay."""
-        found = (
-            self.near.find(lambda i: self.spool.read(i).decode(), self.rules.near_dup_threshold) if self.near else {}
-        )
-        for i, (other, similarity) in sorted(found.items()):
-            source = self.sources[self.origins[i]]
-            self.counts[self.origins[i]].dropped["near_duplicate"] += 1
-            place = {
-                "source": source["name"],
-                "file": source["files"][self.files[i]]["path"],
-                "record": self.records[i],
-            }
-            more = {"duplicate_of": self.name(other), "similarity": round(similarity, 4)}
-            self._reject(place, "near_duplicate", self.spool.read(i).decode(), more)
-        return [i for i in range(len(self.spool)) if i not in found]
+    def _column(self, name: str, band: int | None = None) -> Any:
+        for n in self.prepared:
+            for batch in read_rows(self.job, n, [name]):
+                values = batch.column(0)
+                if band is not None:
+                    yield values.values.to_numpy().reshape(-1, BANDS)[:, band].copy()
+                else:
+                    yield values.to_numpy().copy()
+
+    def find_duplicates(self) -> None:
+        """Exact and near duplicates of all documents that passed; see `dedup`."""
+        self.prepared = [n for n in range(len(self.results)) if self.job.path(n, self.job.rows).exists()]
+        self.starts = np.cumsum([0, *(accounting.rows_in(self.job, n) for n in self.prepared)])
+        self.ids = np.concatenate([np.empty(0, np.uint64), *self._column("id")])
+        count, memory = int(self.starts[-1]), self.runtime.memory_bytes
+        if self.params.exact_dedup:
+            for first, other in equal_pairs(lambda: self._column("exact"), count, memory).tolist():
+                self.dropped[other] = (first, 1.0, "exact_duplicate")
+        if self.params.near_dedup != "ignore" and count:
+            self._near(count, memory)
+        self.log.info("%d exact and near duplicates among %d documents", len(self.dropped), count)
+
+    def _near(self, count: int, memory: int) -> None:
+        gone = np.zeros(count, bool)
+        gone[list(self.dropped)] = True
+        found = np.empty((0, 2), np.int64)
+        for band in range(BANDS):
+            pairs = equal_pairs(lambda band=band: self._column("bands", band), count, memory)
+            found = np.unique(np.concatenate([found, pairs[~gone[pairs].any(axis=1)]]), axis=0)
+        places = self._places(found)
+        tasks = [places[i : i + PAIRS] for i in range(0, len(places), PAIRS)]
+        similarity = np.concatenate([np.empty(0), *map_units(compare, self.job, tasks, self.runtime)])
+        if self.params.near_dedup == "group":
+            self.group = clusters(found[similarity >= self.params.near_dup_threshold], count)
+            return
+
+        def one(a: int, b: int) -> float:
+            return float(compare(self.job, self._places(np.array([[a, b]])))[0])
+
+        near = drop_near(found, similarity, one, self.params.near_dup_threshold)
+        self.dropped |= {i: (j, s, "near_duplicate") for i, (j, s) in near.items()}
+
+    def _places(self, pairs: np.ndarray) -> np.ndarray:
+        """(pairs, 4): unit and row of both documents."""
+        at = np.searchsorted(self.starts, pairs, side="right") - 1
+        numbers = np.asarray(self.prepared, np.int64)
+        return np.stack([numbers[at], pairs - self.starts[at]], axis=2).reshape(-1, 4)
+
+    # amounts and splits
+
+    def check_amounts(self) -> None:
+        """Refuses a corpus that was mostly dropped, or that leaves a split empty; counts what the duplicates are."""
+        accounting.count_duplicates(self)
+        accounting.check_amounts(self, Counter(self.split(i) for i in range(len(self.ids)) if i not in self.dropped))
+
+    def unit_of(self, i: int) -> int:
+        """The number of a document's unit."""
+        return self.prepared[int(np.searchsorted(self.starts, i, side="right")) - 1]
 
     def split(self, i: int) -> str:
-        return split_of(self.name(i), self.rules.val_fraction, self.rules.test_fraction)
+        first = i if self.group is None else int(self.group[i])
+        return split_of(f"{int(self.ids[first]):016x}", self.params.val_fraction, self.params.test_fraction)
 
-    def check_amounts(self, kept: list[int]) -> None:
-        """Refuses a corpus that was mostly dropped, or that leaves a split empty."""
-        total = sum(c.documents for c in self.counts)
-        dropped = sum((c.dropped for c in self.counts), Counter())
-        # Of equal counts the first rule in order.
-        worst = max(REASONS, key=lambda r: dropped[r])
-        told = ", ".join(f"{r} {dropped[r]}" for r in REASONS if dropped[r]) or "nothing"
-        most = (
-            f"Dropped: {told}. The rule {worst} dropped most; see {REASONS[worst]}"
-            if dropped
-            else "No rule dropped any"
-        )
-        if not kept:
-            raise DataError(f"every one of the {total} documents was dropped. {most}")
-        share = dropped.total() / total
-        if share > self.rules.max_rejected:
-            raise DataError(
-                f"{dropped.total()} of {total} documents were dropped ({share:.1%}; clean.max_rejected allows "
-                f"{self.rules.max_rejected:.1%}). {most}"
-            )
-        sizes = Counter(self.split(i) for i in kept)
-        if empty := [s for s in SPLITS if not sizes[s]]:
-            raise DataError(
-                f"no document for {' and '.join(empty)}: {len(kept)} of {total} documents were kept, and a hash draws "
-                f"each one's split (clean.val_fraction {self.rules.val_fraction}, clean.test_fraction "
-                f"{self.rules.test_fraction}). Add documents or raise the fractions; a text file is one document "
-                f"unless lines that read <|endoftext|> cut it. {most}"
-            )
-
-    def write(self, kept: list[int], out: Path) -> dict[str, dict[str, int]]:
-        """Third pass: the splits, each in the order of sources, files and records."""
-        with atomic_dir(out) as folder, ExitStack() as stack:
+    def write(self, folder: Path) -> None:
+        """Last pass: the splits, in the order of sources, files and records."""
+        names = _names(self.ids)
+        with ExitStack() as stack:
             writers = {s: stack.enter_context(PartWriter(folder / s)) for s in SPLITS}
-            for i in kept:
-                source, count, data = self.sources[self.origins[i]], self.counts[self.origins[i]], self.spool.read(i)
-                writers[self.split(i)].add(self.name(i), data, source["name"], source["lang"])
-                count.kept += 1
-                count.bytes += len(data)
-            stack.close()
-            return {s: {"documents": w.documents, "bytes": w.bytes} for s, w in writers.items()}
+            i = 0
+            for n in self.prepared:
+                source = self.job.sources[self.job.units[n].source]["name"]
+                for batch in read_rows(self.job, n, ["text", "lang", "domain"]):
+                    for text, lang, domain in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+                        if i not in self.dropped:
+                            split = self.split(i)
+                            writers[split].add(names.get(i) or f"{int(self.ids[i]):016x}", text, source, lang)
+                            self.statistics.add(n, source, split, text, lang, domain)
+                        i += 1
 
 
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def compare(job: Job, places: np.ndarray) -> np.ndarray:
+    """Similarity of pairs of documents, given as (unit, row, unit, row)."""
+    wanted: dict[int, set[int]] = {}
+    for unit, row in np.unique(places.reshape(-1, 2), axis=0).tolist():
+        wanted.setdefault(unit, set()).add(row)
+    held: dict[tuple[int, int], np.ndarray] = {}
+    for unit, rows in wanted.items():
+        start = 0
+        for batch in read_rows(job, unit, ["text"]):
+            texts = batch.column(0)
+            for row in (r for r in rows if start <= r < start + len(texts)):
+                held[unit, row] = shingles(units(texts[row - start].as_py().decode()))
+            start += len(texts)
+    return np.array([jaccard(held[a, b], held[c, d]) for a, b, c, d in places.tolist()])
 
 
-def _report(sources: list[dict[str, Any]], counts: list[Counts], splits: dict[str, dict[str, int]]) -> dict[str, Any]:
-    def amounts(some: list[Counts]) -> dict[str, Any]:
-        return {
-            "in": sum(c.documents for c in some),
-            "kept": sum(c.kept for c in some),
-            "dropped": {r: sum(c.dropped[r] for c in some) for r in REASONS},
-            "repaired": {r: sum(c.repaired[r] for c in some) for r in REPAIRS},
-        }
-
-    return {
-        "documents": amounts(counts),
-        "splits": splits,
-        "per_source": {
-            s["name"]: {**amounts([c]), "bytes": c.bytes, "bad": c.bad} for s, c in zip(sources, counts, strict=True)
-        },
-        "records": {
-            "bad": sum(c.bad for c in counts),
-            "examples": [e for c in counts for e in c.examples][:BAD_EXAMPLES],
-        },
-        "sources": [
-            {
-                **{k: s[k] for k in ("name", "url", "member", "license", "attribution", "lang")},
-                "sha256": files[0][1] if len(files) == 1 else sha256_json(files),
-                "files": len(files),
-                "bytes": sum(f["bytes"] for f in s["files"]),
-            }
-            for s in sources
-            for files in [[[f["path"], f["sha256"]] for f in s["files"]]]
-        ],
-    }
+def _names(ids: np.ndarray) -> dict[int, str]:
+    """{document: a name of its own} for those whose text stands earlier in the corpus (where exact duplicates are kept)."""
+    order = np.argsort(ids, kind="stable")
+    out, nth = {}, 0
+    for before, i in zip(order[:-1].tolist(), order[1:].tolist(), strict=True):
+        nth = nth + 1 if ids[before] == ids[i] else 0
+        if nth:
+            out[i] = doc_id(f"{int(ids[i]):016x} {nth}".encode())
+    return out

@@ -6,117 +6,164 @@ probability 1 - (1 - s^8)^14: 0.56 at 0.7, 0.92 at 0.8, 0.9998 at 0.9 (Lee et al
 exactly, so nothing is dropped that is less similar than the threshold to a document that stays. The first document in
 order stays.
 
-Costs 112 bytes a document and, for the candidates alone, their texts read again. Broder 1997; rensa computes the
-signatures.
+Everything global is a sort: of one 64-bit column at a time, in passes over ranges of its values, so that memory is
+bounded by a parameter. What grows with the corpus is 112 + 16 bytes a document on disk and 16 bytes a candidate in memory.
+Broder 1997; rensa computes the signatures.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from itertools import chain
 
 import numpy as np
 
-from foundry.data.rules import units
+from foundry.data.grams import gram_hashes
 
 BANDS, ROWS = 14, 8
 SHINGLE = 5
 SEED = 1  # of the permutations: part of the method, not a parameter
-BATCH = 256
-MAX_CANDIDATES = 64  # compared for one document, those sharing most bands first: bounds the work on templated text
+_SORT_BYTES = 40  # of memory for each value of a pass: value, number, order, and what the sort itself takes
+
+Column = Callable[[], Iterator[np.ndarray]]  # reads a column of all documents in order, in pieces
 
 
 def exact_key(text: str) -> bytes:
-    """The same for texts that differ in case and white space alone."""
+    """16 bytes, the same for texts that differ in case and white space alone."""
     return hashlib.sha256(" ".join(text.split()).casefold().encode()).digest()[:16]
 
 
-def shingles(words: list[str]) -> set[str]:
-    """The 5-unit pieces of a document, given as its units."""
-    if len(words) <= SHINGLE:
-        return {" ".join(words)}
-    return {" ".join(words[i : i + SHINGLE]) for i in range(len(words) - SHINGLE + 1)}
+def shingles(words: list[str]) -> np.ndarray:
+    """The distinct hashes (sorted uint64) of a document's 5-unit pieces, given as its units."""
+    return np.unique(gram_hashes(words, SHINGLE))
 
 
-def jaccard(a: set[str], b: set[str]) -> float:
-    return len(a & b) / len(a | b)
+def jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two sets given as sorted arrays without repetition; two empty sets are equal."""
+    if not len(a) and not len(b):
+        return 1.0
+    both = len(np.intersect1d(a, b, assume_unique=True))
+    return both / (len(a) + len(b) - both)
 
 
-class NearDuplicates:
-    """Collects signatures of documents in order, then tells which repeat an earlier one."""
+def band_keys(documents: list[list[str]]) -> np.ndarray:
+    """(documents, BANDS) uint64: documents, given as their units, are candidates where they share a key of one band."""
+    import rensa
 
-    def __init__(self) -> None:
-        self._waiting: list[list[str]] = []
-        self._keys: list[np.ndarray] = []
-
-    def add(self, words: list[str]) -> None:
-        """Takes the next document, given as its units."""
-        self._waiting.append(list(shingles(words)))
-        if len(self._waiting) == BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        import rensa
-
-        rows = rensa.RMinHash.digest_matrix_from_token_sets(self._waiting, BANDS * ROWS, SEED).to_rows()
-        self._keys.append(_band_keys(np.array(rows, dtype=np.uint64)))
-        self._waiting = []
-
-    def find(self, read: Callable[[int], str], threshold: float) -> dict[int, tuple[int, float]]:
-        """{document: (the earlier document that stays, similarity)} for every near duplicate.
-
-        Args:
-            read: the text of a document by its number in the order of `add`.
-        """
-        self._flush()
-        if not self._keys:
-            return {}
-        groups = _shared_bands(np.concatenate(self._keys))
-
-        @lru_cache(maxsize=4 * MAX_CANDIDATES)
-        def shingles_of(i: int) -> frozenset[str]:
-            return frozenset(shingles(units(read(i))))
-
-        kept: dict[int, list[int]] = defaultdict(list)  # group -> documents that stay
-        found: dict[int, tuple[int, float]] = {}
-        for i in sorted(groups):
-            shared = Counter(j for g in groups[i] for j in kept[g])
-            for j, _ in sorted(shared.items(), key=lambda x: (-x[1], x[0]))[:MAX_CANDIDATES]:
-                similarity = jaccard(shingles_of(i), shingles_of(j))
-                if similarity >= threshold:
-                    found[i] = (j, similarity)
-                    break
-            else:
-                for g in groups[i]:
-                    kept[g].append(i)
-        return found
+    pieces = _shingle_hashes(documents)
+    offsets = np.zeros(len(pieces) + 1, np.uint64)
+    np.cumsum([len(p) for p in pieces], out=offsets[1:])
+    flat = np.concatenate(pieces) if pieces else np.empty(0, np.uint64)
+    rows = rensa.RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, BANDS * ROWS, SEED).to_rows()
+    bands = np.array(rows, np.uint64).reshape(len(documents), BANDS, ROWS)
+    keys = np.zeros(bands.shape[:2], np.uint64)
+    for r in range(ROWS):  # eight values mixed into one: multiply and shift, overflow wanted
+        keys = (keys ^ bands[:, :, r]) * np.uint64(0x9E3779B97F4A7C15)
+        keys ^= keys >> np.uint64(29)
+    return keys
 
 
-def _band_keys(rows: np.ndarray) -> np.ndarray:
-    """(documents, BANDS) uint64: each band's eight values mixed into one (multiply and shift, overflow wanted)."""
-    bands = rows.reshape(len(rows), BANDS, ROWS)
-    key = np.zeros(bands.shape[:2], np.uint64)
-    for r in range(ROWS):
-        key = (key ^ bands[:, :, r]) * np.uint64(0x9E3779B97F4A7C15)
-        key ^= key >> np.uint64(29)
-    return key
+def _shingle_hashes(documents: list[list[str]]) -> list[np.ndarray]:
+    """`gram_hashes` of many documents, computed over all their units at once."""
+    ends = np.cumsum([len(words) for words in documents]).tolist()
+    together = gram_hashes(list(chain.from_iterable(documents)), SHINGLE)
+    return [
+        together[end - len(words) : end - SHINGLE + 1] if len(words) >= SHINGLE else gram_hashes(words, SHINGLE)
+        for words, end in zip(documents, ends, strict=True)
+    ]
 
 
-def _shared_bands(keys: np.ndarray) -> dict[int, list[int]]:
-    """{document: groups of documents with an equal band}, for the documents that share one."""
-    out: dict[int, list[int]] = defaultdict(list)
-    groups = 0
-    for band in range(BANDS):
-        order = np.argsort(keys[:, band], kind="stable")
-        values = keys[order, band]
-        starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
-        ends = np.r_[starts[1:], len(values)]
-        for s, e in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
-            for i in order[s:e]:
-                out[int(i)].append(groups)
-            groups += 1
-    return out
+def equal_pairs(column: Column, count: int, memory: int) -> np.ndarray:
+    """(pairs, 2) int64: (first, other) document for every other document whose value an earlier one has.
+
+    Args:
+        column: the values of all documents, uint64.
+        count: of documents.
+        memory: bytes that a pass may take; more documents take more passes over the column.
+    """
+    passes = max(1, -(-count * _SORT_BYTES // memory))
+    found = [np.empty((0, 2), np.int64)]
+    for p in range(passes):
+        values, numbers, start = [], [], 0
+        for piece in column():
+            here = np.arange(start, start + len(piece), dtype=np.int64)
+            start += len(piece)
+            if passes > 1:
+                mine = (piece >> np.uint64(32)) * np.uint64(passes) >> np.uint64(32) == np.uint64(p)
+                piece, here = piece[mine], here[mine]
+            values.append(piece)
+            numbers.append(here)
+        if start:
+            found.append(_pairs(np.concatenate(values), np.concatenate(numbers)))
+    return np.concatenate(found)
+
+
+def _pairs(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    order = np.argsort(values, kind="stable")  # equal values stay in the order of documents
+    values, numbers = values[order], numbers[order]
+    again = np.r_[False, values[1:] == values[:-1]] if len(values) else np.empty(0, bool)
+    heads = numbers[np.maximum.accumulate(np.where(again, 0, np.arange(len(values))))] if len(values) else numbers
+    return np.stack([heads[again], numbers[again]], axis=1)
+
+
+def frequent(column: Column, count: int, more_than: int, memory: int) -> np.ndarray:
+    """Sorted uint64: the values that occur more than so often in a column."""
+    passes = max(1, -(-count * _SORT_BYTES // memory))
+    found = [np.empty(0, np.uint64)]
+    for p in range(passes):
+        values = [
+            piece
+            if passes == 1
+            else piece[(piece >> np.uint64(32)) * np.uint64(passes) >> np.uint64(32) == np.uint64(p)]
+            for piece in column()
+        ]
+        if values:
+            distinct, counts = np.unique(np.concatenate(values), return_counts=True)
+            found.append(distinct[counts > more_than])
+    return np.concatenate(found)
+
+
+def drop_near(
+    pairs: np.ndarray, similarity: np.ndarray, compare: Callable[[int, int], float], threshold: float
+) -> dict[int, tuple[int, float]]:
+    """{document: (the earlier document that stays, similarity)}, decided in the order of documents.
+
+    Args:
+        pairs: (pairs, 2) candidates (earlier, later).
+        similarity: of each pair.
+        compare: similarity of two documents, asked where the earlier one of a pair was itself dropped: what counts is the
+            document that stays.
+    """
+    dropped: dict[int, tuple[int, float]] = {}
+    order = np.lexsort((pairs[:, 0], -similarity, pairs[:, 1]))
+    for p in order[similarity[order] >= threshold]:
+        earlier, later = int(pairs[p, 0]), int(pairs[p, 1])
+        if later in dropped:
+            continue
+        if earlier not in dropped:
+            dropped[later] = (earlier, float(similarity[p]))
+            continue
+        keeper = dropped[earlier][0]
+        if (s := compare(keeper, later)) >= threshold:
+            dropped[later] = (keeper, s)
+    return dropped
+
+
+def clusters(pairs: np.ndarray, count: int) -> np.ndarray:
+    """int64 (count,): the first document of each one's connected component (union-find with path halving)."""
+    parent = np.arange(count, dtype=np.int64)
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return int(i)
+
+    for a, b in pairs.tolist():
+        x, y = root(a), root(b)
+        if x != y:
+            parent[max(x, y)] = min(x, y)
+    while not np.array_equal(parent, parent[parent]):
+        parent = parent[parent]
+    return parent

@@ -1,12 +1,15 @@
 """Bytes to text that every later stage can write again as UTF-8.
 
 JSON escapes may hold lone surrogates, files may hold bytes of another encoding: both would raise far from their cause.
-They are mended here, and the caller learns that they were.
+They are mended here, and the caller learns that they were. Files with the byte order mark of UTF-16 or UTF-32 are read
+through `Utf8`, so that every reader sees UTF-8.
 """
 
 from __future__ import annotations
 
+import codecs
 import re
+from typing import Any
 
 _HIGH = bytes(range(0x80, 0x100))
 # What `surrogateescape` does not use for a raw byte.
@@ -35,3 +38,31 @@ def repair(text: str) -> tuple[str, bool]:
         return text, False
     except UnicodeEncodeError:
         return decode(_LONE.sub("\ufffd", text).encode("utf-8", "surrogateescape"))[0], True
+
+
+def wide_encoding(head: bytes) -> str | None:
+    """utf-32 or utf-16, if the first four bytes begin with its byte order mark."""
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    return None
+
+
+class Utf8:
+    """A stream of UTF-16 or UTF-32 with a byte order mark, read as UTF-8; what cannot be decoded becomes U+FFFD."""
+
+    def __init__(self, stream: Any, encoding: str) -> None:
+        self._stream = stream
+        self._decode = codecs.getincrementaldecoder(encoding)("replace").decode
+        self._head = b""
+
+    def read(self, n: int) -> bytes:
+        """At most `n` bytes; none at the end alone."""
+        while not self._head:
+            data = self._stream.read(n)
+            self._head = self._decode(data, final=not data).encode("utf-8")
+            if not data:
+                break
+        out, self._head = self._head[:n], self._head[n:]
+        return out

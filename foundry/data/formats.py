@@ -1,42 +1,47 @@
-"""Readers: the files of a source as a stream of documents and of records that could not be read.
+"""Readers of text, JSON lines, JSON and pages: a stream of bytes as documents and as records that could not be read.
 
 Guarantees: every record comes out once, as a `Document` or as a `Bad` with the reason, in the order of the file; damage
-of the file itself (truncated, bad checksum, missing column or member) raises. Line formats stream; `json-map` and
-members of parquet need the whole file in memory. A text file is one document, or several between lines that read
-`<|endoftext|>`.
+of the file itself raises. All of them stream, and hold one record, which may have `Limits.record` bytes. A file without
+anything but white space has no document; blank lines and blank documents between separators are none.
+
+JSON goes through orjson, which is strict; what it refuses, and what is not text at once, goes through `json`, which
+tells what is wrong. A key that the template needs and a record has twice makes the record bad, whichever reads it: the
+fast way is left when the line holds the key more than once. (A key spelt with escapes escapes that look.) A JSON file
+that says an id twice has two records.
 """
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from foundry.config import DataError
 from foundry.data.encoding import decode, repair
-from foundry.data.streams import MAX_RECORD, open_file, read_all, read_lines
+from foundry.data.streams import CHUNK, Limits, read_lines, read_whole
 from foundry.data.template import FieldError, Template
 
 SUFFIXES = {
     ".txt": "txt", ".text": "txt", ".md": "md", ".markdown": "md", ".jsonl": "jsonl", ".ndjson": "jsonl",
-    ".json": "json-map", ".parquet": "parquet",
+    ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow",
+    ".ipc": "arrow", ".html": "html", ".htm": "html",
 }  # fmt: skip
 SEPARATOR = b"<|endoftext|>"
 EXCERPT = 160
-ROWS = 1024
+LONG_LINE = 1 << 16  # a longer line of a text may be taken in parts, of which only the first can begin a document
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text as published; `repaired` tells that its bytes were not UTF-8."""
+    """A text as published; `repaired` tells that its bytes were not UTF-8; `url` is the record's field of that name."""
 
     file: str
     record: int
     text: str
     repaired: bool
+    url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,224 +55,340 @@ class Bad:
     excerpt: str
 
 
-def read_file(
-    path: Path, shown: str, format: str, template: Template, member: str | None = None
-) -> Iterator[Document | Bad]:
-    """The records of one file.
+class Recipe:
+    """How records become documents: a template, where texts are cut, and how large things may be."""
 
-    Args:
-        shown: the file's name in messages and results.
-        format: one of `Source.format`; `auto` goes by the suffix.
+    def __init__(self, text: str, cut: str, limits: Limits) -> None:
+        self.template = Template(text)
+        self.cut = re.compile(cut) if cut else None
+        self.limits, self.limit = limits, limits.record
+        self.fields = tuple(dict.fromkeys(self.template.fields))
+        self.keys = frozenset(k for f in self.fields for k in (f, *f.split(".")))
 
-    Raises:
-        DataError: if the file is damaged, of an unknown format, or lacks a column or member.
-    """
-    with open_file(path, member, shown) as (stream, name):
-        kind = format if format != "auto" else _guess(name, shown)
-        if kind in ("txt", "md"):
-            yield from _read_text(stream, shown, template)
-        elif kind == "jsonl":
-            yield from _read_jsonl(stream, shown, template)
-        elif kind == "json-map":
-            yield from _read_json_map(stream, shown, template)
-        else:
-            yield from _read_parquet(stream, shown, template)
+    def build(
+        self, shown: str, record: int, fields: dict[str, Any], offset: int | None = None, repaired: bool = False
+    ) -> Document | Bad:
+        try:
+            text, mended = repair(self.template.render(fields))
+        except FieldError as e:
+            return Bad(shown, record, offset, str(e), excerpt(json.dumps(fields, default=repr)))
+        if 4 * len(text) > self.limit and len(text.encode("utf-8")) > self.limit:
+            return Bad(shown, record, offset, "record_too_long", excerpt(text))
+        return Document(shown, record, text, repaired or mended, url_of(fields))
+
+    def plain(self) -> Callable[[dict[str, Any]], str | None]:
+        """The template for records whose fields are all strings; None for the others, which `build` reads."""
+        if any(spec for _, _, spec in self.template.parts):
+            return lambda record: None
+        if [(literal, field) for literal, field, _ in self.template.parts] == [("", self.fields[0])]:
+            only = self.fields[0]
+
+            def one(record: dict[str, Any]) -> str | None:
+                value = record.get(only)
+                return value if type(value) is str else None
+
+            return one
+
+        def all_of_them(record: dict[str, Any]) -> str | None:
+            out = []
+            for literal, field, _ in self.template.parts:
+                out.append(literal)
+                if field is not None:
+                    value = record.get(field)
+                    if type(value) is not str:
+                        return None
+                    out.append(value)
+            return "".join(out)
+
+        return all_of_them
 
 
-def _guess(name: str, shown: str) -> str:
-    suffix = Path(name).suffix.lower()
-    if suffix in (".zip", ".whl"):
-        raise DataError(f"{shown} is an archive: name the file to read with `member:`")
-    if suffix not in SUFFIXES:
-        raise DataError(
-            f"{shown}: the suffix {suffix!r} tells no format; set `format:` to one of "
-            f"{', '.join(sorted(set(SUFFIXES.values())))}"
-        )
-    return SUFFIXES[suffix]
+def url_of(fields: dict[str, Any]) -> str:
+    url = fields.get("url")
+    return repair(url)[0] if isinstance(url, str) else ""
 
 
-def _build(
-    shown: str, record: int, fields: dict[str, Any], template: Template, offset: int | None = None
-) -> Document | Bad:
-    try:
-        text, repaired = repair(template.render(fields))
-    except FieldError as e:
-        return Bad(shown, record, offset, str(e), _excerpt(json.dumps(fields, ensure_ascii=True, default=repr)))
-    return Document(shown, record, text, repaired)
-
-
-def _excerpt(value: bytes | str) -> str:
+def excerpt(value: bytes | str) -> str:
     text = value[: 4 * EXCERPT].decode("utf-8", "replace") if isinstance(value, bytes) else value
     return text[:EXCERPT]
 
 
-def _read_text(stream: Any, shown: str, template: Template) -> Iterator[Document | Bad]:
-    head = stream.read(1 << 20)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        text = read_all(stream, head).decode("utf-16", "replace")
-        yield _build(shown, 0, {"text": text}, template)
-        return
-    record, start, size, lines = 0, 0, 0, []
+def read_text(stream: Any, shown: str, recipe: Recipe) -> Iterator[Document | Bad]:
+    """A file is a document, or several: lines `<|endoftext|>` separate, lines that match `cut` begin a new one."""
+    record, start, size, held = 0, 0, 0, bytearray()
 
-    def finish() -> Document | Bad:
-        raw = b"\n".join(lines)
-        if size > MAX_RECORD:
-            return Bad(shown, record, start, "record_too_long", _excerpt(raw))
+    def finish() -> Document | Bad | None:
+        raw = bytes(held).removesuffix(b"\n")
+        if size - held.endswith(b"\n") > recipe.limit:
+            return Bad(shown, record, start, "record_too_long", excerpt(raw))
         if b"\0" in raw:
-            return Bad(shown, record, start, "binary", _excerpt(raw))
-        text, repaired = decode(raw)
-        made = _build(shown, record, {"text": text}, template, start)
-        return Document(shown, record, made.text, True) if repaired and isinstance(made, Document) else made
+            return Bad(shown, record, start, "binary", excerpt(raw))
+        text, repaired = decode(raw.removeprefix(b"\xef\xbb\xbf") if start == 0 else raw)
+        return recipe.build(shown, record, {"text": text}, start, repaired) if raw.strip() else None
 
-    separated = False
-    for offset, line, whole in read_lines(stream, head):
-        if whole and line.strip() == SEPARATOR:
-            yield finish()
-            record, start, size, lines, separated = record + 1, offset + len(line) + 1, 0, [], True
-            continue
-        size += len(line) + 1 if whole else MAX_RECORD + 1
-        if size <= MAX_RECORD or not lines:
-            lines.append(line)
-    if not separated or any(x.strip() for x in lines):  # nothing need follow the last separator
-        yield finish()
+    for offset, run, begins in _runs(stream, recipe.cut):
+        if begins:
+            if item := finish():
+                yield item
+                record += 1
+            start, size = offset, 0
+            held.clear()
+        held += run[: max(0, recipe.limit + 1 - size)]
+        size += len(run)
+    if item := finish():
+        yield item
+
+
+def _runs(stream: Any, cut: re.Pattern[str] | None) -> Iterator[tuple[int, bytes, bool]]:
+    """(byte offset, some lines, whether a new document begins with them); separators are left out."""
+    base, tail, amid, begins = 0, b"", False, False
+    while True:
+        chunk = stream.read(CHUNK)
+        block = tail + chunk
+        end = block.rfind(b"\n") + 1 if chunk else len(block)
+        if not end and len(block) >= LONG_LINE:
+            end = len(block)
+        at = 0
+        for first, after in _marks(block[:end], cut, amid):
+            yield base + at, block[at:first], begins
+            at, begins = after, True
+        if at < end:
+            yield base + at, block[at:end], begins
+            begins = False
+        if end:
+            amid = block[end - 1] != 10
+        base, tail = base + end, block[end:]
+        if not chunk:
+            return
+
+
+def _marks(lines: bytes, cut: re.Pattern[str] | None, amid: bool) -> Iterator[tuple[int, int]]:
+    """Where separators begin and end, and, as empty spans, where lines begin that match; `amid` a line is no place."""
+    at = 0
+    while at < len(lines):
+        if cut is None:
+            if (found := lines.find(SEPARATOR, at)) < 0:
+                return
+            at = max(at, lines.rfind(b"\n", at, found) + 1)
+        after = lines.find(b"\n", at) + 1 or len(lines)
+        line = lines[at:after]
+        if not (amid and at == 0):
+            if line.strip() == SEPARATOR:
+                yield at, after
+            elif cut is not None and cut.search(decode(line)[0].rstrip("\r\n")):
+                yield at, at
+        at = after
 
 
 class _DuplicateKey(ValueError):
     pass
 
 
-def _strict_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise _DuplicateKey
-    return value
-
-
-def _parse(raw: bytes, objects: Any) -> Any:
+def _parse(raw: bytes, keys: frozenset[str]) -> Any:
     """JSON with NaN and Infinity read as null; bytes that are not UTF-8 stay visible as escaped surrogates."""
+
+    def strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            seen: set[str] = set()
+            for key, _ in pairs:
+                if key in keys and key in seen:
+                    raise _DuplicateKey
+                seen.add(key)
+        return value
+
     text = raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-    return json.loads(text, parse_constant=lambda _: None, object_pairs_hook=objects)
+    return json.loads(text, parse_constant=lambda _: None, object_pairs_hook=strict)
 
 
-def _read_jsonl(stream: Any, shown: str, template: Template) -> Iterator[Document | Bad]:
-    record = 0
-    for offset, line, whole in read_lines(stream):
-        if not line.strip():
-            continue
-        fields: Any = None
-        reason = ""
+def _records(shown: str, recipe: Recipe) -> Callable[[int, int, bytes, bool, str | None], Document | Bad]:
+    """The function (record, offset, JSON, whether it is whole, its id) -> item."""
+    import orjson
+
+    loads, plain, keys = orjson.loads, recipe.plain(), recipe.keys
+    quoted = [json.dumps(f, ensure_ascii=False).encode() for f in sorted(keys)]
+    named = [re.compile(re.escape(q) + rb"\s*:") for q in quoted]
+    limit = recipe.limit if len(recipe.template.parts) > 1 else 0  # one field alone is no longer than its record
+
+    def once(raw: bytes) -> bool:
+        return all(raw.count(q) < 2 or len(n.findall(raw)) < 2 for q, n in zip(quoted, named, strict=True))
+
+    def make(record: int, offset: int, raw: bytes, whole: bool, key: str | None = None) -> Document | Bad:
         if not whole:
-            reason = "record_too_long"
-        else:
-            try:
-                fields = _parse(line, _strict_object)
-            except _DuplicateKey:
-                reason = "duplicate_key"
-            except RecursionError:
-                reason = "too_deep"
-            except ValueError:  # a syntax error, or a number of more than 4,300 digits
-                reason = "broken_json"
+            return Bad(shown, record, offset, "record_too_long", excerpt(raw))
+        try:
+            fields = loads(raw)
+        except ValueError:
+            fields = None
+        if type(fields) is dict:
+            text = plain(fields if key is None else {"id": key, **fields})
+            if text is not None and once(raw) and not (limit and 4 * len(text) > limit):
+                return Document(shown, record, text, False, url_of(fields))
+        reason = ""
+        try:
+            fields = _parse(raw, keys)
+        except _DuplicateKey:
+            reason = "duplicate_key"
+        except RecursionError:
+            reason = "too_deep"
+        except ValueError:  # a syntax error, or a number of more than 4,300 digits
+            reason = "binary" if b"\0" in raw else "broken_json"
         if isinstance(fields, str):
             fields = {"text": fields}
         if not reason and not isinstance(fields, dict):
             reason = "not_an_object"
-        yield (
-            Bad(shown, record, offset, reason, _excerpt(line))
-            if reason
-            else _build(shown, record, fields, template, offset)
-        )
-        record += 1
+        if reason:
+            return Bad(shown, record, offset, reason, excerpt(raw))
+        return recipe.build(shown, record, fields if key is None else {"id": key, **fields}, offset)
+
+    return make
 
 
-def _read_json_map(stream: Any, shown: str, template: Template) -> Iterator[Document | Bad]:
-    """A dictionary id -> record, or a list of records; a record may be a plain string. The id is the field `id`."""
-    twice: list[str] = []
+def read_jsonl(
+    stream: Any, shown: str, recipe: Recipe, start: int = 0, stop: int | None = None
+) -> Iterator[Document | Bad]:
+    """An object or a string a line; of the lines that begin in [start, stop), as `read_lines` has it."""
+    make, record = _records(shown, recipe), 0
+    for offset, line, whole in read_lines(stream, recipe.limit, start, stop):
+        if line and not line.isspace():
+            yield make(record, offset, line, whole)
+            record += 1
 
-    def objects(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) != len(pairs):
-            names = [k for k, _ in pairs]
-            twice.extend(sorted({k for k in names if names.count(k) > 1}))
-        return value
 
-    try:
-        data = _parse(read_all(stream), objects)
-    except (ValueError, RecursionError) as e:
+def read_json(stream: Any, shown: str, recipe: Recipe) -> Iterator[Document | Bad]:
+    """A dictionary id -> record, or a list of records; a record may be a plain string. The id is the field `id`.
+
+    Raises:
+        DataError: if it is not one complete JSON value of these kinds; a record with a fault within is `Bad`.
+    """
+    make, record, text = _records(shown, recipe), 0, _JsonText(stream, shown, recipe.limit)
+    opened = text.peek()
+    if not opened:
+        return
+    if opened not in (b"{", b"["):
+        text.wrong("a dictionary id -> record or a list of records")
+    text.skip()
+    closing, key = b"}" if opened == b"{" else b"]", None
+    if text.peek() != closing:
+        while True:
+            if opened == b"{":
+                if text.peek() != b'"':
+                    text.wrong("a key")
+                _, raw, whole = text.value()
+                try:
+                    key = str(_parse(raw, frozenset()))
+                except ValueError:
+                    whole = False
+                if not whole or text.peek() != b":":
+                    text.wrong("a key and a colon")
+                text.skip()
+            yield make(record, *text.value(), key)
+            record += 1
+            if text.peek() != b",":
+                break
+            text.skip()
+    if text.peek() != closing:
+        text.wrong(f"a comma or {closing.decode()}")
+    text.skip()
+    if text.peek():
+        text.wrong("the end")
+
+
+class _JsonText:
+    """Walks over the values of a JSON text by their brackets and quotes, holding one of them and a chunk."""
+
+    SPACE = re.compile(rb"[ \t\r\n]*")
+    MARK = re.compile(rb'["{}\[\]]')
+    END = re.compile(rb'["{}\[\], \t\r\n]')
+
+    def __init__(self, stream: Any, shown: str, limit: int) -> None:
+        self.stream, self.shown, self.limit = stream, shown, limit
+        self.chunk: bytes = stream.read(CHUNK)
+        self.base, self.at = 0, 0  # the chunk's place in the file, ours in the chunk
+        if self.chunk.startswith(b"\xef\xbb\xbf"):
+            self.at = 3
+
+    def _more(self) -> bool:
+        new = self.stream.read(CHUNK)
+        self.base, self.chunk, self.at = self.base + self.at, self.chunk[self.at :] + new, 0
+        return bool(new)
+
+    def wrong(self, wanted: str) -> NoReturn:
+        seen = excerpt(self.chunk[self.at : self.at + 40]) or "the end of the file"
         raise DataError(
-            f"{shown} is not JSON ({type(e).__name__}: {e}); if it holds an object a line, set `format: jsonl`"
-        ) from None
-    if not isinstance(data, dict | list):
-        raise DataError(f"{shown} holds a {type(data).__name__}, not a dictionary id -> record or a list of records")
-    items = data.items() if isinstance(data, dict) else ((None, value) for value in data)
-    record = 0
-    for key, value in items:
-        if isinstance(value, str):
-            value = {"text": value}
-        if isinstance(value, dict):
-            yield _build(shown, record, value if key is None else {"id": key, **value}, template)
-        else:
-            yield Bad(shown, record, None, "not_an_object", _excerpt(json.dumps(value)))
-        record += 1
-    for key in twice:  # JSON readers keep the last of them in silence
-        yield Bad(shown, record, None, "duplicate_key", _excerpt(key))
-        record += 1
+            f"{self.shown} is not one JSON value of records: byte {self.base + self.at} should begin {wanted}, not "
+            f"{seen!r}; if it holds an object a line, set `format: jsonl`, else fetch or make it again"
+        )
+
+    def peek(self) -> bytes:
+        """The next byte that is no white space; none at the end."""
+        while True:
+            self.at = self.SPACE.match(self.chunk, self.at).end()
+            if self.at < len(self.chunk) or not self._more():
+                return self.chunk[self.at : self.at + 1]
+
+    def skip(self) -> None:
+        self.at += 1
+
+    def value(self) -> tuple[int, bytes, bool]:
+        """(byte offset, the bytes of one value, whether they are whole)."""
+        if self.peek() in (b"", b",", b"]", b"}", b":"):
+            self.wrong("a value")
+        offset, held, size = self.base + self.at, bytearray(), 0
+        depth, quoted, scalar = 0, False, False
+        while True:
+            begin = self.at
+            self.at, depth, quoted, done = self._scan(depth, quoted, scalar)
+            scalar = depth == 0 and not quoted
+            size += self.at - begin
+            if len(held) < self.limit:
+                held += self.chunk[begin : self.at]
+            if not done and not self._more():
+                done = scalar or self.wrong("the rest of a value")
+            if done:
+                return offset, bytes(held[: self.limit]), size <= self.limit
+
+    def _scan(self, depth: int, quoted: bool, scalar: bool) -> tuple[int, int, bool, bool]:
+        """(where a value or the chunk ends, open brackets, whether in a string, whether the value is done)."""
+        chunk, at = self.chunk, self.at
+        while at < len(chunk):
+            if quoted:
+                end = chunk.find(b'"', at)
+                stop = len(chunk) if end < 0 else end
+                escaped = 0
+                if stop > at and chunk[stop - 1] == 92:
+                    escaped = (stop - at - len(chunk[at:stop].rstrip(b"\\"))) % 2
+                if end < 0:
+                    return stop - escaped, depth, True, False  # a backslash waits for what it escapes
+                quoted, at = bool(escaped), stop + 1
+                if depth == 0 and not quoted:
+                    return at, depth, quoted, True
+                continue
+            found = (self.MARK if depth else self.END).search(chunk, at)
+            if not found:
+                return len(chunk), depth, quoted, False
+            mark, here = chunk[found.start()], found.start()
+            if depth == 0 and (scalar or here > at or mark not in b'"{['):
+                return here, depth, quoted, True
+            at = here + 1
+            if mark == 34:
+                quoted = True
+            else:
+                depth += 1 if mark in b"{[" else -1
+                if depth == 0:
+                    return at, depth, quoted, True
+        return at, depth, quoted, False
 
 
-def _read_parquet(stream: Any, shown: str, template: Template) -> Iterator[Document | Bad]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def read_page(stream: Any, shown: str, recipe: Recipe) -> Iterator[Document | Bad]:
+    """A page is a document, of the fields `text` (its main part), `title` and `url` (the canonical one)."""
+    from foundry.data.webpage import page_fields
 
-    source = stream if isinstance(stream, io.BufferedReader) else io.BytesIO(read_all(stream))
-    try:
-        table = pq.ParquetFile(source, page_checksum_verification=True)
-        names = table.schema_arrow.names
-        columns = sorted({f if f in names else f.split(".")[0] for f in template.fields})
-        # iter_batches gives empty batches, without an error, for columns that do not exist.
-        if missing := [c for c in columns if c not in names]:
-            raise DataError(
-                f"{shown} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(names)}. "
-                "Set `text:` to fit"
-            )
-        record = 0
-        for batch in table.iter_batches(batch_size=ROWS, columns=columns):
-            values = [_column(batch.column(c)) for c in columns]
-            for row in zip(*values, strict=True):
-                yield _build(shown, record, dict(zip(columns, row, strict=True)), template)
-                record += 1
-    except pa.ArrowException as e:
-        raise DataError(f"{shown} is not readable parquet ({e}); fetch or make it again") from None
-
-
-def _column(column: Any) -> list[Any]:
-    """Python values; strings go by way of bytes, since one that is not UTF-8 would fail the whole column."""
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return _undecoded(column.cast(_as_binary(column.type)).to_pylist())
-
-
-def _as_binary(t: Any) -> Any:
-    import pyarrow as pa
-
-    if pa.types.is_string(t):
-        return pa.binary()
-    if pa.types.is_large_string(t) or pa.types.is_string_view(t):
-        return pa.large_binary()
-    if pa.types.is_list(t):
-        return pa.list_(_as_binary(t.value_type))
-    if pa.types.is_large_list(t):
-        return pa.large_list(_as_binary(t.value_type))
-    if pa.types.is_struct(t):
-        return pa.struct([pa.field(f.name, _as_binary(f.type)) for f in t])
-    return t
-
-
-def _undecoded(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    if isinstance(value, list):
-        return [_undecoded(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _undecoded(v) for k, v in value.items()}
-    return value
+    raw, whole = read_whole(stream, recipe.limit)
+    if not whole:
+        yield Bad(shown, 0, 0, "record_too_long", excerpt(raw))
+    elif b"\0" in raw:
+        yield Bad(shown, 0, 0, "binary", excerpt(raw))
+    elif raw.strip():
+        fields, repaired = page_fields(raw)
+        yield recipe.build(shown, 0, fields, 0, repaired)

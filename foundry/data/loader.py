@@ -1,11 +1,11 @@
 """The loader: the batch of step N is a pure function of (shard index, seed, N).
 
-No state, no workers, O(1) seek. The train shards, each repeated as the mix says, form one circular stream of tokens. An epoch cuts
-the stream into windows of `seq_len`, from an offset of its own, and reads them in the order of its own bijection: every window exactly
-once an epoch (a rest shorter than one window is left out, another one each epoch). Rank r of w takes the rows [r*B/w, (r+1)*B/w) of
-the global batch, so that the global batch is the same for every number of ranks.
+No state that a batch depends on, no workers, O(1) seek. `packing` says what a sample is (`foundry/data/packing.py`); an epoch reads
+all its samples in the order of its own bijection, each exactly once. Rank r of w takes the rows [r*B/w, (r+1)*B/w) of the global
+batch, so that the global batch is the same for every number of ranks. Samples of several steps are gathered together from the
+memory-mapped shards, because one gather of many rows costs little more than one of a few.
 
-Documents follow one another; a window may hold several, and attention does not stop between them.
+Attention does not stop between the documents of a row; `batch_documents` tells where they lie.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import torch
 
 from foundry.config import DataError
 from foundry.data.order import key, permute
+from foundry.data.packing import make_layout
 from foundry.data.shards import Shards
+
+GATHERED = 1 << 18  # tokens that are gathered at once
 
 
 class DataLoader:
@@ -26,12 +29,18 @@ class DataLoader:
     Args:
         data: `data/shards`, or shards that are already open.
         batch_size: sequences of the global batch.
-        seq_len: tokens of a sequence; the targets are the tokens one further.
+        seq_len: tokens of a sequence; the targets are the tokens one further, -100 at padding.
         seed: of the order.
         rank, world_size: the part of the global batch that this process reads.
+        packing: `cut`, `best_fit` or `document`.
+
+    Attributes:
+        tokens_per_epoch: places for tokens in an epoch, padding included.
+        windows: samples (rows) of an epoch.
+        padding: share of the places that is padding.
 
     Raises:
-        DataError: if the split holds fewer tokens than one batch.
+        DataError: if the split holds fewer samples than one batch, or packing is unknown.
         ValueError: if batch_size is not divisible by world_size.
     """
 
@@ -45,6 +54,7 @@ class DataLoader:
         split: str = "train",
         rank: int = 0,
         world_size: int = 1,
+        packing: str = "cut",
     ) -> None:
         if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
             raise ValueError(
@@ -52,50 +62,51 @@ class DataLoader:
             )
         self.shards = data if isinstance(data, Shards) else Shards(data, split)
         self.batch_size, self.seq_len, self.seed = batch_size, seq_len, seed
-        self.rows = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        self._segments = [
-            tokens
-            for tokens, info in zip(self.shards.tokens, self.shards.infos, strict=True)
-            for _ in range(info["repeat"])
-            if len(tokens)
-        ]
-        self._starts = np.cumsum([0, *(len(s) for s in self._segments)])
-        self.tokens_per_epoch = int(self._starts[-1])
-        self.windows = self.tokens_per_epoch // seq_len
+        self.rows = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self._layout = make_layout(packing, self.shards, seq_len, seed)
+        self.windows, self.padding = self._layout.samples, self._layout.padding
+        self.tokens_per_epoch = self._layout.tokens_per_epoch
         if self.windows < batch_size:
             raise DataError(
                 f"the {self.shards.split} split holds {self.tokens_per_epoch:,} tokens, fewer than one batch of {batch_size} x {seq_len} = "
                 f"{batch_size * seq_len:,}: lower train.tokens_per_step or model.max_seq_len, or add text"
             )
+        self._steps = max(1, min(GATHERED // (len(self.rows) * seq_len), self.windows // batch_size))
+        self._block, self._gathered = -1, (np.empty(0), np.empty(0))
 
-    def positions(self, step: int) -> np.ndarray:
-        """Where in the circular stream the rows of a step begin: int64 (batch_size / world_size,)."""
-        samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)[self.rows]
-        epochs, places = np.divmod(samples, self.windows)
-        out = np.empty_like(samples)
-        for epoch in np.unique(epochs):
-            at = epochs == epoch
-            k = key(self.seed, int(epoch))
-            offset = key(self.seed, int(epoch), 1) % self.tokens_per_epoch
-            out[at] = (permute(places[at], self.windows, k) * self.seq_len + offset) % self.tokens_per_epoch
-        return out
+    def samples(self, first: int, steps: int = 1) -> list[tuple[int, np.ndarray]]:
+        """(epoch, its sample numbers) of this rank's rows of some steps, in their order."""
+        n = np.arange(first, first + steps, dtype=np.int64)[:, None] * self.batch_size + np.array(self.rows)
+        epochs, places = np.divmod(n.reshape(-1), self.windows)
+        return [
+            (int(e), permute(places[epochs == e], self.windows, key(self.seed, int(e))))
+            for e in range(int(epochs[0]), int(epochs[-1]) + 1)
+        ]
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(tokens, targets) of a step, counted from 0."""
-        rows = np.stack([self._read(int(p), self.seq_len + 1) for p in self.positions(step)])
-        data = torch.from_numpy(rows)
-        return data[:, :-1].contiguous(), data[:, 1:].contiguous()
+        block, i = divmod(step, self._steps)
+        if block != self._block:
+            parts = [self._layout.read(e, s) for e, s in self.samples(block * self._steps, self._steps)]
+            self._gathered = _joined(parts)
+            self._block = block
+        rows = slice(i * len(self.rows), (i + 1) * len(self.rows))
+        tokens, targets = self._gathered
+        return torch.from_numpy(tokens[rows].astype(np.int64)), torch.from_numpy(targets[rows].astype(np.int64))
 
-    def _read(self, start: int, n: int) -> np.ndarray:
-        """`n` tokens of the circular stream as int64."""
-        out = np.empty(n, np.int64)
-        filled = 0
-        while filled < n:
-            i = int(np.searchsorted(self._starts, start, side="right")) - 1
-            segment = self._segments[i]
-            at = start - int(self._starts[i])
-            take = min(n - filled, len(segment) - at)
-            out[filled : filled + take] = segment[at : at + take]
-            filled += take
-            start = (start + take) % self.tokens_per_epoch
-        return out
+    def batch_documents(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the documents of `batch(step)` lie, for masks and positions of attention.
+
+        Returns:
+            segments: int32 (batch_size / world_size, seq_len), number of the document within its row, -1 at padding.
+            positions: int32, same shape, place within that document's part of the row, 0 at padding.
+        """
+        segments, positions = _joined([self._layout.boundaries(e, s) for e, s in self.samples(step)])
+        return torch.from_numpy(segments), torch.from_numpy(positions)
+
+
+def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    if len(parts) == 1:
+        return parts[0]
+    first, second = zip(*parts, strict=True)
+    return np.concatenate(first), np.concatenate(second)

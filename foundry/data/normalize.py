@@ -65,12 +65,17 @@ def _ftfy() -> tuple[Any, Any]:
     )  # fmt: skip
 
 
+# Every wrongly decoded character is two or more of those that single-byte encodings have (all below U+2C00), the last of which
+# may have become a plain space; or a C1 control.
+_SUSPECT = re.compile("[\x80-\u2bff\ufffd]{2}|[\xc2\xc3] |[\x80-\x9f]|\x1b")
+
+
 def fix_mojibake(text: str) -> str:
-    """Text that was decoded wrongly, read rightly (ftfy). ASCII is right by construction and costs nothing."""
-    if text.isascii() and "\x1b" not in text:
+    """Text that was decoded wrongly, read rightly (ftfy). A line without a suspect place is right and costs nothing."""
+    if (text.isascii() and "\x1b" not in text) or not _SUSPECT.search(text):
         return text
     fix, config = _ftfy()
-    return "\n".join(line if line.isascii() and "\x1b" not in line else fix(line, config) for line in text.split("\n"))
+    return "\n".join(fix(line, config) if _SUSPECT.search(line) else line for line in text.split("\n"))
 
 
 def strip_html(text: str) -> str:
@@ -84,14 +89,25 @@ def strip_html(text: str) -> str:
     return text
 
 
+def without_meta_space(text: str) -> str:
+    """What must be done in any case: the one character that the tokenizer could not give back becomes a space."""
+    return text.replace("\u2581", " ").strip()
+
+
 def normalize(text: str) -> str:
     """Line ends, spaces, invisible characters, NFC. Applying it twice changes nothing more."""
-    text = _LINE_ENDS.sub("\n", text)
+    # What is printable holds none of the spaces, line ends and invisible characters that the patterns look for.
+    if not text.replace("\n", "").isprintable():
+        text = _INVISIBLE.sub("", _SPACES.sub(" ", _LINE_ENDS.sub("\n", text)))
+    text = text.replace("\u2581", " ")
     if not text.isascii():
-        text = _SPACES.sub(" ", text)
-    text = _INVISIBLE.sub("", text)
-    text = unicodedata.normalize("NFC", text)
-    if "\u200c" in text or "\u200d" in text:
-        text = unicodedata.normalize("NFC", _JOINERS.sub("", text))
-    text = _TRAILING.sub("", _RUNS.sub(" ", text))
-    return _BLANK.sub("\n\n", text).strip()
+        text = unicodedata.normalize("NFC", text)
+        if "\u200c" in text or "\u200d" in text:
+            text = unicodedata.normalize("NFC", _JOINERS.sub("", text))
+    if "  " in text or "\t" in text:
+        text = _RUNS.sub(" ", text)
+    if " \n" in text or "\t\n" in text:
+        text = _TRAILING.sub("", text)
+    if "\n\n\n" in text:
+        text = _BLANK.sub("\n\n", text)
+    return text.strip()

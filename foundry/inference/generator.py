@@ -14,7 +14,6 @@ import torch
 
 from foundry.inference.cache import KVCache
 from foundry.inference.sampling import Sampling, choose, whole
-from foundry.inference.stream import TextStream
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.tokenizer import UNK_ID
@@ -124,9 +123,9 @@ class Generator:
         return self._pieces(self.generate_ids(self.tokenizer.encode(prompt, bos=True), **options))
 
     def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
-        text = TextStream(self.tokenizer)
+        text = self.tokenizer.stream()
         for token in tokens:
-            if piece := text.push(token):
+            if piece := text.add(token):
                 yield piece
 
     def generate_text(self, prompt: str = "", **options) -> str:

@@ -7,12 +7,13 @@ marker's id.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
 from foundry.config import DataError
+from foundry.tokenizers.stream import TextStream
 from foundry.utils.files import sha256_file
 
 UNK_ID, BOS_ID, EOS_ID = 0, 1, 2
@@ -47,10 +48,22 @@ class Tokenizer:
                 f"{self.path} has unknown, begin, end = {ids}; this project needs {(UNK_ID, BOS_ID, EOS_ID)}"
             )
         self.sha256 = sha256_file(self.path)
+        self.kind = _model_type(self._sp.serialized_model_proto())
 
     @property
     def vocab_size(self) -> int:
         return self._sp.vocab_size()
+
+    @property
+    def byte_fallback(self) -> bool:
+        """Whether unknown characters are spelt in bytes; without it they are lost."""
+        return self.id_of("<0x00>") != UNK_ID and self.is_byte(self.id_of("<0x00>"))
+
+    @property
+    def keeps_text(self) -> bool:
+        """Whether the model encodes text as it stands, without normalisation, extra or removed spaces."""
+        probe = "  \uff21\u2460\u3000 a \ufb01\te\u0301\n "
+        return self._sp.normalize(probe) == probe.replace(" ", "\u2581")
 
     @property
     def bos_id(self) -> int:
@@ -89,6 +102,10 @@ class Tokenizer:
             raise ValueError(f"token ids must lie in [0, {self.vocab_size}), got {wrong[0]}")
         return self._sp.decode(ids)
 
+    def stream(self) -> TextStream:
+        """A decoder for ids that come one by one: it never shows a part of a character."""
+        return TextStream(self)
+
     def piece(self, token: int) -> str:
         """The piece of an id, as SentencePiece spells it (U+2581 for the space, <0xAB> for a byte)."""
         return self._sp.id_to_piece(token)
@@ -104,3 +121,37 @@ class Tokenizer:
 
     def is_byte(self, token: int) -> bool:
         return self._sp.is_byte(token)
+
+
+def _model_type(proto: bytes) -> str:
+    """`bpe` or `unigram` (or `other`): field 3 of the trainer's settings, field 2 of the model, in protocol buffers' wire format."""
+    for number, value in _fields(proto):
+        if number == 2 and isinstance(value, bytes):
+            return {1: "unigram", 2: "bpe"}.get(dict(_fields(value)).get(3, 1), "other")
+    return "unigram"  # the format's default
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(number, value) of each field of a message."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(data):
+        tag = varint()
+        size = {1: 8, 5: 4}.get(tag & 7)
+        if tag & 7 == 0:
+            yield tag >> 3, varint()
+        else:
+            size = varint() if size is None else size
+            yield tag >> 3, data[at : at + size]
+            at += size

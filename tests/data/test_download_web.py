@@ -2,18 +2,22 @@
 
 import gzip
 import hashlib
+import io
 import json
 import logging
 import os
+import tempfile
 import time
 from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
-from foundry.config import ConfigError, DataError, parse_config
+from foundry.config import ConfigError, DataError, FoundryError, parse_config
 from foundry.data import web
 from foundry.data.fetch import download
+from foundry.data.store import Meter, Stopped
 
 BODY = os.urandom(100_000)
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -137,9 +141,11 @@ def test_known_hash_transfers_once_ever(site, project):
 
 def test_unknown_hash_is_asked_for_and_not_sent_again(site, project):
     fetch(site, sha256=None)
+    (project / "data.lock.json").unlink()
     assert fetch(site, sha256=None) == BODY
     assert site.requests[1][1]["If-None-Match"] == '"one"' and site.sent == len(BODY)
     site.files["/x/a.bin"], site.etag = b"new", '"two"'
+    (project / "data.lock.json").unlink()
     assert fetch(site, sha256=None) == b"new"
 
 
@@ -161,12 +167,122 @@ def test_bytes_are_stored_as_published(site, project):
 def test_redirects_are_followed_but_never_to_plain_http(site, project):
     site.plan = [(302, {"Location": "/x/a.bin?again"}), (301, {"Location": "/x/a.bin"})]
     assert fetch(site, sha256=None) == BODY
-    site.plan = [(302, {"Location": "http://corpus.invalid/a.bin"})]
-    with pytest.raises(DataError, match="http is refused"):
-        fetch(site, sha256=None, name="b.bin")
-    site.plan = [(302, {"Location": "/x/loop"})] * 20
-    with pytest.raises(DataError, match="redirected 10 times"):
-        fetch(site, sha256=None, name="c.bin")
+    for location in ("http://corpus.invalid/a.bin", "ftp://corpus.invalid/a.bin", "file:///etc/passwd"):
+        site.plan = [(302, {"Location": location})]
+        with pytest.raises(DataError, match=r"http is refused|only https"):
+            fetch(site, sha256=None, name="b.bin")
+
+
+def test_redirects_in_a_circle_are_told_with_the_circle(site, project):
+    site.plan = [(302, {"Location": "/x/there"}), (302, {"Location": "/x/back"})] * 20
+    with pytest.raises(DataError, match=r"in a circle: .*/x/there → .*/x/back"):
+        fetch(site)
+    site.plan = [(302, {"Location": f"/x/{i}"}) for i in range(20)]
+    with pytest.raises(DataError, match="10 times, and no end"):
+        fetch(site)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "https://10.1.2.3/a.bin",
+        "https://169.254.169.254/latest/meta-data",
+        "https://[::1]/a.bin",
+        "https://[::ffff:192.168.0.1]/a.bin",
+        "https://[fe80::1]/a.bin",
+        "https://0.0.0.0/a.bin",
+        "https://localhost/a.bin",
+    ],
+)
+def test_redirects_to_private_addresses_are_refused(site, project, location):
+    site.plan = [(302, {"Location": location})]
+    with pytest.raises(DataError, match="allow_private"):
+        fetch(site)
+    assert len(site.requests) == 1
+
+
+def test_redirect_to_a_name_that_resolves_to_a_private_address_needs_permission(site, project):
+    site.files["/x/a.bin"] = BODY
+    there = site.url.replace("127.0.0.1", "localhost") + "/x/a.bin"
+    source = {"name": "s", "url": f"{site.url}/x/a.bin", "format": "txt"}
+    for allowed in (False, True):
+        site.plan = [(302, {"Location": there})]
+        config = parse_config({"download": {"sources": [source], "allow_private": allowed}})
+        if allowed:
+            download(config, RAW, LOG)
+            assert (RAW / "s/a.bin").read_bytes() == BODY and site.requests[-1][1]["Host"].startswith("localhost")
+        else:
+            with pytest.raises(DataError, match=r"localhost.*no public address"):
+                download(config, RAW, LOG)
+
+
+@pytest.mark.parametrize("harm", ["long", "reset", "stall"])
+def test_a_server_that_lies_resets_or_falls_silent_is_asked_again(site, project, monkeypatch, harm):
+    if harm == "stall":
+        monkeypatch.setattr(web, "TIMEOUT", (5.0, 0.5))
+    site.plan = [harm]
+    assert fetch(site, sha256=None) == BODY
+    assert len(site.requests) >= 2 and leftovers(project) == []
+
+
+@pytest.mark.parametrize("harm", ["long", "reset", "stall"])
+def test_one_that_never_mends_is_told(site, project, monkeypatch, harm):
+    if harm == "stall":
+        monkeypatch.setattr(web, "TIMEOUT", (5.0, 0.2))
+    site.etag = None  # each try begins anew
+    site.plan = [harm] * 10
+    with pytest.raises(DataError, match=r"3 tries in a row"):
+        fetch(site, sha256=None)
+    assert not RAW.exists() and not (project / "data.lock.json").exists()
+
+
+def test_a_length_announced_too_short_never_passes_for_the_known_file(site, project):
+    site.plan = ["short"] * 10
+    with pytest.raises(DataError, match=SHA):
+        fetch(site)
+    assert not RAW.exists()
+
+
+def test_a_file_larger_than_the_disk_is_refused_before_it_comes(site, project):
+    site.plan = ["huge"]
+    with pytest.raises(DataError, match=r"1,000,000,000,000,000,000 bytes .* [\d,]+ are free"):
+        fetch(site)
+    assert len(site.requests) == 1 and not RAW.exists()
+
+
+def test_no_permission_to_write_is_told(monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:  # one that others may enter: pytest's own are closed to them
+        os.chmod(folder, 0o555)
+        monkeypatch.chdir(folder)
+        monkeypatch.delenv("DVC_ROOT", raising=False)
+        root = os.geteuid() == 0
+        if root:  # to whom all is permitted
+            os.seteuid(65534)
+        try:
+            with pytest.raises(FoundryError, match="Permission denied"):
+                download(make_config({"name": "s", "url": "http://127.0.0.1:9/a.txt"}), RAW, LOG)
+        finally:
+            if root:
+                os.seteuid(0)
+            os.chmod(folder, 0o755)
+
+
+def test_the_bar_ends_at_the_bytes_that_came(site, project):
+    site.files["/x/a.bin"] = BODY
+    site.plan = ["cut", "cut, no ranges"]
+    with tqdm(file=io.StringIO()) as bar:
+        web.fetch_url(f"{site.url}/x/a.bin", "a.bin", None, project / "store", Meter(bar, 1), False)
+        assert bar.n == bar.total == site.sent > len(BODY)
+
+
+def test_a_stopped_download_keeps_what_came(site, project):
+    site.files["/x/a.bin"] = BODY
+    meter = Meter(tqdm(file=io.StringIO()), 1)
+    meter.stop()
+    with pytest.raises(Stopped):
+        web.fetch_url(f"{site.url}/x/a.bin", "a.bin", None, project / "store", meter, False)
+    (part,) = (project / "store").glob("*.part")
+    assert 0 < part.stat().st_size < len(BODY) and BODY.startswith(part.read_bytes())
 
 
 def test_plain_http_is_refused_before_any_work(project):
@@ -193,7 +309,7 @@ def test_all_failures_are_told_together_and_old_results_stay(site, project):
 
 
 def test_two_members_of_one_file_are_one_transfer(site, project):
-    site.files["/x/a.zip"] = BODY
+    site.files["/x/a.zip"] = b"PK\x03\x04" + BODY
     sources = [{"name": n, "url": f"{site.url}/x/a.zip", "member": f"{n}.txt"} for n in ("one", "two")]
     manifest = download(make_config(*sources), RAW, LOG)
     assert len(site.requests) == 1

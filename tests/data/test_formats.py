@@ -1,21 +1,31 @@
-"""Readers: every record once, as a document or as a bad record with its reason; damage is never silent."""
+"""Readers of text, JSON lines, JSON, pages, CSV: every record once, as a document or as a bad record with its reason."""
 
+import bz2
+import csv
 import gzip
+import io
 import json
-import zipfile
+import lzma
 
+import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from foundry.config import ConfigError, DataError
-from foundry.data import streams
-from foundry.data.formats import Bad, Document, read_file
+from foundry.data import formats, streams
+from foundry.data.formats import Bad, Document, Recipe, read_json, read_jsonl, read_text
 from foundry.data.template import Template
+from foundry.data.units import Limits, plan_units, read_unit
 
 
-def read(path, text="{text}", format="auto", member=None):
-    return list(read_file(path, path.name, format, Template(text), member))
+def read(path, text="{text}", format="auto", cut="", limit=1 << 20):
+    """All of one file, as a plan of one unit reads it."""
+    source = {"format": format, "text": text, "cut": cut, "member": None, "files": [{"path": path.name}]}
+    limits = Limits(limit, 1000, 1 << 30)
+    (unit,) = plan_units(path.parent, [source], 1 << 40, limits)
+    return list(read_unit(path.parent, [source], unit, limits))
 
 
 def texts(items):
@@ -29,87 +39,160 @@ def zst(data):
     return sink.getvalue().to_pybytes()
 
 
+PACK = {"": bytes, ".gz": gzip.compress, ".zst": zst, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
 def put(tmp_path, name, data):
     path = tmp_path / name
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return path
 
 
+LIMITS = Limits(1 << 20, 1000, 1 << 30)
 LINES = b"".join(json.dumps({"text": f"line {i} " + "x" * (i % 97)}).encode() + b"\n" for i in range(5000))
 
 
-@pytest.mark.parametrize("pack, suffix", [(bytes, ""), (gzip.compress, ".gz"), (zst, ".zst")])
-def test_lines_are_the_same_in_each_packing(tmp_path, pack, suffix):
-    items = read(put(tmp_path, "a.jsonl" + suffix, pack(LINES)))
+@pytest.mark.parametrize("suffix", PACK)
+def test_lines_are_the_same_in_each_packing(tmp_path, suffix):
+    items = read(put(tmp_path, "a.jsonl" + suffix, PACK[suffix](LINES)))
     assert [i.record for i in items] == list(range(5000))
     assert items[4999].text.startswith("line 4999 ")
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zst])
-def test_two_packed_streams_in_a_row_are_both_read(tmp_path, pack):
-    path = put(tmp_path, "a.jsonl" + (".gz" if pack is gzip.compress else ".zst"), pack(LINES) + pack(LINES))
-    assert len(read(path)) == 10000
-
-
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.txt.gz", "a.txt.zst"])
-def test_damaged_packing_is_an_error_never_a_shorter_text(tmp_path, name):
-    good = gzip.compress(LINES) if name.endswith("gz") else zst(LINES)
-    flipped = bytearray(good)
-    flipped[len(good) // 2] ^= 0xFF
-    damaged = [good[: len(good) // 2], good[:-1], good + b"garbage", b"", b"not packed at all"]
-    if name.endswith("gz"):  # of a zstd frame without a checksum only the manifest's sha256 tells a flipped bit
-        damaged += [bytes(flipped), good[:-8] + b"\0\0\0\0" + good[-4:]]
-    for data in damaged:
-        with pytest.raises(DataError, match=name):
-            read(put(tmp_path, name, data))
+@pytest.mark.parametrize("suffix", [s for s in PACK if s])
+def test_two_packed_streams_in_a_row_are_both_read(tmp_path, suffix):
+    pack = PACK[suffix]
+    assert len(read(put(tmp_path, "a.jsonl" + suffix, pack(LINES) + pack(b"") + pack(LINES)))) == 10000
+    if suffix == ".xz":
+        assert len(read(put(tmp_path, "b.jsonl.xz", pack(LINES) + bytes(8) + pack(LINES) + bytes(4)))) == 10000
 
 
 def test_lines_end_at_line_feeds_alone(tmp_path):
     text = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\rh"  # each of them an end of line to str.splitlines
     path = put(tmp_path, "a.jsonl", json.dumps({"text": text}, ensure_ascii=False) + "\n\n  \n" + '{"text": "z"}')
     assert texts(read(path)) == [text, "z"]
-    raw = '{"text": "a\u2028b\x85c"}\r\n{"text": "d"}\r\n'
-    assert texts(read(put(tmp_path, "b.jsonl", raw))) == ["a\u2028b\x85c", "d"]
+    raw = '{"text": "a\u2028b\x85c"}\r\n{"text": "d"}\n\r\n{"text": "e"}'
+    assert texts(read(put(tmp_path, "b.jsonl", raw))) == ["a\u2028b\x85c", "d", "e"]
+    table = 'text,n\r\n"a\u2028b\x85c",1\n"d\x0be",2\n'
+    assert texts(read(put(tmp_path, "c.csv", table))) == ["a\u2028b\x85c", "d\x0be"]
+
+
+BAD_LINES = [
+    (b'{"text": "good 0"}', "good 0"),
+    (b'{"text": "broken', "broken_json"),
+    (b'{"text": "good 2"}', "good 2"),
+    (b"[1, 2]", "not_an_object"),
+    (b'{"body": "x"}', "missing_field text"),
+    (b'{"text": null}', "missing_field text"),
+    (b'{"text": {"a": 1}}', "not_text text"),
+    (b'{"text": "one", "text": "two"}', "duplicate_key"),
+    (b'{"text" :"one", "n": {"text"\t: "two", "text": 3}}', "duplicate_key"),
+    (b'{"text": "one", "n": {"text": "two"}}', "one"),
+    (b'{"text": "says \\"text\\": twice", "kind": "text"}', 'says "text": twice'),
+    (b'{"text": "one", "n": 1, "n": 2}', "one"),
+    (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too_deep"),
+    (b'{"text": 1' + b"0" * 5000 + b"}", "broken_json"),
+    (b'{"text": 12345678901234567890123}', "12345678901234567890123"),
+    (b'{"text": true}', "not_text text"),
+    (b'{"text": "good", "score": NaN}', "good"),
+    (b'{"text": "raw \0 byte"}', "binary"),
+    (b'"a plain string"', "a plain string"),
+    (b'{"text": 7}', "7"),
+]
 
 
 def test_bad_lines_are_counted_with_place_and_reason(tmp_path):
-    lines = [
-        b'{"text": "good 0"}',
-        b'{"text": "broken',
-        b'{"text": "good 2"}',
-        b"[1, 2]",
-        b'{"body": "x"}',
-        b'{"text": null}',
-        b'{"text": {"a": 1}}',
-        b'{"text": "one", "text": "two"}',
-        b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        b'{"text": 1' + b"0" * 5000 + b"}",
-        b'{"text": true}',
-        b'{"text": "good", "score": NaN}',
-        b'"a plain string"',
-        b'{"text": 7}',
-    ]
-    items = read(put(tmp_path, "a.jsonl", b"\n".join(lines)))
-    assert texts(items) == [
-        "good 0",
-        "broken_json",
-        "good 2",
+    data = b"\n".join(line for line, _ in BAD_LINES)
+    items = read(put(tmp_path, "a.jsonl", data))
+    assert texts(items) == [told for _, told in BAD_LINES]
+    assert [i.record for i in items] == list(range(len(items)))
+    for item, (line, _) in zip(items, BAD_LINES, strict=True):
+        if isinstance(item, Bad):
+            assert item.file == "a.jsonl" and data[item.offset : item.offset + len(line)] == line
+            assert item.excerpt and len(item.excerpt) <= 160
+
+
+def test_json_lists_tell_the_same_faults_as_lines(tmp_path):
+    inside = [(line, told) for line, told in BAD_LINES if line != b'{"text": "broken']
+    data = b"[" + b",\n ".join(line for line, _ in inside) + b"]"
+    items = read(put(tmp_path, "a.json", data))
+    assert texts(items) == [told for _, told in inside]
+    bad = [(i, line) for i, (line, _) in zip(items, inside, strict=True) if isinstance(i, Bad)]
+    assert len(bad) > 5 and all(data[i.offset : i.offset + len(line)] == line for i, line in bad)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.sampled_from(["text", "a", "b.c"]), below),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize("template", ["{text}", "{text} {a}", "<{a.text}>", "{text:bullets}"])
+@given(value=VALUES, escape=st.booleans(), spaces=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_the_fast_way_through_json_gives_what_the_plain_one_gives(template, value, escape, spaces):
+    line = json.dumps(value, ensure_ascii=escape, separators=(", ", " : ") if spaces else (",", ":"))
+    line = line.encode("utf-8", "surrogatepass")
+    recipe = Recipe(template, "", LIMITS)
+    with pytest.MonkeyPatch.context() as patch:
+        fast = list(read_jsonl(io.BytesIO(line), "a", recipe))
+        patch.setattr(orjson, "loads", lambda raw: None)
+        assert list(read_jsonl(io.BytesIO(line), "a", recipe)) == fast
+    assert len(fast) == 1
+
+
+@given(records=st.lists(VALUES, max_size=5), chunk=st.integers(1, 40), named=st.booleans(), indent=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_json_gives_every_record_wherever_reads_cut_it(records, chunk, named, indent):
+    value = {f'k"\\{i}': r for i, r in enumerate(records)} if named else records
+    data = json.dumps(value, indent=1 if indent else None).encode()
+    recipe = Recipe("{id} {text}" if named else "{text}", "", LIMITS)
+    lines = [({"id": k, **r} if isinstance(r, dict) else r) for k, r in value.items()] if named else records
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "CHUNK", chunk)
+        got = list(read_json(io.BytesIO(data), "a", recipe))
+    if named:  # a string's id is known to the map alone
+        got = [g for g, r in zip(got, records, strict=True) if not isinstance(r, str)]
+        lines = [r for r in lines if not isinstance(r, str)]
+    expected = [next(read_jsonl(io.BytesIO(json.dumps(r).encode()), "a", recipe)) for r in lines]
+    assert texts(got) == texts(expected)
+    for item, r in zip(got, lines, strict=True):
+        if isinstance(item, Bad) and not named:
+            assert repr(json.JSONDecoder().raw_decode(data.decode(), item.offset)[0]) == repr(r)
+
+
+def test_json_maps_and_lists_give_their_records(tmp_path):
+    data = {"x": {"title": "T", "n": 1}, "y": {"title": "U"}, "z": "plain", "w": [1]}
+    assert texts(read(put(tmp_path, "a.json", json.dumps(data)), "{id} {title}")) == [
+        "x T",
+        "y U",
+        "missing_field title",
         "not_an_object",
-        "missing_field text",
-        "missing_field text",
-        "not_text text",
-        "duplicate_key",
-        "too_deep",
-        "broken_json",
-        "not_text text",
-        "good",
-        "a plain string",
-        "7",
     ]
-    broken = items[1]
-    assert (broken.file, broken.record, broken.offset) == ("a.jsonl", 1, len(lines[0]) + 1)
-    assert "broken" in broken.excerpt
-    assert all(len(i.excerpt) <= 160 for i in items if isinstance(i, Bad))
+    assert texts(read(put(tmp_path, "b.json", json.dumps(["p", {"text": "q"}])))) == ["p", "q"]
+    twice = b'{"a": {"text": "1"}, "a": {"text": "2"}}'  # JSON readers keep the last of them in silence
+    assert texts(read(put(tmp_path, "c.json", twice))) == ["1", "2"]
+    assert read(put(tmp_path, "e.json", b"\xef\xbb\xbf [ ] ")) == read(put(tmp_path, "f.json", b"{}")) == []
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b'{"a": ',
+        b'{"text": 1}\n{"text": 2}\n',
+        b"7",
+        b'[{"a":1}',
+        b'[{"a":1} {"b":2}]',
+        b"[1,]",
+        b'{"a" 1}',
+        b'["a',
+        b'["a\\',
+    ],
+)
+def test_json_that_is_not_one_value_of_records_is_an_error_with_its_place(tmp_path, broken):
+    with pytest.raises(DataError, match=r"d\.json is not one JSON value of records: byte \d+"):
+        read(put(tmp_path, "d.json", broken))
 
 
 def test_byte_order_marks_and_surrogates_and_foreign_bytes_are_repaired_one_by_one(tmp_path):
@@ -141,27 +224,12 @@ def test_text_of_no_western_encoding_is_not_turned_into_letters(tmp_path):
         assert item.repaired and item.text.count("\ufffd") > len(text) / 2
 
 
-def test_over_long_records_are_counted_not_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "MAX_RECORD", 1000)
-    monkeypatch.setattr("foundry.data.formats.MAX_RECORD", 1000)
-    monkeypatch.setattr(streams, "CHUNK", 64)
-    data = b'{"text": "a"}\n{"text": "' + b"x" * 5000 + b'"}\n{"text": "b"}\n'
-    items = read(put(tmp_path, "a.jsonl", data))
-    assert texts(items) == ["a", "record_too_long", "b"]
-    assert items[2].record == 2
-    assert texts(read(put(tmp_path, "a.txt", b"short\n<|endoftext|>\n" + b"x\n" * 3000 + b"<|endoftext|>\nlast"))) == [
-        "short",
-        "record_too_long",
-        "last",
-    ]
-
-
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 20])
 def test_lines_do_not_depend_on_the_size_of_reads(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(streams, "CHUNK", chunk)
     data = b"one\n\n\ntwo\r\nthree"
     with open(put(tmp_path, "a", data), "rb") as f:
-        lines = list(streams.read_lines(f))
+        lines = list(streams.read_lines(f, 100))
     assert [line for _, line, _ in lines] == data.split(b"\n")
     assert all(data[o : o + len(line)] == line for o, line, _ in lines)
 
@@ -176,108 +244,100 @@ def test_a_text_file_is_a_document_or_several_between_separators(tmp_path):
         )
     )
     assert texts(items) == ["one\nmore", "two <|endoftext|> inside", "three"]
-    assert texts(read(put(tmp_path, "c.md", "# Title\n"))) == ["# Title"]
-    assert texts(read(put(tmp_path, "d.txt", ""))) == [""]
-    assert texts(read(put(tmp_path, "e.txt", "Füße".encode("utf-16")))) == ["Füße"]
-    assert texts(read(put(tmp_path, "f.txt", b"%PDF-1.7\0\0\0"))) == ["binary"]
+    assert [i.record for i in items] == [0, 1, 2]
+    assert texts(read(put(tmp_path, "c.md", "\ufeff# Title\n"))) == ["# Title"]
 
 
-def test_json_maps_and_lists_give_their_records(tmp_path):
-    data = {"x": {"title": "T", "n": 1}, "y": {"title": "U"}, "z": "plain", "w": [1]}
-    assert texts(read(put(tmp_path, "a.json", json.dumps(data)), "{id} {title}")) == [
-        "x T",
-        "y U",
-        "missing_field title",
-        "not_an_object",
+def test_a_text_file_is_cut_at_the_lines_that_match(tmp_path):
+    book = "Preface\n第一回 a\nx\n第 y\r\n第二回 b\r\nz\n<|endoftext|>\n第三回\n"
+    items = read(put(tmp_path, "a.txt", book), cut="^第.回")
+    assert texts(items) == ["Preface", "第一回 a\nx\n第 y\r", "第二回 b\r\nz", "第三回"]
+    assert texts(read(put(tmp_path, "b.txt.gz", gzip.compress(book.encode())), cut="^第.回")) == texts(items)
+    assert texts(read(put(tmp_path, "c.txt", "\n\n第一回\n"), cut="^第.回")) == ["第一回"]
+
+
+@given(st.lists(st.sampled_from(["a", "", " ", "b c", "<|endoftext|>", "# x", "é"]), max_size=12), st.integers(1, 9))
+@settings(max_examples=100, deadline=None)
+def test_text_loses_nothing_but_separators_and_blank_documents(lines, chunk):
+    data = "\n".join(lines).encode()
+    expected, now = [], []
+    for line in [*lines, "<|endoftext|>"]:
+        if line == "<|endoftext|>" or line.startswith("#"):
+            expected.append("\n".join(now))
+            now = []
+        if line != "<|endoftext|>":
+            now.append(line)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "CHUNK", chunk)
+        got = texts(read_text(io.BytesIO(data), "a", Recipe("{text}", "^#", LIMITS)))
+    assert [t.rstrip("\n") for t in got] == [t.rstrip("\n") for t in expected if t.strip()]
+
+
+PAGE = """<html><head><title>T</title><meta charset="{}"><script>var x = 1;</script></head><body>
+<nav><a href="/">Home</a><a href="/b">Elsewhere</a></nav>
+<main><h1>Über Käse</h1><p>Ein Satz über den Käse &amp; das Brot.</p><p>中文</p></main></body></html>"""
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "gb18030", "utf-16"])
+def test_pages_give_their_main_text_in_the_encoding_they_name(tmp_path, charset):
+    (item,) = read(put(tmp_path, "a.html", PAGE.format(charset).encode(charset)))
+    assert item.text.split("\n\n") == ["Über Käse", "Ein Satz über den Käse & das Brot.", "中文"]
+    assert not item.repaired
+    (item,) = read(put(tmp_path, "b.htm", PAGE.format("utf-8").encode() + b"<p>\xff\xfe</p>"))
+    assert "Ein Satz über den Käse" in item.text
+
+
+@given(
+    st.lists(st.tuples(st.text(), st.text()).filter(lambda r: "\0" not in r[0] + r[1]), max_size=6),
+    st.sampled_from([("a.csv", ",", "\n"), ("a.csv", ",", "\r\n"), ("a.tsv", "\t", "\n")]),
+)
+@settings(max_examples=60, deadline=None)
+def test_csv_gives_the_fields_that_were_written(tmp_path_factory, rows, kind):
+    name, delimiter, end = kind
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
+    writer.writerows([("text", "n"), *rows])
+    path = put(tmp_path_factory.mktemp("csv"), name, "\ufeff" + out.getvalue())
+    items = read(path, "{text}|{n}")
+    assert texts(items) == [f"{a}|{b}" for a, b in rows]
+    assert [i.record for i in items] == list(range(len(rows)))
+
+
+def test_csv_rows_that_went_wrong_take_no_other_with_them(tmp_path):
+    lines = [
+        "n,text", "1,one", "2", '3,"open', "4,four", "5,five,more", '6,"closed" early', '7,"a ""b""\nc"', "8,nul \0",
+        "", "9,9\" screen", '10,"open to the end', "11,eleven",
+    ]  # fmt: skip
+    data = "\n".join(lines).encode()
+    items = read(put(tmp_path, "a.csv", data))
+    assert texts(items) == [
+        "one",
+        "ragged_row 1 of 2 fields",
+        "broken_csv",
+        "four",
+        "ragged_row 3 of 2 fields",
+        "broken_csv",
+        'a "b"\nc',
+        "binary",
+        '9" screen',
+        "broken_csv",
+        "eleven",
     ]
-    assert texts(read(put(tmp_path, "b.json", json.dumps(["p", {"text": "q"}])))) == ["p", "q"]
-    twice = b'{"a": {"text": "1"}, "a": {"text": "2"}}'
-    assert texts(read(put(tmp_path, "c.json", twice))) == ["2", "duplicate_key"]
-    for broken in (b'{"a": ', b'{"text": 1}\n{"text": 2}\n', b"7"):
-        with pytest.raises(DataError, match=r"d\.json"):
-            read(put(tmp_path, "d.json", broken))
-
-
-@pytest.fixture
-def archive(tmp_path):
-    path = tmp_path / "a.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
-        z.writestr("pkg/data/texts_en.json", json.dumps({"1": {"text": "inside " * 500}}))
-        z.writestr("pkg/data/lines.jsonl.gz", gzip.compress(LINES))
-        z.writestr("pkg/code.py", "x = 1")
-    return path
-
-
-def test_members_of_archives_are_read_and_missing_ones_named(archive, tmp_path):
-    assert texts(read(archive, member="pkg/data/texts_en.json")) == ["inside " * 500]
-    assert len(read(archive, member="pkg/data/lines.jsonl.gz")) == 5000
-    with pytest.raises(DataError, match="texts_en"):
-        read(archive, member="pkg/data/text_en.json")
-    with pytest.raises(DataError, match="member"):
-        read(archive)
-    data = bytearray(archive.read_bytes())
-    data[60] ^= 0xFF
-    with pytest.raises(DataError):
-        read(put(tmp_path, "b.whl", bytes(data)), member="pkg/data/texts_en.json")
-    with pytest.raises(DataError):
-        read(put(tmp_path, "c.whl", bytes(data[:200])), member="pkg/data/texts_en.json")
+    for item in items:
+        if isinstance(item, Bad):
+            assert data[item.offset :].decode().startswith(item.excerpt)
+    long = read(put(tmp_path, "b.csv", "text\n" + "x" * 200_000 + "\ny\n" + "z" * 300_000 + "\nw\n"), limit=250_000)
+    assert texts(long) == ["x" * 200_000, "y", "record_too_long", "w"]  # the module's own limit is 131,072
+    with pytest.raises(DataError, match=r"no column 'text'.*n, txt"):
+        read(put(tmp_path, "c.csv", "n,txt\n1,2\n"))
+    with pytest.raises(DataError, match="more than one column 'text'"):
+        read(put(tmp_path, "d.csv", "text,text\n1,2\n"))
 
 
 def test_unknown_suffix_names_the_formats(tmp_path):
     with pytest.raises(DataError, match=r"\.doc.*jsonl"):
         read(put(tmp_path, "a.doc", b"x"))
-
-
-def test_parquet_rows_are_read_and_missing_columns_named(tmp_path):
-    path = tmp_path / "a.parquet"
-    pq.write_table(
-        pa.table(
-            {
-                "title": ["a", "b", None],
-                "tags": [["x", "y"], [], ["z"]],
-                "meta": [{"year": 1}, {"year": 2}, {"year": 3}],
-            }
-        ),
-        path,
-    )
-    assert texts(read(path, "{title}: {tags} {meta.year}")) == ["a: x\ny 1", "b:  2", "missing_field title"]
-    with pytest.raises(DataError, match=r"'text'.*title, tags, meta"):
-        read(path)
-    data = path.read_bytes()
-    for damaged in (data[: len(data) // 2], b"PAR1", b""):
-        with pytest.raises(DataError, match=r"b\.parquet"):
-            read(put(tmp_path, "b.parquet", damaged), "{title}")
-
-
-def test_flipped_bit_in_a_parquet_page_with_a_checksum_is_told(tmp_path):
-    path = tmp_path / "a.parquet"
-    table = pa.table({"text": [f"row {i}" for i in range(100)]})
-    pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
-    data = bytearray(path.read_bytes())
-    data[data.index(b"row 50")] ^= 1
-    with pytest.raises(DataError, match=r"b\.parquet"):
-        read(put(tmp_path, "b.parquet", bytes(data)))
-
-
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
-def test_parquet_row_that_is_not_utf8_does_not_fail_its_column(tmp_path, kind):
-    values = pa.array(
-        [b"good", b"caf\xe9 and more", "中文".encode()], pa.binary() if kind == pa.string() else pa.large_binary()
-    )
-    column = pa.Array.from_buffers(kind, 3, values.buffers())
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": column}), path)
-    items = read(path)
-    assert texts(items) == ["good", "café and more", "中文"]
-    assert [i.repaired for i in items] == [False, True, False]
-
-
-def test_parquet_dictionary_and_binary_columns_are_text_too(tmp_path):
-    path = tmp_path / "a.parquet"
-    pq.write_table(
-        pa.table({"text": pa.array(["u", "v", "u"]).dictionary_encode(), "raw": pa.array([b"x", b"y", b"z"])}), path
-    )
-    assert texts(read(path, "{text}{raw}")) == ["ux", "vy", "uz"]
+    assert texts(read(put(tmp_path, "a.doc", b"x"), format="txt")) == ["x"]
 
 
 def test_templates_write_lists_as_lines_bullets_and_numbers():

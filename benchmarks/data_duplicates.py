@@ -1,0 +1,113 @@
+"""Near-duplicate removal: ours against datatrove's MinHash, two processes each, from jsonl files to the documents that stay.
+
+To ten documents a planted near duplicate is added (one word in a hundred changed). Recall: the share of the planted pairs of
+which one document is dropped. Precision: the share of the dropped documents that belong to a planted pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from benchmarks.corpus_for_data import clean_texts
+from foundry.data.dedup import BANDS, band_keys, drop_near, equal_pairs, jaccard, shingles
+from foundry.data.words import units
+
+CHUNK = 256
+
+
+def _read(path: Path) -> list[str]:
+    return [orjson.loads(line)["text"] for line in path.read_bytes().split(b"\n") if line]
+
+
+def _keys(path: Path) -> np.ndarray:
+    texts = _read(path)
+    return np.concatenate([band_keys([units(t) for t in texts[i : i + CHUNK]]) for i in range(0, len(texts), CHUNK)])
+
+
+def _compare(task: list[tuple[str, str]]) -> list[float]:
+    return [jaccard(shingles(units(a)), shingles(units(b))) for a, b in task]
+
+
+def ours(folder: Path, out: Path, pool: ProcessPoolExecutor) -> dict:
+    start = time.perf_counter()
+    paths = sorted(folder.glob("*.jsonl"))
+    keys = np.concatenate(list(pool.map(_keys, paths)))
+    pairs = np.unique(
+        np.concatenate([equal_pairs(lambda b=b: iter([keys[:, b]]), len(keys), 512 << 20) for b in range(BANDS)]),
+        axis=0,
+    )
+    records = [orjson.loads(line) for p in paths for line in p.read_bytes().split(b"\n") if line]
+    texts = [(records[a]["text"], records[b]["text"]) for a, b in pairs.tolist()]
+    parts = pool.map(_compare, [texts[i : i + 128] for i in range(0, len(texts), 128)])
+    similarity = np.array([s for part in parts for s in part])
+    dropped = drop_near(pairs, similarity, lambda a, b: _compare([(records[a]["text"], records[b]["text"])])[0], 0.7)
+    kept = [r for i, r in enumerate(records) if i not in dropped]
+    with open(out, "wb") as f:
+        f.writelines(orjson.dumps(r) + b"\n" for r in kept)
+    return {"seconds": time.perf_counter() - start, "kept": [r["id"] for r in kept]}
+
+
+def plant(folder: Path, project: Path, megabytes: float) -> tuple[float, list[str], dict[str, str]]:
+    """Writes four jsonl files; (megabytes, all ids, {planted: the document it resembles})."""
+    rng = random.Random(1)
+    texts = clean_texts(project)
+    documents, planted, size = [], {}, 0
+    while size < megabytes * 1e6:
+        text = "\n\n".join(rng.sample(texts, 6))[:4000]
+        documents.append((f"d{len(documents)}", text))
+        size += len(text.encode())
+    for i, (origin, text) in enumerate(rng.sample(documents, len(documents) // 10)):
+        words = text.split(" ")
+        for k in rng.sample(range(len(words)), max(1, len(words) // 100)):
+            words[k] = "changed"
+        planted[f"p{i}"] = origin
+        documents.append((f"p{i}", " ".join(words)))
+        size += len(documents[-1][1].encode())
+    for k in range(4):
+        part = documents[k * len(documents) // 4 : (k + 1) * len(documents) // 4]
+        (folder / f"{k}.jsonl").write_bytes(b"".join(orjson.dumps({"id": n, "text": t}) + b"\n" for n, t in part))
+    return size / 1e6, [n for n, _ in documents], planted
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.data duplicates", description=__doc__)
+    parser.add_argument("--peers", required=True, help="a Python with datatrove (see python -m benchmarks.data --help)")
+    parser.add_argument("--project", type=Path, default=Path(), help="a project whose clean stage has run")
+    parser.add_argument("--megabytes", type=float, default=10.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(2) as pool:
+        tmp = Path(name)
+        source = tmp / "source"
+        source.mkdir()
+        size, ids, planted = plant(source, args.project, args.megabytes)
+        list(pool.map(_keys, [source / "0.jsonl"] * 4))  # modules loaded
+        sides: dict[str, list[dict]] = {"foundry": [], "datatrove": []}
+        for r in range(args.rounds):
+            sides["foundry"].append(ours(source, tmp / "out.jsonl", pool))
+            script = Path(__file__).with_name("peer_duplicates.py")
+            command = [args.peers, str(script), str(source), str(tmp / f"work{r}")]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            sides["datatrove"].append(json.loads(done.stdout.splitlines()[-1]))
+    print(f"{len(ids)} documents, {size:.1f} MB, {len(planted)} planted pairs, 2 processes, {args.rounds} rounds")
+    rates = {}
+    for side, runs in sides.items():
+        rates[side] = statistics.median(size / r["seconds"] for r in runs)
+        dropped = set(ids) - set(runs[0]["kept"])
+        recall = statistics.mean(bool({a, b} & dropped) for a, b in planted.items())
+        precision = len(dropped & (planted.keys() | set(planted.values()))) / max(1, len(dropped))
+        print(
+            f"  {side:10} {rates[side]:8.2f} MB/s, {len(dropped)} dropped, recall {recall:.3f}, precision {precision:.3f}"
+        )
+    print(f"  ratio      {rates['foundry'] / rates['datatrove']:8.1f}")

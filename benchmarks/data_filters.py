@@ -1,0 +1,84 @@
+"""Quality and repetition filters (Gopher, C4, FineWeb): ours against datatrove's, two processes each, on the same texts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+from benchmarks.corpus_for_data import web_like
+from benchmarks.peer_filters import SETS
+from foundry.config.corpus import Clean
+from foundry.data.rules import Rules
+
+_texts: list[str] = []
+_rules: dict[tuple[str, ...], Rules] = {}
+
+
+def _load(path: str) -> None:
+    _texts[:] = json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _judge(task: tuple[int, int, tuple[str, ...]]) -> list[bool]:
+    start, stop, names = task
+    if names not in _rules:
+        off = {
+            "min_chars": 1,
+            "max_chars": 10**9,
+            "max_symbol_ratio": 1.0,
+            "max_dup_line_ratio": 1.0,
+            "max_top_ngram_ratio": 1.0,
+        }
+        _rules[names] = Rules(Clean(**off, **{n: {"enabled": True} for n in names}), Path())
+    return [_rules[names].apply(t, "en")[2] is None for t in _texts[start:stop]]
+
+
+def ours(path: Path, n: int) -> dict:
+    cuts = [*range(0, n, 25), n]
+    with ProcessPoolExecutor(2, initializer=_load, initargs=(str(path),)) as pool:
+        list(pool.map(_judge, [(0, 5, SETS)] * 4))
+        decisions = {}
+        for names in [*((s,) for s in SETS), SETS]:
+            start = time.perf_counter()
+            tasks = [(a, b, names) for a, b in pairwise(cuts)]
+            decisions["+".join(names)] = [d for part in pool.map(_judge, tasks) for d in part]
+            seconds = time.perf_counter() - start
+    return {"seconds": seconds, "decisions": decisions}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.data filters", description=__doc__)
+    parser.add_argument("--peers", required=True, help="a Python with datatrove (see python -m benchmarks.data --help)")
+    parser.add_argument("--project", type=Path, default=Path(), help="a project whose clean stage has run")
+    parser.add_argument("--megabytes", type=float, default=4.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args(argv)
+    texts = web_like(args.project, args.megabytes)
+    size = sum(len(t.encode()) for t in texts) / 1e6
+    with tempfile.TemporaryDirectory() as tmp:
+        path = Path(tmp, "texts.json")
+        path.write_text(json.dumps(texts), encoding="utf-8")
+        sides: dict[str, list[dict]] = {"foundry": [], "datatrove": []}
+        for _ in range(args.rounds):
+            sides["foundry"].append(ours(path, len(texts)))
+            script = Path(__file__).with_name("peer_filters.py")
+            done = subprocess.run([args.peers, str(script), str(path)], capture_output=True, text=True, check=True)
+            sides["datatrove"].append(json.loads(done.stdout.splitlines()[-1]))
+    rates = {name: statistics.median(size / r["seconds"] for r in runs) for name, runs in sides.items()}
+    print(
+        f"{len(texts)} documents, {size:.1f} MB, 2 processes, {args.rounds} rounds; all four sets one after the other"
+    )
+    for name, rate in rates.items():
+        print(f"  {name:10} {rate:8.2f} MB/s")
+    print(f"  ratio      {rates['foundry'] / rates['datatrove']:8.1f}")
+    mine, theirs = (sides[s][0]["decisions"] for s in ("foundry", "datatrove"))
+    for names in mine:
+        equal = statistics.mean(a == b for a, b in zip(mine[names], theirs[names], strict=True))
+        kept = statistics.mean(theirs[names])
+        print(f"  equal decisions {equal:.2%}, datatrove keeps {kept:.1%}: {names}")

@@ -1,0 +1,104 @@
+"""Batches a second against nanoGPT's `get_batch`, both sides in one run.
+
+The yardstick is nanoGPT's algorithm, written here from its description: the token file is memory-mapped anew for every batch, a random
+place is drawn for each row, and two rows are cast to int64 and stacked. The other side is `foundry.DataLoader` on shards with the
+same tokens, in each way of packing. Batches of 16 x 256, x and y int64, 64 M random uint16 tokens, files in the page cache. The sides
+take turns; medians are printed with their spread. The loader's first batch (opening, hashing, planning) is outside the clock and told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from foundry.data.loader import DataLoader
+from foundry.data.shards import FORMAT
+from foundry.utils.files import sha256_file, write_json
+
+BATCH, SEQ_LEN = 16, 256
+
+
+def make_tokens(folder: Path, tokens: int, seed: int) -> Path:
+    """Random documents as one shard and, the same tokens, as one flat file; returns the flat file."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(3, 50_257, tokens, dtype=np.uint16)
+    lengths = np.minimum(rng.lognormal(5.5, 1.0, tokens // 200).astype(np.int64) + 2, 4096)
+    ends = np.cumsum(lengths)
+    ends = np.append(ends[ends < tokens - 2], tokens)
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
+    values[offsets[:-1]], values[offsets[1:] - 1] = 1, 2
+    (folder / "train").mkdir(parents=True)
+    table = pa.record_batch(
+        {
+            "tokens": pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)),
+            "doc_id": pa.array([str(i) for i in range(len(offsets) - 1)]),
+            "n_bytes": pa.array(np.diff(offsets).astype(np.int64)),
+        }
+    )
+    path = folder / "train" / "shard-00000.arrow"
+    with pa.OSFile(str(path), "wb") as f, pa.ipc.new_file(f, table.schema) as writer:
+        writer.write_batch(table)
+    info = {"file": path.name, "sha256": sha256_file(path), "source": "random", "documents": len(table), "tokens": tokens,
+            "bytes": tokens, "weight": 1.0}  # fmt: skip
+    index = {"format": FORMAT, "dtype": "uint16", "vocab_size": 50_257, "tokenizer_sha256": "0" * 64,
+             "splits": {"train": {"shards": [info]}}}  # fmt: skip
+    write_json(folder / "index.json", index)
+    values.tofile(folder / "train.bin")
+    return folder / "train.bin"
+
+
+def nanogpt_get_batch(path: Path) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
+    def get_batch(_: int) -> tuple[torch.Tensor, torch.Tensor]:
+        data = np.memmap(path, dtype=np.uint16, mode="r")
+        ix = torch.randint(len(data) - SEQ_LEN, (BATCH,))
+        x = torch.stack([torch.from_numpy(data[i : i + SEQ_LEN].astype(np.int64)) for i in ix])
+        y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + SEQ_LEN].astype(np.int64)) for i in ix])
+        return x, y
+
+    return get_batch
+
+
+def rate(batch: Callable[[int], tuple[torch.Tensor, torch.Tensor]], seconds: float, first: int) -> float:
+    """Million tokens a second."""
+    step, begin = first, time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        for _ in range(50):
+            batch(step)
+            step += 1
+    return (step - first) * BATCH * SEQ_LEN / (time.perf_counter() - begin) / 1e6
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="data_loader", description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each side in each round")
+    parser.add_argument("--tokens", type=int, default=64_000_000)
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as tmp:
+        flat = make_tokens(Path(tmp) / "shards", args.tokens, seed=1)
+        sides = {"nanoGPT get_batch": nanogpt_get_batch(flat)}
+        for packing in ("cut", "best_fit", "document"):
+            begin = time.perf_counter()
+            loader = DataLoader(Path(tmp) / "shards", BATCH, SEQ_LEN, packing=packing)
+            loader.batch(0)
+            print(
+                f"foundry {packing}: first batch after {time.perf_counter() - begin:.2f} s, padding {loader.padding:.2%}"
+            )
+            sides[f"foundry {packing}"] = loader.batch
+        seen: dict[str, list[float]] = {name: [] for name in sides}
+        for turn in range(args.rounds):
+            for name, batch in sides.items():
+                seen[name].append(rate(batch, args.seconds, turn * 100_000))
+    base = statistics.median(seen["nanoGPT get_batch"])
+    print(f"\n{'batches of 16 x 256':24}{'M tokens/s':>12}{'spread':>18}{'ratio':>8}")
+    for name, values in seen.items():
+        middle = statistics.median(values)
+        print(f"{name:24}{middle:12.1f}{f'{min(values):.1f} - {max(values):.1f}':>18}{middle / base:8.1f}")

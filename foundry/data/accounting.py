@@ -1,0 +1,222 @@
+"""Where every record went: in = kept + dropped by reason + quarantined, for each file and in total.
+
+Also what the reports show of the documents that stay: languages, lengths, domains, duplicate clusters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foundry.config import DataError
+from foundry.data.formats import EXCERPT
+from foundry.data.prepare import SAMPLES, Counts, Job, Samples, read_rows
+from foundry.data.rules import REASONS
+from foundry.data.schema import SPLITS
+from foundry.utils.files import atomic_write
+
+if TYPE_CHECKING:
+    from foundry.data.clean import Cleaning
+
+Result = dict[str, Any]  # of a unit: Counts.as_json() and its samples
+CLUSTERS, DOMAINS = 20, 50
+
+
+@dataclass
+class Statistics:
+    """Of the documents that stay."""
+
+    kept: Counter[int] = field(default_factory=Counter)  # by unit
+    documents: Counter[tuple[str, str]] = field(default_factory=Counter)  # (split, source)
+    bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+    language_bytes: Counter[str] = field(default_factory=Counter)
+    chars: Counter[int] = field(default_factory=Counter)  # bit length of the number of characters
+    domains: Counter[str] = field(default_factory=Counter)
+
+    def add(self, unit: int, source: str, split: str, data: bytes, lang: str, domain: str) -> None:
+        self.kept[unit] += 1
+        self.documents[split, source] += 1
+        self.bytes[split, source] += len(data)
+        self.languages[lang] += 1
+        self.language_bytes[lang] += len(data)
+        self.chars[len(data.decode()).bit_length()] += 1
+        if domain:
+            self.domains[domain] += 1
+
+
+def nothing() -> Result:
+    return {**Counts().as_json(), "samples": {}}
+
+
+def add_up(total: Result, more: Result) -> None:
+    """Adds the counts of a unit's second pass to those of its first."""
+    for key in ("dropped", "repaired"):
+        total[key] = dict(Counter(total[key]) + Counter(more[key]))
+    for reason, lines in more["samples"].items():
+        total["samples"].setdefault(reason, []).extend(lines)
+
+
+def record_bases(job: Job, results: list[Result]) -> list[int]:
+    """The number of each unit's first record in its file (an archive's members are numbered through)."""
+    seen = Counter[tuple]()
+    bases = []
+    for unit, done in zip(job.units, results, strict=True):
+        place = (unit.source, unit.file)
+        bases.append(seen[place])
+        seen[place] += done["documents"] + done["bad"]
+    return bases
+
+
+def by_file(job: Job) -> dict[tuple[int, int], list[int]]:
+    """(source, file) → numbers of its units."""
+    out: dict[tuple[int, int], list[int]] = {
+        (s, f): [] for s, source in enumerate(job.sources) for f in range(len(source["files"]))
+    }
+    for n, unit in enumerate(job.units):
+        out[unit.source, unit.file].append(n)
+    return out
+
+
+def check_files(job: Job, results: list[Result]) -> None:
+    """Refuses files with too many unreadable records, and sources without documents; all of them told together."""
+    problems = []
+    for (s, f), numbers in by_file(job).items():
+        bad, documents = (sum(results[n][k] for n in numbers) for k in ("bad", "documents"))
+        share = bad / (bad + documents) if bad else 0.0
+        if share > job.params.max_bad_fraction:
+            told = "; ".join(
+                f"record {b['record']}: {b['reason']} {b['excerpt'][:60]!r}" for b in _first_bad(job, numbers)
+            )
+            problems.append(
+                f"{job.sources[s]['files'][f]['path']}: {bad} of {bad + documents} records cannot be read ({share:.1%}; "
+                f"clean.max_bad_fraction allows {job.params.max_bad_fraction:.1%}). {told}. Mend the file, its format or "
+                "its text template"
+            )
+    for s, source in enumerate(job.sources):
+        mine = [done for unit, done in zip(job.units, results, strict=True) if unit.source == s]
+        if not sum(done["documents"] for done in mine) and not problems:
+            problems.append(
+                f"{source['name']} holds no document (files: {len(source['files'])}, bytes: "
+                f"{sum(f['bytes'] for f in source['files'])}, unreadable records: {sum(d['bad'] for d in mine)}). Check what {source['url']} points to, its format ({source['format']}) and its text template"
+            )
+    if problems:
+        raise DataError(
+            "\n  - ".join(problems) if len(problems) == 1 else "\n  - ".join(["the corpus is not readable:", *problems])
+        )
+
+
+def _first_bad(job: Job, numbers: list[int]) -> list[dict[str, Any]]:
+    out: list[dict[str, Any]] = []
+    for n in numbers:
+        path = job.path(n, "bad.jsonl")
+        if path.exists():
+            with open(path, encoding="utf-8") as f:
+                out += [json.loads(line) for _, line in zip(range(3 - len(out)), f, strict=False)]
+    return out
+
+
+def write_quarantine(job: Job, bases: list[int], path: Path) -> None:
+    """Every unreadable record: source, file, record, byte offset, reason, excerpt; one a line."""
+    with atomic_write(path, "w") as out:
+        for n, base in enumerate(bases):
+            bad = job.path(n, "bad.jsonl")
+            if bad.exists():
+                with open(bad, encoding="utf-8") as f:
+                    for line in f:
+                        item = json.loads(line)
+                        item["record"] += base
+                        out.write(json.dumps({"source": job.sources[job.units[n].source]["name"], **item}) + "\n")
+
+
+def rows_in(job: Job, number: int) -> int:
+    return sum(len(batch) for batch in read_rows(job, number))
+
+
+def count_duplicates(run: Cleaning) -> None:
+    """Counts the dropped duplicates under their units, and keeps the same few examples of each reason in every run."""
+    chosen: dict[str, list[int]] = {}
+    for i in sorted(run.dropped, key=lambda i: int(run.ids[i])):
+        some = chosen.setdefault(run.dropped[i][2], [])
+        if len(some) < SAMPLES:
+            some.append(i)
+    wanted = {i for some in chosen.values() for i in some}
+    sizes = Counter(first for first, _, _ in run.dropped.values())
+    largest = sorted(sizes, key=lambda i: (-sizes[i], i))[:CLUSTERS]
+    texts = _texts(run, wanted | set(largest))
+    for i, (first, similarity, reason) in run.dropped.items():
+        number = run.unit_of(i)
+        dropped = run.results[number]["dropped"]
+        dropped[reason] = dropped.get(reason, 0) + 1
+        if i in wanted:
+            file, record, text = texts[i]
+            example = {
+                "file": file,
+                "record": record,
+                "reason": reason,
+                "rule": "jaccard",
+                "value": round(similarity, 4),
+            }
+            threshold = run.params.near_dup_threshold if reason == "near_duplicate" else 1.0
+            more = {"threshold": threshold, "duplicate_of": f"{int(run.ids[first]):016x}", "excerpt": text[:EXCERPT]}
+            line = json.dumps({**example, **more}, ensure_ascii=False)
+            run.results[number]["samples"].setdefault(f"dropped {reason}", []).append(line)
+    run.clusters = [{"copies": sizes[i], "excerpt": texts[i][2][:EXCERPT]} for i in largest]
+
+
+def _texts(run: Cleaning, wanted: set[int]) -> dict[int, tuple[str, int, str]]:
+    """{document: (file, record in the unit, text)}"""
+    out = {}
+    i = 0
+    for n in run.prepared:
+        for batch in read_rows(run.job, n, ["file", "record", "text"]):
+            for k in (k for k in range(len(batch)) if i + k in wanted):
+                file, record, text = (batch.column(c)[k].as_py() for c in range(3))
+                out[i + k] = (file, record, text.decode())
+            i += len(batch)
+    return out
+
+
+def check_amounts(run: Cleaning, splits: Counter[str]) -> None:
+    """Refuses a corpus that was mostly dropped, or that leaves a split empty."""
+    params = run.params
+    total = sum(done["documents"] for done in run.results)
+    dropped = sum((Counter(done["dropped"]) for done in run.results), Counter[str]())
+    worst = max(REASONS, key=lambda r: dropped[r])  # of equal counts the first rule in order
+    told = ", ".join(f"{r} {dropped[r]}" for r in REASONS if dropped[r]) or "nothing"
+    most = f"Dropped: {told}. The rule {worst} dropped most; see {REASONS[worst]}" if dropped else "No rule dropped any"
+    kept = splits.total()
+    if not kept:
+        raise DataError(f"every one of the {total} documents was dropped. {most}")
+    if (share := dropped.total() / total) > params.max_rejected:
+        raise DataError(
+            f"{dropped.total()} of {total} documents were dropped ({share:.1%}; clean.max_rejected allows "
+            f"{params.max_rejected:.1%}). {most}"
+        )
+    if empty := [s for s in SPLITS if not splits[s]]:
+        raise DataError(
+            f"no document for {' and '.join(empty)}: {kept} of {total} documents were kept, and a hash draws each one's split "
+            f"(clean.val_fraction {params.val_fraction}, clean.test_fraction {params.test_fraction}). Add documents or raise "
+            "the fractions; a text file is one document unless lines that read <|endoftext|> or match the source's `cut` "
+            f"divide it. {most}"
+        )
+
+
+def merged_samples(run: Cleaning) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """{(source, kind): examples}: the same sample for every division into units; records numbered in their files."""
+    merged = Samples(SAMPLES)
+    for unit, base, done in zip(run.job.units, run.bases, run.results, strict=True):
+        for kind, lines in done["samples"].items():
+            for line in lines:
+                example = json.loads(line)
+                example["record"] += base
+                merged.add(f"{unit.source:05d} {kind}", example)
+    out = {}
+    for key, lines in merged.lines().items():
+        number, kind = key.split(" ", 1)
+        examples = sorted((json.loads(x) for x in lines), key=lambda e: (e["file"], e["record"]))
+        out[run.job.sources[int(number)]["name"], kind] = examples
+    return out

@@ -1,0 +1,130 @@
+"""Units: the same result for every number of workers, size of units and executor; what a killed run finished is kept."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from cleaning import MINE, OUT, digests, run, texts
+
+from foundry.config import FoundryError, parse_config
+from foundry.utils import executor
+from foundry.utils.executor import map_units
+
+ROOT = Path(__file__).parents[2]
+RULES = {"max_line_documents": 3, "near_dup_threshold": 0.6, "fix_mojibake": True}
+
+
+@pytest.fixture
+def mixed(corpus, story):
+    """The corpus, and a third file with lines that many documents share and records that cannot be read."""
+    with open(corpus / "corpus/c.jsonl", "w") as f:
+        for i in range(60):
+            text = f"{story(1000 + i, 40)}\nRead our cookie notice before you go on.\nmail me{i}@example.org"
+            f.write(json.dumps({"text": text}) + "\n" + ('{"text": 7}\n' if i % 30 == 7 else ""))
+    return corpus
+
+
+@pytest.mark.parametrize("rules", [{}, RULES], ids=["default", "repeats"])
+def test_every_division_of_the_work_gives_the_same_bytes(mixed, rules):
+    run(MINE, **rules)
+    expected = digests()
+    for runtime in (
+        {"workers": 3},
+        {"unit_bytes": 1024},
+        {"workers": 2, "unit_bytes": 4096},
+        {"memory_bytes": 1 << 20},
+    ):
+        run(MINE, runtime=runtime, **rules)
+        assert digests() == expected, runtime
+
+
+def test_ray_gives_the_same_bytes(mixed, monkeypatch):
+    run(MINE)
+    expected = digests()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for Ray's workers
+    run(MINE, runtime={"executor": "ray", "workers": 2, "unit_bytes": 8192})
+    assert digests() == expected
+
+
+def test_sorting_in_passes_finds_the_same(mixed, monkeypatch):
+    from foundry.data import dedup
+
+    run(MINE, **RULES)
+    expected = digests()
+    monkeypatch.setattr(dedup, "_SORT_BYTES", 40_000)  # 300 documents need a dozen passes
+    run(MINE, runtime={"memory_bytes": 1 << 20}, **RULES)
+    assert digests() == expected
+
+
+def test_killed_run_keeps_its_finished_units(mixed):
+    """SIGKILL at moments in between; the last run does only what is left, and the result is the same."""
+    run(MINE)
+    expected = digests()
+    params = {"download": {"sources": [MINE]}, "runtime": {"workers": 1, "unit_bytes": 1024}}
+    (mixed / "params.yaml").write_text(yaml.safe_dump(params))
+    work = mixed / ".foundry/clean"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "FOUNDRY_PROGRESS": "0"}
+    for wanted in (3, 20, 40):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stages.clean"], cwd=mixed, env=env, stdout=subprocess.DEVNULL
+        )
+        while len(list(work.glob("*/*.json"))) < wanted and process.poll() is None:
+            time.sleep(0.005)
+        assert process.poll() is None, "the stage ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run([sys.executable, "-m", "stages.clean"], cwd=mixed, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (told,) = [line for line in done.stdout.splitlines() if "finished by an earlier run" in line]
+    assert int(told.split()[1]) >= 40
+    assert digests() == expected
+    assert not list(work.glob("*/"))
+
+
+def test_other_rules_do_not_meet_old_units(mixed):
+    run(MINE, runtime={"unit_bytes": 2048})
+    first = texts()
+    run(MINE, runtime={"unit_bytes": 2048}, near_dedup="ignore")
+    assert len(texts()) == len(first) + 20
+
+
+def _double(context, item):
+    return context * item
+
+
+def _die(context, item):
+    if item == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def _refuse(context, item):
+    raise FoundryError(f"unit {item} is wrong")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_order(workers):
+    runtime = parse_config({"download": {"sources": [MINE]}, "runtime": {"workers": workers}}).runtime
+    assert list(map_units(_double, 3, list(range(50)), runtime)) == [3 * i for i in range(50)]
+    with pytest.raises(FoundryError, match="unit 1 is wrong"):
+        list(map_units(_refuse, None, [1, 2], runtime))
+
+
+def test_killed_worker_is_told():
+    runtime = parse_config({"download": {"sources": [MINE]}, "runtime": {"workers": 2}}).runtime
+    with pytest.raises(FoundryError, match="worker processes was killed"):
+        list(map_units(_die, None, [1, 2, 3], runtime))
+
+
+def test_missing_ray_cluster_is_told():
+    values = {"executor": "ray", "ray_address": "127.0.0.1:9"}
+    runtime = parse_config({"download": {"sources": [MINE]}, "runtime": values}).runtime
+    with pytest.raises(FoundryError, match="no Ray cluster answers"):
+        list(executor.map_units(_double, 1, [1], runtime))
+    assert not OUT.exists()

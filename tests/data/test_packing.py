@@ -1,0 +1,338 @@
+"""Mixture and packing: exact in every epoch, nothing lost or doubled, the same for every number of ranks."""
+
+import tempfile
+from collections import Counter
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foundry import DataLoader
+from foundry.config import DataError
+from foundry.data.documents import IGNORE
+from foundry.data.mixture import Mixture
+from foundry.data.packing import cut_documents, pack_best_fit
+from foundry.data.shards import FORMAT, Shards
+from foundry.utils.files import sha256_file, write_json
+
+WAYS = ("cut", "best_fit", "document")
+QUICK = settings(max_examples=20, deadline=None)
+
+
+def open_shards(sources, weights=None):
+    """Shards of {source: [lengths of the texts of each shard]}; every text token is a number of its own, from 10."""
+    with tempfile.TemporaryDirectory() as folder:  # the mapped files live on until they are let go
+        return write_and_open(Path(folder), sources, weights or {})
+
+
+def write_and_open(folder, sources, weights):
+    infos, number = [], 10
+    (folder / "train").mkdir()
+    for source, shards in sources.items():
+        for lengths in shards:
+            documents = []
+            for n in lengths:
+                documents.append([1, *range(number, number + n), 2])
+                number += n
+            path = folder / "train" / f"shard-{len(infos):05d}.arrow"
+            table = pa.table(
+                {
+                    "tokens": pa.array(documents, pa.list_(pa.uint32())),
+                    "n_bytes": pa.array([0] * len(documents), pa.int64()),
+                }
+            )
+            batch = table.combine_chunks().to_batches()[0]
+            with pa.OSFile(str(path), "wb") as f, pa.ipc.new_file(f, batch.schema) as writer:
+                writer.write_batch(batch)
+            infos.append(
+                {"file": path.name, "sha256": sha256_file(path), "source": source, "tokens": sum(map(len, documents)),
+                 "weight": float(weights.get(source, 1))}
+            )  # fmt: skip
+    write_json(
+        folder / "index.json", {"format": FORMAT, "tokenizer_sha256": "", "splits": {"train": {"shards": infos}}}
+    )
+    return Shards(folder, "train")
+
+
+def read_epochs(loader, epochs):
+    """Tokens and targets of whole epochs; loaders have a batch size of 1."""
+    out = [loader.batch(s) for s in range(epochs * loader.windows)]
+    return torch.cat([x for x, _ in out]), torch.cat([y for _, y in out])
+
+
+def document_pairs(shards):
+    """Every (token, next token) inside a document, how often it occurs."""
+    return Counter((int(a), int(b)) for tokens in _documents(shards) for a, b in pairwise(tokens))
+
+
+def _documents(shards):
+    for tokens, offsets in zip(shards.tokens, shards.offsets, strict=True):
+        for a, b in pairwise(offsets):
+            yield tokens[a:b]
+
+
+lengths = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=12), min_size=1, max_size=3)
+
+
+# the mixture
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 50), st.sampled_from([0.1, 0.25, 0.3, 0.5, 1, 1.5, 2, 2.75])), min_size=1, max_size=4
+    )
+)
+@QUICK
+def test_each_source_gives_exactly_its_share_to_every_epoch(parts):
+    mixture = Mixture([n for n, _ in parts], [w for _, w in parts])
+    assert mixture.size == sum(round(n * w) for n, w in parts)
+    for epoch in range(5):
+        starts, sources, firsts = mixture.runs(epoch)
+        assert starts[0] == 0 and starts[-1] == mixture.size and (np.diff(starts) > 0).all()
+        units = Counter()
+        for s, first, n in zip(sources, firsts, np.diff(starts), strict=True):
+            assert first >= 0 and first + n <= parts[s][0]
+            units.update((int(s), int(u)) for u in range(first, first + n))
+        for s, (n, w) in enumerate(parts):
+            counts = [units[s, u] for u in range(n)]
+            assert sum(counts) == round(n * w)
+            assert max(counts, default=0) - min(counts, default=0) <= 1  # copies, and one slice
+
+
+@pytest.mark.parametrize("weight", [Fraction(1, 4), Fraction(3, 4), Fraction(7, 4), Fraction(2)])
+def test_over_some_epochs_every_unit_of_a_source_is_read_equally_often(weight):
+    mixture, units = Mixture([40], [float(weight)]), Counter()
+    for epoch in range(weight.denominator):
+        starts, _, firsts = mixture.runs(epoch)
+        units.update(u for first, n in zip(firsts, np.diff(starts), strict=True) for u in range(first, first + n))
+    assert set(units.values()) == {weight.numerator} and len(units) == 40
+
+
+# cut
+
+
+@given(lengths, lengths, st.sampled_from([1, 2, 5, 16]), st.sampled_from([1, 2, 0.5, 1.5]))
+@QUICK
+def test_cut_reads_the_stream_of_the_epoch_and_its_targets_lie_one_further(one, two, seq_len, weight):
+    shards = open_shards({"one": one, "two": two}, {"two": weight})
+    source = {
+        s: np.concatenate([t for t, i in zip(shards.tokens, shards.infos, strict=True) if i["source"] == s])
+        for s in ("one", "two")
+    }
+    n = len(source["two"])
+    units = round(n * weight)
+    if len(source["one"]) + units < seq_len:
+        return
+    loader = DataLoader(shards, 1, seq_len)
+    for epoch in range(3):
+        rest = units % n
+        two_now = np.concatenate(
+            [*[source["two"]] * (units // n), np.take(source["two"], np.arange(rest) + epoch * rest, mode="wrap")]
+        )
+        stream = np.concatenate([source["one"], two_now])
+        assert len(stream) == loader.tokens_per_epoch
+        covered = []
+        for step in range(epoch * loader.windows, (epoch + 1) * loader.windows):
+            tokens, targets = loader.batch(step)
+            start = int(loader._layout.starts(*loader.samples(step)[0])[0])
+            assert tokens[0].tolist() == np.take(stream, np.arange(start, start + seq_len), mode="wrap").tolist()
+            assert (
+                targets[0].tolist() == np.take(stream, np.arange(start + 1, start + seq_len + 1), mode="wrap").tolist()
+            )
+            covered += [(start + i) % len(stream) for i in range(seq_len)]
+        assert len(set(covered)) == len(covered) > len(stream) - seq_len
+
+
+# packing
+
+
+@given(st.lists(st.integers(1, 40), max_size=200), st.integers(40, 64))
+@QUICK
+def test_best_fit_is_best_fit_decreasing(sizes, capacity):
+    """Against the definition, one piece after another."""
+    rows = pack_best_fit(np.array(sizes, np.int64), capacity)
+    left = []
+    for size in sorted(sizes, reverse=True):
+        fits = [r for r in range(len(left)) if left[r] >= size]
+        best = min(fits, key=lambda r: left[r]) if fits else len(left)
+        if not fits:
+            left.append(capacity)
+        left[best] -= size
+    seen = np.bincount(rows, weights=sizes, minlength=len(left)).astype(int) if sizes else []
+    assert sorted(capacity - n for n in seen) == sorted(left)
+    assert len(set(rows.tolist())) == len(left)
+
+
+@given(lengths, st.integers(1, 20))
+@QUICK
+def test_pieces_cover_every_document(shards, seq_len):
+    offsets = np.cumsum([0, *(n + 2 for n in shards[0])])
+    first, places = cut_documents(offsets.astype(np.int32), seq_len)
+    inputs = [i for a, n in zip(first, places, strict=True) for i in range(a, a + n)]
+    assert inputs == [i for a, b in pairwise(offsets) for i in range(a, b - 1)]
+    assert places.min() >= 1 and places.max() <= seq_len
+
+
+@pytest.mark.parametrize("way", ["best_fit", "document"])
+@given(one=lengths, two=lengths, seq_len=st.sampled_from([1, 3, 8, 40]))
+@QUICK
+def test_packing_reads_every_token_of_every_document_once_an_epoch(way, one, two, seq_len):
+    shards = open_shards({"one": one, "two": two})
+    loader = DataLoader(shards, 1, seq_len, packing=way)
+    orders = []
+    for epoch in range(2):
+        steps = range(epoch * loader.windows, (epoch + 1) * loader.windows)
+        rows = [loader.batch(s) for s in steps]
+        pairs = Counter((int(a), int(b)) for x, y in rows for a, b in zip(x[0], y[0], strict=True) if b != IGNORE)
+        assert pairs == document_pairs(shards)
+        orders.append([x[0].tolist() for x, _ in rows])
+        places = sum(x.numel() for x, _ in rows)
+        assert places == loader.tokens_per_epoch
+        assert loader.padding == pytest.approx(1 - sum(pairs.values()) / places)
+    assert sorted(orders[0]) == sorted(orders[1])
+
+
+@pytest.mark.parametrize("way", ["best_fit", "document"])
+@given(one=lengths, seq_len=st.sampled_from([3, 8, 40]))
+@QUICK
+def test_documents_that_fit_are_never_cut(way, one, seq_len):
+    shards = open_shards({"one": one})
+    loader = DataLoader(shards, 1, seq_len, packing=way)
+    rows = [loader.batch(s) for s in range(loader.windows)]
+    lines = [" ".join(map(str, [*x[0].tolist(), int(y[0][y[0] != IGNORE][-1])])) for x, y in rows]
+    for document in _documents(shards):
+        if len(document) - 1 <= seq_len and len(document) > 2:
+            inputs = f" {' '.join(map(str, document[:-1].tolist()))} "
+            assert sum(f" {line} ".count(inputs) for line in lines) == 1
+    if way == "document":
+        assert all((x[0] == 1).sum() <= 1 for x, _ in rows)
+
+
+@pytest.mark.parametrize("way", ["best_fit", "document"])
+def test_weights_count_rows_of_a_packed_source(way):
+    shards = open_shards({"one": [[7] * 20], "two": [[7] * 40]}, {"two": 0.25})
+    loader = DataLoader(shards, 1, 8, packing=way)
+    assert loader.windows == 30
+    seen = Counter(read_epochs(loader, 4)[0].flatten().tolist())
+    assert all(seen[t] == (4 if t < 150 else 1) for t in range(10, 430)) and len(seen) == 421  # and the begin symbol
+
+
+# boundaries
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(one=lengths, two=lengths, seq_len=st.sampled_from([2, 8, 40]))
+@QUICK
+def test_segments_and_positions_follow_the_documents(way, one, two, seq_len):
+    shards = open_shards({"one": one, "two": two}, {"two": 0.75})
+    if sum(i["tokens"] for i in shards.infos) < 2 * seq_len:
+        return
+    loader = DataLoader(shards, 1, seq_len, packing=way)
+    following = {(a, b) for a, b in document_pairs(shards)}
+    for step in range(min(60, 2 * loader.windows)):
+        x, y = (t[0].tolist() for t in loader.batch(step))
+        segments, positions = loader.batch_documents(step)
+        assert segments.dtype == positions.dtype == torch.int32 and segments.shape == positions.shape == (1, seq_len)
+        segments, positions = segments[0].tolist(), positions[0].tolist()
+        expected, place = 0, 0
+        for i in range(seq_len):
+            if way != "cut" and y[i] == IGNORE:
+                assert segments[i] == -1 and positions[i] == 0
+                assert set(y[i:]) == {IGNORE}
+                break
+            if i and (x[i] == 1 or (x[i - 1], x[i]) not in following):
+                expected, place = expected + 1, 0
+            assert (segments[i], positions[i]) == (expected, place)
+            place += 1
+
+
+# the laws of the loader, in every way of packing
+
+
+@pytest.fixture(scope="module")
+def many():
+    rng = np.random.default_rng(0)
+    return open_shards(
+        {
+            "one": [rng.integers(1, 60, 50).tolist(), rng.integers(1, 60, 30).tolist()],
+            "two": [rng.integers(1, 60, 40).tolist()],
+        },
+        {"one": 1.5},
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_global_batch_is_equal_for_1_2_3_8_ranks(many, way):
+    for step in (0, 1, 17):
+        whole = DataLoader(many, 24, 16, packing=way)
+        for world in (1, 2, 3, 8):
+            parts = [DataLoader(many, 24, 16, rank=r, world_size=world, packing=way) for r in range(world)]
+            for i in (0, 1):
+                assert torch.equal(torch.cat([p.batch(step)[i] for p in parts]), whole.batch(step)[i])
+                assert torch.equal(
+                    torch.cat([p.batch_documents(step)[i] for p in parts]), whole.batch_documents(step)[i]
+                )
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("gathered", [1, 2**9, 2**18])
+def test_seeking_a_step_equals_iterating_to_it_however_much_is_gathered(many, way, gathered, monkeypatch):
+    monkeypatch.setattr("foundry.data.loader.GATHERED", gathered)
+    loader = DataLoader(many, 4, 16, packing=way)
+    walked = [loader.batch(s) for s in range(3 * loader.windows // 4)]
+    monkeypatch.setattr("foundry.data.loader.GATHERED", 2**12)
+    for step in (len(walked) - 1, 5, 40, 0):
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(DataLoader(many, 4, 16, packing=way).batch(step), walked[step], strict=True)
+        )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_changed_batch_changes_no_other(many, way):
+    loader = DataLoader(many, 4, 16, packing=way)
+    before = [t.clone() for t in loader.batch(3)]
+    for t in loader.batch(3):
+        t.zero_()
+    assert all(torch.equal(a, b) for a, b in zip(loader.batch(3), before, strict=True))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_seed_and_an_epoch_have_an_order_of_their_own(many, way):
+    first, second, other = (DataLoader(many, 1, 16, seed=s, packing=way) for s in (1, 1, 2))
+    one, two = (torch.cat([first.batch(s)[0] for s in range(e * 40, e * 40 + 40)]) for e in (0, 1))
+    assert torch.equal(one, torch.cat([second.batch(s)[0] for s in range(40)]))
+    assert not torch.equal(one, two) and not torch.equal(one, torch.cat([other.batch(s)[0] for s in range(40)]))
+
+
+def test_an_unknown_way_and_too_little_data_are_told(many):
+    with pytest.raises(DataError, match="cut, best_fit or document, got 'best'"):
+        DataLoader(many, 1, 16, packing="best")
+    with pytest.raises(DataError, match="fewer than one batch"):
+        DataLoader(many, 1000, 16, packing="document")
+
+
+@pytest.mark.parametrize("way", ["best_fit", "document"])
+def test_training_divides_by_the_tokens_that_are_not_padding(shards, tmp_path, way):
+    from foundry.config import ModelConfig, Runtime, TrainConfig
+    from foundry.training import Trainer
+
+    model = ModelConfig(vocab_size=400, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=256)
+    train = TrainConfig(
+        steps=2, tokens_per_step=2048, warmup_steps=0, log_interval=1, eval_interval=2, eval_tokens=300, packing=way
+    )
+    runtime = Runtime(device="cpu", threads=1)
+    trainer = Trainer(model, train, shards, runtime=runtime, state=tmp_path / "whole")
+    padded = (trainer.loader.batch(0)[1] == IGNORE).float().mean()
+    assert 0 < trainer.loader.padding < 1 and (way == "best_fit" or padded > 0.1)
+    whole = trainer.fit().curve
+    assert whole[0]["loss"] == pytest.approx(5.99, abs=0.1)  # ln V; divided by all places it would be padded times less
+    one_row = runtime.model_copy(update={"micro_batch_tokens": 256})
+    cut = Trainer(model, train, shards, runtime=one_row, state=tmp_path / "cut").fit().curve
+    assert [r["loss"] for r in cut] == pytest.approx([r["loss"] for r in whole], rel=1e-5)
