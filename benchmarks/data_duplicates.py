@@ -51,8 +51,9 @@ def ours(folder: Path, out: Path, pool: ProcessPoolExecutor) -> dict:
     texts = [(records[a]["text"], records[b]["text"]) for a, b in pairs.tolist()]
     parts = pool.map(_compare, [texts[i : i + 128] for i in range(0, len(texts), 128)])
     similarity = np.array([s for part in parts for s in part])
-    dropped = drop_near(pairs, similarity, lambda a, b: _compare([(records[a]["text"], records[b]["text"])])[0], 0.7)
-    kept = [r for i, r in enumerate(records) if i not in dropped]
+    first = np.arange(len(records))
+    drop_near(pairs, similarity, lambda a, b: _compare([(records[a]["text"], records[b]["text"])])[0], 0.7, first)
+    kept = [r for i, r in enumerate(records) if first[i] == i]
     with open(out, "wb") as f:
         f.writelines(orjson.dumps(r) + b"\n" for r in kept)
     return {"seconds": time.perf_counter() - start, "kept": [r["id"] for r in kept]}

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from foundry.config import DataError
 from foundry.data.formats import EXCERPT
 from foundry.data.prepare import SAMPLES, Counts, Job, Samples, read_rows
@@ -101,7 +103,8 @@ def check_files(job: Job, results: list[Result]) -> None:
         if not sum(done["documents"] for done in mine) and not problems:
             problems.append(
                 f"{source['name']} holds no document (files: {len(source['files'])}, bytes: "
-                f"{sum(f['bytes'] for f in source['files'])}, unreadable records: {sum(d['bad'] for d in mine)}). Check what {source['url']} points to, its format ({source['format']}) and its text template"
+                f"{sum(f['bytes'] for f in source['files'])}, unreadable records: {sum(d['bad'] for d in mine)}). Check "
+                f"what {source['url']} points to, its format ({source['format']}) and its text template"
             )
     if problems:
         raise DataError(
@@ -138,33 +141,31 @@ def rows_in(job: Job, number: int) -> int:
 
 def count_duplicates(run: Cleaning) -> None:
     """Counts the dropped duplicates under their units, and keeps the same few examples of each reason in every run."""
-    chosen: dict[str, list[int]] = {}
-    for i in sorted(run.dropped, key=lambda i: int(run.ids[i])):
-        some = chosen.setdefault(run.dropped[i][2], [])
-        if len(some) < SAMPLES:
-            some.append(i)
-    wanted = {i for some in chosen.values() for i in some}
-    sizes = Counter(first for first, _, _ in run.dropped.values())
-    largest = sorted(sizes, key=lambda i: (-sizes[i], i))[:CLUSTERS]
-    texts = _texts(run, wanted | set(largest))
-    for i, (first, similarity, reason) in run.dropped.items():
-        number = run.unit_of(i)
-        dropped = run.results[number]["dropped"]
-        dropped[reason] = dropped.get(reason, 0) + 1
-        if i in wanted:
+    gone = np.flatnonzero(run.dropped)
+    gone = gone[np.argsort(run.ids[gone], kind="stable")]
+    kinds = {"exact_duplicate": gone[run.near[gone] == 0], "near_duplicate": gone[run.near[gone] > 0]}
+    keepers, copies = np.unique(run.first[gone], return_counts=True)
+    largest = np.lexsort((keepers, -copies))[:CLUSTERS]
+    texts = _texts(run, {int(i) for k in kinds.values() for i in k[:SAMPLES]} | set(keepers[largest].tolist()))
+    for reason, documents in kinds.items():
+        for number, count in zip(*np.unique(run.units_of(documents), return_counts=True), strict=True):
+            run.results[number]["dropped"][reason] = int(count)
+        for i in documents[:SAMPLES].tolist():
             file, record, text = texts[i]
+            near = reason == "near_duplicate"
             example = {
                 "file": file,
                 "record": record,
                 "reason": reason,
                 "rule": "jaccard",
-                "value": round(similarity, 4),
+                "value": round(float(run.near[i]), 4) if near else 1.0,
+                "threshold": run.params.near_dup_threshold if near else 1.0,
+                "duplicate_of": f"{int(run.ids[run.first[i]]):016x}",
+                "excerpt": text[:EXCERPT],
             }
-            threshold = run.params.near_dup_threshold if reason == "near_duplicate" else 1.0
-            more = {"threshold": threshold, "duplicate_of": f"{int(run.ids[first]):016x}", "excerpt": text[:EXCERPT]}
-            line = json.dumps({**example, **more}, ensure_ascii=False)
-            run.results[number]["samples"].setdefault(f"dropped {reason}", []).append(line)
-    run.clusters = [{"copies": sizes[i], "excerpt": texts[i][2][:EXCERPT]} for i in largest]
+            samples = run.results[int(run.units_of(np.array([i]))[0])]["samples"]
+            samples.setdefault(f"dropped {reason}", []).append(json.dumps(example, ensure_ascii=False))
+    run.clusters = [{"copies": int(copies[k]), "excerpt": texts[int(keepers[k])][2][:EXCERPT]} for k in largest]
 
 
 def _texts(run: Cleaning, wanted: set[int]) -> dict[int, tuple[str, int, str]]:

@@ -103,7 +103,6 @@ class Cleaning:
     def __init__(self, job: Job, runtime: Runtime, log: logging.Logger) -> None:
         self.job, self.params, self.runtime, self.log = job, job.params, runtime, log
         self.results: list[accounting.Result] = []
-        self.dropped: dict[int, tuple[int, float, str]] = {}  # document -> document that stays, similarity, reason
         self.clusters: list[dict[str, Any]] = []
         self.group: np.ndarray | None = None
         self.statistics = accounting.Statistics()
@@ -181,16 +180,18 @@ class Cleaning:
         self.starts = np.cumsum([0, *(accounting.rows_in(self.job, n) for n in self.prepared)])
         self.ids = np.concatenate([np.empty(0, np.uint64), *self._column("id")])
         count, memory = int(self.starts[-1]), self.runtime.memory_bytes
+        self.first = np.arange(count)  # the document that stays in place of each
+        self.near = np.zeros(count)  # the similarity to it, of near duplicates
         if self.params.exact_dedup:
-            for first, other in equal_pairs(lambda: self._column("exact"), count, memory).tolist():
-                self.dropped[other] = (first, 1.0, "exact_duplicate")
+            pairs = equal_pairs(lambda: self._column("exact"), count, memory)
+            self.first[pairs[:, 1]] = pairs[:, 0]
         if self.params.near_dedup != "ignore" and count:
             self._near(count, memory)
-        self.log.info("%d exact and near duplicates among %d documents", len(self.dropped), count)
+        self.dropped = self.first != np.arange(count)
+        self.log.info("%d exact and near duplicates among %d documents", self.dropped.sum(), count)
 
     def _near(self, count: int, memory: int) -> None:
-        gone = np.zeros(count, bool)
-        gone[list(self.dropped)] = True
+        gone = self.first != np.arange(count)
         found = np.empty((0, 2), np.int64)
         for band in range(BANDS):
             pairs = equal_pairs(lambda band=band: self._column("bands", band), count, memory)
@@ -205,25 +206,23 @@ class Cleaning:
         def one(a: int, b: int) -> float:
             return float(compare(self.job, self._places(np.array([[a, b]])))[0])
 
-        near = drop_near(found, similarity, one, self.params.near_dup_threshold)
-        self.dropped |= {i: (j, s, "near_duplicate") for i, (j, s) in near.items()}
+        self.near = drop_near(found, similarity, one, self.params.near_dup_threshold, self.first)
 
     def _places(self, pairs: np.ndarray) -> np.ndarray:
         """(pairs, 4): unit and row of both documents."""
         at = np.searchsorted(self.starts, pairs, side="right") - 1
-        numbers = np.asarray(self.prepared, np.int64)
-        return np.stack([numbers[at], pairs - self.starts[at]], axis=2).reshape(-1, 4)
+        return np.stack([self.units_of(pairs), pairs - self.starts[at]], axis=2).reshape(-1, 4)
 
     # amounts and splits
 
     def check_amounts(self) -> None:
         """Refuses a corpus that was mostly dropped, or that leaves a split empty; counts what the duplicates are."""
         accounting.count_duplicates(self)
-        accounting.check_amounts(self, Counter(self.split(i) for i in range(len(self.ids)) if i not in self.dropped))
+        accounting.check_amounts(self, Counter(self.split(int(i)) for i in np.flatnonzero(~self.dropped)))
 
-    def unit_of(self, i: int) -> int:
-        """The number of a document's unit."""
-        return self.prepared[int(np.searchsorted(self.starts, i, side="right")) - 1]
+    def units_of(self, documents: np.ndarray) -> np.ndarray:
+        """The numbers of documents' units."""
+        return np.array(self.prepared, np.int64)[np.searchsorted(self.starts, documents, side="right") - 1]
 
     def split(self, i: int) -> str:
         first = i if self.group is None else int(self.group[i])
@@ -239,7 +238,7 @@ class Cleaning:
                 source = self.job.sources[self.job.units[n].source]["name"]
                 for batch in read_rows(self.job, n, ["text", "lang", "domain"]):
                     for text, lang, domain in zip(*(c.to_pylist() for c in batch.columns), strict=True):
-                        if i not in self.dropped:
+                        if not self.dropped[i]:
                             split = self.split(i)
                             writers[split].add(names.get(i) or f"{int(self.ids[i]):016x}", text, source, lang)
                             self.statistics.add(n, source, split, text, lang, domain)

@@ -125,28 +125,28 @@ def frequent(column: Column, count: int, more_than: int, memory: int) -> np.ndar
 
 
 def drop_near(
-    pairs: np.ndarray, similarity: np.ndarray, compare: Callable[[int, int], float], threshold: float
-) -> dict[int, tuple[int, float]]:
-    """{document: (the earlier document that stays, similarity)}, decided in the order of documents.
+    pairs: np.ndarray, similarity: np.ndarray, compare: Callable[[int, int], float], threshold: float, first: np.ndarray
+) -> np.ndarray:
+    """float64 (documents,): similarity of each dropped document to the one that stays, else 0; decided in their order.
 
     Args:
         pairs: (pairs, 2) candidates (earlier, later).
         similarity: of each pair.
+        first: int64 (documents,), changed: the document that stays in place of each, itself where it stays.
         compare: similarity of two documents, asked where the earlier one of a pair was itself dropped: what counts is the
             document that stays.
     """
-    dropped: dict[int, tuple[int, float]] = {}
+    dropped = np.zeros(len(first))
     order = np.lexsort((pairs[:, 0], -similarity, pairs[:, 1]))
     for p in order[similarity[order] >= threshold]:
-        earlier, later = int(pairs[p, 0]), int(pairs[p, 1])
-        if later in dropped:
+        earlier, later = pairs[p].tolist()
+        if first[later] != later:
             continue
-        if earlier not in dropped:
-            dropped[later] = (earlier, float(similarity[p]))
-            continue
-        keeper = dropped[earlier][0]
-        if (s := compare(keeper, later)) >= threshold:
-            dropped[later] = (keeper, s)
+        keeper = int(first[earlier])
+        s = float(similarity[p]) if keeper == earlier else compare(keeper, later)
+        if s >= threshold:
+            first[later] = keeper
+            dropped[later] = s
     return dropped
 
 

@@ -90,6 +90,11 @@ def _ray(function: Callable[[Any, Any], Any], context: Any, items: Sequence[Any]
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
         except (OSError, RuntimeError, ValueError) as e:
+            if "AuthToken" in str(e.__cause__):
+                raise ConfigError(
+                    f"runtime.ray_address {address!r}: that Ray cluster wants a token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
+                    "and RAY_AUTH_MODE=token"
+                ) from None
             raise ConfigError(
                 f"runtime.ray_address {address!r}: no Ray cluster answers at that HOST:PORT ({e})"
             ) from None

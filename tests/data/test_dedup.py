@@ -39,7 +39,10 @@ def find(texts, threshold=THRESHOLD):
     def compare(i, j):
         return jaccard(*(shingles(units(texts[k])) for k in (i, j)))
 
-    return drop_near(pairs, np.array([compare(i, j) for i, j in pairs.tolist()]), compare, threshold)
+    first = np.arange(len(texts))
+    found = drop_near(pairs, np.array([compare(i, j) for i, j in pairs.tolist()]), compare, threshold, first)
+    assert np.array_equal(found > 0, first != np.arange(len(texts)))
+    return {i: (int(first[i]), float(found[i])) for i in np.flatnonzero(found).tolist()}
 
 
 @cache
