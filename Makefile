@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: help setup repro test ui lint bench clean
 
 help: ## show this list
-	@echo "usage: make TARGET [profile=smoke|laptop|gpu-124m]"
+	@echo "usage: make TARGET [profile=smoke|laptop|gpu-124m|gpu-1b]"
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 10
 
 setup: $(READY) ## make .venv and install the pinned dependencies (skipped when nothing changed)

@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foundry.config import ModelConfig, get_preset_config
+from foundry.config import ModelConfig
+from foundry.config.profiles import profile_config
 from foundry.utils.allocator import keep_memory
 
 
@@ -83,14 +84,14 @@ def yardstick(cfg, seconds: float, folder: Path):
 
 def ours(cfg, seconds: float, folder: Path):
     from foundry.training import Trainer
+    from foundry.training.numerics import numerics
 
-    trainer = Trainer(cfg.model, cfg.train, folder / "shards", seed=1, runtime=cfg.runtime, state=folder / "state")
-    with trainer._numerics():
+    trainer = Trainer.from_shards(cfg.model, cfg.train, folder / "shards", runtime=cfg.runtime, state=folder / "state")
+    with numerics(trainer.runtime, trainer.world):
         state = trainer._start()
-        loss_of = trainer._loss_function(state.model)
 
         def step() -> None:
-            trainer._step(state, loss_of)
+            trainer._step(state)
             state.step += 1
 
         yield from turns(step, cfg.train.tokens_per_step, seconds)
@@ -135,7 +136,7 @@ def make_data(cfg, folder: Path) -> None:
 
 def side(name: str, seconds: float, folder: Path) -> None:
     """A process of its own for each side: it answers every line on stdin with the speed of one turn."""
-    cfg = get_preset_config("laptop")
+    cfg = profile_config("laptop")
     torch.manual_seed(1)
     if name == "ours":
         keep_memory()
@@ -156,7 +157,7 @@ def main() -> None:
     if args.side:
         return side(args.side, args.seconds, args.folder)
     with tempfile.TemporaryDirectory() as tmp:
-        make_data(get_preset_config("laptop"), Path(tmp))
+        make_data(profile_config("laptop"), Path(tmp))
         children = {
             name: subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.throughput", "--side", name, "--seconds", str(args.seconds), "--folder", tmp],

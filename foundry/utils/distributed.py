@@ -61,7 +61,7 @@ def launch(runtime: Runtime, module: str) -> None:
     """Replaces this process by torchrun when `runtime` asks for several; returns when it is one of them, or alone."""
     if "RANK" in os.environ:
         return
-    n = runtime.processes
+    n = runtime.nproc
     if n == 0:
         import torch
 

@@ -45,7 +45,7 @@ def main() -> None:
     setup_logging()
     try:
         with world(runtime) as here:
-            trainer = Trainer(model, train, shards, seed=3, runtime=runtime, world=here, state=Path(state))
+            trainer = Trainer.from_shards(model, train, shards, seed=3, runtime=runtime, world=here, state=Path(state))
             trainer.on_metrics = lambda step, metrics: print(f"step {step}", flush=True)
             result = trainer.fit()
             if here.main:
