@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from sentencepiece import SentencePieceProcessor
 
 from foundry.data import tokenize
+from foundry.data.schema import COLUMNS
 from foundry.data.shards import read_clean
 from foundry.tokenizers import Tokenizer
 
@@ -54,14 +55,11 @@ def mutated(texts: list[str], megabytes: float, seed: int) -> Iterator[str]:
 def write_parts(folder: Path, texts: list[str]) -> None:
     """As the clean stage writes them: row groups of 4096 documents."""
     folder.mkdir()
-    table = pa.table(
-        {
-            "text": texts,
-            "doc_id": [str(i) for i in range(len(texts))],
-            "n_bytes": [len(t.encode()) for t in texts],
-            "source": ["mutated"] * len(texts),
-        }
-    )
+    rows = [
+        {"doc_id": f"{i:016x}", "text": t, "source": "mutated", "lang": "en", "n_bytes": len(t.encode())}
+        for i, t in enumerate(texts)
+    ]
+    table = pa.Table.from_pylist(rows, COLUMNS)
     pq.write_table(table, folder / "part-00000.parquet", row_group_size=4096)
 
 
