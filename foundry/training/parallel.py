@@ -49,12 +49,11 @@ class Parallel:
             for block in model.layers:
                 fully_shard(block)
             fully_shard(self.loss)
-            self.loss.set_gradient_divide_factor(1.0)  # the loss is divided by the global count of tokens already
 
     @property
     def gradient_scale(self) -> float:
-        """What the loss is multiplied by, so that gradients come out summed over the processes: DDP takes their mean."""
-        return float(self.world.size) if self.mode == "ddp" else 1.0
+        """What the loss is multiplied by, so that gradients come out summed over the processes: both take their mean."""
+        return 1.0 if self.mode == "alone" else float(self.world.size)
 
     def nats(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Of every position (B, T), for validation. With FSDP every process must ask."""

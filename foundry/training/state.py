@@ -76,7 +76,7 @@ class TrainState:
             CheckpointError: if a tensor is missing or too many.
         """
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "rng": {}}
-        for name, value in tensors.items():
+        for name, value in sorted(tensors.items()):  # FSDP divides them in this order, on every rank alike
             kind, _, rest = name.partition("/")
             parts[kind][rest] = value
         try:

@@ -54,7 +54,9 @@ def test_logits_with_qk_norm_equal_transformers_qwen3(tied, tokens, tmp_path):
             state[f"model.layers.{i}.{names[rest.removesuffix('.weight')]}.weight"] = value
         else:
             first = name.removesuffix(".weight")
-            state[{"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}[first] + ".weight"] = value
+            state[
+                {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}[first] + ".weight"
+            ] = value
     if tied:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     theirs.load_state_dict(state)
@@ -92,7 +94,10 @@ def test_a_sliding_window_generates_as_it_reads(tokens):
     with torch.no_grad():
         whole = model(tokens)[0]
         cache = KVCache(model.cfg, 3)
-        parts = [model(tokens[:, :7], cache=cache)[0], *(model(tokens[:, i : i + 1], cache=cache)[0] for i in range(7, 24))]
+        parts = [
+            model(tokens[:, :7], cache=cache)[0],
+            *(model(tokens[:, i : i + 1], cache=cache)[0] for i in range(7, 24)),
+        ]
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-4)
 
 
@@ -158,7 +163,9 @@ def test_the_chunked_loss_works_under_autocast(dtype, tokens):
     total.backward()
     exact = model.summed_loss(tokens[:, :-1], tokens[:, 1:], chunk=16)[1]
     assert nats.item() == pytest.approx(exact.item(), rel=0.01)
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+    assert all(
+        p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters()
+    )
 
 
 def test_the_training_loss_is_that_of_forward(tokens):

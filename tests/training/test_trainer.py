@@ -1,7 +1,6 @@
 """The trainer's numbers do not depend on how the batch is cut, on how often it validates, or on the number of processes."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 import torch
 
 from foundry.config import ConfigError, FoundryError, ModelConfig, Runtime, TrainConfig
-from foundry.models import load_model
 from foundry.training import Trainer
 from foundry.utils.device import compile_problem
 
@@ -126,33 +124,3 @@ def test_execution_settings_are_no_part_of_the_fingerprint(shards, tmp_path):
     base = fp()
     assert base == fp(runtime=Runtime(threads=7, precision="bfloat16", micro_batch_tokens=64))
     assert len({base, fp(seed=2), fp(train=TRAIN.model_copy(update={"lr": 1e-4}))}) == 3
-
-
-@pytest.mark.distributed
-@pytest.mark.slow
-def test_two_processes_follow_the_same_curve_as_one(shards, tmp_path):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    common = [str(RUNNER), str(shards)]
-    subprocess.run(
-        [sys.executable, *common, str(tmp_path / "s1"), str(tmp_path / "one"), "dropout=0", "optimizer=adamw"],
-        check=True,
-        env=env,
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    args = [
-        *common,
-        str(tmp_path / "s2"),
-        str(tmp_path / "two"),
-        "dropout=0",
-        "optimizer=adamw",
-        "micro_batch_tokens=64",
-    ]
-    subprocess.run([*torchrun, *args], check=True, env=env)
-    one, two = (json.loads((tmp_path / f"{n}.curve.json").read_text()) for n in ("one", "two"))
-    assert len(one[0]) == 30
-    for a, b in zip(one[0], two[0], strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["lr"] == b["lr"]
-    assert one[1][-1]["val_bits_per_byte"] == pytest.approx(two[1][-1]["val_bits_per_byte"], rel=1e-3)
-    a, b = (load_model(tmp_path / n)[0] for n in ("one", "two"))
-    for p, q in zip(a.parameters(), b.parameters(), strict=True):
-        torch.testing.assert_close(p, q, atol=2e-3, rtol=1e-2)
