@@ -115,7 +115,7 @@ def test_the_pipeline_runs_through_and_says_what_it_derived_and_wrote(project):
     clean = json.loads((folder / "reports/clean.json").read_text())
     assert (
         clean["documents"]["in"] == clean["documents"]["kept"] + sum(clean["documents"]["dropped"].values())
-        and clean["records"]["bad"] == 1
+        and clean["records"]["quarantined"] == 1
     )
     assert (folder / "reports/loss.png").read_bytes().startswith(b"\x89PNG")
     assert "greedy" in (folder / "reports/samples.md").read_text()
