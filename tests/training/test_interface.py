@@ -1,5 +1,7 @@
 """The Python interface: the same engine as the stage, from a text file to a trained model in a few lines."""
 
+import random
+
 import pytest
 import torch
 
@@ -14,14 +16,12 @@ SIZES = {"small": 2e6, "medium": 10e6, "rtx5060": 70e6, "m4pro": 70e6}
 
 @pytest.fixture
 def book(tmp_path, monkeypatch):
-    import random
-
-    from conftest import make_text
-
-    monkeypatch.chdir(tmp_path)
     rng = random.Random(4)
+    words = "the a of salt water oven river king city music theory cell star stir boil add cut is was in and to with".split()
+    texts = [" ".join(rng.choices(words, k=45)).capitalize() + "." for _ in range(400)]
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "book.txt"
-    path.write_text("\n\n".join(make_text(rng, 5) for _ in range(400)), encoding="utf-8")
+    path.write_text("\n\n".join(texts), encoding="utf-8")
     return path
 
 

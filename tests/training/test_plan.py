@@ -113,7 +113,7 @@ def test_the_commands_plan_and_inspect_say_it(shards, tokenizer, tmp_path):
         return done.returncode, done.stdout + done.stderr
 
     code, text = foundry("plan", "--probe")
-    assert code == 0 and "time: about" in text and "0.39 epochs of 19,444" in text and "memory: about" in text
+    assert code == 0 and "time: about" in text and "0.40 epochs of 19,444" in text and "memory: about" in text
     assert not (tmp_path / ".foundry/train").exists()
     code, text = foundry("plan", "--profile", "gpu-124m", "--gpu", "H100", "--gpus", "8")
     assert code == 0 and "on 8 x H100, at 40% of its peak" in text and "5,000 steps x 524,288" in text
