@@ -22,7 +22,8 @@ from foundry.utils.stage import run_stage
 
 
 def work(cfg: Config, log: logging.Logger) -> None:
-    launch(cfg.runtime, "stages.train")
+    if launch(cfg.runtime, "stages.train"):
+        return
     with world(cfg.runtime) as here:
         trainer = Trainer.from_shards(
             cfg.model, cfg.train, "data/shards", seed=cfg.seed, runtime=cfg.runtime, world=here

@@ -38,7 +38,7 @@ from foundry.training.schedule import stable_steps
 from foundry.training.state import TrainState
 from foundry.utils.checkpoint import load_checkpoint, save_checkpoint
 from foundry.utils.device import get_device, resolve_precision
-from foundry.utils.distributed import World
+from foundry.utils.distributed import World, told_lost_peer
 from foundry.utils.files import read_json, state_dir, write_json
 from foundry.utils.log import get_logger
 from foundry.utils.process import Stopped, StopSignal, exclusive
@@ -166,7 +166,7 @@ class Trainer:
             stop = stack.enter_context(StopSignal())
             stack.enter_context(numerics(self.runtime, self.world))
             state = self._start()
-            with Reporter(self, state) as reporter:
+            with told_lost_peer(self.world), Reporter(self, state) as reporter:
                 try:
                     self._loop(state, stop, reporter)
                 finally:

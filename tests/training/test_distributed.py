@@ -12,9 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
 
+from foundry.config import read_yaml
 from foundry.models import load_model
 
+ROOT = Path(__file__).resolve().parents[2]
 RUNNER = Path(__file__).with_name("runner.py")
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -125,3 +128,61 @@ def test_a_rank_that_dies_ends_the_run_with_its_error_told(shards, tmp_path):
     text, _ = p.communicate(timeout=90)
     assert p.returncode != 0 and time.monotonic() - begin < 60
     assert "Signal 9 (SIGKILL)" in text
+
+
+@pytest.fixture
+def project(shards, tokenizer, tmp_path):
+    """A folder in which the train stage can run, on two processes."""
+    params = read_yaml(ROOT / "params.yaml")
+    params["tokenizer"]["vocab_size"] = 400
+    params["model"].update(dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32)
+    params["train"].update(steps=400, tokens_per_step=256, warmup_steps=2, eval_interval=200, eval_tokens=600)
+    params["runtime"].update(nproc=2, tracking=False, threads=1, device="cpu")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/shards").symlink_to(shards)
+    return tmp_path
+
+
+def stage(project):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "FOUNDRY_PROGRESS": "0"}
+    env.pop("DVC_ROOT", None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.train"], cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def begun(p):
+    """Until both processes train: the lock names rank 0, and it has printed its run."""
+    until(p, "[train] run ")
+    time.sleep(1.0)
+
+
+@pytest.mark.parametrize("how", ["SIGTERM to the launcher", "Ctrl-C in a terminal"])
+def test_the_stage_on_two_processes_stops_with_128_plus_the_signal_and_goes_on(project, how):
+    p = stage(project)
+    begun(p)
+    if how.startswith("SIGTERM"):
+        p.send_signal(signal.SIGTERM)
+    else:
+        os.killpg(p.pid, signal.SIGINT)  # a terminal sends it to every process of the group
+    text, _ = p.communicate(timeout=60)
+    assert p.returncode == (143 if how.startswith("SIGTERM") else 130), text
+    assert "stopped by a signal at step" in text and "Traceback" not in text
+    p = stage(project)
+    text, _ = p.communicate(timeout=200)
+    assert p.returncode == 0 and "goes on from the checkpoint of step" in text, text
+    assert text.count("wrote artifacts/model") == text.count("[train] done in") == 1
+    assert (project / "artifacts/model/model.safetensors").exists()
+
+
+def test_a_killed_process_of_the_stage_is_told_in_one_line(project):
+    p = stage(project)
+    begun(p)
+    workers = psutil.Process(p.pid).children(recursive=True)
+    next(w for w in workers if "stages.train" in " ".join(w.cmdline())).kill()
+    text, _ = p.communicate(timeout=90)
+    assert (
+        p.returncode == 1 and "was killed by signal 9; the others were stopped" in text and "Traceback" not in text
+    ), text

@@ -17,7 +17,24 @@ SIZES = {"small": 2e6, "medium": 10e6, "rtx5060": 70e6, "m4pro": 70e6}
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     rng = random.Random(4)
-    words = "the a of salt water oven river king city music theory cell star stir boil add cut is was in and to with".split()
+    words = [
+        "the",
+        "of",
+        "salt",
+        "water",
+        "oven",
+        "river",
+        "king",
+        "city",
+        "music",
+        "theory",
+        "cell",
+        "star",
+        "stir",
+        "boil",
+        "cut",
+        "is",
+    ]
     texts = [" ".join(rng.choices(words, k=45)).capitalize() + "." for _ in range(400)]
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "book.txt"
