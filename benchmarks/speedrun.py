@@ -130,7 +130,10 @@ def expert(project: Path, seconds: float) -> dict:
         vocab_size=shards["train"].index["vocab_size"], dim=256, n_layers=3, n_heads=4, n_kv_heads=4, max_seq_len=256
     )
     half = native_bfloat16(torch.device("cpu"))
-    return yardstick(project, seconds, ids=shards["train"].tokens, test=test, n_bytes=n_bytes, cfg=cfg, rows=16, lr=3e-3, half=half, unscored=EOS_ID)  # fmt: skip
+    tokens = shards["train"].tokens
+    return yardstick(
+        project, seconds, ids=tokens, test=test, n_bytes=n_bytes, cfg=cfg, rows=16, lr=3e-3, half=half, unscored=EOS_ID
+    )
 
 
 def ours(project: Path, seconds: float) -> dict:
