@@ -36,8 +36,8 @@ repro: $(READY) ## rebuild what changed: download ... export (dvc repro); profil
 	@foundry check
 	@dvc --wait-for-lock repro
 
-test: $(READY) ## the test suite
-	@python -m pytest
+test: $(READY) ## the test suite, in two processes
+	@python -m pytest -n 2 --dist loadfile
 
 ui: $(READY) ## Prefect server, worker and MLflow on loopback; Ctrl-C stops them
 	@python -m flows.ui

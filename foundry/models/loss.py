@@ -19,6 +19,11 @@ from torch import Tensor
 IGNORE = -100  # a target that is not counted
 
 
+def wide(device: torch.device) -> torch.dtype:
+    """What sums over many tokens are held in: float64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def soft_cap(logits: Tensor, cap: float) -> Tensor:
     """`cap * tanh(logits / cap)`: logits never leave (-cap, cap) (Gemma 2, arXiv:2408.00118); 0 is off."""
     return cap * torch.tanh(logits / cap) if cap else logits
@@ -51,8 +56,8 @@ class _Head(torch.autograd.Function):
             train = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
             grad_x = torch.empty_like(x) if train else None
             grad_w = torch.zeros(weight.shape, dtype=torch.float32, device=x.device) if train else None
-            total = torch.zeros((), dtype=torch.float64, device=x.device)
-            nats = torch.zeros((), dtype=torch.float64, device=x.device)
+            total = torch.zeros((), dtype=wide(x.device), device=x.device)
+            nats = torch.zeros_like(total)
             for x_i, y_i, g_i in zip(
                 x.split(chunk), targets.split(chunk), grad_x.split(chunk) if train else x.split(chunk), strict=True
             ):
@@ -60,11 +65,11 @@ class _Head(torch.autograd.Function):
                 index = y_i.clamp(min=0).unsqueeze(1)
                 logits = soft_cap(F.linear(x_i, w).float(), cap)
                 lse = logits.logsumexp(1, keepdim=True)
-                nats_i = ((lse - logits.gather(1, index)) * valid).sum(dtype=torch.float64)
+                nats_i = ((lse - logits.gather(1, index)) * valid).sum(dtype=total.dtype)
                 nats += nats_i
                 total += nats_i
                 if z_loss:
-                    total += z_loss * (lse.square() * valid).sum(dtype=torch.float64)
+                    total += z_loss * (lse.square() * valid).sum(dtype=total.dtype)
                 if not train:
                     continue
                 slope = 1 - (logits / cap).square() if cap else None

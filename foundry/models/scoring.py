@@ -40,7 +40,7 @@ def score_documents(
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 x = torch.from_numpy(tokens).to(device)
                 loss = nats_of(x, y) if nats_of else model(x, y, reduction="none")[1]
-            np.add.at(nats, numbers, loss.double().sum(-1).cpu().numpy())
+            np.add.at(nats, numbers, loss.cpu().double().sum(-1).numpy())
             np.add.at(counts, numbers, (y != IGNORE).sum(-1).cpu().numpy())
     finally:
         model.train(training)

@@ -25,6 +25,7 @@ from foundry.data.loader import DataLoader
 from foundry.data.shards import Shards
 from foundry.models import MiniLLM
 from foundry.models.files import weights_sha256
+from foundry.models.loss import wide
 from foundry.models.scoring import score_documents
 from foundry.training.checkpoints import Checkpoints
 from foundry.training.identity import check_same, extends, fingerprint, identity
@@ -250,14 +251,14 @@ class Trainer:
         valid = self.world.sum((targets >= 0).sum())
         factor = state.optimizers.set_lr(state.step)
         state.optimizers.zero_grad()
-        total = torch.zeros((), device=self.world.device, dtype=torch.float64)
+        total = torch.zeros((), device=self.world.device, dtype=wide(self.world.device))
         parts = [t.split(self.micro_rows) if t is not None else None for t in (tokens, targets, segments)]
         n = len(parts[0])
         for i in range(n):
             with self.parallel.accumulating(i == n - 1):
                 loss, nats = self._loss_of(*(p[i] if p else None for p in parts))
                 state.scaler.scale(loss * (self.parallel.gradient_scale / valid)).backward()
-            total += nats.detach().double()
+            total += nats.detach()
         mean = (self.world.sum(total) / valid).item()
         if not math.isfinite(mean):
             raise _NotFinite(f"the loss is {mean}")
