@@ -38,7 +38,7 @@ def linear_cross_entropy(
         x: (N, C) in the dtype of the products; weight: (V, C).
         targets: int64 (N,); IGNORE is not counted.
         chunk: tokens whose logits exist at a time.
-        z_loss: weight of the mean-free penalty `(log sum exp logits)^2` (PaLM, arXiv:2204.02311).
+        z_loss: weight of the penalty `(log sum exp logits)^2` (PaLM, arXiv:2204.02311).
 
     Returns:
         (what is to be minimised: cross-entropy and penalty; the cross-entropy alone, without a gradient): float32 scalars.
