@@ -112,6 +112,11 @@ class Trainer:
                 f"the shards have a vocabulary of {index['vocab_size']}, the model one of {self.model_config.vocab_size}: "
                 "run `dvc repro shard`"
             )
+        if data_loader.seq_len > self.model_config.max_seq_len:
+            raise FoundryError(
+                f"the loader's rows have {data_loader.seq_len} tokens, the model's context is {self.model_config.max_seq_len} "
+                "(max_seq_len): lower the one or raise the other"
+            )
         self.identity = identity(
             self.model_config, self.config, seed, data_loader.shards.index_sha256, index["tokenizer_sha256"]
         )
@@ -446,7 +451,7 @@ class Trainer:
         """Sequences of one forward pass: as asked, else the most that 16,384 tokens (CPU 4,096) allow and that divide the batch."""
         rows = self.loader.batch_size // self.world.size
         wanted = self.runtime.micro_batch_tokens or (4096 if self.world.device.type == "cpu" else 16_384)
-        limit = max(1, wanted // self.model_config.max_seq_len)
+        limit = max(1, wanted // self.loader.seq_len)
         return next(n for n in range(min(limit, rows), 0, -1) if rows % n == 0)
 
     def _trained(self, state: TrainState) -> MiniLLM:

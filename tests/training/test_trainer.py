@@ -117,6 +117,13 @@ def test_a_wrong_vocabulary_is_told(shards, tmp_path):
         Trainer.from_shards(MODEL.model_copy(update={"vocab_size": 401}), TRAIN, shards, state=tmp_path)
 
 
+def test_rows_longer_than_the_context_are_told(shards, tmp_path):
+    from foundry.data.loader import DataLoader
+
+    with pytest.raises(FoundryError, match="rows have 64 tokens, the model's context is 32"):
+        Trainer(MODEL, TRAIN, DataLoader(shards, 4, 64), state=tmp_path)
+
+
 def test_execution_settings_are_no_part_of_the_fingerprint(shards, tmp_path):
     def fp(**kw):
         return Trainer.from_shards(MODEL, kw.pop("train", TRAIN), shards, state=tmp_path, **kw).fingerprint
