@@ -37,6 +37,7 @@ from foundry.training.plan import check_plan, make_plan
 from foundry.training.report import Reporter
 from foundry.training.schedule import stable_steps
 from foundry.training.state import TrainState
+from foundry.utils.allocator import allocator
 from foundry.utils.checkpoint import load_checkpoint, save_checkpoint
 from foundry.utils.device import get_device, resolve_precision
 from foundry.utils.distributed import World, told_lost_peer
@@ -375,6 +376,7 @@ class Trainer:
             log.info(
                 "run %s on %s (%s), %d threads, %s", self.fingerprint, how, why, torch.get_num_threads(), compiling
             )
+            log.info("memory is held by %s", allocator())
         self._load(state)
         self._state = state
         if state.step == 0 and self.config.on_nonfinite == "rollback":
