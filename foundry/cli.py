@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from foundry import __version__
+from foundry.commands import generation, registry
 from foundry.config import ConfigError, FoundryError, describe, load_config
 from foundry.config import profiles as profile_table
 from foundry.utils.files import state_dir, write_text
@@ -130,46 +131,6 @@ def relock(args: argparse.Namespace) -> None:
         print(f"{path} holds nothing of {', '.join(args.names)}")
 
 
-def generate(args: argparse.Namespace) -> None:
-    from foundry.inference import Generator
-    from foundry.models import load_model
-    from foundry.tokenizers import Tokenizer
-
-    model, _ = load_model(args.model)
-    generator = Generator(model, Tokenizer(args.tokenizer), args.device)
-    if args.prompt is None:
-        generator.interactive_generate()
-        return
-    options = {k: getattr(args, k) for k in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
-    try:
-        print(args.prompt, end="", flush=True)
-        for piece in generator.stream(prompt=args.prompt, **options):
-            print(piece, end="", flush=True)
-        print()
-    except ValueError as e:
-        raise ConfigError(str(e)) from None
-
-
-def register(args: argparse.Namespace) -> None:
-    from foundry.registering import register_export
-
-    done = register_export(load_config(args.params))
-    print(f"version {done.version} of {done.name}: {'new' if done.created else 'was registered before'}; {done.reason}")
-
-
-def sync(args: argparse.Namespace) -> None:
-    from foundry.tracking import sync as deliver
-
-    deliver(state_dir(), uri=args.uri)
-
-
-def verify(args: argparse.Namespace) -> None:
-    from foundry.export import verify_export
-
-    verify_export(Path(args.folder))
-    print(f"{args.folder}: every file is as it was exported")
-
-
 def info(args: argparse.Namespace) -> None:
     from foundry.utils.device import get_device_info
 
@@ -216,26 +177,8 @@ def parser() -> argparse.ArgumentParser:
         params=True,
     )
     s.add_argument("names", nargs="+", metavar="NAME", help="names of sources in params.yaml")
-    s = add("generate", generate, "continue a prompt with the trained model, or talk to it when no prompt is given")
-    s.add_argument("prompt", nargs="?", help="the text to continue")
-    s.add_argument("--model", default="artifacts/model", help="folder of the trained model (default: %(default)s)")
-    s.add_argument("--tokenizer", default="artifacts/tokenizer", help="its tokenizer (default: %(default)s)")
-    s.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    s.add_argument("--max-new-tokens", type=int, default=120, help="default: %(default)s")
-    s.add_argument("--temperature", type=float, default=0.8, help="0 = greedy (default: %(default)s)")
-    s.add_argument("--top-k", type=int, default=0, help="0 = off (default)")
-    s.add_argument("--top-p", type=float, default=0.95, help="1 = off (default: %(default)s)")
-    s.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
-    add(
-        "register",
-        register,
-        "register artifacts/export in MLflow; the same content never makes a second version",
-        params=True,
-    )
-    s = add("sync", sync, "deliver metrics that could not reach MLflow while training, and close dead runs")
-    s.add_argument("--uri", default=None, help="deliver to this address instead of the one of each run")
-    s = add("verify", verify, "check every file of an export against its recorded hash")
-    s.add_argument("folder", nargs="?", default="artifacts/export", help="default: %(default)s")
+    generation.add_to(add)
+    registry.add_to(add)
     add("info", info, "tell what device this machine trains on")
     return p
 

@@ -1,6 +1,24 @@
-"""Bits per byte on raw bytes with intervals, compressor baselines beside it, fixed-prompt samples."""
+"""Bits per byte on raw bytes with intervals, compressor baselines, tasks, samples, paired comparison of two models."""
 
-from foundry.evaluation.bits_per_byte import Scores, bits_per_byte, interval, score_split, summarize
-from foundry.evaluation.report import evaluate
+from typing import Any
 
-__all__ = ["Scores", "bits_per_byte", "evaluate", "interval", "score_split", "summarize"]
+_HOME = {
+    "Comparison": "compare",
+    "Scores": "bits_per_byte",
+    "compare_documents": "compare",
+    "evaluate": "report",
+    "interval": "bits_per_byte",
+    "read_documents": "compare",
+    "score_split": "bits_per_byte",
+    "summarize": "bits_per_byte",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'foundry.evaluation' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"foundry.evaluation.{_HOME[name]}"), name)

@@ -9,8 +9,8 @@ import torch
 
 from foundry.config import ModelConfig
 from foundry.data.shards import Shards
-from foundry.evaluation import bits_per_byte, interval, score_split, summarize
 from foundry.evaluation.baselines import baselines, ppmd_sizes
+from foundry.evaluation.bits_per_byte import bits_per_byte, interval, score_split, summarize
 from foundry.models import MiniLLM
 
 
