@@ -1,47 +1,80 @@
-"""Stage evaluate: artifacts/model/, data/shards/, data/clean/ → reports/evaluate.json, samples.md, loss.png."""
+"""Stage evaluate: artifacts/model/, data/shards/, data/clean/, tasks/ → artifacts/evaluation/, reports/evaluate.json, report.html, samples.md, loss.png."""
 
 import csv
 import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from foundry.config import Config
 from foundry.data.shards import Shards, read_clean
-from foundry.evaluation.baselines import baselines
-from foundry.evaluation.plots import plot_curve
-from foundry.evaluation.report import evaluate
-from foundry.evaluation.samples import samples, samples_page
-from foundry.inference import Generator
+from foundry.evaluation.page import write_page
+from foundry.evaluation.plots import plot_curve, write_rows
+from foundry.evaluation.run import run_evaluation
+from foundry.evaluation.samples import samples_page
+from foundry.evaluation.tasks import write_tasks
 from foundry.models import load_model
 from foundry.tokenizers import Tokenizer
-from foundry.utils.files import write_json, write_text
+from foundry.utils.files import atomic_dir, read_json, write_json, write_text
 from foundry.utils.stage import run_stage
+
+OUT = Path("artifacts/evaluation")
 
 
 def work(cfg: Config, log: logging.Logger) -> None:
     model, facts = load_model("artifacts/model")
     tokenizer = Tokenizer("artifacts/tokenizer")
     test = Shards("data/shards", "test", tokenizer_sha256=tokenizer.sha256)
-    log.info("scoring %d test documents", sum(s["documents"] for s in test.infos))
-    report = evaluate(model, facts, test, cfg)
-    if cfg.evaluate.baselines:
-        log.info("compressing the same bytes with xz and PPMd")
-        text = {
-            s: b"".join(
-                row["text"].encode() + b"\n\n" for rows in read_clean(f"data/clean/{s}", ["text"]) for row in rows
-            )
-            for s in ("train", "test")
-        }
-        report["baselines"] = baselines(text["train"], text["test"])
-    write_text(
-        "reports/samples.md",
-        samples_page(samples(Generator(model, tokenizer, "cpu"), cfg.evaluate, cfg.seed), cfg.evaluate),
-    )
+    rows = [row for part in read_clean("data/clean/test", ["doc_id", "text", "lang"]) for row in part]
+
+    def train_texts() -> Iterator[str]:
+        return (row["text"] for part in read_clean("data/clean/train", ["text"]) for row in part)
+
+    done = run_evaluation(model, facts, tokenizer, test, rows, train_texts, cfg, log)
+    report = done.report
+    if cfg.evaluate.harness:
+        report["harness"] = _harness(model, tokenizer, cfg, log)
+    with atomic_dir(OUT) as tmp:
+        pq.write_table(done.losses, tmp / "documents.parquet")
+        write_tasks(tmp / "tasks", done.questions, OUT / "tasks")
+    curve, validations = _rows("reports/train.csv"), _rows("reports/validation.csv")
     ppmd = report.get("baselines", {}).get("ppmd_order_8", {}).get("given_train")
-    plot_curve(_rows("reports/train.csv"), _rows("reports/validation.csv"), ppmd, "reports/loss.png")
+    plot_curve(curve, validations, ppmd, "reports/loss.png")
+    write_rows(report["calibration"], report["by_position"], "reports")
+    write_text("reports/samples.md", samples_page(done.samples, cfg.evaluate))
+    train, cleaning = (
+        read_json(f"reports/{n}.json", f"the {n} stage's report; run `dvc repro`") for n in ("train", "clean")
+    )
+    write_page("reports/report.html", report, train, cleaning, done.samples, curve, validations)
     write_json("reports/evaluate.json", report)
+    _tell(report, log)
+
+
+def _harness(model, tokenizer: Tokenizer, cfg: Config, log: logging.Logger) -> dict:
+    """The harness's own tasks, on the model as it will be exported."""
+    from foundry.evaluation.harness import run_harness
+    from foundry.export.huggingface import export_huggingface
+
+    log.info("lm-evaluation-harness: %s", ", ".join(cfg.evaluate.harness))
+    with tempfile.TemporaryDirectory() as tmp:
+        export_huggingface(model, tokenizer, tmp)
+        return run_harness(tmp, cfg.evaluate.harness, limit=cfg.evaluate.harness_limit)
+
+
+def _tell(report: dict, log: logging.Logger) -> None:
     bpb = report["test"]["bits_per_byte"]
     log.info("test: %.4f bits per byte (95 %% interval %.4f to %.4f)", bpb["value"], bpb["low"], bpb["high"])
     for name, sizes in report.get("baselines", {}).items():
         log.info("%s: %.4f alone, %.4f given the training text", name, sizes["alone"], sizes["given_train"])
+    for name, task in report["tasks"].items():
+        log.info(
+            "%s: %.1f %% right (%.1f to %.1f; chance %.0f %%)",
+            name,
+            *(100 * task[k] for k in ("score", "low", "high", "chance")),
+        )
+    log.info("see reports/report.html")
 
 
 def _rows(path: str) -> list[dict[str, str]]:

@@ -131,7 +131,22 @@ class TrainConfig(Section):
 
 class Evaluate(Section):
     bootstrap: int = Field(2000, ge=100, description="resamples of the documents for each interval")
-    baselines: bool = Field(True, description="compress the same bytes with xz and PPMd")
+    baselines: bool = Field(True, description="compress the same bytes with xz, zstd and PPMd")
+    contamination_ngram: int = Field(
+        13, ge=0, description="words of a run that counts as seen when the training text has it too; 0: not looked for"
+    )
+    tasks: list[Literal["cloze", "minimal_pairs"]] = Field(
+        default_factory=lambda: ["cloze", "minimal_pairs"], description="multiple choice made from the test text"
+    )
+    task_items: int = Field(200, ge=1, description="questions of each of them, at most one a document")
+    task_files: list[str] = Field(
+        default_factory=list, description="globs of your own multiple-choice questions (JSON lines) below tasks/"
+    )
+    harness: list[str] = Field(
+        default_factory=list,
+        description="tasks of lm-evaluation-harness by name; they may need the internet and pip install 'foundry-lm[eval]'",
+    )
+    harness_limit: int = Field(0, ge=0, description="examples of each of those; 0: all")
     prompts: list[str] = Field(
         default_factory=lambda: ["The ", "Chocolate Cake\n\nIngredients:\n"], description="fixed prompts of the samples"
     )
@@ -139,6 +154,12 @@ class Evaluate(Section):
     temperature: float = Field(
         0.8, ge=0.0, le=2.0, description="of the sampled continuations; a greedy one stands beside each"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Evaluate:
+        if odd := [p for p in self.task_files if not p.startswith("tasks/") or ".." in p]:
+            raise ValueError(f"task_files must lie below tasks/, the folder that the stage depends on; got {odd[0]!r}")
+        return self
 
 
 class Export(Section):

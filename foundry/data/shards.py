@@ -117,6 +117,10 @@ class Shards:
                 return
             yield ids[d].as_py(), begin, max(first, begin) - begin, min(first + count, end) - begin
 
+    def doc_ids(self) -> list[str]:
+        """Of each document, in the order of `documents`."""
+        return [i for batch in self._batches for i in batch.column("doc_id").to_pylist()]
+
     def documents(self) -> Iterator[tuple[np.ndarray, int, str]]:
         """(tokens with begin and end symbol, bytes of the raw text, source) of each document, in order."""
         for batch, flat, offsets, info in zip(self._batches, self.tokens, self.offsets, self.infos, strict=True):

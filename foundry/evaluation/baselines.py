@@ -10,6 +10,7 @@ from __future__ import annotations
 import lzma
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
 import pyppmd
 
 PPMD_ORDERS = (6, 8)
@@ -19,6 +20,11 @@ MAX_TRAIN_BYTES = 64 << 20  # of the training text, its end: what fits xz's larg
 
 def xz_size(data: bytes) -> int:
     return len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))
+
+
+def zstd_size(data: bytes) -> int:
+    """At level 22, the highest; its window is 128 MiB."""
+    return len(pa.Codec("zstd", compression_level=22).compress(data, asbytes=True))
 
 
 def ppmd_sizes(train: bytes, test: bytes, order: int) -> tuple[int, int]:
@@ -43,8 +49,12 @@ def baselines(train: bytes, test: bytes) -> dict[str, dict[str, float]]:
     train = train[-MAX_TRAIN_BYTES:]
     with ThreadPoolExecutor(4) as pool:  # both compressors release the interpreter's lock
         xz = [pool.submit(xz_size, data) for data in (train + test, train, test)]
+        zstd = [pool.submit(zstd_size, data) for data in (train + test, train, test)]
         ppmd = {order: pool.submit(ppmd_sizes, train, test, order) for order in PPMD_ORDERS}
-        sizes = {"xz": (xz[2].result(), xz[0].result() - xz[1].result())}
+        sizes = {
+            name: (sized[2].result(), sized[0].result() - sized[1].result())
+            for name, sized in (("xz", xz), ("zstd_22", zstd))
+        }
         sizes |= {f"ppmd_order_{order}": future.result() for order, future in ppmd.items()}
     return {
         name: {"alone": round(8 * alone / len(test), 4), "given_train": round(8 * given / len(test), 4)}

@@ -1,9 +1,9 @@
-"""Bits per byte of held-out documents, with an interval.
+"""Bits per byte of held-out documents.
 
 Protocol: each document alone, from its begin symbol; every token of its text scored exactly once, the end symbol never; nats summed in
 float64 and divided by the UTF-8 bytes of the raw text (law 7), so that models with other tokenizers compare. `stride = context`
-is the protocol of lm-evaluation-harness (without its begin symbol counted as text); `stride = context / 2` gives every token of a long
-document at least half a context.
+is the protocol of lm-evaluation-harness (with `add_bos_token=False`: else it counts the begin symbol as text); `stride = context / 2`
+gives every token of a long document at least half a context.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 
+from foundry.config import DataError
 from foundry.data.documents import batches, windows
 from foundry.data.shards import Shards
+from foundry.evaluation.intervals import Interval, ratio_interval
 from foundry.models import MiniLLM
 from foundry.models.scoring import score_documents
 
@@ -23,57 +26,93 @@ BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
+class Documents:
+    """Held-out documents, in one order: tokens with begin and end symbol, and facts of the raw text."""
+
+    tokens: list[np.ndarray]
+    n_bytes: np.ndarray  # int64, UTF-8 bytes of the raw text
+    words: np.ndarray  # int64, runs of characters between white space
+    sources: list[str]
+    langs: list[str]
+    doc_ids: list[str]
+    texts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def held_out(shards: Shards, rows: list[dict]) -> Documents:
+    """Joins a split's tokens with the rows of its clean text (doc_id, text, lang).
+
+    Raises:
+        DataError: if the split holds no document, or tokens and text are not of the same documents.
+    """
+    by_id = {r["doc_id"]: r for r in rows}
+    documents, ids = list(shards.documents()), shards.doc_ids()
+    if not documents:
+        raise DataError(
+            f"the {shards.split} split holds no document: give it a larger share (clean.{shards.split}_fraction) or more text"
+        )
+    if len(by_id) != len(ids) or any(i not in by_id for i in ids):
+        raise DataError(f"data/shards and data/clean/{shards.split} hold other documents: run `dvc repro shard`")
+    texts = [by_id[i]["text"] for i in ids]
+    return Documents(
+        [t for t, _, _ in documents],
+        np.fromiter((n for _, n, _ in documents), np.int64, len(ids)),
+        np.fromiter((len(t.split()) for t in texts), np.int64, len(ids)),
+        [s for _, _, s in documents],
+        [by_id[i]["lang"] for i in ids],
+        ids,
+        texts,
+    )
+
+
+@dataclass(frozen=True)
 class Scores:
-    """One entry a document, in the order of the shards."""
+    """One entry a document: nats of its text's tokens (float64) and how many those are."""
 
     nats: np.ndarray
     tokens: np.ndarray
-    n_bytes: np.ndarray
-    sources: list[str]
 
 
-def score_split(model: MiniLLM, shards: Shards, stride: int, precision: torch.dtype = torch.float32) -> Scores:
-    """Scores every document of a split."""
-    documents = list(shards.documents())
+def score(
+    model: MiniLLM, tokens: list[np.ndarray], stride: int, precision: torch.dtype = torch.float32, rows: int = 0
+) -> Scores:
+    """Scores documents given as tokens with begin and end symbol.
+
+    Args:
+        stride: tokens between the beginnings of two windows.
+        rows: windows of a batch; 0 chooses. It changes nothing but the rounding.
+    """
     T = model.cfg.max_seq_len
-    items = windows([d[0] for d in documents], T, stride)
-    nats, tokens = score_documents(model, batches(items, max(1, BATCH_TOKENS // T)), len(documents), precision)
-    return Scores(
-        nats, tokens, np.fromiter((d[1] for d in documents), np.int64, len(documents)), [d[2] for d in documents]
-    )
+    items = windows(tokens, T, stride)
+    return Scores(*score_documents(model, batches(items, rows or max(1, BATCH_TOKENS // T)), len(tokens), precision))
 
 
 def bits_per_byte(nats: np.ndarray, n_bytes: np.ndarray) -> float:
     return float(nats.sum() / math.log(2) / n_bytes.sum())
 
 
-def interval(nats: np.ndarray, n_bytes: np.ndarray, resamples: int, seed: int) -> dict[str, float]:
-    """Bits per byte with its 95 % bootstrap percentile interval over documents (Efron 1979): {value, low, high}."""
-    rng = np.random.default_rng(seed)
-    n = len(nats)
-    draws = np.empty(resamples)
-    for i in range(resamples):
-        picked = rng.integers(0, n, n)
-        draws[i] = bits_per_byte(nats[picked], n_bytes[picked])
-    low, high = np.percentile(draws, (2.5, 97.5))
-    return {k: round(float(v), 4) for k, v in (("value", bits_per_byte(nats, n_bytes)), ("low", low), ("high", high))}
+def interval(nats: np.ndarray, n_bytes: np.ndarray, resamples: int, seed: int) -> Interval:
+    """Bits per byte with its 95 % bootstrap percentile interval over documents: {value, low, high}."""
+    return ratio_interval(nats / math.log(2), n_bytes, resamples, seed)
 
 
-def summarize(scores: Scores, resamples: int, seed: int) -> dict:
-    """The numbers of a split: overall and by source."""
-    by_source = {}
-    for source in dict.fromkeys(scores.sources):
-        at = np.fromiter((s == source for s in scores.sources), bool, len(scores.sources))
-        by_source[source] = {
-            "bits_per_byte": interval(scores.nats[at], scores.n_bytes[at], resamples, seed),
-            "documents": int(at.sum()),
-            "bytes": int(scores.n_bytes[at].sum()),
+def perplexity(nats: np.ndarray, count: np.ndarray, resamples: int, seed: int) -> Interval:
+    """exp of the nats for one of what is counted (tokens, words), with its interval."""
+    got = ratio_interval(nats, count, resamples, seed, digits=12)
+    return {k: float(f"{math.exp(min(v, 700.0)):.5g}") for k, v in got.items()}
+
+
+def losses_table(documents: Documents, scores: Scores) -> pa.Table:
+    """A row a document, for paired comparisons: see `compare.COLUMNS`."""
+    return pa.table(
+        {
+            "doc_id": documents.doc_ids,
+            "source": documents.sources,
+            "lang": documents.langs,
+            "n_bytes": documents.n_bytes,
+            "tokens": scores.tokens,
+            "nats": scores.nats,
         }
-    return {
-        "bits_per_byte": interval(scores.nats, scores.n_bytes, resamples, seed),
-        "perplexity_token": round(math.exp(scores.nats.sum() / scores.tokens.sum()), 3),
-        "documents": len(scores.nats),
-        "tokens": int(scores.tokens.sum()),
-        "bytes": int(scores.n_bytes.sum()),
-        "by_source": by_source,
-    }
+    )

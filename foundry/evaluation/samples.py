@@ -1,9 +1,17 @@
-"""Continuations of fixed prompts, to be read: a greedy one and a sampled one each."""
+"""Continuations of fixed prompts, to be read: a greedy one and a sampled one each; and how much they repeat and recite."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from foundry.config import Evaluate
+from foundry.data.words import units
+from foundry.evaluation.intervals import ratio_interval
 from foundry.inference import Generator
+
+KINDS = ("greedy", "sampled")
 
 
 def samples(generator: Generator, params: Evaluate, seed: int) -> list[dict[str, str]]:
@@ -21,6 +29,33 @@ def samples(generator: Generator, params: Evaluate, seed: int) -> list[dict[str,
     return rows
 
 
+def figures(
+    texts: list[str], recited: tuple[np.ndarray, np.ndarray] | None, resamples: int, seed: int
+) -> dict[str, Any]:
+    """How varied some continuations are, with intervals over them.
+
+    Args:
+        recited: of each text (runs of 13 words that the training text has, runs); None: not looked for.
+
+    Returns:
+        distinct_1, distinct_2, distinct_3: different n-grams of words among all (Li et al. 2016); repeated_4: 4-grams that stood earlier in the
+        same text; recited: share of runs of 13 words that stand in the training text. None where no text is long enough.
+    """
+    words = [units(t) for t in texts]
+    out: dict[str, Any] = {}
+    for n in (1, 2, 3, 4):
+        grams = [[tuple(w[i : i + n]) for i in range(len(w) - n + 1)] for w in words]
+        different = np.array([len(set(g)) for g in grams], np.float64)
+        every = np.array([len(g) for g in grams], np.float64)
+        if n < 4:
+            out[f"distinct_{n}"] = ratio_interval(different, every, resamples, seed)
+        else:
+            out["repeated_4"] = ratio_interval(every - different, every, resamples, seed)
+    if recited is not None:
+        out["recited"] = ratio_interval(*recited, resamples, seed)
+    return out
+
+
 def samples_page(rows: list[dict[str, str]], params: Evaluate) -> str:
     """The samples as Markdown; the prompt is bold-free code, so that nothing in a text is taken for markup."""
     lines = [
@@ -31,6 +66,6 @@ def samples_page(rows: list[dict[str, str]], params: Evaluate) -> str:
     ]
     for row in rows:
         lines += [f"## `{row['prompt'].strip() or ' '}`".replace("\n", " "), ""]
-        for kind in ("greedy", "sampled"):
+        for kind in KINDS:
             lines += [f"{kind}:", "", *("    " + line for line in (row["prompt"] + row[kind]).split("\n")), ""]
     return "\n".join(lines)

@@ -1,0 +1,87 @@
+"""lm-evaluation-harness on an exported model, in this process.
+
+Two things must be right or its numbers are of another model: multiple choice needs the begin symbol before the context
+(`add_bos_token=True`), and rolling perplexity must not have it, since the harness scores it as if it were text (2 % too high).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from foundry.config import ConfigError, DataError
+
+
+def run_harness(
+    folder: str | Path, names: Sequence[str], include: str | Path | None = None, limit: int = 0, batch_size: int = 16
+) -> dict[str, dict[str, Any]]:
+    """Scores of tasks by name.
+
+    Args:
+        folder: of a Hugging Face export.
+        include: folder with task files of one's own, beside the harness's.
+        limit: examples of each task; 0: all.
+
+    Returns:
+        {task: {n, metric: {value, stderr}}}; stderr is None where the harness has none.
+
+    Raises:
+        ConfigError: if it is not installed or does not know a task.
+        DataError: if the data of a task cannot be had.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as e:
+        raise ConfigError(
+            f"lm-evaluation-harness is not installed ({e}): pip install 'foundry-lm[eval]' -c constraints.txt"
+        ) from None
+    manager = TaskManager(verbosity="ERROR", include_path=str(include) if include else None)
+    if unknown := sorted(set(names) - set(manager.all_tasks)):
+        raise ConfigError(f"lm-evaluation-harness knows no task {', '.join(unknown)}: `lm-eval ls tasks` lists them")
+    try:
+        tasks = list(manager.load(list(names))["tasks"].values())
+    except Exception as e:  # every loader of data raises its own
+        raise DataError(f"the data of {', '.join(names)} cannot be had: {_line(e)}") from e
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    out: dict[str, dict[str, Any]] = {}
+    for rolling in (False, True):
+        chosen = [t for t in tasks if (t.OUTPUT_TYPE == "loglikelihood_rolling") is rolling]
+        if not chosen:
+            continue
+        wrapped = HFLM(
+            pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=batch_size, add_bos_token=not rolling
+        )
+        try:
+            got = simple_evaluate(
+                wrapped, tasks=chosen, task_manager=manager, limit=limit or None, bootstrap_iters=0, log_samples=False, verbosity="ERROR",
+            )  # fmt: skip
+        except (OSError, ValueError, KeyError, RuntimeError) as e:
+            raise DataError(
+                f"{', '.join(t.task_name for t in chosen)} failed in lm-evaluation-harness: {_line(e)}"
+            ) from e
+        for task, values in got["results"].items():
+            out[task] = {"n": got["n-samples"].get(task, {}).get("effective"), **_metrics(values)}
+    return out
+
+
+def _metrics(values: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """`acc,none` and `acc_stderr,none` as {acc: {value, stderr}}."""
+    found: dict[str, dict[str, float | None]] = {}
+    for key, value in values.items():
+        name = key.split(",")[0]
+        if isinstance(value, int | float) and "," in key and not name.endswith("_stderr"):
+            error = values.get(key.replace(name, f"{name}_stderr", 1))
+            known = isinstance(error, int | float)
+            found[name] = {"value": round(float(value), 4), "stderr": round(float(error), 4) if known else None}
+    return found
+
+
+def _line(e: Exception) -> str:
+    return (str(e).splitlines() or [type(e).__name__])[0][:300]

@@ -1,0 +1,105 @@
+"""A whole evaluation: what the evaluate stage writes, from the model and the text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from foundry.config import Config, ConfigError
+from foundry.data.shards import Shards
+from foundry.evaluation import contamination, samples, tasks
+from foundry.evaluation.baselines import baselines
+from foundry.evaluation.bits_per_byte import held_out, losses_table
+from foundry.evaluation.leaks import probe_leaks
+from foundry.evaluation.report import evaluate, uniform
+from foundry.inference import Generator
+from foundry.models import MiniLLM
+from foundry.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    report: dict[str, Any]
+    losses: pa.Table
+    questions: dict[str, list[tasks.Question]]  # those that were made here
+    samples: list[dict[str, str]]
+
+
+def run_evaluation(
+    model: MiniLLM,
+    facts: dict[str, Any],
+    tokenizer: Tokenizer,
+    test: Shards,
+    rows: list[dict[str, Any]],
+    train_texts: Callable[[], Iterable[str]],
+    cfg: Config,
+    log: logging.Logger,
+    root: str | Path = ".",
+) -> Evaluation:
+    """Everything but what the harness does.
+
+    Args:
+        facts: `config.json` of the trained model.
+        rows: of the test split's clean text: doc_id, text, lang.
+        train_texts: gives the training documents, from the first on at every call.
+        root: where `evaluate.task_files` are looked for.
+
+    Raises:
+        ConfigError: if a pattern of `task_files` matches no file.
+        DataError: for an empty test split, a question that is not one, a model that sees its answers or is damaged.
+    """
+    how, seed = cfg.evaluate, cfg.seed
+    documents = held_out(test, rows)
+    made = tasks.make_tasks(how.tasks, documents, how.task_items, seed)
+    asked = {**{k: v for k, v in made.items() if v}, **_own(how.task_files, Path(root))}
+    for name in (k for k, v in made.items() if not v):
+        log.warning("no question of %s could be made: the test documents are too few or too short", name)
+    leaks = probe_leaks(model, documents.tokens[0], cfg.train.document_mask, seed)
+    written = samples.samples(Generator(model, tokenizer, "cpu"), how, seed)
+    found = {}
+    if how.contamination_ngram:
+        log.info("looking for runs of %d words in the training text", how.contamination_ngram)
+        texts = {f"task {n}": [q.context + q.choices[q.label] for q in questions] for n, questions in asked.items()}
+        texts |= {kind: [row[kind] for row in written] for kind in samples.KINDS}
+        found = contamination.overlap({"test": documents.texts, **texts}, train_texts(), how.contamination_ngram)
+    log.info("scoring %d test documents", len(documents))
+    report, scores = evaluate(model, facts, test, documents, cfg, found.get("test"))
+    if found:
+        report["contamination"] = {
+            "ngram": how.contamination_ngram,
+            **contamination.summary(found["test"], how.bootstrap, seed),
+        }
+    report["tasks"] = {}
+    for name, questions in asked.items():
+        log.info("asking %d questions of %s", len(questions), name)
+        report["tasks"][name] = tasks.task_score(model, tokenizer, questions, how.bootstrap, seed)
+        if found:
+            report["tasks"][name]["contamination"] = contamination.summary(found[f"task {name}"], how.bootstrap, seed)
+    report["samples"] = {
+        kind: samples.figures([row[kind] for row in written], found.get(kind), how.bootstrap, seed)
+        for kind in samples.KINDS
+        if written
+    }
+    report["leaks"] = leaks
+    if how.baselines:
+        log.info("compressing the same bytes with xz, zstd and PPMd")
+        train, held = (b"".join(t.encode() + b"\n\n" for t in texts) for texts in (train_texts(), documents.texts))
+        report["baselines"] = baselines(train, held)
+        report["uniform"] = uniform(documents, int(scores.tokens.sum()), model.cfg.vocab_size)
+    return Evaluation(report, losses_table(documents, scores), made, written)
+
+
+def _own(patterns: list[str], root: Path) -> dict[str, list[tasks.Question]]:
+    """{name of the file: its questions}."""
+    out = {}
+    for pattern in patterns:
+        paths = sorted(p for p in root.glob(pattern) if p.is_file())
+        if not paths:
+            raise ConfigError(f"evaluate.task_files: {pattern!r} matches no file below {root.resolve()}")
+        out |= {p.stem: tasks.read_questions(p) for p in paths}
+    return out
