@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,9 +101,9 @@ def _folder(folder: Path, name: str) -> Side:
         if (at / "tokenizer.model").is_file() and (at / "config.json").is_file():
             from foundry.export.huggingface import import_huggingface
 
-            return Side(name, table, lambda: import_huggingface(at))
+            return Side(name, table, partial(import_huggingface, at))
     if (folder / "model.safetensors").is_file() and (folder / "config.json").is_file():
-        return Side(name, table, lambda: _trained(folder))
+        return Side(name, table, partial(_trained, folder))
     if table is None:
         raise ConfigError(f"{name} is a folder without a model: no config.json with weights, no documents.parquet")
     return Side(name, table, None)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from foundry.config import ModelConfig
-from foundry.data.shards import Shards
+from foundry.config import DataError, ModelConfig
+from foundry.data.shards import Shards, read_clean
 from foundry.evaluation.baselines import baselines, ppmd_sizes
-from foundry.evaluation.bits_per_byte import bits_per_byte, interval, score_split, summarize
+from foundry.evaluation.bits_per_byte import bits_per_byte, held_out, interval, perplexity, score
+from foundry.evaluation.intervals import ratio_intervals
 from foundry.models import MiniLLM
 
 
@@ -39,36 +40,82 @@ def test_scores_equal_a_document_at_a_time_without_padding_or_batches(model, sha
                 logits, _ = model.eval()(piece[None, :-1])
             total -= logits.double().log_softmax(-1)[0].gather(-1, piece[1:, None]).sum().item()
         nats.append(total)
-    scores = score_split(model, test, 16)
+    scores = score(model, [t for t, _, _ in test.documents()], 16)
     np.testing.assert_allclose(scores.nats, nats, rtol=1e-5)
     assert scores.tokens.sum() == sum(len(t) - 2 for t, _, _ in test.documents())
 
 
-def test_bytes_are_those_of_the_raw_text(model, shards, clean):
-    from foundry.data.shards import read_clean
+@pytest.fixture(scope="module")
+def documents(shards, clean):
+    rows = [r for part in read_clean(clean / "test", ["doc_id", "text", "lang"]) for r in part]
+    return held_out(Shards(shards, "test"), rows)
 
+
+def test_bytes_are_those_of_the_raw_text(model, documents, clean):
     raw = sum(len(r["text"].encode()) for rows in read_clean(clean / "test", ["text"]) for r in rows)
-    scores = score_split(model, Shards(shards, "test"), 16)
-    assert scores.n_bytes.sum() == raw
-    assert bits_per_byte(scores.nats, scores.n_bytes) == pytest.approx(scores.nats.sum() / math.log(2) / raw)
+    scores = score(model, documents.tokens, 16)
+    assert documents.n_bytes.sum() == raw
+    assert bits_per_byte(scores.nats, documents.n_bytes) == pytest.approx(scores.nats.sum() / math.log(2) / raw)
 
 
-def test_scoring_changes_neither_the_model_nor_the_random_numbers(model, shards):
+def test_scoring_changes_neither_the_model_nor_the_random_numbers(model, documents):
     model.train()
     before, weights = torch.get_rng_state(), [p.clone() for p in model.parameters()]
-    first = score_split(model, Shards(shards, "test"), 8)
-    second = score_split(model, Shards(shards, "test"), 8)
+    first = score(model, documents.tokens, 8)
+    second = score(model, documents.tokens, 8)
     assert model.training and torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
     assert (first.nats == second.nats).all()
 
 
-def test_the_sum_over_sources_is_the_whole(model, shards):
-    scores = score_split(model, Shards(shards, "test"), 16)
-    report = summarize(scores, 200, 1)
-    assert set(report["by_source"]) == {"one", "two"}
-    assert sum(s["bytes"] for s in report["by_source"].values()) == report["bytes"]
-    assert report == summarize(scores, 200, 1)
+@pytest.mark.parametrize("stride", [16, 8, 5])
+def test_no_score_depends_on_the_batch_the_order_or_who_scores_which_documents(model, documents, stride):
+    whole = score(model, documents.tokens, stride)
+    for rows in (1, 3, 64):
+        got = score(model, documents.tokens, stride, rows=rows)
+        np.testing.assert_allclose(got.nats, whole.nats, rtol=2e-6)
+        assert (got.tokens == whole.tokens).all()
+    order = np.random.default_rng(0).permutation(len(documents))
+    shuffled = score(model, [documents.tokens[i] for i in order], stride)
+    np.testing.assert_allclose(shuffled.nats, whole.nats[order], rtol=2e-6)
+    ranks = [score(model, documents.tokens[r::3], stride) for r in range(3)]
+    for r, part in enumerate(ranks):
+        np.testing.assert_allclose(part.nats, whole.nats[r::3], rtol=2e-6)
+    assert whole.tokens.sum() == sum(len(t) - 2 for t in documents.tokens)
+
+
+def test_an_empty_split_and_split_of_other_text_are_refused(shards, clean):
+    test = Shards(shards, "test")
+    rows = [r for part in read_clean(clean / "test", ["doc_id", "text", "lang"]) for r in part]
+    with pytest.raises(DataError, match="hold other documents"):
+        held_out(test, rows[1:])
+    test._batches = []
+    with pytest.raises(DataError, match=r"holds no document.*clean\.test_fraction"):
+        held_out(test, [])
+
+
+def test_perplexities_are_what_their_names_say(documents, model):
+    scores = score(model, documents.tokens, 16)
+    token = perplexity(scores.nats, scores.tokens, 200, 1)
+    word = perplexity(scores.nats, documents.words, 200, 1)
+    assert token["value"] == pytest.approx(math.exp(scores.nats.sum() / scores.tokens.sum()), rel=1e-4)
+    words = sum(len(t.split()) for t in documents.texts)
+    assert word["value"] == pytest.approx(math.exp(scores.nats.sum() / words), rel=1e-4)
+    assert token["low"] < token["value"] < token["high"] < word["value"]
+
+
+def test_ratios_of_columns_are_those_of_each_alone_and_none_where_nothing_is_counted():
+    rng = np.random.default_rng(0)
+    above, below = rng.random((30, 3)), rng.random((30, 3))
+    below[:, 2] = 0
+    got = ratio_intervals(above, below, 300, 7)
+    assert got[2] is None
+    for k in range(2):
+        draws = np.random.default_rng(7)
+        seen = [above[i, k].sum() / below[i, k].sum() for i in (draws.integers(0, 30, 30) for _ in range(300))]
+        assert got[k]["low"] == pytest.approx(np.percentile(seen, 2.5), abs=1e-4)
+        assert got[k]["high"] == pytest.approx(np.percentile(seen, 97.5), abs=1e-4)
+        assert got[k]["value"] == round(above[:, k].sum() / below[:, k].sum(), 4)
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
@@ -88,7 +135,7 @@ def test_compressors_gain_from_text_they_have_seen():
     train = b" ".join(rng.choice(words, 4000).tolist())
     test = b" ".join(rng.choice(words, 500).tolist())
     got = baselines(train, test)
-    assert set(got) == {"xz", "ppmd_order_6", "ppmd_order_8"}
+    assert set(got) == {"xz", "zstd_22", "ppmd_order_6", "ppmd_order_8"}
     for sizes in got.values():
         assert 0 < sizes["given_train"] < 0.8 * sizes["alone"]
     assert got["xz"]["alone"] == round(8 * len(lzma.compress(test, preset=9 | lzma.PRESET_EXTREME)) / len(test), 4)

@@ -1,0 +1,130 @@
+"""`reports/report.html`: every number of the report is on it, it loads nothing, a browser draws it; text cannot become markup."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from scoring import tiny
+
+from foundry.config import Config, Download
+from foundry.data.shards import Shards, read_clean
+from foundry.evaluation.page import write_page
+from foundry.evaluation.run import run_evaluation
+from foundry.utils.log import get_logger
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SOURCE = {"name": "one", "url": "file:corpus/a.txt", "lang": "en", "license": "CC0-1.0"}
+EVIL = "<img src=x onerror=alert(1)>{{ 7 * 7 }}"
+
+
+@pytest.fixture(scope="module")
+def evaluation(shards, clean, tokenizer):
+    def texts(split):
+        return (r["text"] for part in read_clean(clean / split, ["text"]) for r in part)
+
+    cfg = Config(
+        download=Download(sources=[SOURCE]),
+        tokenizer={"vocab_size": 400},
+        evaluate={"bootstrap": 100, "prompts": ["The ", EVIL], "max_new_tokens": 30, "task_items": 10},
+        model={"max_seq_len": 32},
+        train={"tokens_per_step": 64},
+    )
+    rows = [r for part in read_clean(clean / "test", ["doc_id", "text", "lang"]) for r in part]
+    facts = {"fingerprint": "f" * 16, "weights_sha256": "0" * 64}
+    return run_evaluation(
+        tiny(), facts, tokenizer, Shards(shards, "test"), rows, lambda: texts("train"), cfg, get_logger()
+    )
+
+
+@pytest.fixture(scope="module")
+def page(evaluation, tmp_path_factory):
+    train = {"params": 12345, "tokens": 4096, "epochs": 1.5, "index_sha256": "1" * 64, "tokenizer_sha256": "2" * 64}
+    account = {"records": 10, "kept": 8, "dropped": {"too_short": 2}}
+    cleaning = {"sources": [{**SOURCE, "attribution": EVIL}], "per_source": {"one": account}}
+    curve = [{"tokens": str(t), "loss": str(6 - t / 9), "lr": "0.1"} for t in range(1, 9)]
+    validations = [{"tokens": str(t), "val_bits_per_byte": str(4 - t / 9)} for t in range(1, 9)]
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    args = (evaluation.report, train, cleaning, evaluation.samples, curve, validations)
+    write_page(path, *args)
+    first = path.read_bytes()
+    write_page(path, *args)
+    assert path.read_bytes() == first  # a function of its inputs
+    return path
+
+
+def intervals(value):
+    """Every {value, low, high} of the report."""
+    if isinstance(value, dict):
+        if {"value", "low", "high"} <= set(value):
+            yield value
+        for v in value.values():
+            yield from intervals(v)
+    elif isinstance(value, list):
+        for v in value:
+            yield from intervals(v)
+
+
+def test_every_number_of_the_report_has_an_interval_that_holds_it(evaluation):
+    found = list(intervals(evaluation.report))
+    assert len(found) > 25
+    assert all(i["low"] <= i["value"] <= i["high"] for i in found)
+    r = evaluation.report
+    for group in ("by_source", "by_lang", "by_length"):
+        assert sum(p["documents"] for p in r[group].values()) == r["test"]["documents"]
+        assert sum(p["bytes"] for p in r[group].values()) == r["test"]["bytes"]
+    assert (
+        sum(p["tokens"] for p in r["by_position"])
+        == r["test"]["tokens"]
+        == evaluation.losses["tokens"].to_numpy().sum()
+    )
+    assert set(r["tasks"]) == {"cloze", "minimal_pairs"} and set(r["samples"]) == {"greedy", "sampled"}
+    assert r["uniform"]["tokens"] > r["test"]["bits_per_byte"]["value"] * 0.5 and r["uniform"]["bytes"] == 8.0
+
+
+def test_the_page_shows_them_and_loads_nothing(page, evaluation):
+    html = page.read_text(encoding="utf-8")
+    assert not re.search(r"""\bsrc\s*=|href\s*=\s*["'](?!#)|@import|url\((?!#)|<script""", html.replace(EVIL, ""))
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+    b = evaluation.report["test"]["bits_per_byte"]
+    assert f"{b['value']:.4f} {b['low']:.4f} to {b['high']:.4f}" in text
+    for section in (
+        "Training",
+        "Test text",
+        "compressed",
+        "Use of the context",
+        "Calibration",
+        "Questions",
+        "fool these",
+        "What it writes",
+        "Data",
+        "Chain of custody",
+    ):
+        assert section in text
+    assert html.count("<svg") == 3
+    assert "<img" not in html and "&lt;img src=x onerror=alert(1)&gt;{{ 7 * 7 }}" in html
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+def test_browser_draws_the_page(page, tmp_path):
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1000,2600",
+    ]
+    shot = tmp_path / "page.png"
+    dom = subprocess.run(
+        [CHROMIUM, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "Chain of custody" in dom.stdout
+    subprocess.run(
+        [CHROMIUM, *options, f"--screenshot={shot}", page.as_uri()], capture_output=True, timeout=120, check=True
+    )
+    import matplotlib.image
+
+    image = matplotlib.image.imread(shot)[:, :, :3]
+    blue = (abs(image - [0x1F / 255, 0x77 / 255, 0xB4 / 255]).max(-1) < 0.02).sum()
+    assert blue > 500  # the curves are drawn

@@ -1,0 +1,184 @@
+"""Questions from the test text: stable, answerable, in any script; answers as lm-evaluation-harness gives them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scoring import tiny
+
+from foundry.config import ConfigError, DataError
+from foundry.evaluation import contamination, tasks
+from foundry.evaluation.bits_per_byte import Documents, bits_per_byte, score
+
+ROOT = Path(__file__).resolve().parents[2]
+CHINESE = "北京大学创建于一八九八年初名京师大学堂是中国近代第一所国立综合性大学也是当时中国最高教育行政机关辛亥革命后改为现名学校为教学研究服务社会"
+
+
+def texts_as_documents(texts, source="one"):
+    n = len(texts)
+    sizes = np.array([len(t.encode()) for t in texts])
+    return Documents(
+        [np.zeros(2)] * n, sizes, np.ones(n, int), [source] * n, ["und"] * n, [f"{i:016x}" for i in range(n)], texts
+    )
+
+
+def test_the_right_choice_is_the_text_itself_and_the_wrong_ones_are_not(held):
+    made = tasks.make_tasks(["cloze", "minimal_pairs"], held, 100, 1)
+    texts = dict(zip(held.doc_ids, held.texts, strict=True))
+    for name, choices in (("cloze", 4), ("minimal_pairs", 2)):
+        assert len(made[name]) == len(held)
+        for q in made[name]:
+            assert len(set(q.choices)) == choices and 0 <= q.label < choices
+            assert q.context + q.choices[q.label] in texts[q.id]
+            assert not any(q.context + c in texts[q.id] for i, c in enumerate(q.choices) if i != q.label)
+            assert q.choices[q.label].startswith(" ") and not q.context.endswith(" ")  # cut where a word ends
+    assert len({q.label for q in made["cloze"]}) > 1
+    for q in made["minimal_pairs"]:
+        assert sorted(q.choices[0].split()) == sorted(q.choices[1].split())
+
+
+def test_questions_are_the_same_every_time_and_new_documents_change_no_pair_of_old_ones(held):
+    again = [tasks.make_tasks(["cloze", "minimal_pairs"], held, 100, 1) for _ in range(2)]
+    assert again[0] == again[1]
+    fewer = Documents(
+        *(x[:10] for x in (held.tokens, held.n_bytes, held.words, held.sources, held.langs, held.doc_ids, held.texts))
+    )
+    few = {q.id: q for q in tasks.make_tasks(["minimal_pairs"], fewer, 100, 1)["minimal_pairs"]}
+    many = {q.id: q for q in again[0]["minimal_pairs"]}
+    assert len(few) == 10 and all(many[i] == q for i, q in few.items())
+    assert tasks.make_tasks(["cloze"], held, 100, 2) != {"cloze": again[0]["cloze"]}
+
+
+def test_a_script_without_spaces_has_questions_too():
+    texts = [CHINESE[i:] + CHINESE + CHINESE[: 2 * i] for i in range(8)]
+    made = tasks.make_tasks(["cloze", "minimal_pairs"], texts_as_documents(texts), 9, 1)
+    assert len(made["minimal_pairs"]) == 8
+    for q in made["minimal_pairs"]:
+        assert q.context + q.choices[q.label] in texts[int(q.id, 16)]
+        changed = [i for i, (a, b) in enumerate(zip(*q.choices, strict=True)) if a != b]
+        assert len(changed) == 2 and changed[1] == changed[0] + 1
+
+
+def test_too_short_documents_give_no_question_and_no_error():
+    assert tasks.make_tasks(["cloze", "minimal_pairs"], texts_as_documents(["short", "x" * 90]), 9, 1) == {
+        "cloze": [],
+        "minimal_pairs": [],
+    }
+
+
+def test_answers_are_those_of_one_choice_at_a_time(held, tokenizer):
+    model = tiny(
+        vocab_size=tokenizer.vocab_size, max_seq_len=64
+    )  # shorter than some questions: their beginning is dropped
+    questions = tasks.make_tasks(["cloze"], held, 100, 1)["cloze"]
+    plain, normal, dropped = [], [], 0
+    for q in questions:
+        cost = []
+        for choice in q.choices:
+            before, whole = tokenizer.encode(q.context, bos=True), tokenizer.encode(q.context + choice, bos=True)
+            dropped += len(whole) > 65
+            ids = torch.tensor(whole[-65:])
+            log_p = model(ids[None, :-1])[0][0].double().log_softmax(-1)
+            at = range(max(len(before) - (len(whole) - len(ids)), 1), len(ids))
+            cost.append(-sum(log_p[i - 1, ids[i]].item() for i in at))
+        plain.append(int(np.argmin(cost)) == q.label)
+        normal.append(int(np.argmin([c / len(t) for c, t in zip(cost, q.choices, strict=True)])) == q.label)
+    got = tasks.answer(model, tokenizer, questions)
+    assert got[0].tolist() == plain and got[1].tolist() == normal and dropped
+    score = tasks.task_score(model, tokenizer, questions, 200, 1)
+    assert score["score"] == round(np.mean(plain), 4) and score["low"] <= score["score"] <= score["high"]
+    assert score["chance"] == 0.25 and score["n"] == len(questions)
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ('{"context": "a", "choices": ["b", "c"]}', "no field 'label'"),
+        ('{"contxt": "a", "choices": ["b", "c"], "label": 0}', r"no field 'context' \(it has 'contxt'"),
+        ('{"context": "a", "choices": "b", "label": 0}', "'choices' is 'b', not list"),
+        ('{"context": "a", "choices": ["b"], "label": 0}', "two or more"),
+        ('{"context": "a", "choices": ["b", ""], "label": 0}', "not empty"),
+        ('{"context": "a", "choices": ["b", "c"], "label": 2}', "'label' is 2, there are 2 choices"),
+        ('{"context": "a", "choices": ["b", "c"], "label": "0"}', "'label' is '0', not int"),
+        ('["a"]', "is list, not an object"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_a_wrong_question_is_told_by_line_and_field(tmp_path, line, told):
+    good = json.dumps({"context": "a", "choices": ["b", "c"], "label": 1})
+    (tmp_path / "mine.jsonl").write_text(f"{good}\n\n{line}\n")
+    with pytest.raises(DataError, match=rf"mine.jsonl, line 3.*{told}"):
+        tasks.read_questions(tmp_path / "mine.jsonl")
+
+
+def test_an_empty_file_of_questions_and_a_pattern_without_file_are_told(tmp_path):
+    from foundry.evaluation.run import _own
+
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/none.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="holds no question"):
+        _own(["tasks/*.jsonl"], tmp_path)
+    with pytest.raises(ConfigError, match=r"'tasks/\*.json' matches no file"):
+        _own(["tasks/*.json"], tmp_path)
+
+
+def test_the_shipped_questions_are_balanced():
+    questions = tasks.read_questions(ROOT / "tasks/agreement-en.jsonl")
+    assert len({(q.context, q.choices[q.label]) for q in questions}) == len(questions) == 48
+    for word in ("is", "are", "was", "were"):
+        assert sum(q.choices[q.label].split()[0] == word for q in questions) == 12
+    assert 15 < sum(q.label for q in questions) < 33
+
+
+def test_runs_of_words_are_found_in_the_training_text_and_only_where_they_stand():
+    words = [f"w{i}" for i in range(200)]
+    train = [" ".join(words[:100]), "an other text entirely", " ".join(words[100:])]
+    seen = " ".join(words[10:30])  # 8 runs of 13
+    half = " ".join(words[90:110])  # crosses two documents: each half has no run of 13
+    got = contamination.overlap(
+        {"a": [seen, half, "too short"], "b": [seen.upper() + "!", "x " + " ".join(words[:13])]}, train, 13
+    )
+    assert got["a"][0].tolist() == [8, 0, 0] and got["a"][1].tolist() == [8, 8, 0]
+    assert got["b"][0].tolist() == [8, 1] and got["b"][1].tolist() == [8, 2]
+    summary = contamination.summary(got["a"], 200, 1)
+    assert summary["looked_at"] == 2 and summary["texts"]["value"] == 0.5 and summary["runs"]["value"] == 0.5
+    assert contamination.summary((np.zeros(2, int), np.zeros(2, int)), 200, 1) == {
+        "texts": None,
+        "runs": None,
+        "looked_at": 0,
+    }
+
+
+@pytest.mark.slow
+def test_the_harness_gives_the_same_answers_and_the_same_bits_per_byte(held, tokenizer, tmp_path, monkeypatch):
+    """lm-evaluation-harness through transformers, on the exported folder, against our own scoring of the model itself."""
+    from foundry.evaluation.harness import run_harness
+    from foundry.export.huggingface import export_huggingface
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    model = tiny(vocab_size=tokenizer.vocab_size, max_seq_len=64)
+    export_huggingface(model, tokenizer, tmp_path / "hf")
+    made = tasks.make_tasks(["cloze", "minimal_pairs"], held, 100, 1)
+    tasks.write_tasks(tmp_path / "tasks", made, tmp_path / "tasks")
+    (tmp_path / "tasks/rolling.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in held.texts))
+    (tmp_path / "tasks/rolling.yaml").write_text(
+        f"task: rolling\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/tasks/rolling.jsonl}}}}\ntest_split: test\n"
+        "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
+        "metric_list: [{metric: bits_per_byte}, {metric: word_perplexity}]\n"
+    )
+    got = run_harness(
+        tmp_path / "hf", ["foundry_cloze", "foundry_minimal_pairs", "rolling"], include=tmp_path / "tasks"
+    )
+    for name, questions in made.items():
+        ours = tasks.task_score(model, tokenizer, questions, 100, 1)
+        theirs = got[f"foundry_{name}"]
+        assert theirs["n"] == ours["n"] == len(questions)
+        assert theirs["acc"]["value"] == ours["score"] and theirs["acc_norm"]["value"] == ours["acc_norm"]["value"]
+    scores = score(model, held.tokens, 64)
+    assert got["rolling"]["bits_per_byte"]["value"] == pytest.approx(bits_per_byte(scores.nats, held.n_bytes), abs=1e-4)
+    with pytest.raises(ConfigError, match="knows no task no_such_task"):
+        run_harness(tmp_path / "hf", ["no_such_task"])

@@ -1,0 +1,107 @@
+"""Token by token: equal to a plain computation, two ways to one sum, calibration that can be known beforehand, no look ahead."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scoring import tiny
+
+from foundry.config import DataError
+from foundry.evaluation import report
+from foundry.evaluation.bits_per_byte import Scores, score
+from foundry.evaluation.leaks import probe_leaks
+from foundry.evaluation.tokens import TokenScores, calibration, position_curve, score_tokens
+
+
+def test_every_token_is_scored_as_the_plain_way_does(net, held):
+    got = score_tokens(net, held.tokens)
+    seen, nats, best, right = [], [], [], []
+    for d, tokens in enumerate(held.tokens):
+        ids = torch.from_numpy(tokens.astype(np.int64))[:-1]
+        for start in range(0, len(ids) - 1, 32):
+            piece = ids[start : start + 33]
+            p = net(piece[None, :-1])[0][0].double().softmax(-1).detach()
+            at = (got.document == d) & np.isin(got.seen, range(1, len(piece)))
+            assert at.any()
+            for k in range(len(piece) - 1):
+                seen.append((d, k + 1))
+                nats.append(-math.log(p[k, piece[k + 1]]))
+                best.append(p[k].max().item())
+                right.append(int(p[k].argmax()) == int(piece[k + 1]))
+    order = np.lexsort((got.nats, got.seen, got.document))
+    mine = sorted(zip(seen, nats, best, right, strict=True), key=lambda r: (*r[0], r[1]))
+    assert [(int(got.document[i]), int(got.seen[i])) for i in order] == [r[0] for r in mine]
+    np.testing.assert_allclose(got.nats[order], [r[1] for r in mine], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got.confidence[order], [r[2] for r in mine], rtol=1e-4)
+    assert (got.right[order] == [r[3] for r in mine]).mean() > 0.999  # a tie may fall either way
+
+
+def test_the_sum_over_tokens_is_the_sum_over_documents_and_a_wrong_one_is_told(net, held):
+    scores, tokens = score(net, held.tokens, 32), score_tokens(net, held.tokens)
+    report.double_entry(scores, tokens)
+    with pytest.raises(DataError, match="no number of it can be trusted"):
+        report.double_entry(Scores(scores.nats * 1.001, scores.tokens), tokens)
+    with pytest.raises(DataError, match="no number of it can be trusted"):
+        report.double_entry(Scores(scores.nats, scores.tokens + 1), tokens)
+
+
+def test_damaged_weights_give_an_error_not_a_number(held):
+    model = tiny()
+    with torch.no_grad():
+        model.layers[0].ffn.w_up.weight[0, 0] = float("nan")
+    with pytest.raises(DataError, match="not finite"):
+        score_tokens(model, held.tokens)
+
+
+def synthetic(confidence, right, documents=50, seed=0):
+    n = len(confidence)
+    rng = np.random.default_rng(seed)
+    return TokenScores(rng.integers(0, documents, n), rng.integers(1, 65, n), rng.random(n), confidence, right)
+
+
+def test_calibration_of_who_knows_what_he_knows_is_zero_and_of_a_braggart_his_excess():
+    rng = np.random.default_rng(1)
+    confidence = rng.uniform(0.05, 0.95, 200_000)
+    honest = calibration(synthetic(confidence, rng.random(200_000) < confidence), 50, 200, 1)
+    assert honest["error"]["value"] < 0.006 and honest["error"]["low"] <= honest["error"]["high"]
+    for row in honest["rows"]:
+        assert row["accuracy"]["value"] == pytest.approx(row["confidence"], abs=0.02)
+    assert sum(r["tokens"] for r in honest["rows"]) == 200_000
+    boasting = calibration(synthetic(confidence, rng.random(200_000) < confidence - 0.05), 50, 200, 1)
+    assert boasting["error"]["value"] == pytest.approx(0.05, abs=0.006)
+    assert boasting["error"]["low"] <= boasting["error"]["value"] <= boasting["error"]["high"]
+
+
+def test_the_curve_over_the_context_counts_every_token_once_and_falls_where_nats_do():
+    rng = np.random.default_rng(2)
+    seen = rng.integers(1, 65, 20_000)
+    scores = TokenScores(rng.integers(0, 40, 20_000), seen, 5 - np.log2(seen) / 2, rng.random(20_000), seen > 3)
+    rows = position_curve(scores, 40, 64, 100, 1)
+    assert [r["seen"] for r in rows] == [1, 2, 4, 8, 16, 32, 64] and sum(r["tokens"] for r in rows) == 20_000
+    assert all(a["value"] > b["value"] for a, b in pairwise(rows))
+    assert rows[0] == {"seen": 1, "tokens": int((seen == 1).sum()), "value": 5.0, "low": 5.0, "high": 5.0}
+
+
+def test_a_causal_model_passes_the_probe_and_one_that_looks_ahead_does_not(net, held, monkeypatch):
+    found = probe_leaks(net, held.tokens[0], False, 1)
+    assert "no logit" in found["later_tokens"] and "not masked" in found["other_documents"]
+    assert "no logit" in probe_leaks(net, held.tokens[0], True, 1)["other_documents"]
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def looks_ahead(q, k, v, **kw):
+        return real(q, k, v, **{**kw, "is_causal": False})
+
+    with monkeypatch.context() as m:
+        m.setattr(torch.nn.functional, "scaled_dot_product_attention", looks_ahead)
+        with pytest.raises(DataError, match=r"sees what it must not: logits at position 0 changed"):
+            probe_leaks(net, held.tokens[0], False, 1)
+
+    def sees_all_documents(self, tokens, cache=None, segments=None):
+        return hidden(self, tokens, cache)
+
+    hidden = type(net).hidden
+    monkeypatch.setattr(type(net), "hidden", sees_all_documents)
+    with pytest.raises(DataError, match="the document before it in the row was changed"):
+        probe_leaks(net, held.tokens[0], True, 1)
