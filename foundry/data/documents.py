@@ -1,7 +1,8 @@
 """Whole documents as padded windows, for scoring: every token of the text exactly once, the end symbol never.
 
 Windows hold at most `seq_len` tokens and begin `stride` tokens apart; a token is scored in the first window that has it as a
-target, so with stride < seq_len every later token sees at least seq_len - stride tokens before it.
+target, so with stride < seq_len every later token sees at least seq_len - stride tokens before it. With `reach_back` the last window of a
+document begins so early that it is full, as in lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Window:
     first_scored: int  # targets before it were scored in an earlier window
 
 
-def windows(documents: list[np.ndarray], seq_len: int, stride: int) -> list[Window]:
+def windows(documents: list[np.ndarray], seq_len: int, stride: int, reach_back: bool = False) -> list[Window]:
     """The windows of documents given as tokens with begin and end symbol.
 
     Raises:
@@ -38,9 +39,10 @@ def windows(documents: list[np.ndarray], seq_len: int, stride: int) -> list[Wind
         for start in range(0, max(n, 0), stride):
             if scored >= n:
                 break
-            piece = tokens[start : min(start + seq_len, n) + 1]  # inputs and, one further, targets
-            out.append(Window(d, piece, scored - start))
-            scored = start + len(piece) - 1
+            begin = max(0, min(start, n - seq_len)) if reach_back else start
+            piece = tokens[begin : min(begin + seq_len, n) + 1]  # inputs and, one further, targets
+            out.append(Window(d, piece, scored - begin))
+            scored = begin + len(piece) - 1
     return out
 
 

@@ -1,7 +1,8 @@
 """Bits per byte of held-out documents.
 
 Protocol: each document alone, from its begin symbol; every token of its text scored exactly once, the end symbol never; nats summed in
-float64 and divided by the UTF-8 bytes of the raw text (law 7), so that models with other tokenizers compare. `stride = context`
+float64 and divided by the UTF-8 bytes of the raw text (law 7), so that models with other tokenizers compare. The last window of a document
+reaches back until it is full. `stride = context`
 is the protocol of lm-evaluation-harness (with `add_bos_token=False`: else it counts the begin symbol as text); `stride = context / 2`
 gives every token of a long document at least half a context.
 """
@@ -85,7 +86,7 @@ def score(
         rows: windows of a batch; 0 chooses. It changes nothing but the rounding.
     """
     T = model.cfg.max_seq_len
-    items = windows(tokens, T, stride)
+    items = windows(tokens, T, stride, reach_back=True)
     return Scores(*score_documents(model, batches(items, rows or max(1, BATCH_TOKENS // T)), len(tokens), precision))
 
 

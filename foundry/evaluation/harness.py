@@ -41,7 +41,7 @@ def run_harness(
         raise ConfigError(
             f"lm-evaluation-harness is not installed ({e}): pip install 'foundry-lm[eval]' -c constraints.txt"
         ) from None
-    manager = TaskManager(verbosity="ERROR", include_path=str(include) if include else None)
+    manager = TaskManager(include_path=str(include) if include else None)
     if unknown := sorted(set(names) - set(manager.all_tasks)):
         raise ConfigError(f"lm-evaluation-harness knows no task {', '.join(unknown)}: `lm-eval ls tasks` lists them")
     try:

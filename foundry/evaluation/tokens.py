@@ -37,7 +37,7 @@ def score_tokens(model: MiniLLM, tokens: list[np.ndarray]) -> TokenScores:
     T, device = model.cfg.max_seq_len, model.tok_embeddings.weight.device
     rows = max(1, min(4096, LOGITS // model.cfg.vocab_size) // T)
     parts: list[tuple[np.ndarray, ...]] = []
-    for x, y, numbers in batches(windows(tokens, T, T), rows):
+    for x, y, numbers in batches(windows(tokens, T, T, reach_back=True), rows):
         log_p = model(torch.from_numpy(x).to(device))[0].float().log_softmax(-1)
         row, column = np.nonzero(y != IGNORE)
         at, target = log_p[row, column], torch.from_numpy(y[row, column]).to(device)

@@ -27,13 +27,13 @@ def evaluation(shards, clean, tokenizer):
         download=Download(sources=[SOURCE]),
         tokenizer={"vocab_size": 400},
         evaluate={"bootstrap": 100, "prompts": ["The ", EVIL], "max_new_tokens": 30, "task_items": 10},
-        model={"max_seq_len": 32},
+        model={"max_seq_len": 64},
         train={"tokens_per_step": 64},
     )
     rows = [r for part in read_clean(clean / "test", ["doc_id", "text", "lang"]) for r in part]
     facts = {"fingerprint": "f" * 16, "weights_sha256": "0" * 64}
     return run_evaluation(
-        tiny(), facts, tokenizer, Shards(shards, "test"), rows, lambda: texts("train"), cfg, get_logger()
+        tiny(max_seq_len=64), facts, tokenizer, Shards(shards, "test"), rows, lambda: texts("train"), cfg, get_logger()
     )
 
 
@@ -84,7 +84,7 @@ def test_every_number_of_the_report_has_an_interval_that_holds_it(evaluation):
 
 def test_the_page_shows_them_and_loads_nothing(page, evaluation):
     html = page.read_text(encoding="utf-8")
-    assert not re.search(r"""\bsrc\s*=|href\s*=\s*["'](?!#)|@import|url\((?!#)|<script""", html.replace(EVIL, ""))
+    assert not re.search(r"""\bsrc\s*=|href\s*=\s*["'](?!#)|@import|url\((?!#)|<script""", html.replace("src=x", ""))
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
     b = evaluation.report["test"]["bits_per_byte"]
     assert f"{b['value']:.4f} {b['low']:.4f} to {b['high']:.4f}" in text

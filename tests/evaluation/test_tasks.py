@@ -52,7 +52,7 @@ def test_questions_are_the_same_every_time_and_new_documents_change_no_pair_of_o
 
 
 def test_a_script_without_spaces_has_questions_too():
-    texts = [CHINESE[i:] + CHINESE + CHINESE[: 2 * i] for i in range(8)]
+    texts = [CHINESE[i:] + 2 * CHINESE + CHINESE[: 2 * i] for i in range(8)]
     made = tasks.make_tasks(["cloze", "minimal_pairs"], texts_as_documents(texts), 9, 1)
     assert len(made["minimal_pairs"]) == 8
     for q in made["minimal_pairs"]:

@@ -21,11 +21,10 @@ def test_every_token_is_scored_as_the_plain_way_does(net, held):
     for d, tokens in enumerate(held.tokens):
         ids = torch.from_numpy(tokens.astype(np.int64))[:-1]
         for start in range(0, len(ids) - 1, 32):
-            piece = ids[start : start + 33]
+            begin = max(0, min(start, len(ids) - 1 - 32))
+            piece = ids[begin : begin + 33]
             p = net(piece[None, :-1])[0][0].double().softmax(-1).detach()
-            at = (got.document == d) & np.isin(got.seen, range(1, len(piece)))
-            assert at.any()
-            for k in range(len(piece) - 1):
+            for k in range(start - begin, len(piece) - 1):
                 seen.append((d, k + 1))
                 nats.append(-math.log(p[k, piece[k + 1]]))
                 best.append(p[k].max().item())
