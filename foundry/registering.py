@@ -1,47 +1,198 @@
-"""Registering what lies in artifacts/export: the one function behind the export stage and `foundry register`."""
+"""Registering what lies in artifacts/export, and who is champion: behind the export stage, `foundry register`, `promote` and `rollback`."""
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import foundry
-from foundry.config import Config, DataError
+from foundry.config import Config, DataError, TrackingError
+from foundry.evaluation.compare import compare_documents, read_documents
 from foundry.export.manifest import verify_export
-from foundry.tracking import Registration, register, tracking_uri
-from foundry.utils.files import read_json
+from foundry.tracking import DatasetRef, Registration, register, tracking_uri
+from foundry.tracking.lineage import lineage_tags
+from foundry.tracking.promotion import Decide, Decision, force, settle, whoami
+from foundry.tracking.promotion import rollback as roll_back
+from foundry.tracking.registry import SCORES, Candidate, fetch, find, reached
+from foundry.utils.files import read_json, sha256_tree, state_dir, write_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from mlflow.entities.model_registry import ModelVersion
+
+REPORTS = ("evaluate.json", "report.html", "samples.md", "loss.png", "data_card.md")
 
 
 def register_export(cfg: Config, root: str | Path = ".") -> Registration:
-    """Registers the project's export, with the numbers and reports of its evaluation.
+    """Registers the project's export, with the numbers and reports of its evaluation, and asks the gate.
+
+    When MLflow is away, that it is still to be done is written under `.foundry/`, for `foundry sync` and the next run.
 
     Raises:
         ExportError: if the export is missing or was changed.
+        DataError: if the evaluation is missing or of another model.
         TrackingError: if MLflow is away.
     """
     root = Path(root).resolve()
-    folder = root / "artifacts" / "export"
-    parity = verify_export(folder)
-    report = read_json(root / "reports" / "evaluate.json", "the evaluation; run `dvc repro evaluate`", DataError)
-    if report["weights_sha256"] != parity["weights_sha256"]:
+    candidate = _candidate(cfg, root)
+    uri = tracking_uri(cfg.runtime)
+    waiting = _waiting(sha256_tree(candidate.export_dir))
+    try:
+        done = register(
+            candidate,
+            uri=uri,
+            experiment=cfg.runtime.experiment,
+            decide=_gate(cfg, read_documents(candidate.scores), uri),
+        )
+    except TrackingError:
+        write_json(waiting, {"name": candidate.name, "uri": uri, "fingerprint": candidate.fingerprint})
+        raise
+    waiting.unlink(missing_ok=True)
+    return done
+
+
+def deliver_registrations(cfg: Config, root: str | Path = ".") -> list[str]:
+    """Registers what could not be registered before: a line for each registration that waited.
+
+    Raises:
+        TrackingError: if MLflow is still away.
+    """
+    told = []
+    for path in sorted((state_dir() / "register").glob("*.json")):
+        folder = Path(root) / "artifacts/export"
+        if folder.is_dir() and sha256_tree(folder) == path.stem:
+            done = register_export(cfg, root)
+            told.append(f"version {done.version} of {done.name}: {done.reason}")
+        else:
+            told.append(f"an export of run {read_json(path, 'a registration that waits')['fingerprint']} is no longer here: `dvc checkout` its revision, then `foundry register`")  # fmt: skip
+    return told
+
+
+def promote(cfg: Config, which: str, why: str | None = None) -> tuple[bool, str]:
+    """Lets the gate decide about a version, or makes it champion against the gate: (is champion, why).
+
+    Args:
+        which: a version or an alias.
+        why: the reason of a forced promotion; None asks the gate.
+
+    Raises:
+        ConfigError: if there is no such version.
+        TrackingError: if MLflow is away.
+    """
+    uri, name = tracking_uri(cfg.runtime), cfg.export.model_name
+    with reached(uri, f"promote {which} of {name}") as client:
+        version = find(client, address(name, which))
+        if why is not None:
+            before = force(client, name, str(version.version), why)
+            return True, f"forced by {whoami()}: {why} (champion before: {before})"
+        with tempfile.TemporaryDirectory(prefix="foundry-") as tmp:
+            mine = read_documents(fetch(client, version, uri, Path(tmp), SCORES))
+        return settle(client, name, version, _gate(cfg, mine, uri))
+
+
+def rollback(cfg: Config, why: str) -> tuple[str, str]:
+    """Returns `champion` to the version before: (the one that was, the one that is).
+
+    Raises:
+        ConfigError: if there was none before.
+        TrackingError: if MLflow is away.
+    """
+    name = cfg.export.model_name
+    with reached(tracking_uri(cfg.runtime), f"roll {name} back") as client:
+        find(client, address(name, "champion"))
+        return roll_back(client, name, why)
+
+
+def address(name: str, which: str) -> str:
+    return f"models:/{name}/{which}" if which.isdigit() else f"models:/{name}@{which}"
+
+
+def _gate(cfg: Config, mine: pa.Table, uri: str) -> Decide:
+    """Better than the champion on the same test bytes, by the paired interval. The proof was checked before."""
+
+    def decide(champion: ModelVersion | None) -> Decision:
+        if champion is None:
+            return Decision(True, "there was no champion")
+        from foundry.tracking.settings import connect
+
+        with tempfile.TemporaryDirectory(prefix="foundry-") as tmp:
+            try:
+                theirs = read_documents(fetch(connect(uri), champion, uri, Path(tmp), SCORES))
+            except Exception as e:  # a version from before losses were kept, or its store is gone
+                return Decision(
+                    False,
+                    f"the champion (version {champion.version}) has no losses by document to compare with ({str(e)[:100]})",
+                )
+        try:
+            done = compare_documents(theirs, mine, cfg.evaluate.bootstrap, cfg.seed)
+        except DataError as e:
+            return Decision(False, f"the champion (version {champion.version}) was tested on other text ({e})")
+        d = done.overall
+        figures = {"difference": d.value, "low": d.low, "high": d.high, "win_rate": d.win_rate, "p_value": done.p_value}
+        return Decision(done.verdict == "better", f"{done.sentence()}, against version {champion.version}", figures)
+
+    return decide
+
+
+def _candidate(cfg: Config, root: Path) -> Candidate:
+    folder, package = root / "artifacts/export", Path(foundry.__file__).parent
+    record = verify_export(folder)
+    report = read_json(root / "reports/evaluate.json", "the evaluation; run `dvc repro evaluate`", DataError)
+    if report["weights_sha256"] != record["weights_sha256"]:
         raise DataError("reports/evaluate.json is of another model than artifacts/export: run `dvc repro`")
+    scores = root / "artifacts/evaluation" / SCORES
+    if not scores.is_file():
+        raise DataError(f"{scores} is missing: run `dvc repro evaluate`")
     bpb = report["test"]["bits_per_byte"]
-    package = Path(foundry.__file__).parent
-    reports = (f"reports/{n}" for n in ("evaluate.json", "samples.md", "loss.png", "data_card.md"))
-    names = ("params.yaml", "dvc.lock", *reports)
-    return register(
-        folder,
-        uri=tracking_uri(cfg.runtime),
-        experiment=cfg.runtime.experiment,
-        name=cfg.export.model_name,
-        fingerprint=parity["fingerprint"],
-        bits_per_byte=bpb["value"],
-        test_sha256=report["test_sha256"],
-        model_code=package / "export" / "pyfunc_model.py",
-        code_paths=[package],
-        metrics={
-            "test_bits_per_byte": bpb["value"],
-            "test_bits_per_byte_low": bpb["low"],
-            "test_bits_per_byte_high": bpb["high"],
-        },
-        artifacts=[root / n for n in names if (root / n).exists()],
-    )
+    lineage = _lineage(folder)
+    tags = {
+        **lineage_tags(root),
+        **{f"foundry.{k}": record[k] for k in ("index_sha256", "tokenizer_sha256", "weights_sha256")},
+        **(
+            {"foundry.raw_sha256": lineage["raw_sha256"], "foundry.clean_sha256": lineage["clean"]["sha256"]}
+            if lineage
+            else {}
+        ),
+        "foundry.test_sha256": report["test_sha256"],
+        "foundry.test_bits_per_byte": repr(bpb["value"]),
+        "foundry.test_bits_per_byte_interval": f"{bpb['low']} to {bpb['high']}",
+        "foundry.proof": proof_summary(record["proof"]),
+    }
+    metrics = {f"test_bits_per_byte{k}": bpb[key] for k, key in (("", "value"), ("_low", "low"), ("_high", "high"))}
+    metrics |= {f"task_{name}": t["score"] for name, t in report.get("tasks", {}).items()}
+    artifacts = [root / n for n in ("params.yaml", "dvc.lock", *(f"reports/{r}" for r in REPORTS))]
+    return Candidate(
+        cfg.export.model_name, record["fingerprint"], folder, scores, package / "export/pyfunc_model.py", [package],
+        description=f"{bpb['value']:.4f} bits per byte on test ({bpb['low']:.4f} to {bpb['high']:.4f}); run {record['fingerprint']}.",
+        tags=tags, metrics=metrics, artifacts=[p for p in artifacts if p.exists()], datasets=_datasets(record, report, lineage),
+    )  # fmt: skip
+
+
+def _datasets(record: dict[str, Any], report: dict[str, Any], lineage: dict[str, Any] | None) -> list[DatasetRef]:
+    """The sources, the shards and the test text, each with its digest (MLflow keeps 36 characters of it)."""
+    found = [
+        DatasetRef("data/shards", record["index_sha256"][:36], "data/shards", "train"),
+        DatasetRef("data/shards/test", report["test_sha256"][:36], "data/shards/test", "test"),
+    ]
+    for source in (lineage or {}).get("raw", []):
+        digest = source["files"][0]["sha256"] if len(source["files"]) == 1 else source["sha256"]
+        found.append(DatasetRef(source["name"], digest[:36], source["url"], "source"))
+    return found
+
+
+def _lineage(folder: Path) -> dict[str, Any] | None:
+    path = folder / "lineage.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def proof_summary(proof: dict[str, Any]) -> str:
+    """What was proved, for a tag: the export is written only when it held."""
+    llama = proof.get("llama_cpp")
+    ours = "transformers: logits, ids and greedy text equal"
+    return f"{ours}; llama.cpp: {'equal' if isinstance(llama, dict) else 'not proved here'}"
+
+
+def _waiting(content: str) -> Path:
+    return state_dir() / "register" / f"{content}.json"

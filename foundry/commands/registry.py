@@ -1,12 +1,11 @@
-"""Registering, delivering, checking what was exported."""
+"""Registering, promoting, delivering."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
-from foundry.config import load_config
+from foundry.config import ConfigError, load_config
 from foundry.utils.files import state_dir
 
 
@@ -17,17 +16,29 @@ def register(args: argparse.Namespace) -> None:
     print(f"version {done.version} of {done.name}: {'new' if done.created else 'was registered before'}; {done.reason}")
 
 
+def promote(args: argparse.Namespace) -> None:
+    from foundry.registering import promote as decide
+
+    if args.force != bool(args.why):
+        raise ConfigError('--force needs --why "…" and the other way round: what goes against the gate has a reason')
+    champion, reason = decide(load_config(args.params), args.which, args.why)
+    print(f"{args.which} {'is champion' if champion else 'is not promoted'}: {reason}")
+
+
+def rollback(args: argparse.Namespace) -> None:
+    from foundry.registering import rollback as back
+
+    was, now = back(load_config(args.params), args.why)
+    print(f"champion: version {now} again (version {was} was)")
+
+
 def sync(args: argparse.Namespace) -> None:
+    from foundry.registering import deliver_registrations
     from foundry.tracking import sync as deliver
 
     deliver(state_dir(), uri=args.uri)
-
-
-def verify(args: argparse.Namespace) -> None:
-    from foundry.export import verify_export
-
-    verify_export(Path(args.folder))
-    print(f"{args.folder}: every file is as it was exported")
+    for line in deliver_registrations(load_config(args.params)):
+        print(line)
 
 
 def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -37,7 +48,11 @@ def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
         "register artifacts/export in MLflow; the same content never makes a second version",
         params=True,
     )
-    s = add("sync", sync, "deliver metrics that could not reach MLflow while training, and close dead runs")
-    s.add_argument("--uri", default=None, help="deliver to this address instead of the one of each run")
-    s = add("verify", verify, "check every file of an export against its recorded hash")
-    s.add_argument("folder", nargs="?", default="artifacts/export", help="default: %(default)s")
+    s = add("promote", promote, "ask the gate whether a version becomes champion, or force it", params=True)
+    s.add_argument("which", nargs="?", default="challenger", help="a version or an alias (default: %(default)s)")
+    s.add_argument("--force", action="store_true", help="against the gate; who and why are recorded")
+    s.add_argument("--why", help="the reason, with --force")
+    s = add("rollback", rollback, "return the alias champion to the version before", params=True)
+    s.add_argument("--why", default="no reason given", help="recorded with the version that was champion")
+    s = add("sync", sync, "deliver what could not reach MLflow: metrics, registrations; close dead runs", params=True)
+    s.add_argument("--uri", default=None, help="deliver metrics to this address instead of the one of each run")

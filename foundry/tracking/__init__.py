@@ -1,12 +1,13 @@
 """MLflow: runs through a local spool, registry, promotion, lineage. mlflow itself is imported when it is needed."""
 
 from foundry.tracking.lineage import lineage_tags
-from foundry.tracking.registry import Registration, load_registered, register
+from foundry.tracking.registry import Candidate, Registration, load_registered, register
 from foundry.tracking.run import DatasetRef, Tracker
 from foundry.tracking.settings import tracking_uri
 from foundry.tracking.sync import sync
 
 __all__ = [
+    "Candidate",
     "DatasetRef",
     "Registration",
     "Tracker",

@@ -1,4 +1,4 @@
-"""The registry: one version for one content, `challenger` for the newest, `champion` for the best on the same test text.
+"""The registry: one version for one content, `challenger` for the newest, `champion` for the one that the gate or a person chose.
 
 Every step can be repeated: the version is found by the hash of its files, the run by its fingerprint, aliases are set again. So it does not matter
 where an earlier call died, how often DVC restores the export, or whether two processes register at once.
@@ -7,13 +7,17 @@ where an earlier call died, how often DVC restores the export, or whether two pr
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foundry.config import TrackingError
+from foundry.config import ConfigError, FoundryError, TrackingError
 from foundry.tracking.lineage import lineage_tags
+from foundry.tracking.promotion import Decide, settle
+from foundry.tracking.run import DatasetRef
 from foundry.tracking.settings import connect, experiment_id, serialized
 from foundry.utils.files import sha256_tree
 
@@ -21,13 +25,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CONTENT, TEST, SCORE, PRINT = (
-    "foundry.content_sha256",
-    "foundry.test_sha256",
-    "foundry.test_bits_per_byte",
-    "foundry.fingerprint",
-)
+CONTENT, PRINT = "foundry.content_sha256", "foundry.fingerprint"
 REQUIREMENTS = ("torch", "sentencepiece", "safetensors", "numpy", "pydantic", "pyyaml", "gguf")
+SCORES = "documents.parquet"
+DESCRIPTION = "A language model trained by Foundry. `champion` is the best by paired comparison on the test text, `challenger` the newest."
 
 
 @dataclass(frozen=True)
@@ -39,48 +40,60 @@ class Registration:
     reason: str
 
 
-def register(
-    export_dir: Path, *, uri: str, experiment: str, name: str, fingerprint: str, bits_per_byte: float, test_sha256: str, model_code: Path,
-    code_paths: list[Path], metrics: dict[str, float], artifacts: list[Path],
-) -> Registration:  # fmt: skip
-    """Registers an export as a pyfunc model from code.
+@dataclass(frozen=True)
+class Candidate:
+    """What is to be registered.
 
     Args:
-        bits_per_byte: on the test text whose hash is `test_sha256`; the lower is the better.
-        model_code: file that calls `mlflow.models.set_model`; stored, not pickled.
-        code_paths: packages that it imports, stored beside it.
-        metrics, artifacts: put on the training's run.
+        export_dir: the proved export.
+        scores: its losses by document (`documents.parquet`), kept with the version so that later ones are compared with it.
+        model_code: file that calls `mlflow.models.set_model`; stored, not pickled. `code_paths`: packages that it imports, stored beside it.
+        tags: of the version. `metrics`, `artifacts`, `datasets`: put on the training's run.
+    """
+
+    name: str
+    fingerprint: str
+    export_dir: Path
+    scores: Path
+    model_code: Path
+    code_paths: list[Path]
+    description: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    artifacts: list[Path] = field(default_factory=list)
+    datasets: list[DatasetRef] = field(default_factory=list)
+
+
+def register(candidate: Candidate, *, uri: str, experiment: str, decide: Decide) -> Registration:
+    """Registers an export as a pyfunc model from code, and lets `decide` say whether it becomes champion.
 
     Raises:
         TrackingError: if MLflow cannot be reached or refuses; nothing but the registration is affected.
     """
+    with reached(uri, "register", "The export is whole; run `foundry register` when MLflow is back") as client:
+        content = sha256_tree(candidate.export_dir)
+        name = candidate.name
+        found = next((v for v in versions(client, name) if v.tags.get(CONTENT) == content), None)
+        version = found or _log(client, candidate, uri, experiment, content)
+        champion, reason = settle(client, name, version, decide)
+    return Registration(name, str(version.version), found is None, champion, reason)
+
+
+@contextmanager
+def reached(uri: str, what: str, then: str = "") -> Iterator[MlflowClient]:
+    """A client of the registry, held by one process at a time.
+
+    Raises:
+        TrackingError: for whatever MLflow or the network raises inside; `FoundryError`s pass.
+    """
     try:
         with serialized("register"):
-            client = connect(uri)
-            content = sha256_tree(export_dir)
-            found = _version_of(client, name, content)
-            version = found or _log(
-                client,
-                export_dir,
-                uri,
-                experiment,
-                name,
-                fingerprint,
-                content,
-                model_code,
-                code_paths,
-                metrics,
-                artifacts,
-                bits_per_byte,
-                test_sha256,
-            )
-            champion, reason = _aliases(client, name, version, bits_per_byte, test_sha256)
+            yield connect(uri)
+    except FoundryError:
+        raise
     except Exception as e:  # MLflow raises its own, SQLAlchemy's and every network error
         line = (str(e).splitlines() or [type(e).__name__])[0][:300]
-        raise TrackingError(
-            f"could not register in MLflow at {uri}: {line}. The export is whole; run `foundry register` when MLflow is back"
-        ) from e
-    return Registration(name, str(version.version), found is None, champion, reason)
+        raise TrackingError(f"could not {what} in MLflow at {uri}: {line}. {then}".strip()) from e
 
 
 def load_registered(name: str, which: str, uri: str) -> Any:
@@ -92,29 +105,62 @@ def load_registered(name: str, which: str, uri: str) -> Any:
     return mlflow.pyfunc.load_model(f"models:/{name}/{which}" if which.isdigit() else f"models:/{name}@{which}")
 
 
-def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
     return list(client.search_model_versions(f"name='{name}'"))
 
 
-def _version_of(client: MlflowClient, name: str, content: str) -> ModelVersion | None:
-    return next((v for v in _versions(client, name) if v.tags.get(CONTENT) == content), None)
+def find(client: MlflowClient, address: str) -> ModelVersion:
+    """The version of `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises:
+        ConfigError: if it is not such an address, or there is no such version.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name, at, alias = address.removeprefix("models:/").partition("@")
+    if not at:
+        name, _, alias = name.partition("/")
+    if not (name and alias) or not address.startswith("models:/") or not (at or alias.isdigit()):
+        raise ConfigError(f"{address!r} is not models:/NAME@ALIAS or models:/NAME/VERSION")
+    try:
+        return client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, alias)
+    except MlflowException as e:
+        raise ConfigError(f"{address}: {str(e).splitlines()[0][:200]}") from None
 
 
-def _log(
-    client: MlflowClient, export_dir: Path, uri: str, experiment: str, name: str, fingerprint: str, content: str, model_code: Path,
-    code_paths: list[Path], metrics: dict[str, float], artifacts: list[Path], bits_per_byte: float, test_sha256: str,
-) -> ModelVersion:  # fmt: skip
+def download(address: str, uri: str, into: Path) -> Path:
+    """Copies what a version holds (`export/` and its losses by document) into a folder; returns it.
+
+    Raises:
+        ConfigError: if there is no such version.
+        TrackingError: if MLflow or its store cannot be reached.
+    """
+    with reached(uri, f"fetch {address}") as client:
+        return fetch(client, find(client, address), uri, into)
+
+
+def fetch(client: MlflowClient, version: ModelVersion, uri: str, into: Path, part: str = "") -> Path:
+    """The artifacts of a version, or one part of them (`documents.parquet`): where they lie now."""
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    where = f"models:/{version.name}/{version.version}/artifacts" + (f"/{part}" if part else "")
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=where, dst_path=str(into)))
+
+
+def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content: str) -> ModelVersion:
     import mlflow
     from mlflow.exceptions import MlflowException
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     mlflow.set_tracking_uri(uri)
-    run_id = _run_of(client, uri, experiment, fingerprint)
-    for key, value in metrics.items():
+    run_id = _run_of(client, uri, experiment, c.fingerprint)
+    for key, value in c.metrics.items():
         client.log_metric(run_id, key, value)
-    for path in artifacts:
+    for path in c.artifacts:
         client.log_artifact(run_id, str(path))
+    _log_datasets(client, run_id, c.datasets)
     status = client.get_run(run_id).info.status
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.string)]),
@@ -127,22 +173,25 @@ def _log(
         ),
     )  # fmt: skip
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        # It asks for type hints, which would drop the parameters from the signature, and for an example, which it would run.
+        # It asks for type hints, which would drop the parameters from the signature.
         warnings.simplefilter("ignore", UserWarning)
         info = mlflow.pyfunc.log_model(
-            name=name, python_model=str(model_code), code_paths=[str(p) for p in code_paths], artifacts={"export": str(export_dir)}, signature=signature,
+            name=c.name, python_model=str(c.model_code), code_paths=[str(p) for p in c.code_paths], signature=signature, input_example=["The "],
+            artifacts={"export": str(c.export_dir), "scores": str(c.scores)},
             pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in REQUIREMENTS] + [f"mlflow=={installed('mlflow')}"],
         )  # fmt: skip
     client.set_terminated(
         run_id, status if status in ("FINISHED", "FAILED", "KILLED") else "FINISHED"
     )  # start_run reopened it
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(c.name, description=DESCRIPTION)
     except MlflowException as e:
         if e.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {CONTENT: content, PRINT: fingerprint, TEST: test_sha256, SCORE: repr(bits_per_byte)}
-    return client.create_model_version(name, info.model_uri, run_id=run_id, tags=tags, model_id=info.model_id)
+    tags = {**c.tags, CONTENT: content, PRINT: c.fingerprint}
+    return client.create_model_version(
+        c.name, info.model_uri, run_id=run_id, tags=tags, model_id=info.model_id, description=c.description
+    )
 
 
 def _run_of(client: MlflowClient, uri: str, experiment: str, fingerprint: str) -> str:
@@ -155,30 +204,22 @@ def _run_of(client: MlflowClient, uri: str, experiment: str, fingerprint: str) -
     return client.create_run(where, run_name=f"restored-{fingerprint[:8]}", tags=tags).info.run_id
 
 
-def _aliases(
-    client: MlflowClient, name: str, version: ModelVersion, bits_per_byte: float, test_sha256: str
-) -> tuple[bool, str]:
-    """Sets `challenger`, and `champion` when it is due: (is champion, why)."""
-    client.set_registered_model_alias(name, "challenger", version.version)
-    champion = client.get_registered_model(name).aliases.get("champion")
-    if champion is None:
-        client.set_registered_model_alias(name, "champion", version.version)
-        return True, "the first version is the champion"
-    if champion == version.version:
-        return True, "it is the champion"
-    old = client.get_model_version(name, champion).tags
-    if old.get(TEST) != test_sha256:
-        return (
-            False,
-            f"the champion (version {champion}) was tested on other text: compare them and set the alias by hand",
+def _log_datasets(client: MlflowClient, run_id: str, datasets: list[DatasetRef]) -> None:
+    """Those that the run does not have yet."""
+    import json
+
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    known = {(d.dataset.name, d.dataset.digest) for d in client.get_run(run_id).inputs.dataset_inputs}
+    new = [
+        DatasetInput(
+            Dataset(
+                name=d.name, digest=d.digest, source_type="dvc", source=json.dumps({"path": d.path, "digest": d.digest})
+            ),
+            [InputTag("mlflow.data.context", d.context)],
         )
-    if bits_per_byte < float(old[SCORE]):
-        client.set_registered_model_alias(name, "champion", version.version)
-        return (
-            True,
-            f"{bits_per_byte:.4f} bits per byte, better than {float(old[SCORE]):.4f} of version {champion}: the new champion",
-        )
-    return (
-        False,
-        f"{bits_per_byte:.4f} bits per byte, not better than {float(old[SCORE]):.4f} of the champion (version {champion})",
-    )
+        for d in datasets
+        if (d.name, d.digest) not in known
+    ]
+    if new:
+        client.log_inputs(run_id, datasets=new)
