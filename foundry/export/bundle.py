@@ -11,8 +11,8 @@ from typing import Any
 
 from foundry.config import Export, ExportError
 from foundry.export.card import CardFacts, model_card
-from foundry.export.gguf_file import check_formats, check_vocabulary, export_gguf
-from foundry.export.huggingface import check_exportable, check_finite, export_huggingface
+from foundry.export.gguf_file import check_formats, export_gguf
+from foundry.export.huggingface import export_huggingface
 from foundry.export.licence import licence_notice
 from foundry.export.manifest import write_record
 from foundry.export.parity import prove
@@ -59,10 +59,7 @@ def export(
             What lay under `out` before is untouched then, and nothing else is left.
     """
     _check_belonging(facts, tokenizer, report)
-    check_exportable(model.cfg)
     check_formats(model.cfg, params.gguf_types)
-    check_vocabulary(tokenizer)
-    check_finite(model)
     with atomic_dir(out) as tmp:
         hf = tmp / "hf"
         export_huggingface(model, tokenizer, hf)

@@ -156,6 +156,7 @@ def _samples(samples: list[tuple[str, str]]) -> list[str]:
 
 
 def _use(name: str, ggufs: list[str]) -> list[str]:
+    light = next((n for n in ggufs if n.endswith("-q8_0.gguf")), ggufs[0])  # costs next to nothing
     return [
         "## Use",
         "",
@@ -171,7 +172,7 @@ def _use(name: str, ggufs: list[str]) -> list[str]:
         "",
         "Text of a stranger: `tokenizer(text, split_special_tokens=True)`, else typed markers are control symbols.",
         "",
-        f'llama.cpp: `llama-cli -m {ggufs[-1]} -no-cnv -p "The "`',
+        f'llama.cpp: `llama-cli -m {light} -no-cnv -p "The "`',
         "",
         f'MLflow: `mlflow.pyfunc.load_model("models:/{name}@champion").predict(["The "], params={{"max_tokens": 60}})`',
     ]

@@ -1,5 +1,6 @@
 """The stage: the same bytes on every run, no MLflow when tracking is off, no failure when MLflow is away."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -34,6 +35,15 @@ def test_two_runs_give_the_same_bytes_with_and_without_a_reachable_mlflow(model,
     )
     assert done.returncode == 0, done.stderr
     assert "proved: 20 tensors bit for bit" in done.stdout
+    there = importlib.util.find_spec("xllamacpp") is not None
+    assert ("proved in llama.cpp: ids of" in done.stdout) == there
+    assert ("llama.cpp: not proved here: xllamacpp is not installed" in done.stdout + done.stderr) != there
+    record = read_json(tmp_path / "artifacts/export/proof.json", "proof")
+    assert record["proof"]["llama_cpp"]["proved"] == there and record["proof"]["greedy"]["prompts"] == 8
+    assert list(record["quantised"]["formats"]) == ["bf16", "q8_0", "q4_0"]
+    assert record["quantised"]["documents"] == 3 and record["quantised"]["tokens"] > 100
+    card = (tmp_path / "artifacts/export/hf/README.md").read_text(encoding="utf-8")
+    assert "q4_0.gguf |" in card and "Prompt `In the beginning`" in card and "license: mit" in card
     first = sha256_tree(tmp_path / "artifacts/export")
     done = run(tmp_path, tracking=True, tracking_uri="http://127.0.0.1:9")
     assert done.returncode == 0 and "run `foundry register`" in done.stdout, done.stdout + done.stderr
