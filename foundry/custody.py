@@ -118,7 +118,7 @@ def lines(chain: dict[str, Any]) -> Iterator[str]:
     yield f"  ← commit      {commit or 'not known here: no dvc.lock of this repository records this export'}" + (
         " and changes that were not committed" if chain.get("dirty") else ""
     )
-    yield f"  ← parameters  {sha256_json(chain['parameters'])}, code of {len(chain['code'])} stages {sha256_json(chain['code'])}"
+    yield f"  ← parameters  {sha256_json(chain['parameters'])}"
 
 
 def verify(folder: str | Path, root: str | Path = ".") -> list[Link]:
@@ -206,7 +206,7 @@ def reproduce(where: str, cfg: Config, root: str | Path = ".", commit: str | Non
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Links that are not the same, the raw bytes first: where the first one differs, the others must."""
     out = []
-    for link in ("parameters", "code", "raw", "clean", "tokenizer", "shards", "model", "export"):
+    for link in ("parameters", "raw", "clean", "tokenizer", "shards", "model", "export"):
         if old[link] != new[link]:
             out.append(f"{link}: {_first(old[link], new[link])}")
     return out

@@ -66,7 +66,10 @@ def deliver_registrations(cfg: Config, root: str | Path = ".") -> list[str]:
             done = register_export(cfg, root)
             told.append(f"version {done.version} of {done.name}: {done.reason}")
         else:
-            told.append(f"an export of run {read_json(path, 'a registration that waits')['fingerprint']} is no longer here: `dvc checkout` its revision, then `foundry register`")  # fmt: skip
+            run = read_json(path, "a registration that waits")["fingerprint"]
+            told.append(
+                f"an export of run {run} is no longer here: `dvc checkout` its revision, then `foundry register`"
+            )
     return told
 
 
@@ -189,9 +192,8 @@ def _lineage(folder: Path) -> dict[str, Any] | None:
 
 def proof_summary(proof: dict[str, Any]) -> str:
     """What was proved, for a tag: the export is written only when it held."""
-    llama = proof.get("llama_cpp")
     ours = "transformers: logits, ids and greedy text equal"
-    return f"{ours}; llama.cpp: {'equal' if isinstance(llama, dict) else 'not proved here'}"
+    return f"{ours}; llama.cpp: {'equal' if proof['llama_cpp']['proved'] else 'not proved here'}"
 
 
 def _waiting(content: str) -> Path:

@@ -1,36 +1,91 @@
-"""Stage export: artifacts/model/, artifacts/tokenizer/, reports/ → artifacts/export/, and a version in MLflow."""
+"""Stage export: artifacts/model/, artifacts/tokenizer/, data/clean/test, reports/ → artifacts/export/, and a version in MLflow."""
 
 import logging
-from itertools import islice
+
+import numpy as np
 
 from foundry.config import Config, TrackingError
+from foundry.data.documents import batches, windows
 from foundry.data.shards import read_clean
 from foundry.export.bundle import export
+from foundry.export.lineage import lineage
+from foundry.export.quantised import Scored
 from foundry.models import load_model
 from foundry.tokenizers import Tokenizer
 from foundry.utils.files import read_json
 from foundry.utils.stage import run_stage
 
+# Fill up where the test split is short of documents.
+PROMPTS = ("The ", "A", "In ", "It is", "1, 2, 3", "\n", "\u6c34", "")
+TEXTS = 64
+SCORED_TOKENS = 32_768  # the difference is paired: its interval is narrow already
+BATCH_TOKENS = 4096
+
 
 def work(cfg: Config, log: logging.Logger) -> None:
     model, facts = load_model("artifacts/model")
     report = read_json("reports/evaluate.json", "the evaluation; run `dvc repro evaluate`")
-    sources = read_json("reports/clean.json", "the cleaning's report; run `dvc repro clean`")["sources"]
-    texts = [
-        row["text"] for row in islice((row for rows in read_clean("data/clean/test", ["text"]) for row in rows), 64)
-    ]
-    prompts = ["The ", *(t[:40] for t in texts[:3])]
-    parity = export(
-        "artifacts/export", model, facts, Tokenizer("artifacts/tokenizer"), report, sources, texts, prompts, cfg.export
-    )
-    proof = parity["proof"]
+    cleaning = read_json("reports/clean.json", "the cleaning's report; run `dvc repro clean`")
+    tokenizer = Tokenizer("artifacts/tokenizer")
+    texts, scored = _test_text(tokenizer, model.cfg.max_seq_len)
+    prompts = ["The ", *(t[:40] for t in texts[:7]), *PROMPTS[1:]][:8]
     log.info(
-        "proved: %d tensors bit for bit, logits of %d tokens, ids of %d strings, %d greedy tokens; %d GGUF tensors",
-        proof["weights"]["tensors"], proof["logits"]["tokens"], proof["token_ids"]["strings"], proof["greedy"]["tokens"], proof["gguf"]["tensors"],
+        "exporting %s; scoring %d documents in each rounding format",
+        ", ".join(cfg.export.gguf_types),
+        len(scored.n_bytes),
+    )
+    record = export(
+        "artifacts/export", model, facts, tokenizer, report, cleaning["sources"], texts, prompts, cfg.export,
+        cleaning=cleaning, scored=scored, lineage=lineage(".", facts, cfg.model_dump(mode="json", exclude={"runtime"})),
     )  # fmt: skip
-    log.info("wrote artifacts/export: hf/ and %s", next(n for n in parity["files"] if n.endswith(".gguf")))
+    _tell(record, log)
     if cfg.runtime.tracking:
         _register(cfg, log)
+
+
+def _test_text(tokenizer: Tokenizer, context: int) -> tuple[list[str], Scored]:
+    """(the first texts of the test split, documents spread evenly over it while `SCORED_TOKENS` are not passed)."""
+    sizes = [row["n_bytes"] for rows in read_clean("data/clean/test", ["n_bytes"]) for row in rows]
+    every = max(1, -(-sum(sizes) // (2 * SCORED_TOKENS)))  # a token is two bytes or more of ordinary text
+    texts: list[str] = []
+    documents: list[np.ndarray] = []
+    n_bytes: list[int] = []
+    taken = number = 0
+    for rows in read_clean("data/clean/test", ["text"]):
+        for row in rows:
+            if len(texts) < TEXTS:
+                texts.append(row["text"])
+            if number % every == 0 and sizes[number] and taken < SCORED_TOKENS:
+                tokens = tokenizer.encode(row["text"], bos=True, eos=True)
+                if not documents or taken + len(tokens) - 2 <= SCORED_TOKENS:
+                    documents.append(np.array(tokens))
+                    n_bytes.append(sizes[number])
+                    taken += len(tokens) - 2
+            number += 1
+    items = windows(documents, context, context)
+    return texts, Scored(list(batches(items, max(1, BATCH_TOKENS // context))), np.array(n_bytes))
+
+
+def _tell(record: dict, log: logging.Logger) -> None:
+    proof = record["proof"]
+    log.info(
+        "proved: %d tensors bit for bit, logits of %d tokens, ids of %d strings, %d greedy tokens",
+        proof["weights"]["tensors"], proof["logits"]["tokens"], proof["token_ids"]["strings"], proof["greedy"]["tokens"],
+    )  # fmt: skip
+    cpp = proof["llama_cpp"]
+    if cpp["proved"]:
+        log.info(
+            "proved in llama.cpp: ids of %d strings, log-probabilities after %d contexts, %d greedy tokens",
+            cpp["token_ids"]["strings"], cpp["log_probs"]["positions"], cpp["greedy"]["tokens"],
+        )  # fmt: skip
+    else:
+        log.warning("llama.cpp: %s", cpp["why"])
+    for kind, cost in record.get("quantised", {}).get("formats", {}).items():
+        log.info(
+            "%s: %+.5f bits per byte, the same most likely token %.2f %% of the time, %d bytes",
+            kind, cost["difference"]["value"], 100 * cost["top1_agreement"], cost["bytes"],
+        )  # fmt: skip
+    log.info("wrote artifacts/export: hf/ and %s", ", ".join(n for n in record["files"] if n.endswith(".gguf")))
 
 
 def _register(cfg: Config, log: logging.Logger) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from foundry.config import Config
+
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 # Law 10: tracking is a side effect that changes no out, so editing it must not retrain a model.
@@ -83,12 +85,13 @@ def test_parameters_are_exactly_the_sections_that_the_stage_reads(stage):
         for n in ast.walk(tree)
         if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == name
     }
-    read -= {"runtime"}  # execution keys are a dependency of nothing
+    read -= {"runtime", "model_dump"}  # execution keys are a dependency of nothing
     known = set(STAGES[stage].get("params", []))
     if stage == "train":  # the tracker's run name is no result
         read -= {"export"}
-    # These two pass the whole configuration on; the package reads what is named here, and `runtime`.
-    read |= {"evaluate": {"seed"}, "download": {"download"}}.get(stage, set())
+    # These pass the whole configuration on; the package reads what is named here, and `runtime`.
+    every = set(Config.model_fields) - {"runtime"}
+    read |= {"evaluate": {"seed", "train.document_mask"}, "download": {"download"}, "export": every}.get(stage, set())
     assert known == read
 
 

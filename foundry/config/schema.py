@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, PrivateAttr, ValidationInfo, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from foundry.config.corpus import Clean, Download, Shard, TokenizerParams
 from foundry.config.section import Name, Section
@@ -164,10 +172,19 @@ class Evaluate(Section):
 
 class Export(Section):
     model_name: Name = Field("foundry-lm", description="name of the registered model and of the exported files")
-    gguf_type: Literal["f32", "f16", "bf16", "q8_0"] = Field(
-        "f16", description="number format of the GGUF file's matrices"
+    gguf_types: list[Literal["f32", "f16", "bf16", "q8_0", "q4_0"]] = Field(
+        ["f32", "bf16", "q8_0", "q4_0"],
+        min_length=1,
+        description="number formats of the matrices, one GGUF file each; q8_0 and q4_0 need widths in multiples of 32",
     )
     parity_tolerance: float = Field(1e-4, gt=0, description="largest difference of logits that is accepted")
+
+    @field_validator("gguf_types")
+    @classmethod
+    def _once_each(cls, kinds: list[str]) -> list[str]:
+        if len(set(kinds)) != len(kinds):
+            raise ValueError(f"each format once, got {', '.join(kinds)}")
+        return kinds
 
 
 class Runtime(Section):

@@ -8,6 +8,7 @@ _HOME = {
     "export_huggingface": "huggingface",
     "import_huggingface": "huggingface",
     "prove": "parity",
+    "push": "hub",
     "verify_export": "manifest",
 }
 

@@ -1,6 +1,6 @@
-"""The whole export: Hugging Face folder, GGUF, model card, proof. It appears under its name only when the proof holds.
+"""The whole export: Hugging Face folder, GGUF files, model card, proof. It appears under its name only when the proof holds.
 
-`parity.json` says what was compared and holds the hash of every file, so that `verify_export` can tell a changed byte
+`proof.json` says what was compared and holds the hash of every file, so that `verify_export` can tell a changed byte
 years later.
 """
 
@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from foundry.config import Export, ExportError
-from foundry.export.card import model_card
-from foundry.export.gguf_file import export_gguf
+from foundry.export.card import CardFacts, model_card
+from foundry.export.gguf_file import check_formats, export_gguf
 from foundry.export.huggingface import export_huggingface
+from foundry.export.licence import licence_notice
+from foundry.export.lineage import NAME as LINEAGE
 from foundry.export.manifest import write_record
 from foundry.export.parity import prove
+from foundry.export.quantised import Scored, measure
+from foundry.export.samples import greedy_samples
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
-from foundry.utils.files import atomic_dir, sha256_file, write_text
+from foundry.utils.files import atomic_dir, sha256_file, write_json, write_text
+
+CUSTODY = ("fingerprint", "index_sha256", "tokenizer_sha256", "weights_sha256")
 
 
 def export(
@@ -30,6 +36,10 @@ def export(
     texts: list[str],
     prompts: list[str],
     params: Export,
+    *,
+    cleaning: dict[str, Any] | None = None,
+    scored: Scored | None = None,
+    lineage: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes and proves `out`.
 
@@ -39,15 +49,54 @@ def export(
         sources: `sources` of `reports/clean.json`.
         texts: real text for the proof, in full contexts and for token ids.
         prompts: for the proof's greedy continuations.
+        cleaning: all of `reports/clean.json`, for what the card tells of sizes and of what was dropped.
+        lineage: see `foundry.export.lineage`; written as `lineage.json`.
+        scored: held-out documents on which the cost of each rounding format is measured; None measures none.
 
     Returns:
-        The content of its `parity.json`: the proof, the hashes of the source and of every file.
+        The content of its `proof.json`: the proof, the hashes of the source and of every file.
 
     Raises:
-        ExportError: if model, tokenizer and evaluation do not belong together, or the written files do not equal the
-        model.
+        ExportError: if model, tokenizer and evaluation do not belong together, a weight is not finite, a format cannot
+            hold the model, or the written files do not equal the model.
             What lay under `out` before is untouched then, and nothing else is left.
     """
+    _check_belonging(facts, tokenizer, report)
+    check_formats(model.cfg, params.gguf_types)
+    with atomic_dir(out) as tmp:
+        hf = tmp / "hf"
+        export_huggingface(model, tokenizer, hf)
+        ggufs = {kind: tmp / f"{params.model_name}-{kind}.gguf" for kind in params.gguf_types}
+        for kind, path in ggufs.items():
+            export_gguf(model, tokenizer, path, kind, params.model_name)
+        proof = prove(hf, ggufs, model, tokenizer, texts, prompts, params.parity_tolerance)
+        rounded = {kind: path for kind, path in ggufs.items() if kind != "f32"}  # f32 was proved equal bit for bit
+        cost = measure(rounded, model, scored) if scored and rounded else None
+        notice = licence_notice(params.model_name, sources)
+        if notice:
+            write_text(hf / "LICENSE", notice)
+        written = [hf / "model.safetensors", *ggufs.values()]
+        card = CardFacts(
+            name=params.model_name,
+            cfg=model.cfg,
+            facts=facts,
+            report=report,
+            cleaning={**(cleaning or {}), "sources": sources},
+            proof=proof,
+            quantised=cost,
+            samples=greedy_samples(model, tokenizer),
+            files={p.relative_to(tmp).as_posix(): (p.stat().st_size, sha256_file(p)) for p in written},
+        )
+        write_text(hf / "README.md", model_card(card))
+        if lineage:
+            write_json(tmp / LINEAGE, lineage)
+        record: dict[str, Any] = {"model_name": params.model_name, **{k: facts[k] for k in CUSTODY}, "proof": proof}
+        if cost:
+            record["quantised"] = cost
+        return write_record(tmp, record)
+
+
+def _check_belonging(facts: dict[str, Any], tokenizer: Tokenizer, report: dict[str, Any]) -> None:
     if tokenizer.sha256 != facts["tokenizer_sha256"]:
         raise ExportError(
             f"the tokenizer (sha256 {tokenizer.sha256[:12]}…) is not the one that the model was trained with "
@@ -58,15 +107,3 @@ def export(
             f"reports/evaluate.json is of another model (weights {report['weights_sha256'][:12]}…, this one has "
             f"{facts['weights_sha256'][:12]}…): run `dvc repro evaluate`"
         )
-    gguf_name = f"{params.model_name}-{params.gguf_type}.gguf"
-    with atomic_dir(out) as tmp:
-        hf = tmp / "hf"
-        export_huggingface(model, tokenizer, hf)
-        export_gguf(model, tokenizer, tmp / gguf_name, params.gguf_type, params.model_name)
-        proof = prove(hf, tmp / gguf_name, params.gguf_type, model, tokenizer, texts, prompts, params.parity_tolerance)
-        custody = {k: facts[k] for k in ("fingerprint", "index_sha256", "tokenizer_sha256", "weights_sha256")}
-        written = {name: sha256_file(tmp / name) for name in ("hf/model.safetensors", gguf_name)}
-        write_text(
-            hf / "README.md", model_card(params.model_name, model.cfg, facts, report, sources, gguf_name, written)
-        )
-        return write_record(tmp, {"model_name": params.model_name, **custody, "proof": proof})

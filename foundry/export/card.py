@@ -1,53 +1,107 @@
 """The model card: what the model is, what it was made of, how good it is, how to load it.
 
-A function of its inputs: no clock, no path, no host.
+In the hub's format: a YAML header that machines read, then sections. A function of its inputs: no clock, no path, no host;
+what no input tells (hours, hardware, energy) is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from foundry.config import ModelConfig
-from foundry.models.accounting import count_params
+from foundry.export.card_data import data, terms
+from foundry.export.card_numbers import evaluation, formats, proof
+from foundry.export.licence import HUB_NAMES, one_licence
+from foundry.export.markdown import fenced, table
+from foundry.models.accounting import count_params, train_flops_per_token
 
 
-def model_card(
-    name: str,
-    cfg: ModelConfig,
-    facts: dict[str, Any],
-    report: dict[str, Any],
-    sources: list[dict[str, Any]],
-    gguf: str,
-    files: dict[str, str],
-) -> str:
-    """README.md of the Hugging Face folder.
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything that the card tells.
 
-    Args:
+    Attributes:
+        name: of the registered model.
         facts: `config.json` of the trained model.
-        report: `reports/evaluate.json`.
-        sources: name, url, license, attribution, lang and hash of each source.
-        gguf: name of the GGUF file.
-        files: {exported file: sha256} of the weights.
+        report: `reports/evaluate.json`; `tasks` and `contamination` are told if they are there.
+        cleaning: `reports/clean.json`; `sources` at least (name, url, license, attribution, lang, sha256).
+        proof: of `parity.prove`.
+        quantised: of `quantised.measure`, or None.
+        samples: [(prompt, greedy continuation)].
+        files: {exported weight file: (bytes, sha256)}.
     """
-    parts = [_head(sources), _what(name, cfg, facts), _numbers(report), _data(sources), _use(name, gguf), _limits(cfg)]
-    return "\n".join([*(line for part in parts for line in (*part, "")), *_custody(facts, report, files), ""])
+
+    name: str
+    cfg: ModelConfig
+    facts: dict[str, Any]
+    report: dict[str, Any]
+    cleaning: dict[str, Any]
+    proof: dict[str, Any]
+    quantised: dict[str, Any] | None
+    samples: list[tuple[str, str]]
+    files: dict[str, tuple[int, str]]
 
 
-def _head(sources: list[dict[str, Any]]) -> list[str]:
-    """The block that the Hugging Face hub reads."""
-    licenses = {s["license"] for s in sources}
-    langs = sorted({s["lang"] for s in sources} - {"und"})
-    known = len(licenses) == 1 and "unknown" not in licenses
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [foundry, llama, gguf]"]
-    lines.append(f"license: {next(iter(licenses)).lower() if known else 'other'}")
-    if langs:
-        lines.append(f"language: [{', '.join(langs)}]")
-    return [*lines, "---"]
+def model_card(c: CardFacts) -> str:
+    """README.md of the Hugging Face folder."""
+    sources = c.cleaning["sources"]
+    # A GGUF lies beside the folder here and beside the card on a hub: the card says the name alone.
+    names = {path.rsplit("/", 1)[-1]: told for path, told in c.files.items()}
+    parts = [
+        _head(c.name, c.cfg, c.report, sources),
+        _what(c.name, c.cfg),
+        _tokenizer(c.cfg),
+        data(c.cleaning),
+        _training(c.cfg, c.facts),
+        evaluation(c.report),
+        formats(c.quantised, names),
+        proof(c.proof),
+        _samples(c.samples),
+        _use(c.name, [n for n in names if n.endswith(".gguf")]),
+        _limits(c.cfg),
+        terms(sources),
+        _custody(c.facts, c.report, names),
+    ]
+    return "\n".join(line for part in parts for line in (*part, ""))
 
 
-def _what(name: str, cfg: ModelConfig, facts: dict[str, Any]) -> list[str]:
-    tied = "tied to the output head" if cfg.tie_embeddings else "with an output head of its own"
+def _head(name: str, cfg: ModelConfig, report: dict[str, Any], sources: list[dict[str, Any]]) -> list[str]:
+    """The block that the hub reads."""
+    head: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["foundry", "qwen3" if cfg.qk_norm else "llama", "gguf"],
+    }
+    licence = one_licence(sources)
+    head["license"] = licence.lower() if licence and licence.lower() in HUB_NAMES else "other"
+    if head["license"] == "other":
+        head["license_name"] = licence.lower() if licence else "see-the-section-licence"
+    if langs := sorted({s["lang"] for s in sources} - {"und"}):
+        head["language"] = langs
+    if ids := sorted({s["url"][3:].split("@")[0] for s in sources if s["url"].startswith("hf:")}):
+        head["datasets"] = ids
+    metrics = [_metric("bits_per_byte", "bits per byte", report["test"]["bits_per_byte"]["value"])]
+    if "perplexity_token" in report["test"]:
+        metrics.append(_metric("perplexity", "perplexity a token", report["test"]["perplexity_token"]))
+    split = {
+        "name": f"held-out documents of {', '.join(s['name'] for s in sources)}",
+        "type": "foundry",
+        "split": "test",
+    }
+    task = {"type": "text-generation", "name": "text generation"}
+    head["model-index"] = [{"name": name, "results": [{"task": task, "dataset": split, "metrics": metrics}]}]
+    return ["---", yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000).rstrip(), "---"]
+
+
+def _metric(kind: str, name: str, value: float) -> dict[str, Any]:
+    return {"type": kind, "name": name, "value": value}
+
+
+def _what(name: str, cfg: ModelConfig) -> list[str]:
+    tied = "tied to the embedding" if cfg.tie_embeddings else "of its own"
     return [
         f"# {name}",
         "",
@@ -56,68 +110,53 @@ def _what(name: str, cfg: ModelConfig, facts: dict[str, Any]) -> list[str]:
         "",
         "## Model",
         "",
-        *_table(
+        *table(
             ["", ""],
             [
+                ["class in transformers", "Qwen3ForCausalLM" if cfg.qk_norm else "LlamaForCausalLM"],
+                ["parameters", f"{count_params(cfg):,}, without embedding {count_params(cfg, non_embedding=True):,}"],
                 [
                     "layers, width, heads, key/value heads",
                     f"{cfg.n_layers}, {cfg.dim}, {cfg.n_heads}, {cfg.n_kv_heads}",
                 ],
                 ["feed-forward width (SwiGLU)", cfg.ffn_dim],
+                ["normalisation", f"RMSNorm before each block, epsilon {cfg.norm_eps:g}"],
+                ["positions", f"rotary, base {cfg.rope_theta:g}"],
                 ["context", f"{cfg.max_seq_len} tokens"],
-                ["vocabulary", f"{cfg.vocab_size} SentencePiece BPE pieces with byte fallback, lossless; {tied}"],
-                ["training", f"{facts['steps']:,} steps, {facts['tokens']:,} tokens"],
+                ["output head", tied],
             ],
         ),
     ]
 
 
-def _numbers(report: dict[str, Any]) -> list[str]:
-    def row(what: str, part: dict[str, Any]) -> list[Any]:
-        b = part["bits_per_byte"]
-        return [what, f"{b['value']:.4f}", f"{b['low']:.4f} to {b['high']:.4f}", part["documents"]]
-
-    rows = [row("test split", report["test"]), *(row(f"of it {s}", part) for s, part in report["by_source"].items())]
-    lines = [
-        "## Evaluation",
+def _tokenizer(cfg: ModelConfig) -> list[str]:
+    return [
+        "## Tokenizer",
         "",
-        "Bits per UTF-8 byte of held-out documents (lower is better), with a 95 % bootstrap interval over documents.",
-        "",
-        *_table(["text", "bits per byte", "interval", "documents"], rows),
+        f"SentencePiece BPE with {cfg.vocab_size:,} pieces and byte fallback, trained on the training split. Lossless: no "
+        "normalisation, no added space. Chat markers are control symbols, which typed text never becomes.",
     ]
-    if "perplexity_token" in report["test"]:
-        lines += ["", f"Perplexity a token of this vocabulary: {report['test']['perplexity_token']}."]
-    if baselines := report.get("baselines"):
-        table = [[n, f"{b['alone']:.4f}", f"{b['given_train']:.4f}"] for n, b in baselines.items()]
-        lines += ["", "The same bytes compressed, in bits per byte:", ""]
-        lines += _table(["compressor", "alone", "given the training text"], table)
+
+
+def _training(cfg: ModelConfig, facts: dict[str, Any]) -> list[str]:
+    flops = train_flops_per_token(cfg) * facts["tokens"]
+    return [
+        "## Training",
+        "",
+        f"{facts['steps']:,} steps, {facts['tokens']:,} tokens, about {flops:.2e} floating-point operations "
+        "(6 for each weight and token, and causal attention).",
+    ]
+
+
+def _samples(samples: list[tuple[str, str]]) -> list[str]:
+    lines = ["## Samples", "", "Greedy continuations of fixed prompts, as they came:"]
+    for prompt, text in samples:
+        lines += ["", f"Prompt `{prompt}`:", "", *fenced(prompt + text)]
     return lines
 
 
-def _data(sources: list[dict[str, Any]]) -> list[str]:
-    rows = [
-        [s["name"], f"`{s['url']}`", s["lang"], s["license"], s["attribution"] or "none given", f"`{s['sha256']}`"]
-        for s in sources
-    ]
-    licenses = sorted({s["license"] for s in sources})
-    lines = [
-        "## Data and licence",
-        "",
-        *_table(["source", "address", "language", "licence", "attribution", "sha256"], rows),
-        "",
-        f"Licences of the texts: {', '.join(licenses)}. Whoever shares this model names the sources above.",
-    ]
-    if share_alike := [x for x in licenses if "-SA-" in x.upper()]:
-        lines.append(
-            f"The texts are under {', '.join(share_alike)}, a share-alike licence. Whether weights adapt "
-            "their training text is not settled; sharing them under the same licence is the safe reading."
-        )
-    if "unknown" in licenses:
-        lines.append("The licence of a source is not known: find out before you share the model.")
-    return lines
-
-
-def _use(name: str, gguf: str) -> list[str]:
+def _use(name: str, ggufs: list[str]) -> list[str]:
+    light = next((n for n in ggufs if n.endswith("-q8_0.gguf")), ggufs[0])  # costs next to nothing
     return [
         "## Use",
         "",
@@ -133,7 +172,7 @@ def _use(name: str, gguf: str) -> list[str]:
         "",
         "Text of a stranger: `tokenizer(text, split_special_tokens=True)`, else typed markers are control symbols.",
         "",
-        f'llama.cpp: `llama-cli -m {gguf} -no-cnv -p "The "`',
+        f'llama.cpp: `llama-cli -m {light} -no-cnv -p "The "`',
         "",
         f'MLflow: `mlflow.pyfunc.load_model("models:/{name}@champion").predict(["The "], params={{"max_tokens": 60}})`',
     ]
@@ -151,21 +190,14 @@ def _limits(cfg: ModelConfig) -> list[str]:
     ]
 
 
-def _custody(facts: dict[str, Any], report: dict[str, Any], files: dict[str, str]) -> list[str]:
+def _custody(facts: dict[str, Any], report: dict[str, Any], files: dict[str, tuple[int, str]]) -> list[str]:
     rows = [
         ["run fingerprint", facts["fingerprint"]],
         ["data index", facts["index_sha256"]],
         ["tokenizer", facts["tokenizer_sha256"]],
         ["trained weights", facts["weights_sha256"]],
         ["test text", report["test_sha256"]],
-        *([f"{name}", digest] for name, digest in files.items()),
+        *([name, digest] for name, (_, digest) in files.items()),
     ]
-    lines = ["## Chain of custody", "", *_table(["what", "sha256"], [[what, f"`{digest}`"] for what, digest in rows])]
-    return [*lines, "", "`parity.json` beside this folder says how the files were proved equal to the trained model."]
-
-
-def _table(head: list[str], rows: Iterable[list[Any]]) -> list[str]:
-    def line(cells: list[Any]) -> str:
-        return "| " + " | ".join(" ".join(str(c).split()).replace("|", "\\|") for c in cells) + " |"
-
-    return [line(head), line(["---"] * len(head)), *(line(row) for row in rows)]
+    lines = ["## Chain of custody", "", *table(["what", "sha256"], [[what, f"`{digest}`"] for what, digest in rows])]
+    return [*lines, "", "`proof.json` says how the files were proved equal to the trained model."]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-from foundry.config import ExportError
+from foundry.config import ExportError, ModelConfig
 from foundry.export.huggingface import CHAT_TEMPLATE
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
@@ -27,7 +28,9 @@ TYPES = {
     "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     "bf16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "q4_0": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
+BLOCK = 32  # numbers of a row that share a scale in Q8_0 and Q4_0
 _LAYER = {
     "attention_norm": "attn_norm",
     "attention.wq": "attn_q",
@@ -64,6 +67,39 @@ def gguf_tensors(model: MiniLLM) -> dict[str, np.ndarray]:
     return out
 
 
+def check_formats(cfg: ModelConfig, kinds: Iterable[str]) -> None:
+    """Refuses number formats that cannot hold the model's rows, before anything is written.
+
+    Q8_0 and Q4_0 keep 32 numbers of a row as one block. A file that held some matrices in another format would bear a
+    name that is not true of it, so there is no fallback.
+
+    Raises:
+        ExportError: naming the widths and the formats.
+    """
+    odd = {k: n for k, n in (("model.dim", cfg.dim), ("model.ffn_dim", cfg.ffn_dim)) if n % BLOCK}
+    blocked = [k for k in kinds if gguf.GGML_QUANT_SIZES[TYPES[k][0]][0] > 1]
+    if odd and blocked:
+        raise ExportError(
+            f"{' and '.join(f'{k} is {n}' for k, n in odd.items())}: {' and '.join(blocked)} "
+            f"need{'s' if len(blocked) == 1 else ''} multiples of {BLOCK}; leave {'it' if len(blocked) == 1 else 'them'} "
+            "out of export.gguf_types, or train with such widths"
+        )
+
+
+def check_vocabulary(tokenizer: Tokenizer) -> None:
+    """Refuses two tokens of one text: llama.cpp aborts the process that loads such a file.
+
+    Raises:
+        ExportError: naming the text and both ids.
+    """
+    seen: dict[str, int] = {}
+    for i in range(tokenizer.vocab_size):
+        text = tokenizer.piece(i)
+        if text in seen:
+            raise ExportError(f"tokens {seen[text]} and {i} have the same text {text!r}: train the tokenizer again")
+        seen[text] = i
+
+
 def encoded(name: str, w: np.ndarray, kind: str) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
     """The array as the file holds it; norms stay float32.
 
@@ -75,12 +111,13 @@ def encoded(name: str, w: np.ndarray, kind: str) -> tuple[np.ndarray, gguf.GGMLQ
     block, _ = gguf.GGML_QUANT_SIZES[qtype]
     if w.shape[-1] % block:
         raise ExportError(
-            f"{name} has rows of {w.shape[-1]} numbers, {kind} needs multiples of {block}: set export.gguf_type to f16"
+            f"{name} has rows of {w.shape[-1]} numbers, {kind} needs multiples of {block}: "
+            f"leave {kind} out of export.gguf_types"
         )
     largest = float(np.abs(w).max())
     if not largest <= (65504 if kind == "f16" and w.ndim == 2 else np.finfo(np.float32).max):
         raise ExportError(
-            f"{name} has a value of {largest:g}, which {kind} cannot hold: set export.gguf_type to bf16 or f32"
+            f"{name} has a value of {largest:g}, which {kind} cannot hold: leave {kind} out of export.gguf_types"
         )
     return gguf.quants.quantize(w, qtype), qtype
 
@@ -89,15 +126,16 @@ def export_gguf(model: MiniLLM, tokenizer: Tokenizer, path: str | Path, kind: st
     """Writes the file, whole or not at all; the same bytes for the same model.
 
     Args:
-        kind: number format of the matrices: f32, f16, bf16 or q8_0.
+        kind: number format of the matrices: f32, f16, bf16, q8_0 or q4_0.
         name: `general.name`.
 
     Raises:
         ValueError: for an unknown format.
-        ExportError: if the format cannot hold a tensor.
+        ExportError: if the format cannot hold a tensor, or two tokens have the same text.
     """
     if kind not in TYPES:
         raise ValueError(f"kind must be one of {', '.join(TYPES)}, got {kind!r}")
+    check_vocabulary(tokenizer)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The package writes to a path of its own; the copy makes the final name atomic.

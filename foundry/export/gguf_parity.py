@@ -1,7 +1,7 @@
-"""The proof of the GGUF file: read back by the `gguf` package, it equals the source within its number format.
+"""The proof of a GGUF file: read back by the `gguf` package, it equals the source within its number format.
 
-Independent of the writer: names come from the package's own table of llama's tensors, q and k are turned back by a
-formula of their own, and the expected numbers are torch's roundings, not the package's.
+The expected numbers of f16 and bf16 are torch's roundings, not the package's. A block format must give exactly the
+package's own round trip of the source, and stay within the error that the format's definition allows.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from foundry.config import ExportError, ModelConfig
+from foundry.export.gguf_read import read_gguf
 from foundry.export.huggingface import CHAT_TEMPLATE
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.tokenizer import BOS_ID, CHAT_MARKERS, EOS_ID, UNK_ID
 
-FORMATS = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # llama.cpp's general.file_type
-BLOCK = 32  # numbers of Q8_0 that share a scale
+FORMATS = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # llama.cpp's general.file_type
+BLOCK = 32  # numbers of Q8_0 and Q4_0 that share a scale
+_TYPE = gguf.GGMLQuantizationType
+_BLOCKED = {"q8_0": _TYPE.Q8_0, "q4_0": _TYPE.Q4_0}
+_HALF = 2**-11  # largest relative rounding of float16; the tiniest lose 2^-25 absolute
 
 
 def prove_gguf(path: Path, kind: str, cfg: ModelConfig, tokenizer: Tokenizer, weights: Path) -> dict[str, Any]:
@@ -31,52 +35,42 @@ def prove_gguf(path: Path, kind: str, cfg: ModelConfig, tokenizer: Tokenizer, we
         weights: `model.safetensors` of the Hugging Face folder.
 
     Raises:
-        ExportError: naming the key or tensor that differs, and by how much.
+        ExportError: naming the key or the first tensor that differs, and by how much.
     """
-    try:
-        reader = gguf.GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, OSError, IndexError) as e:
-        raise ExportError(f"{path.name} cannot be read back: {e}") from e
+    file = read_gguf(path, cfg)
     for key, value in _expected_fields(kind, cfg, tokenizer).items():
-        if key not in fields:
+        if key not in file.fields:
             raise ExportError(f"{path.name}: {key} is missing, expected {str(value)[:80]}")
-        if fields[key] != value:
-            raise ExportError(f"{path.name}: {key} {_difference(fields[key], value)}")
-    arch = gguf.MODEL_ARCH.QWEN3 if cfg.qk_norm else gguf.MODEL_ARCH.LLAMA
-    names = gguf.get_tensor_name_map(arch, cfg.n_layers)
-    source = {names.get_name(k, try_suffixes=(".weight",)): (k, v) for k, v in load_file(weights).items()}
-    read = {tensor.name: tensor for tensor in reader.tensors}
-    if set(read) != set(source):
-        raise ExportError(
-            f"{path.name} has other tensors than the model: {sorted(map(str, set(read) ^ set(source)))[:3]}"
-        )
-    worst = 0.0
-    for name, (hf_name, w) in source.items():
-        tensor = read[name]
-        value = torch.from_numpy(
-            gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(w.shape)
-        )
-        if hf_name.endswith(("q_proj.weight", "k_proj.weight")) and not cfg.qk_norm:
-            value = _halves(value, cfg.n_heads if "q_proj" in hf_name else cfg.n_kv_heads)
-        nearest, slack = _rounded(w, kind if w.ndim == 2 else "f32")
-        if not bool(((value - nearest).abs() <= slack).all()):
-            off = (value - nearest).abs().max().item()
-            raise ExportError(
-                f"{path.name}: tensor {name} differs from the source by {off:.3g}, more than {kind} rounds"
-            )
-        worst = max(worst, (value - w).abs().max().item())
-    return {"format": kind, "tensors": len(source), "tokens": cfg.vocab_size, "largest_rounding": float(f"{worst:.1e}")}
+        if file.fields[key] != value:
+            raise ExportError(f"{path.name}: {key} {_difference(file.fields[key], value)}")
+    source, worst = load_file(weights), 0.0
+    for hf_name, stored in file.tensors.items():
+        w = source[hf_name]
+        _prove_tensor(f"{path.name}: tensor {stored.name}", stored.value, w, kind if w.ndim == 2 else "f32")
+        worst = max(worst, (stored.value - w).abs().max().item())
+    return {
+        "format": kind,
+        "tensors": len(file.tensors),
+        "tokens": cfg.vocab_size,
+        "largest_rounding": float(f"{worst:.1e}"),
+    }
 
 
-def _halves(w: Tensor, heads: int) -> Tensor:
-    """Rows of q or k from neighbouring pairs back to halves: even rows of a head first, odd rows after them."""
-    per_head = w.view(heads, -1, w.shape[1])
-    return torch.cat((per_head[:, 0::2], per_head[:, 1::2]), dim=1).reshape(w.shape)
+def _prove_tensor(what: str, value: Tensor, w: Tensor, kind: str) -> None:
+    nearest, slack = _rounded(w, kind)
+    off = (value - nearest).abs()
+    if not bool((off <= slack).all()):
+        raise ExportError(f"{what} differs from the source by {off.max().item():.3g}, more than {kind} rounds")
+    if kind in _BLOCKED:
+        blocks = gguf.quants.quantize(w.numpy(), _BLOCKED[kind])
+        again = torch.from_numpy(gguf.quants.dequantize(blocks, _BLOCKED[kind]).astype(np.float32).reshape(w.shape))
+        if not torch.equal(value, again):
+            off = (value - again).abs().max()
+            raise ExportError(f"{what} differs by {off.item():.3g} from gguf's own {kind} of the source")
 
 
 def _rounded(w: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """(the source in the number format, how far a right file may be from that): only Q8_0 has any slack."""
+    """(the source in the number format, how far a right file may be from that): only block formats have any slack."""
     none = torch.zeros(())
     if kind == "f16":
         return w.half().float(), none
@@ -84,11 +78,17 @@ def _rounded(w: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         return w.bfloat16().float(), none
     if kind == "f32":
         return w, none
-    # Q8_0: a block's scale is its largest magnitude / 127, kept in float16 (2^-11 relative, 2^-25 absolute for the
-    # tiniest).
-    scale = w.view(w.shape[0], -1, BLOCK).abs().amax(-1, keepdim=True) / 127
-    slack = scale * (0.5 + 127 / 2048 + 1e-4) + 127 * 2**-25
-    return w, slack.expand(-1, -1, BLOCK).reshape(w.shape)
+    blocks = w.view(w.shape[0], -1, BLOCK)
+    largest = blocks.abs().amax(-1, keepdim=True)
+    if kind == "q8_0":  # a block's scale is its largest magnitude / 127, kept in float16
+        slack = largest / 127 * (0.5 + 127 * _HALF + 1e-4) + 127 * 2**-25
+        return w, slack.expand_as(blocks).reshape(w.shape)
+    # Q4_0: whole numbers from -8 to 7, and the largest magnitude becomes -8; what lies beyond 7.5 on the other side is
+    # cut to 7.
+    scale = largest / 8
+    steps = torch.where(scale > 0, (blocks.abs() / scale.clamp_min(1e-45) - 7), torch.zeros(())).clamp_min(0.5)
+    slack = scale * (steps + 8 * _HALF + 1e-4) + 8 * 2**-25
+    return w, slack.reshape(w.shape)
 
 
 def _expected_fields(kind: str, cfg: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:

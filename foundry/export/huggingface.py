@@ -67,15 +67,31 @@ def check_exportable(cfg: ModelConfig) -> None:
         )
 
 
+def check_finite(model: MiniLLM) -> None:
+    """Refuses weights that hold NaN or infinity.
+
+    Raises:
+        ExportError: naming the first such tensor and how many of its numbers are not finite.
+    """
+    for name, value in model.state_dict().items():
+        if odd := int((~torch.isfinite(value)).sum()):
+            raise ExportError(
+                f"{odd} of the {value.numel()} numbers of {name} are NaN or infinite: the training diverged; "
+                "train again with a lower learning rate, or go back to an earlier checkpoint"
+            )
+
+
 def export_huggingface(model: MiniLLM, tokenizer: Tokenizer, folder: str | Path) -> None:
     """Writes weights (float32), configuration and tokenizer files into an existing or new folder, each file whole.
 
     The same bytes for the same model.
 
     Raises:
-        ExportError: if model and tokenizer have different vocabularies, or transformers has no class for the model.
+        ExportError: if model and tokenizer have different vocabularies, a weight is not finite, or transformers has no
+            class for the model.
     """
     check_exportable(model.cfg)
+    check_finite(model)
     if model.cfg.vocab_size != tokenizer.vocab_size:
         raise ExportError(f"the model has {model.cfg.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
     folder = Path(folder)

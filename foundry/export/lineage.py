@@ -5,11 +5,8 @@ Imports no torch and reads the project's files alone, so that `foundry trace` ne
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from foundry.config import DataError
 from foundry.utils.files import read_json, sha256_file, sha256_json
@@ -25,7 +22,7 @@ def lineage(root: str | Path, facts: dict[str, Any], parameters: dict[str, Any])
         parameters: identity parameters: all of `params.yaml` but `runtime`.
 
     Returns:
-        model, shards, tokenizer, clean, raw (each with its hashes), raw_sha256, parameters, and code: {stage: hash over the files that it ran}.
+        model, shards, tokenizer, clean, raw (each with its hashes), raw_sha256, parameters.
 
     Raises:
         DataError: if the manifest of the raw files or the index of the shards is missing.
@@ -59,19 +56,4 @@ def lineage(root: str | Path, facts: dict[str, Any], parameters: dict[str, Any])
         "raw": sources,
         "raw_sha256": sha256_json([s["sha256"] for s in sources]),
         "parameters": parameters,
-        "code": code_hashes(root),
     }
-
-
-def code_hashes(root: Path) -> dict[str, str]:
-    """{stage: sha256 over the names and contents of the code that `dvc.yaml` says it runs}; empty without a `dvc.yaml`."""
-    path = root / "dvc.yaml"
-    if not path.is_file():
-        return {}
-    out = {}
-    for name, stage in yaml.safe_load(path.read_text(encoding="utf-8"))["stages"].items():
-        digest = hashlib.sha256()
-        for dep in sorted(d for d in stage.get("deps", []) if d.endswith(".py")):
-            digest.update(f"{dep} {sha256_file(root / dep)}\n".encode())
-        out[name] = digest.hexdigest()
-    return out

@@ -1,4 +1,4 @@
-"""The record of an export: `parity.json` holds the hash of every file and of itself, so that a flipped byte is told.
+"""The record of an export: `proof.json` holds the hash of every file and of itself, so that a flipped byte is told.
 
 Imports no torch: checking an export takes as long as reading it.
 """
@@ -11,11 +11,11 @@ from typing import Any
 from foundry.config import ExportError
 from foundry.utils.files import read_json, sha256_file, sha256_json, write_json
 
-NAME = "parity.json"
+NAME = "proof.json"
 
 
 def write_record(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Writes `parity.json` over the files that lie in the folder; returns its content."""
+    """Writes `proof.json` over the files that lie in the folder; returns its content."""
     record = {**facts, "files": _hashes(folder)}
     record["sha256"] = sha256_json(record)
     write_json(folder / NAME, record)
@@ -23,7 +23,7 @@ def write_record(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def verify_export(folder: str | Path) -> dict[str, Any]:
-    """Checks every file against the hash in `parity.json`; returns its content.
+    """Checks every file against the hash in `proof.json`; returns its content.
 
     Raises:
         ExportError: naming every file that is missing, changed or too many.

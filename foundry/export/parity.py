@@ -4,15 +4,15 @@
     token ids    transformers' tokenizer on hostile strings and real text, and its way back to text
     logits       transformers' own class, offline, on random tokens and real text in full contexts
     greedy text  the same continuations of given prompts
-    gguf         every tensor and key, read back, equals the source in the file's number format
+    gguf         every tensor and key of each file, read back, equals the source in the file's number format
+    llama.cpp    token ids, log-probabilities and greedy text of the float32 GGUF, where `xllamacpp` is installed
 
 Any difference is an `ExportError` that says which and by how much; the caller gives nothing a final name before all
-of it holds. Costs the import of transformers (some seconds) and about twenty forward passes of a full context.
+of it holds. Costs the import of transformers (some seconds) and about thirty forward passes of a full context.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,34 +22,35 @@ import torch
 
 from foundry.config import ExportError
 from foundry.export.gguf_parity import prove_gguf
+from foundry.export.greedy import NEW_TOKENS, continuation, same_tokens
 from foundry.export.hostile import HOSTILE
 from foundry.export.huggingface import import_huggingface
+from foundry.export.llamacpp import power_of_ten, prove_llamacpp
 from foundry.inference import Generator
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.tokenizer import EOS_ID
 
 ROWS = 4  # contexts of random tokens, and as many of real text
-NEW_TOKENS = 32
 
 
 def prove(
     folder: str | Path,
-    gguf_path: str | Path,
-    gguf_type: str,
+    ggufs: dict[str, Path],
     model: MiniLLM,
     tokenizer: Tokenizer,
     texts: list[str],
     prompts: list[str],
     tolerance: float,
 ) -> dict[str, Any]:
-    """Compares an export with its source; returns what was compared, for `parity.json`.
+    """Compares an export with its source; returns what was compared, for `proof.json`.
 
     Args:
         folder: the Hugging Face folder.
+        ggufs: {number format: file}; llama.cpp runs the file in f32, or one made for the proof and thrown away.
         texts: real text, for token ids and logits.
         prompts: for greedy continuations; a long one is cut to half of the context.
-        tolerance: largest difference of logits.
+        tolerance: largest difference of logits and log-probabilities.
 
     Raises:
         ExportError: at the first comparison that fails.
@@ -58,13 +59,22 @@ def prove(
     model = model.float().cpu().eval()
     tensors = _prove_weights(folder, model)
     hf_model, hf_tokenizer = _load_transformers(folder)
-    return {
+    generator = Generator(model, tokenizer, "cpu")
+    begun = [continuation(generator, prompt) for prompt in prompts]
+    proof = {
         "weights": {"tensors": tensors, "different": 0},
         "token_ids": _prove_ids(hf_tokenizer, tokenizer, texts),
         "logits": _prove_logits(hf_model, model, tokenizer, texts, tolerance),
-        "greedy": _prove_greedy(hf_model, model, tokenizer, prompts, tolerance),
-        "gguf": prove_gguf(Path(gguf_path), gguf_type, model.cfg, tokenizer, folder / "model.safetensors"),
+        "greedy": _prove_greedy(hf_model, generator, begun, tolerance),
     }
+    del hf_model
+    weights = folder / "model.safetensors"
+    proof["gguf"] = {k: prove_gguf(path, k, model.cfg, tokenizer, weights) for k, path in ggufs.items()}
+    contexts = [row[0].tolist() for row in _contexts(model, tokenizer, texts)]
+    proof["llama_cpp"] = prove_llamacpp(
+        ggufs.get("f32"), folder.parent, model, tokenizer, texts, contexts, begun, tolerance
+    )
+    return proof
 
 
 def _load_transformers(folder: Path) -> tuple[Any, Any]:
@@ -129,7 +139,7 @@ def _prove_logits(
         if not difference <= tolerance:
             raise ExportError(f"logits differ by {difference:.3g}, allowed are {tolerance:g} (export.parity_tolerance)")
         worst, compared = max(worst, difference), compared + row.numel()
-    return {"tokens": compared, "tolerance": tolerance, "largest_difference_below": _power_of_ten(worst)}
+    return {"tokens": compared, "tolerance": tolerance, "largest_difference_below": power_of_ten(worst)}
 
 
 def _contexts(model: MiniLLM, tokenizer: Tokenizer, texts: list[str]) -> Iterator[torch.Tensor]:
@@ -146,38 +156,19 @@ def _contexts(model: MiniLLM, tokenizer: Tokenizer, texts: list[str]) -> Iterato
         yield from torch.tensor((real * -(-rows * T // len(real)))[: rows * T]).view(rows, T).split(1)
 
 
-def _power_of_ten(x: float) -> float:
-    """The next power of ten above: the machine's last bits stay out of a file that must be reproducible."""
-    return float(f"1e{math.floor(math.log10(x)) + 1}") if x > 0 else 0.0
-
-
 @torch.inference_mode()
 def _prove_greedy(
-    hf: Any, model: MiniLLM, tokenizer: Tokenizer, prompts: list[str], tolerance: float
+    hf: Any, generator: Generator, begun: list[tuple[list[int], list[int]]], tolerance: float
 ) -> dict[str, int]:
-    """The same greedy tokens; where two logits tie within the tolerance, either is right and a comparison ends."""
-    generator, total, ties = Generator(model, tokenizer, "cpu"), 0, 0
-    T = model.cfg.max_seq_len
-    for prompt in prompts:
-        ids = tokenizer.encode(prompt, bos=True)[: T // 2]
-        n = min(NEW_TOKENS, T - len(ids))
-        ours = list(generator.generate_ids(ids, max_new_tokens=n, temperature=0))
-        ours += [EOS_ID] * (len(ours) < n)
+    """The same greedy tokens as `begun` [(prompt, continuation)]; a tie ends a comparison."""
+    model, total, ties = generator.model, 0, 0
+    for ids, ours in begun:
         prompt_ids = torch.tensor([ids])
+        n = min(NEW_TOKENS, model.cfg.max_seq_len - len(ids))
         theirs = hf.generate(
             prompt_ids, attention_mask=torch.ones_like(prompt_ids), max_new_tokens=n, do_sample=False, temperature=None,
             top_k=None, top_p=None, suppress_tokens=generator.barred, eos_token_id=EOS_ID, pad_token_id=EOS_ID,
         )[0, len(ids) :].tolist()  # fmt: skip
-        if ours == theirs:
-            total += len(ours)
-            continue
-        at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
-        logits = model(torch.tensor([ids + ours[:at]]))[0][0, -1]
-        gap = abs(logits[ours[at]] - logits[theirs[at]]).item()
-        if gap > 2 * tolerance:
-            raise ExportError(
-                f"greedy continuations of {prompt[:60]!r} differ at token {at}: {tokenizer.decode(ours)[:80]!r} here, "
-                f"{tokenizer.decode(theirs)[:80]!r} in transformers (logits {gap:.3g} apart)"
-            )
-        total, ties = total + at, ties + 1
-    return {"prompts": len(prompts), "tokens": total, "ties": ties, "different": 0}
+        same, tie = same_tokens(model, generator.tokenizer, ids, ours, theirs, tolerance, "transformers")
+        total, ties = total + same, ties + tie
+    return {"prompts": len(begun), "tokens": total, "ties": ties, "different": 0}

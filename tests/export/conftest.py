@@ -1,10 +1,13 @@
 """A tiny model, random in every tensor: freshly made ones have zero outputs, which would hide half of all mistakes."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from foundry.config import ModelConfig
-from foundry.models import MiniLLM
+from foundry.models import MiniLLM, save_model
+from foundry.utils.files import read_json, write_json
 
 
 def randomised(cfg: ModelConfig, seed: int = 0) -> MiniLLM:
@@ -36,3 +39,28 @@ def model():
             norm_eps=1e-3,
         )
     )
+
+
+def project(root, model, tokenizer):
+    """What the export stage reads, in `root`."""
+    hashes = {"index_sha256": "1" * 64, "tokenizer_sha256": tokenizer.sha256}
+    save_model(root / "artifacts/model", model, {"fingerprint": "f" * 16, **hashes, "steps": 10, "tokens": 100})
+    (root / "artifacts/tokenizer").mkdir()
+    (root / "artifacts/tokenizer/tokenizer.model").write_bytes(tokenizer.path.read_bytes())
+    (root / "data/clean/test").mkdir(parents=True)
+    texts = ["The salt water.\n\nAnd the city.", "Boil 3 onions.", "", "The history of the mountain. " * 40]
+    table = pa.table({"text": texts, "n_bytes": [len(t.encode()) for t in texts]})
+    pq.write_table(table, root / "data/clean/test/part-00000.parquet")
+    test = {"bits_per_byte": {"value": 1.5, "low": 1.4, "high": 1.6}, "documents": 2}
+    weights = read_json(root / "artifacts/model/config.json", "facts")["weights_sha256"]
+    write_json(
+        root / "reports/evaluate.json",
+        {"test": test, "by_source": {}, "weights_sha256": weights, "test_sha256": "3" * 64},
+    )
+    source = {"name": "one", "url": "file:x", "license": "MIT", "attribution": "", "lang": "en", "sha256": "4" * 64}
+    write_json(root / "reports/clean.json", {"sources": [source]})
+
+
+@pytest.fixture(scope="session")
+def make_project():
+    return project

@@ -1,10 +1,14 @@
-"""The card names whom to thank and under what terms; nothing in a source's text can break its tables."""
+"""The card names whom to thank and under what terms, in the hub's format; nothing in a source's text can break it."""
+
+import dataclasses
 
 import pytest
 import yaml
 
 from foundry.config import ModelConfig
-from foundry.export.card import model_card
+from foundry.export.card import CardFacts, model_card
+from foundry.export.licence import licence_notice
+from foundry.models.accounting import train_flops_per_token
 
 BPB = {"value": 1.2345, "low": 1.2, "high": 1.3}
 FACTS = {
@@ -21,6 +25,33 @@ REPORT = {
     "baselines": {"ppmd_order_8": {"alone": 2.1, "given_train": 1.55}},
     "test_sha256": "4" * 64,
 }
+CLEANING = {
+    "documents": {"in": 100, "kept": 90, "dropped": {"too_short": 7}, "repaired": {"html": 2, "normalized": 0}},
+    "records": {"quarantined": 3},
+    "splits": {"train": {"documents": 80, "bytes": 123_456}, "test": {"documents": 10, "bytes": 9_876}},
+    "per_source": {
+        "wiki": {
+            "in": 100,
+            "kept": 90,
+            "bytes": 133_332,
+            "dropped": {"too_short": 7, "blocked": 0, "exact_duplicate": 3},
+        }
+    },
+}
+PROOF = {
+    "weights": {"tensors": 29, "different": 0},
+    "token_ids": {"strings": 126, "hostile": 62, "tokens": 34567, "different": 0},
+    "logits": {"tokens": 2048, "tolerance": 1e-4, "largest_difference_below": 1e-5},
+    "greedy": {"prompts": 8, "tokens": 509, "ties": 1, "different": 0},
+    "gguf": {"q8_0": {"format": "q8_0", "tensors": 29, "tokens": 400, "largest_rounding": 0.0123}},
+    "llama_cpp": {"proved": False, "why": "not proved here: xllamacpp is not installed"},
+}
+COST = {
+    "documents": 5, "tokens": 4321, "bytes": 9999, "float": {"bits_per_byte": 1.2346},
+    "formats": {"q8_0": {"file": "lm-q8_0.gguf", "bytes": 2222, "bits_per_byte": 1.2399, "top1_agreement": 0.9876,
+                         "difference": {"value": 0.0053, "low": 0.0041, "high": 0.0066}}},
+}  # fmt: skip
+FILES = {"hf/model.safetensors": (8888, "6" * 64), "lm-f32.gguf": (9000, "7" * 64), "lm-q8_0.gguf": (2222, "8" * 64)}
 
 
 def source(**changes):
@@ -28,8 +59,11 @@ def source(**changes):
     return {"name": "wiki", "url": "pypi:x==1", **terms, "lang": "en", "sha256": "5" * 64, **changes}
 
 
-def card(sources, report=REPORT):
-    return model_card("lm", ModelConfig(), FACTS, report, sources, "lm-f16.gguf", {"hf/model.safetensors": "6" * 64})
+def card(sources, **changes):
+    facts = CardFacts(
+        "lm", ModelConfig(), FACTS, REPORT, {**CLEANING, "sources": sources}, PROOF, COST, [("The ", "salt.")], FILES
+    )
+    return model_card(dataclasses.replace(facts, **changes))
 
 
 def head(text):
@@ -38,19 +72,57 @@ def head(text):
 
 def test_it_holds_every_number_hash_and_name():
     text = card([source()])
+    flops = f"{train_flops_per_token(ModelConfig()) * 2_048_000:.2e}"
     for part in (
-        "1.2345",
-        "1.2000 to 1.3000",
-        "42.5",
-        "ppmd_order_8",
-        "1.5500",
-        "the authors",
-        "CC-BY-SA-4.0",
-        "2,048,000 tokens",
-        "lm-f16.gguf",
-    ):
-        assert part in text
-    assert all(digit * 64 in text for digit in "123456") and "f" * 16 in text
+        "1.2345", "1.2000 to 1.3000", "42.5", "ppmd_order_8", "1.5500", "the authors", "CC-BY-SA-4.0", "2,048,000 tokens",
+        flops, "too short 7, exact duplicate 3", "133,332", "123,456", "html 2", "set aside: 3", "29 tensors bit for bit",
+        "34,567 tokens of 126 strings", "off by less than 1e-05", "509 tokens of 8 prompts, none different, 1 tie",
+        "largest rounding 0.0123", "not proved here: xllamacpp is not installed", "2,222", "1.2399", "98.76%",
+        "+0.00530 (+0.00410 to +0.00660)", "4,321 tokens of 5 documents", "1.2346", "The salt.", "llama-cli -m lm-q8_0.gguf",
+    ):  # fmt: skip
+        assert part in text, part
+    assert all(digit * 64 in text for digit in "12345678") and "f" * 16 in text
+
+
+def test_what_no_input_tells_is_left_out():
+    text = card([source()]).lower()
+    assert not [word for word in ("hour", "gpu", "carbon", "energy", "overlap of the evaluated") if word in text]
+
+
+def test_a_hub_reads_its_header():
+    from huggingface_hub import ModelCard
+    from huggingface_hub.repocard_data import model_index_to_eval_results
+
+    text = card([source(), source(name="hub", url="hf:owner/texts@main/a/*.parquet", lang="zh")])
+    read = ModelCard(text).data
+    assert read.language == ["en", "zh"] and read.datasets == ["owner/texts"] and read.library_name == "transformers"
+    assert read.license == "cc-by-sa-4.0" and read.pipeline_tag == "text-generation"
+    name, results = model_index_to_eval_results(head(text)["model-index"])
+    assert name == "lm" and [(r.metric_type, r.metric_value) for r in results] == [
+        ("bits_per_byte", 1.2345),
+        ("perplexity", 42.5),
+    ]
+
+
+def test_tasks_and_contamination_are_told_where_they_were_measured():
+    tasks = {"cloze": {"score": 0.4321, "low": 0.4, "high": 0.46, "chance": 0.25, "n": 200}}
+    contamination = {"test": {"documents": 3, "share": 0.0077}, "n": 13, "examples": ["long text"]}
+    text = card([source()], report={**REPORT, "tasks": tasks, "contamination": contamination})
+    assert "| cloze | 0.4321 | 0.4000 to 0.4600 | 0.2500 | 200 |" in text
+    assert "| test, share | 0.0077 |" in text and "| n | 13 |" in text and "long text" not in text
+    plain = card([source()])
+    assert "cloze" not in plain and "chance" not in plain
+
+
+def test_a_run_of_llama_cpp_is_told_with_its_figures():
+    ran = {
+        "proved": True,
+        "token_ids": {"strings": 126, "tokens": 777, "different": 0},
+        "log_probs": {"positions": 8, "vocabulary": 400, "tolerance": 1e-4, "largest_difference_below": 1e-6},
+        "greedy": {"prompts": 8, "tokens": 512, "ties": 0, "different": 0},
+    }
+    text = card([source()], proof={**PROOF, "llama_cpp": ran})
+    assert "777 tokens" in text and "8 full contexts, off by less than 1e-06" in text and "not proved" not in text
 
 
 @pytest.mark.parametrize(
@@ -59,21 +131,30 @@ def test_it_holds_every_number_hash_and_name():
         (["CC-BY-SA-4.0"], "cc-by-sa-4.0", "share-alike"),
         (["CC-BY-SA-4.0", "MIT"], "other", "share-alike"),
         (["CC0-1.0"], "cc0-1.0", "Licences of the texts: CC0-1.0."),
+        (["OGL-UK-3.0"], "other", "Licences of the texts: OGL-UK-3.0."),
         (["unknown"], "other", "find out before you share"),
     ],
 )
 def test_the_licence_follows_the_texts(licenses, shown, told):
-    text = card([source(name=f"s{i}", license=x) for i, x in enumerate(licenses)])
+    sources = [source(name=f"s{i}", license=x) for i, x in enumerate(licenses)]
+    text = card(sources)
     assert head(text)["license"] == shown and told in text
     assert ("share-alike" in text) == any("-SA-" in x for x in licenses)
+    notice = licence_notice("lm", sources)
+    assert (notice is not None) == ("`LICENSE`" in text) == (len(licenses) == 1 and licenses != ["unknown"])
+    assert notice is None or (licenses[0] in notice and "s0 (pypi:x==1): the authors" in notice)
 
 
-def test_a_card_without_baselines_and_languages_is_whole():
-    text = card([source(lang="und", attribution="")], {k: v for k, v in REPORT.items() if k != "baselines"})
+def test_a_card_of_the_least_inputs_is_whole():
+    report = {k: v for k, v in REPORT.items() if k != "baselines"}
+    sources = [source(lang="und", attribution="")]
+    text = card(sources, report=report, cleaning={"sources": sources}, quantised=None, samples=[])
     assert "language" not in head(text) and "none given" in text and "compressor" not in text
+    assert "| lm-q8_0.gguf | 2,222 | not measured |" in text and "| lm-f32.gguf | 9,000 | as the model |" in text
 
 
-def test_a_hostile_attribution_stays_in_its_cell():
-    text = card([source(attribution="a | b\n| c |\n# title")])
+def test_hostile_text_stays_where_it_belongs():
+    text = card([source(attribution="a | b\n| c |\n# title")], samples=[("The ", "```\n# escaped\n```")])
     (row,) = [line for line in text.split("\n") if "pypi:x==1" in line]
     assert r"a \| b \| c \| # title" in row and "\n# title" not in text
+    assert "````text\nThe ```\n# escaped\n```\n````" in text

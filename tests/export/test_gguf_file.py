@@ -109,6 +109,6 @@ def test_a_format_that_cannot_hold_the_weights_is_refused_and_leaves_nothing(mak
         narrow.layers[0].ffn.w_up.weight[0, 0] = math.nan
     with pytest.raises(ExportError, match="value of nan"):
         export_gguf(narrow, tokenizer, tmp_path / "m.gguf", "f32", "m")
-    with pytest.raises(ValueError, match="kind must be one of f32, f16, bf16, q8_0, got 'q4'"):
+    with pytest.raises(ValueError, match="kind must be one of f32, f16, bf16, q8_0, q4_0, got 'q4'"):
         export_gguf(model, tokenizer, tmp_path / "m.gguf", "q4", "m")
     assert [p.name for p in tmp_path.iterdir()] == ["whole.gguf"]

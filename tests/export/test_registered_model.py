@@ -125,11 +125,11 @@ def test_a_changed_export_or_a_foreign_evaluation_is_not_registered(project, cfg
     with pytest.raises(DataError, match="is of another model"):
         register_export(cfg, project)
     report.write_text(whole)
-    path = project / "artifacts/export/parity.json"
+    path = project / "artifacts/export/proof.json"
     whole = path.read_text()
     path.write_text(whole.replace('"different": 0', '"different": 1', 1))
     try:
-        with pytest.raises(ExportError, match=r"parity\.json was changed"):
+        with pytest.raises(ExportError, match=r"proof\.json was changed"):
             register_export(cfg, project)
     finally:
         path.write_text(whole)

@@ -1,0 +1,133 @@
+"""The model card's figures: evaluation, tasks, contamination, number formats and the proof, from the reports alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foundry.export.markdown import table
+
+
+def evaluation(report: dict[str, Any]) -> list[str]:
+    """Bits per byte with intervals, baselines on the same bytes, tasks and contamination where they were measured."""
+
+    def row(what: str, part: dict[str, Any]) -> list[Any]:
+        b = part["bits_per_byte"]
+        return [what, f"{b['value']:.4f}", f"{b['low']:.4f} to {b['high']:.4f}", part["documents"]]
+
+    rows = [row("test split", report["test"]), *(row(f"of it {s}", part) for s, part in report["by_source"].items())]
+    lines = [
+        "## Evaluation",
+        "",
+        "Bits per UTF-8 byte of held-out documents (lower is better), with a 95 % bootstrap interval over documents.",
+        "",
+        *table(["text", "bits per byte", "interval", "documents"], rows),
+    ]
+    if "perplexity_token" in report["test"]:
+        lines += ["", f"Perplexity a token of this vocabulary: {report['test']['perplexity_token']}."]
+    if baselines := report.get("baselines"):
+        told = [[n, f"{b['alone']:.4f}", f"{b['given_train']:.4f}"] for n, b in baselines.items()]
+        lines += ["", "The same bytes compressed, in bits per byte:", ""]
+        lines += table(["compressor", "alone", "given the training text"], told)
+    return [*lines, *_tasks(report.get("tasks")), *_contamination(report.get("contamination"))]
+
+
+def _tasks(tasks: dict[str, Any] | None) -> list[str]:
+    if not tasks:
+        return []
+    rows = [
+        [name, f"{t['score']:.4f}", f"{t['low']:.4f} to {t['high']:.4f}", f"{t['chance']:.4f}", t["n"]]
+        for name, t in tasks.items()
+    ]
+    return ["", "Tasks without examples in the prompt:", "", *table(["task", "score", "interval", "chance", "n"], rows)]
+
+
+def _contamination(found: dict[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    rows = [[name, value] for name, value in _flat(found)]
+    return ["", "Overlap of the evaluated text with the training text:", "", *table(["figure", "value"], rows)]
+
+
+def _flat(found: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    """(path, value) of every number and text in a nested report; lists are left out."""
+    out: list[tuple[str, Any]] = []
+    for key, value in found.items():
+        name = f"{before}{key}".replace("_", " ")
+        if isinstance(value, dict):
+            out += _flat(value, f"{name}, ")
+        elif isinstance(value, int | float | str):
+            out.append((name, value))
+    return out
+
+
+def formats(quantised: dict[str, Any] | None, files: dict[str, tuple[int, str]]) -> list[str]:
+    """Every weight file with its size, and what its number format costs where that was measured.
+
+    Args:
+        quantised: of `quantised.measure`.
+        files: {file: (bytes, sha256)} of the weights.
+    """
+    cost = {c["file"]: c for c in quantised["formats"].values()} if quantised else {}
+
+    def row(name: str, size: int) -> list[Any]:
+        if name not in cost:
+            exact = name.endswith(("model.safetensors", "-f32.gguf"))
+            return [name, f"{size:,}", "as the model" if exact else "not measured", "", ""]
+        c, d = cost[name], cost[name]["difference"]
+        interval = f"{d['value']:+.5f} ({d['low']:+.5f} to {d['high']:+.5f})"
+        return [name, f"{size:,}", f"{c['bits_per_byte']:.4f}", interval, f"{c['top1_agreement']:.2%}"]
+
+    head = ["file", "bytes", "bits per byte", "difference (95 % interval)", "same most likely token"]
+    lines = ["## Number formats", "", *table(head, [row(n, size) for n, (size, _) in files.items()])]
+    if quantised:
+        lines += [
+            "",
+            f"Measured on {quantised['tokens']:,} tokens of {quantised['documents']:,} documents of the test split, where "
+            f"the model itself has {quantised['float']['bits_per_byte']:.4f}; the matrices were dequantised, so that "
+            "rounding of activations in an engine comes on top.",
+        ]
+    return lines
+
+
+def proof(p: dict[str, Any]) -> list[str]:
+    """What the written files were compared with before they were given a name."""
+    ids, logits, greedy = p["token_ids"], p["logits"], p["greedy"]
+    rows = [
+        ["weights", "safetensors, read back", f"{p['weights']['tensors']} tensors bit for bit"],
+        ["token ids", "transformers", f"{ids['tokens']:,} tokens of {ids['strings']} strings, none different"],
+        [
+            "logits",
+            "transformers",
+            f"{logits['tokens']:,} tokens, off by less than {logits['largest_difference_below']:g}",
+        ],
+        ["greedy text", "transformers", f"{greedy['tokens']} tokens of {greedy['prompts']} prompts, {_ties(greedy)}"],
+    ]
+    for g in p["gguf"].values():
+        rounding = "bit for bit" if g["format"] == "f32" else f"largest rounding {g['largest_rounding']:g}"
+        rows.append([f"GGUF {g['format']}", "gguf, read back", f"{g['tensors']} tensors, every key; {rounding}"])
+    cpp = p["llama_cpp"]
+    if not cpp["proved"]:
+        rows.append(["GGUF", "llama.cpp", cpp["why"]])
+    else:
+        ids, logs, greedy = cpp["token_ids"], cpp["log_probs"], cpp["greedy"]
+        rows += [
+            ["token ids", "llama.cpp", f"{ids['tokens']:,} tokens of {ids['strings']} strings, none different"],
+            [
+                "log-probabilities, GGUF f32",
+                "llama.cpp",
+                f"{logs['positions']} full contexts, off by less than {logs['largest_difference_below']:g}",
+            ],
+            ["greedy text, GGUF f32", "llama.cpp", f"{greedy['tokens']} tokens, {_ties(greedy)}"],
+        ]
+    return [
+        "## Proof",
+        "",
+        "Each file was loaded by an independent implementation and compared with the trained model; `proof.json` has the figures.",
+        "",
+        *table(["what", "loaded by", "result"], rows),
+    ]
+
+
+def _ties(greedy: dict[str, int]) -> str:
+    ties = greedy["ties"]
+    return f"none different, {ties} {'tie' if ties == 1 else 'ties'}" if ties else "none different"

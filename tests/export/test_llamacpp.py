@@ -1,0 +1,157 @@
+"""llama.cpp itself runs the GGUF: the ids, log-probabilities and greedy text of the model, or an error that names the difference."""
+
+import importlib.util
+import os
+import subprocess
+
+import gguf
+import pytest
+import torch
+
+from foundry.config import ExportError
+from foundry.export import export_gguf, llamacpp
+from foundry.export.greedy import continuation
+from foundry.export.llamacpp import prove_llamacpp
+from foundry.inference import Generator
+
+TEXTS = ["The salt water and the ancient city.  Two spaces.\nA line.", "Boil 12 onions; add 3 cups of 水."]
+PROMPTS = ["The", "Boil ", "", "a of salt"]
+with_llama_cpp = pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None,
+    reason="xllamacpp is not installed (pip install foundry-lm[llamacpp])",
+)
+
+
+def proved(path, model, tokenizer):
+    T = model.cfg.max_seq_len
+    contexts = torch.randint(400, (2, T), generator=torch.Generator().manual_seed(3)).tolist()
+    contexts.append((tokenizer.encode(TEXTS[0], bos=True) * 9)[:T])
+    generator = Generator(model, tokenizer, "cpu")
+    begun = [continuation(generator, p) for p in PROMPTS]
+    return prove_llamacpp(path, path.parent, model, tokenizer, TEXTS, contexts, begun, 1e-4)
+
+
+@with_llama_cpp
+@pytest.mark.parametrize("options", [{}, {"tie_embeddings": False}, {"qk_norm": True}], ids=str)
+def test_llama_cpp_computes_what_the_model_computes(make_model, model, tokenizer, tmp_path, options):
+    model = make_model(model.cfg.model_copy(update=options), seed=2)
+    export_gguf(model, tokenizer, tmp_path / "m.gguf", "f32", "m")
+    done = proved(tmp_path / "m.gguf", model, tokenizer)
+    assert done["proved"] and done["token_ids"]["strings"] > 60 and done["greedy"]["tokens"] > 50
+    assert done["log_probs"]["positions"] == 3 and done["log_probs"]["largest_difference_below"] <= 1e-4
+    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+
+
+@with_llama_cpp
+def test_without_a_float32_file_one_is_made_for_the_proof_and_thrown_away(model, tokenizer, tmp_path):
+    generator = Generator(model, tokenizer, "cpu")
+    begun = [continuation(generator, "The")]
+    assert prove_llamacpp(None, tmp_path, model, tokenizer, [], [[1, 5, 9]], begun, 1e-4)["proved"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def no_scores(self, scores):
+    self.add_array("tokenizer.ggml.scores", [0.0] * len(scores))
+
+
+def space_prefix(self, value):
+    self.add_bool("tokenizer.ggml.add_space_prefix", True)
+
+
+def other_base(self, value):
+    self.add_float32("llama.rope.freq_base", 10000.0)
+
+
+MISTAKES = {
+    "not permuted": (
+        lambda m: m.setattr("foundry.export.gguf_file.interleave", lambda w, heads: w),
+        "log-probabilities after the 63 tokens of context 0 differ in llama.cpp: token",
+    ),
+    "wrong scores": (
+        lambda m: m.setattr(gguf.GGUFWriter, "add_token_scores", no_scores),
+        "token ids differ from position",
+    ),
+    "a space prefix": (
+        lambda m: m.setattr(gguf.GGUFWriter, "add_add_space_prefix", space_prefix),
+        "token ids differ from position . on for . .:",
+    ),
+    "another rotary base": (
+        lambda m: m.setattr(gguf.GGUFWriter, "add_rope_freq_base", other_base),
+        "log-probabilities after",
+    ),
+}
+
+
+@with_llama_cpp
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_told_by_llama_cpp_alone(model, tokenizer, tmp_path, monkeypatch, name):
+    mistake, told = MISTAKES[name]
+    mistake(monkeypatch)
+    export_gguf(model, tokenizer, tmp_path / "m.gguf", "f32", "m")
+    with pytest.raises(ExportError, match=told):
+        proved(tmp_path / "m.gguf", model, tokenizer)
+
+
+@with_llama_cpp
+def test_a_file_that_makes_llama_cpp_abort_is_an_error_and_not_the_end_of_the_process(
+    model, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("foundry.export.gguf_file.check_vocabulary", lambda tokenizer: None)
+    monkeypatch.setattr(
+        gguf.GGUFWriter, "add_token_list", lambda self, t: self.add_array("tokenizer.ggml.tokens", [*t[:-1], t[-2]])
+    )
+    export_gguf(model, tokenizer, tmp_path / "m.gguf", "f32", "m")
+    with pytest.raises(ExportError, match=r"llama\.cpp died (of SIG|with exit code).* on m\.gguf"):
+        proved(tmp_path / "m.gguf", model, tokenizer)
+
+
+def test_a_child_that_dies_of_a_signal_is_told_with_its_last_words(model, tokenizer, tmp_path, monkeypatch):
+    script = tmp_path / "child.py"
+    script.write_text("import os, sys\nprint('GGML_ASSERT failed', file=sys.stderr, flush=True)\nos.abort()\n")
+    monkeypatch.setattr(llamacpp, "find_spec", lambda name: object())
+    monkeypatch.setattr(llamacpp.llamacpp_child, "__file__", str(script))
+    export_gguf(model, tokenizer, tmp_path / "m.gguf", "f32", "m")
+    with pytest.raises(ExportError, match=r"(?s)llama\.cpp died of SIGABRT on m\.gguf.*GGML_ASSERT failed"):
+        proved(tmp_path / "m.gguf", model, tokenizer)
+
+
+def test_a_child_that_never_answers_is_stopped(model, tokenizer, tmp_path, monkeypatch):
+    script = tmp_path / "child.py"
+    script.write_text("import os, pathlib, sys, time\n"
+                      "pathlib.Path(sys.argv[0]).with_name('pid').write_text(str(os.getpid()))\ntime.sleep(600)\n")  # fmt: skip
+    monkeypatch.setattr(llamacpp, "find_spec", lambda name: object())
+    monkeypatch.setattr(llamacpp.llamacpp_child, "__file__", str(script))
+    monkeypatch.setattr(llamacpp, "SECONDS", 2)
+    export_gguf(model, tokenizer, tmp_path / "m.gguf", "f32", "m")
+    with pytest.raises(ExportError, match=r"did not answer about m\.gguf in 2 s"):
+        proved(tmp_path / "m.gguf", model, tokenizer)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_where_it_is_not_installed_the_proof_says_so(model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(llamacpp, "find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", None)
+    assert proved(tmp_path / "m.gguf", model, tokenizer) == {
+        "proved": False,
+        "why": "not proved here: xllamacpp is not installed",
+    }
+
+
+def test_wider_log_probabilities_and_other_greedy_tokens_are_told(model, tokenizer, tmp_path, monkeypatch):
+    """The comparison bites by itself: answers one part in a thousand off, and one token off."""
+    generator = Generator(model, tokenizer, "cpu")
+    ids, ours = continuation(generator, "The")
+    with torch.inference_mode():
+        right = model(torch.tensor([ids]))[0][0, -1].double().log_softmax(-1)
+    assert llamacpp._same_log_probs([right.tolist()], [ids], model, 1e-4) < 1e-9
+    with pytest.raises(ExportError, match=r"token \d+ has .*, here "):
+        llamacpp._same_log_probs([(right * 1.001).tolist()], [ids], model, 1e-4)
+    with pytest.raises(ExportError, match=r"differ in llama\.cpp"):
+        llamacpp._same_log_probs([[float("nan")] * 400], [ids], model, 1e-4)
+    assert llamacpp._same_greedy([ours], [(ids, ours)], model, tokenizer, 1e-4) == (len(ours), 0)
+    wrong = [*ours[:5], (ours[5] + 1) % 300 + 50, *ours[6:]]
+    with pytest.raises(ExportError, match=r"differ at token 5.*in llama\.cpp"):
+        llamacpp._same_greedy([wrong], [(ids, ours)], model, tokenizer, 1e-4)
+    with pytest.raises(ExportError, match="where one of them ends"):
+        llamacpp._same_greedy([[*ours, 7]], [(ids, ours)], model, tokenizer, 1e-4)
