@@ -188,9 +188,11 @@ def reproduce(where: str, cfg: Config, root: str | Path = ".", commit: str | Non
         clone = Path(tmp) / "project"
         _run(["git", "clone", "-q", "--no-checkout", str(root), str(clone)], root, "clone the repository")
         _run(["git", "checkout", "-q", "--detach", commit], clone, f"check out {commit[:12]}")
-        for name in ("corpus",):  # the user's own raw text, which git does not hold
-            if (root / name).is_dir() and not (clone / name).exists():
-                (clone / name).symlink_to(root / name)
+        for path in (p for p in (root / "corpus").rglob("*") if p.is_file()):  # the user's text, which git may not hold
+            there = clone / path.relative_to(root)
+            if not there.exists():
+                there.parent.mkdir(parents=True, exist_ok=True)
+                there.symlink_to(path)
         env = {
             **os.environ,
             "PYTHONPATH": str(clone),

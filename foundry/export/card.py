@@ -85,7 +85,7 @@ def _head(name: str, cfg: ModelConfig, report: dict[str, Any], sources: list[dic
         head["datasets"] = ids
     metrics = [_metric("bits_per_byte", "bits per byte", report["test"]["bits_per_byte"]["value"])]
     if "perplexity_token" in report["test"]:
-        metrics.append(_metric("perplexity", "perplexity a token", report["test"]["perplexity_token"]))
+        metrics.append(_metric("perplexity", "perplexity a token", report["test"]["perplexity_token"]["value"]))
     split = {
         "name": f"held-out documents of {', '.join(s['name'] for s in sources)}",
         "type": "foundry",

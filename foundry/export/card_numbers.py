@@ -23,7 +23,8 @@ def evaluation(report: dict[str, Any]) -> list[str]:
         *table(["text", "bits per byte", "interval", "documents"], rows),
     ]
     if "perplexity_token" in report["test"]:
-        lines += ["", f"Perplexity a token of this vocabulary: {report['test']['perplexity_token']}."]
+        p = report["test"]["perplexity_token"]
+        lines += ["", f"Perplexity a token of this vocabulary: {p['value']} ({p['low']} to {p['high']})."]
     if baselines := report.get("baselines"):
         told = [[n, f"{b['alone']:.4f}", f"{b['given_train']:.4f}"] for n, b in baselines.items()]
         lines += ["", "The same bytes compressed, in bits per byte:", ""]
@@ -35,29 +36,28 @@ def _tasks(tasks: dict[str, Any] | None) -> list[str]:
     if not tasks:
         return []
     rows = [
-        [name, f"{t['score']:.4f}", f"{t['low']:.4f} to {t['high']:.4f}", f"{t['chance']:.4f}", t["n"]]
+        [name, f"{t['score']:.4f}", f"{t['low']:.4f} to {t['high']:.4f}", f"{t['chance']:.4f}", t["n"], _share((t.get("contamination") or {}).get("texts"))]
         for name, t in tasks.items()
-    ]
-    return ["", "Tasks without examples in the prompt:", "", *table(["task", "score", "interval", "chance", "n"], rows)]
+    ]  # fmt: skip
+    head = ["task", "right", "interval", "chance", "questions", "of them with a run of words of the training text"]
+    return ["", "Questions without examples in the prompt:", "", *table(head, rows)]
 
 
 def _contamination(found: dict[str, Any] | None) -> list[str]:
     if not found:
         return []
-    rows = [[name, value] for name, value in _flat(found)]
-    return ["", "Overlap of the evaluated text with the training text:", "", *table(["figure", "value"], rows)]
+    return [
+        "",
+        f"Contamination: {_share(found['texts'])} of {found['looked_at']} test documents have a run of {found['ngram']} words that stands in the training "
+        f"text, {_share(found['runs'])} of all their runs do.",
+    ]
 
 
-def _flat(found: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    """(path, value) of every number and text in a nested report; lists are left out."""
-    out: list[tuple[str, Any]] = []
-    for key, value in found.items():
-        name = f"{before}{key}".replace("_", " ")
-        if isinstance(value, dict):
-            out += _flat(value, f"{name}, ")
-        elif isinstance(value, int | float | str):
-            out.append((name, value))
-    return out
+def _share(interval: dict[str, float] | None) -> str:
+    """A share with its interval, in percent."""
+    if not interval:
+        return "not looked for or too short"
+    return f"{100 * interval['value']:.1f} % ({100 * interval['low']:.1f} to {100 * interval['high']:.1f})"
 
 
 def formats(quantised: dict[str, Any] | None, files: dict[str, tuple[int, str]]) -> list[str]:

@@ -59,6 +59,9 @@ def project(root, model, tokenizer):
     )
     source = {"name": "one", "url": "file:x", "license": "MIT", "attribution": "", "lang": "en", "sha256": "4" * 64}
     write_json(root / "reports/clean.json", {"sources": [source]})
+    raw = {**source, "files": [{"path": "one/x", "sha256": "4" * 64, "bytes": 5}]}
+    write_json(root / "data/raw/manifest.json", {"sources": [raw]})
+    write_json(root / "data/shards/index.json", {"splits": {}})
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ FACTS = {
     "tokens": 2_048_000,
 }
 REPORT = {
-    "test": {"bits_per_byte": BPB, "documents": 7, "perplexity_token": 42.5},
+    "test": {"bits_per_byte": BPB, "documents": 7, "perplexity_token": {"value": 42.5, "low": 40.1, "high": 45.2}},
     "by_source": {"wiki": {"bits_per_byte": BPB, "documents": 7}},
     "baselines": {"ppmd_order_8": {"alone": 2.1, "given_train": 1.55}},
     "test_sha256": "4" * 64,
@@ -105,11 +105,19 @@ def test_a_hub_reads_its_header():
 
 
 def test_tasks_and_contamination_are_told_where_they_were_measured():
-    tasks = {"cloze": {"score": 0.4321, "low": 0.4, "high": 0.46, "chance": 0.25, "n": 200}}
-    contamination = {"test": {"documents": 3, "share": 0.0077}, "n": 13, "examples": ["long text"]}
+    seen = {
+        "texts": {"value": 0.077, "low": 0.05, "high": 0.1},
+        "runs": {"value": 0.01, "low": 0.0, "high": 0.02},
+        "looked_at": 3,
+    }
+    tasks = {"cloze": {"score": 0.4321, "low": 0.4, "high": 0.46, "chance": 0.25, "n": 200, "contamination": seen}}
+    contamination = {"ngram": 13, **seen}
     text = card([source()], report={**REPORT, "tasks": tasks, "contamination": contamination})
-    assert "| cloze | 0.4321 | 0.4000 to 0.4600 | 0.2500 | 200 |" in text
-    assert "| test, share | 0.0077 |" in text and "| n | 13 |" in text and "long text" not in text
+    assert "| cloze | 0.4321 | 0.4000 to 0.4600 | 0.2500 | 200 | 7.7 % (5.0 to 10.0) |" in text
+    assert (
+        "7.7 % (5.0 to 10.0) of 3 test documents have a run of 13 words" in text
+        and "1.0 % (0.0 to 2.0) of all their runs" in text
+    )
     plain = card([source()])
     assert "cloze" not in plain and "chance" not in plain
 

@@ -1,13 +1,17 @@
-"""One version for one content; the champion moves only to a better model on the same text; no pickle anywhere."""
+"""One version for one content; who is champion is decided, told, forced and taken back; no pickle anywhere."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from foundry.config import TrackingError
-from foundry.tracking import load_registered, register
+from foundry.config import ConfigError, TrackingError
+from foundry.tracking import Candidate, load_registered, register
+from foundry.tracking.promotion import CHALLENGED, HISTORY, ROLLED_BACK, WHY, Decision, force, rollback, settle
+from foundry.tracking.registry import download, fetch, find, reached
+from foundry.tracking.run import DatasetRef
 from foundry.tracking.settings import connect
 
 CODE = """
@@ -16,23 +20,40 @@ class Echo(mlflow.pyfunc.PythonModel):
     def load_context(self, context):
         self.text = open(context.artifacts["export"] + "/weights.txt").read()
     def predict(self, context, model_input, params=None):
-        return [self.text + t + str((params or {}).get("max_tokens")) for t in model_input.iloc[:, 0]]
+        texts = model_input.iloc[:, 0] if hasattr(model_input, "iloc") else model_input
+        return [self.text + t + str((params or {}).get("max_tokens")) for t in texts]
 mlflow.models.set_model(Echo())
 """
+
+
+def better_if(score, seen=None):
+    """A gate on a number that a version holds as a tag."""
+
+    def decide(champion):
+        if seen is not None:
+            seen.append(champion and champion.version)
+        if champion is None:
+            return Decision(True, "there was no champion")
+        old = float(champion.tags["score"])
+        return Decision(score < old, f"{score} against {old}", {"difference": score - old})
+
+    return decide
 
 
 @pytest.fixture
 def call(root, uri, tmp_path):
     (tmp_path / "code.py").write_text(CODE)
 
-    def go(text, bpb, test="t1", name="lm", fingerprint=None, to=uri):
+    def go(text, score, name="lm", fingerprint=None, to=uri, seen=None, **more):
         export = tmp_path / f"export-{text}"
         export.mkdir(exist_ok=True)
         (export / "weights.txt").write_text(text)
-        return register(
-            export, uri=to, experiment="registry", name=name, fingerprint=fingerprint or f"fp-{text}", bits_per_byte=bpb, test_sha256=test,
-            model_code=tmp_path / "code.py", code_paths=[], metrics={"test_bits_per_byte": bpb}, artifacts=[export / "weights.txt"],
+        (tmp_path / "documents.parquet").write_text(f"losses of {text}")
+        candidate = Candidate(
+            name, fingerprint or f"fp-{text}", export, tmp_path / "documents.parquet", tmp_path / "code.py", [],
+            tags={"score": str(score)}, metrics={"test_bits_per_byte": score}, artifacts=[export / "weights.txt"], **more,
         )  # fmt: skip
+        return register(candidate, uri=to, experiment="registry", decide=better_if(score, seen))
 
     return go
 
@@ -41,19 +62,89 @@ def aliases(uri, name):
     return {alias: str(v) for alias, v in connect(uri).get_registered_model(name).aliases.items()}
 
 
-def test_the_same_content_is_one_version_and_a_better_one_becomes_champion(call, uri):
+def tags(uri, name, version):
+    return connect(uri).get_model_version(name, str(version)).tags
+
+
+def test_the_same_content_is_one_version_and_only_a_better_one_becomes_champion(call, uri):
     one = call("one", 1.5)
-    assert one.created and one.champion
+    assert one.created and one.champion and one.reason == "there was no champion"
     again = call("one", 1.5)
-    assert (again.version, again.created) == (one.version, False)
+    assert (again.version, again.created, again.reason) == (one.version, False, "it is the champion")
     worse = call("worse", 1.6)
-    assert worse.created and not worse.champion and "not better than 1.5000" in worse.reason
+    assert worse.created and not worse.champion and worse.reason == "1.6 against 1.5"
     assert aliases(uri, "lm") == {"champion": one.version, "challenger": worse.version}
-    other = call("other", 1.0, test="t2")
-    assert not other.champion and "tested on other text" in other.reason
+    assert tags(uri, "lm", worse.version)[WHY] == "refused: 1.6 against 1.5"
+    assert float(tags(uri, "lm", worse.version)[f"{WHY}.difference"]) == pytest.approx(0.1)
+    assert tags(uri, "lm", one.version)[CHALLENGED] == f"version {worse.version}, refused: 1.6 against 1.5"
     better = call("better", 1.4)
-    assert better.champion and aliases(uri, "lm")["champion"] == better.version
-    assert len(connect(uri).search_model_versions("name='lm'")) == 4
+    assert better.champion and aliases(uri, "lm") == {"champion": better.version, "challenger": better.version}
+    assert (
+        tags(uri, "lm", better.version)[WHY].startswith("promoted: ")
+        and "promoted" in tags(uri, "lm", one.version)[CHALLENGED]
+    )
+    assert not call("one", 1.5).champion  # an old export that DVC restored
+    assert aliases(uri, "lm") == {
+        "champion": better.version,
+        "challenger": better.version,
+    }  # the newest stays challenger
+    assert len(connect(uri).search_model_versions("name='lm'")) == 3
+    line = json.loads(connect(uri).get_registered_model("lm").tags[HISTORY])
+    assert [entry["version"] for entry in line] == [one.version, better.version] and all(
+        entry["who"] == "the gate" for entry in line
+    )
+
+
+def test_force_goes_against_the_gate_with_name_and_reason_and_rollback_goes_back_and_holds(call, uri):
+    name = "forced"
+    one, two = call("f-one", 1.0, name), call("f-two", 2.0, name)
+    assert not two.champion
+    client = connect(uri)
+    assert force(client, name, two.version, "it writes better recipes", "Ada") == one.version
+    assert aliases(uri, name)["champion"] == two.version
+    assert tags(uri, name, two.version)[WHY] == "promoted: forced by Ada: it writes better recipes"
+    assert rollback(client, name, "it does not", "Bob") == (two.version, one.version)
+    assert aliases(uri, name)["champion"] == one.version
+    marked = tags(uri, name, two.version)[ROLLED_BACK]
+    assert marked.startswith("by Bob on 20") and marked.endswith("UTC: it does not")
+    three = call("f-three", 0.5, name)
+    assert three.champion
+    rollback(client, name, "too good to be true", "Bob")
+    seen = []
+    refused = call("f-three", 0.5, name, seen=seen)  # the pipeline runs again
+    assert not refused.champion and "too good to be true" in refused.reason and "--force" in refused.reason and not seen
+    with pytest.raises(ConfigError, match="no champion before version"):
+        rollback(client, name, "once more")
+    force(client, name, three.version, "it was checked", "Ada")
+    assert aliases(uri, name)["champion"] == three.version and ROLLED_BACK not in tags(uri, name, three.version)
+    assert rollback(client, name, "back") == (three.version, one.version)
+
+
+def test_an_alias_that_was_set_by_hand_can_be_rolled_back_too(call, uri):
+    one, two = call("h-one", 1.0, "hand"), call("h-two", 2.0, "hand")
+    connect(uri).set_registered_model_alias("hand", "champion", two.version)
+    assert rollback(connect(uri), "hand", "who did this?") == (two.version, one.version)
+
+
+def test_losses_and_export_come_back_from_a_version_byte_for_byte(call, uri, tmp_path):
+    made = call("fetched", 1.0, "fetch-lm", datasets=[DatasetRef("wiki", "abc", "pypi:x==1", "source")])
+    with reached(uri, "fetch") as client:
+        version = find(client, "models:/fetch-lm@champion")
+        losses = fetch(client, version, uri, tmp_path / "a", "documents.parquet")
+        inputs = client.get_run(version.run_id).inputs.dataset_inputs
+        assert version.run_id and [(d.dataset.name, d.dataset.digest) for d in inputs] == [("wiki", "abc")]
+    assert losses.read_text() == "losses of fetched"
+    whole = download(f"models:/fetch-lm/{made.version}", uri, tmp_path / "b")
+    assert next(whole.rglob("weights.txt")).read_text() == "fetched"
+    for wrong in (
+        "models:/fetch-lm@nobody",
+        "models:/fetch-lm/99",
+        "models:/fetch-lm",
+        "models:/nothing@champion",
+        "fetch-lm@champion",
+    ):
+        with pytest.raises(ConfigError):
+            download(wrong, uri, tmp_path / "c")
 
 
 def test_a_registered_model_predicts_and_holds_no_pickle(call, uri):
@@ -65,9 +156,8 @@ def test_a_registered_model_predicts_and_holds_no_pickle(call, uri):
     (version,) = connect(uri).search_model_versions("name='predicts'")
     folder = Path(mlflow.artifacts.download_artifacts(version.source, tracking_uri=uri))
     files = [p.name for p in folder.rglob("*") if p.is_file()]
-    assert "MLmodel" in files and not [
-        n for n in files if n.endswith((".pkl", ".pickle", ".cloudpickle", ".pt", ".bin"))
-    ]
+    assert "MLmodel" in files and "input_example.json" in files
+    assert not [n for n in files if n.endswith((".pkl", ".pickle", ".cloudpickle", ".pt", ".bin"))]
     assert load_registered("predicts", made.version, uri).predict(["x"])[0].startswith("hello x")
 
 
@@ -76,11 +166,8 @@ def test_an_export_that_was_trained_elsewhere_gets_a_run_that_says_so(call, uri)
     client = connect(uri)
     where = client.get_experiment_by_name("registry").experiment_id
     (run,) = client.search_runs([where], "tags.`foundry.fingerprint` = 'unknown-here'")
-    assert (
-        run.data.tags["foundry.restored"] == "true"
-        and run.data.metrics["test_bits_per_byte"] == 1.2
-        and run.info.status == "FINISHED"
-    )
+    assert run.data.tags["foundry.restored"] == "true"
+    assert run.data.metrics["test_bits_per_byte"] == 1.2 and run.info.status == "FINISHED"
 
 
 def test_lost_aliases_are_set_again(call, uri):
@@ -92,14 +179,28 @@ def test_lost_aliases_are_set_again(call, uri):
     assert aliases(uri, "alias-lm") == {"champion": made.version, "challenger": made.version}
 
 
+def test_settling_twice_changes_nothing(call, uri):
+    made = call("twice", 1.5, name="twice-lm")
+    client = connect(uri)
+    before = client.get_registered_model("twice-lm").tags[HISTORY]
+    for _ in range(2):
+        assert settle(client, "twice-lm", client.get_model_version("twice-lm", made.version), better_if(1.5)) == (
+            True,
+            "it is the champion",
+        )
+    assert client.get_registered_model("twice-lm").tags[HISTORY] == before
+
+
 def test_two_processes_at_once_make_one_version(root, uri, tmp_path):
     (tmp_path / "code.py").write_text(CODE)
+    (tmp_path / "documents.parquet").write_text("losses")
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "weights.txt").write_text("both")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom foundry.tracking import register\nt = Path(sys.argv[1])\n"
-        "r = register(t / 'export', uri=sys.argv[2], experiment='registry', name='both', fingerprint='both', bits_per_byte=1.0, test_sha256='t',\n"
-        "             model_code=t / 'code.py', code_paths=[], metrics={}, artifacts=[])\nprint('created', r.created, r.version)\n"
+        "import sys\nfrom pathlib import Path\nfrom foundry.tracking import Candidate, register\nfrom foundry.tracking.promotion import Decision\n"
+        "t = Path(sys.argv[1])\nc = Candidate('both', 'both', t / 'export', t / 'documents.parquet', t / 'code.py', [])\n"
+        "r = register(c, uri=sys.argv[2], experiment='registry', decide=lambda champion: Decision(champion is None, 'first'))\n"
+        "print('created', r.created, r.version)\n"
     )
     children = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path), uri], stdout=subprocess.PIPE, text=True)
