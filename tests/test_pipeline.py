@@ -139,7 +139,7 @@ def test_another_clone_that_is_killed_while_it_trains_ends_with_the_same_lock(pr
     assert not (folder / "artifacts/model").exists() and list(folder.glob(".foundry/train/*/checkpoints/step-*"))
     assert "goes on from the checkpoint of step" in repro(folder)
     assert (folder / "dvc.lock").read_text() == (project[0] / "dvc.lock").read_text()
-    for name in ("evaluate.json", "train.csv", "samples.md", "loss.png", "clean.json", "data_card.md"):
+    for name in ("evaluate.json", "report.html", "train.csv", "samples.md", "loss.png", "clean.json", "data_card.md"):
         assert (folder / "reports" / name).read_bytes() == (project[0] / "reports" / name).read_bytes(), name
 
 
@@ -189,8 +189,40 @@ def test_generate_continues_a_prompt_the_same_for_the_same_seed(project):
     assert code == 1 and "top_p" in text and "Traceback" not in text
 
 
+def test_the_chain_leads_back_to_the_corpus_and_can_be_built_anew_from_the_commit(copy):
+    """`dvc repro` in a temporary clone with an empty cache; then again from a commit that trains differently."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["add", "-A"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *command], cwd=copy, check=True)
+    _, text = run(copy, "foundry.cli", "trace")
+    assert "file:corpus/*.jsonl (CC0-1.0)" in text and "not known here" not in text
+    _, text = run(copy, "foundry.cli", "reproduce")
+    assert "rebuilt, every link has the same bytes" in text
+    params = (copy / "params.yaml").read_text()
+    (copy / "params.yaml").write_text(params.replace("steps: 40", "steps: 39"))
+    subprocess.run([*git, "commit", "-qam", "two"], cwd=copy, check=True)
+    code, text = run(copy, "foundry.cli", "reproduce", "--commit", "HEAD", ok=False)
+    assert (
+        code == 1 and "parameters: train.steps was 40, now 39" in text and "model: " in text and "shards: " not in text
+    )
+
+
+def test_two_revisions_and_a_folder_compare(copy):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["add", "-A"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *command], cwd=copy, check=True)
+    _, text = run(copy, "foundry.cli", "compare", "HEAD", "artifacts/export")
+    assert (
+        "artifacts/export against HEAD" in text
+        and "not distinguishable" in text
+        and "noise between seeds: not known" in text
+    )
+    code, text = run(copy, "foundry.cli", "compare", "HEAD", "no-such-thing", ok=False)
+    assert code == 1 and "is no file, no folder" in text and "Traceback" not in text
+
+
 def test_an_export_with_a_flipped_byte_is_refused(copy):
-    assert "as it was exported" in run(copy, "foundry.cli", "verify")[1]
+    assert "every file that is here is what was recorded" in run(copy, "foundry.cli", "verify")[1]
     path = next((copy / "artifacts/export").glob("*.gguf"))
     path.chmod(0o644)
     data = bytearray(path.read_bytes())

@@ -62,6 +62,9 @@ def project(root, model, tokenizer):
     raw = {**source, "files": [{"path": "one/x", "sha256": "4" * 64, "bytes": 5}]}
     write_json(root / "data/raw/manifest.json", {"sources": [raw]})
     write_json(root / "data/shards/index.json", {"splits": {}})
+    (root / "artifacts/evaluation").mkdir()
+    losses = {"doc_id": ["a"], "source": ["one"], "lang": ["en"], "n_bytes": [9], "tokens": [3], "nats": [5.0]}
+    pq.write_table(pa.table(losses), root / "artifacts/evaluation/documents.parquet")
 
 
 @pytest.fixture(scope="session")

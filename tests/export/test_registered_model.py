@@ -5,10 +5,15 @@ import os
 import subprocess
 import sys
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from foundry.config import DataError, Export, ExportError, parse_config
+from foundry.cli import main
+from foundry.config import DataError, Export, ExportError, TrackingError, parse_config
 from foundry.export import export
+from foundry.export.lineage import lineage
 from foundry.registering import register_export
 from foundry.utils.files import write_json
 
@@ -42,30 +47,48 @@ print(json.dumps(out))
 """
 
 
+def losses(folder, scale, seed=0, documents=60):
+    """A table of losses by document: `scale` makes all of them larger."""
+    rng = np.random.default_rng(0)
+    size = rng.integers(300, 3000, documents)
+    nats = (
+        size * rng.normal(1.1, 0.2, documents) * scale * (1 + np.random.default_rng(seed).normal(0, 0.005, documents))
+    )
+    (folder / "artifacts/evaluation").mkdir(parents=True, exist_ok=True)
+    ids = [f"{i:016x}" for i in range(documents)]
+    table = {
+        "doc_id": ids,
+        "source": ["one"] * documents,
+        "lang": ["en"] * documents,
+        "n_bytes": size,
+        "tokens": size // 3,
+        "nats": nats,
+    }
+    pq.write_table(pa.table(table), folder / "artifacts/evaluation/documents.parquet")
+
+
+def make(root, model, tokenizer, value=1.5, scale=1.0, seed=0, fingerprint="f" * 16):
+    """A folder as the pipeline leaves it."""
+    hashes = {"tokenizer_sha256": tokenizer.sha256, "index_sha256": "1" * 64, "weights_sha256": fingerprint * 4}
+    facts = {"fingerprint": fingerprint, **hashes, "steps": 10, "tokens": 100}
+    test = {"bits_per_byte": {"value": value, "low": value - 0.1, "high": value + 0.1}, "documents": 3}
+    report = {"test": test, "by_source": {}, "weights_sha256": fingerprint * 4, "test_sha256": "3" * 64}
+    terms = {"license": "CC0-1.0", "attribution": "", "lang": "en"}
+    raw = {"name": "one", "url": "file:x", **terms, "files": [{"path": "one/x", "sha256": "4" * 64, "bytes": 5}]}
+    write_json(root / "data/raw/manifest.json", {"sources": [raw]})
+    write_json(root / "data/shards/index.json", {"splits": {}})
+    export(
+        root / "artifacts/export", model, facts, tokenizer, report, [{"name": "one", "url": "file:x", **terms, "sha256": "4" * 64}], ["The salt."],
+        ["The"], Export(model_name="tiny", gguf_types=["f32"]), lineage=lineage(root, facts, {"seed": 1}),
+    )  # fmt: skip
+    write_json(root / "reports/evaluate.json", report)
+    losses(root, scale, seed)
+    return root
+
+
 @pytest.fixture(scope="module")
 def project(model, tokenizer, tmp_path_factory):
-    """A folder as the pipeline leaves it."""
-    root = tmp_path_factory.mktemp("project") / "Größe 模型"
-    hashes = {"tokenizer_sha256": tokenizer.sha256, "index_sha256": "1" * 64, "weights_sha256": "2" * 64}
-    facts = {"fingerprint": "f" * 16, **hashes, "steps": 10, "tokens": 100}
-    test = {"bits_per_byte": {"value": 1.5, "low": 1.4, "high": 1.6}, "documents": 3}
-    report = {"test": test, "by_source": {}, "weights_sha256": "2" * 64, "test_sha256": "3" * 64}
-    sources = [
-        {"name": "one", "url": "file:x", "license": "CC0-1.0", "attribution": "", "lang": "en", "sha256": "4" * 64}
-    ]
-    export(
-        root / "artifacts/export",
-        model,
-        facts,
-        tokenizer,
-        report,
-        sources,
-        ["The salt."],
-        ["The"],
-        Export(model_name="tiny"),
-    )
-    write_json(root / "reports/evaluate.json", report)
-    return root
+    return make(tmp_path_factory.mktemp("project") / "Größe 模型", model, tokenizer)
 
 
 @pytest.fixture
@@ -121,7 +144,7 @@ def test_nothing_that_is_registered_is_a_pickle(project, registered):
 def test_a_changed_export_or_a_foreign_evaluation_is_not_registered(project, cfg):
     report = project / "reports/evaluate.json"
     whole = report.read_text()
-    report.write_text(whole.replace("2" * 64, "5" * 64))
+    report.write_text(whole.replace("f" * 64, "5" * 64))
     with pytest.raises(DataError, match="is of another model"):
         register_export(cfg, project)
     report.write_text(whole)
@@ -133,3 +156,176 @@ def test_a_changed_export_or_a_foreign_evaluation_is_not_registered(project, cfg
             register_export(cfg, project)
     finally:
         path.write_text(whole)
+
+
+def test_the_version_says_what_it_is_and_what_was_proved(project, registered):
+    from foundry.tracking.settings import connect
+
+    client = connect(f"sqlite:///{project}/.foundry/mlflow.db")
+    version = client.get_model_version_by_alias("tiny", "champion")
+    assert version.tags["foundry.proof"].startswith("transformers: logits, ids and greedy text equal; llama.cpp: ")
+    assert (
+        version.tags["foundry.test_bits_per_byte"] == "1.5"
+        and version.tags["foundry.test_bits_per_byte_interval"] == "1.4 to 1.6"
+    )
+    for key in (
+        "index_sha256",
+        "tokenizer_sha256",
+        "weights_sha256",
+        "raw_sha256",
+        "clean_sha256",
+        "test_sha256",
+        "content_sha256",
+    ):
+        assert len(version.tags[f"foundry.{key}"]) == 64, key
+    assert "1.5000 bits per byte" in version.description and client.get_registered_model("tiny").description
+    inputs = {d.dataset.name: d.dataset.digest for d in client.get_run(version.run_id).inputs.dataset_inputs}
+    assert inputs == {"data/shards": "1" * 36, "data/shards/test": "3" * 36, "one": "4" * 36}
+
+
+@pytest.mark.slow
+def test_the_gate_promotes_what_the_paired_comparison_calls_better_and_says_why_not_otherwise(
+    model, tokenizer, make_model, cfg, tmp_path, monkeypatch, capsys
+):
+    """Three trainings of one project, through the commands that a person types."""
+    root = tmp_path / "gate"
+    root.mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    monkeypatch.chdir(root)
+    (root / "params.yaml").write_text("download: {sources: [{name: one, url: 'file:x'}]}\nexport: {model_name: tiny}\n")
+    make(root, model, tokenizer)
+    assert register_export(cfg, root).champion
+    make(root, make_model(model.cfg, 1), tokenizer, scale=1.0, seed=1, fingerprint="a" * 16)  # another seed: noise
+    same = register_export(cfg, root)
+    assert (
+        same.created
+        and not same.champion
+        and same.reason.startswith("not distinguishable: ")
+        and "against version 1" in same.reason
+    )
+    make(root, make_model(model.cfg, 2), tokenizer, value=1.45, scale=0.98, fingerprint="b" * 16)
+    better = register_export(cfg, root)
+    assert better.champion and better.reason.startswith("better: ") and "p = " in better.reason
+    main(["promote"])
+    assert "challenger is champion: it is the champion" in capsys.readouterr().out
+    main(["promote", "1"])
+    assert "1 is not promoted: worse: " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["promote", "1", "--force"])
+    assert "has a reason" in capsys.readouterr().err
+    main(["promote", "2", "--force", "--why", "its samples read better"])
+    assert "2 is champion: forced by " in capsys.readouterr().out
+    main(["rollback", "--why", "they do not"])
+    assert "champion: version 3 again (version 2 was)" in capsys.readouterr().out
+    main(["compare", "models:/tiny/1", "models:/tiny@champion"])
+    out = capsys.readouterr().out
+    assert "models:/tiny@champion against models:/tiny/1" in out and "\nbetter: " in out and "one: " in out
+    main(["trace", "models:/tiny@champion"])
+    out = capsys.readouterr().out
+    assert "tiny version 3" in out and "file:x (CC0-1.0)" in out and "4" * 64 in out
+    with pytest.raises(SystemExit):
+        main(["trace", "models:/tiny@nobody"])
+    assert "nobody" in capsys.readouterr().err
+    (root / "artifacts/evaluation/documents.parquet").unlink()
+    with pytest.raises(DataError, match=r"documents\.parquet is missing"):
+        register_export(cfg, root)
+    losses(root, 0.5, documents=30)
+    make(root, make_model(model.cfg, 3), tokenizer, fingerprint="c" * 16)
+    losses(root, 0.5, documents=30)  # far better, on other text
+    other = register_export(cfg, root)
+    assert not other.champion and "was tested on other text" in other.reason
+
+
+def test_a_registration_that_could_not_be_made_waits_and_is_delivered(
+    project, cfg, model, tokenizer, tmp_path, monkeypatch, capsys
+):
+    root = tmp_path / "late"
+    root.mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    monkeypatch.chdir(root)
+    make(root, model, tokenizer)
+    text = "download: {{sources: [{{name: one, url: 'file:x'}}]}}\nexport: {{model_name: tiny}}\nruntime: {{tracking_uri: {0}}}\n"
+    away = cfg.model_copy(update={"runtime": cfg.runtime.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})})
+    with pytest.raises(TrackingError, match="run `foundry register` when MLflow is back"):
+        register_export(away, root)
+    (waiting,) = (root / ".foundry/register").glob("*.json")
+    (root / "params.yaml").write_text(text.format("http://127.0.0.1:9"))
+    with pytest.raises(SystemExit):
+        main(["sync"])
+    assert waiting.exists()
+    (root / "params.yaml").write_text(
+        text.format(f"sqlite:///{root}/.foundry/mlflow.db")
+        .replace("runtime: {tracking_uri: ", "runtime: {tracking_uri: '")
+        .replace(".db}", ".db'}")
+    )
+    main(["sync"])
+    assert "version 1 of tiny: there was no champion" in capsys.readouterr().out and not waiting.exists()
+
+
+@pytest.mark.slow
+def test_the_champion_is_served_over_http(project, registered, model, tokenizer, tmp_path):
+    import socket
+    import time
+    import urllib.error
+    import urllib.request
+
+    from foundry.inference import Generator
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{project}/.foundry/mlflow.db",
+        "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+    }
+    command = [
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        "models:/tiny@champion",
+        "--env-manager",
+        "local",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        "-w",
+        "1",
+    ]
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True
+        )
+
+    def post(body):
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    try:
+        end = time.monotonic() + 150
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5)
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()[-3000:]
+                time.sleep(0.5)
+        greedy = {"temperature": 0.0, "max_tokens": 8}
+        expected = [
+            Generator(model, tokenizer, "cpu").generate_text(p, max_new_tokens=8, temperature=0)
+            for p in ("The salt", "Boil")
+        ]
+        frame = {"dataframe_split": {"columns": ["prompt"], "data": [["The salt"], ["Boil"]]}, "params": greedy}
+        assert post(frame)["predictions"] == expected
+        assert post({"inputs": ["The salt", "Boil"], "params": greedy})["predictions"] == expected
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post({"inputs": ["a"], "params": {"top_p": 1.5}})
+        assert refused.value.code == 400 and b"top_p" in refused.value.read()
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(30)
