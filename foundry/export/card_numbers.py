@@ -119,6 +119,8 @@ def proof(p: dict[str, Any]) -> list[str]:
             ],
             ["greedy text, GGUF f32", "llama.cpp", f"{greedy['tokens']} tokens, {_ties(greedy)}"],
         ]
+        for kind, run in cpp["formats"].items():
+            rows.append([f"GGUF {kind}", "llama.cpp", f"runs; total variation to the model {run['total_variation']:g}"])
     return [
         "## Proof",
         "",

@@ -1,8 +1,9 @@
 """The proof that llama.cpp runs the GGUF as the model runs: token ids, log-probabilities and greedy text.
 
 llama.cpp comes from the prebuilt wheel `xllamacpp` (`pip install foundry-lm[llamacpp]`). Without it nothing is proved, and
-`proof.json` and the card say so; whether it is installed therefore changes them. The float32 file is run: the other files
-differ from it in the rounding of their matrices alone, which the read-back proves.
+`proof.json` and the card say so; whether it is installed therefore changes them. The float32 file is held to a tolerance.
+The other files differ from it in the rounding of their matrices alone, which the read-back proves; they are run too, for
+a figure, since llama.cpp rounds activations beside them.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.tokenizer import EOS_ID
 
 MISSING = "not proved here: xllamacpp is not installed"
+ROUNDED = 4  # contexts, the last of those that are given, after which the rounding formats are run
 SECONDS = 1800  # for all answers; a large model on a small machine reads some full contexts
 
 
 def prove_llamacpp(
-    path: Path | None,
+    files: dict[str, Path],
     scratch: Path,
     model: MiniLLM,
     tokenizer: Tokenizer,
@@ -43,16 +45,18 @@ def prove_llamacpp(
     begun: list[tuple[list[int], list[int]]],
     tolerance: float,
 ) -> dict[str, Any]:
-    """Compares llama.cpp's run of the float32 GGUF with the model.
+    """Compares llama.cpp's run of the float32 GGUF with the model, and runs the other files.
 
     Args:
-        path: the GGUF in f32; None makes one for the proof.
+        files: {number format: GGUF}; where there is none in f32, one is made for the proof.
         scratch: a folder with room for that and the answers; it is left as it was.
         contexts: tokens after which the log-probabilities of the whole vocabulary are compared.
         begun: [(prompt, our greedy continuation)].
 
     Returns:
-        What was compared, or {"proved": False, "why": ...} where llama.cpp is not installed.
+        What was compared, and for each rounding format `total_variation`: half the sum of the absolute differences
+        between llama.cpp's probabilities and the model's, in the mean over the last contexts. Where llama.cpp is not
+        installed: {"proved": False, "why": ...}.
 
     Raises:
         ExportError: naming the first text, token or log-probability that differs; or how llama.cpp died.
@@ -62,14 +66,15 @@ def prove_llamacpp(
     barred = Generator(model, tokenizer, "cpu").barred
     contexts = [ids[: model.cfg.max_seq_len - 1] for ids in contexts]
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".llamacpp-") as folder:
-        if path is None:
-            path = Path(folder) / "f32.gguf"
+        path = files.get("f32") or Path(folder) / "f32.gguf"
+        if "f32" not in files:
             export_gguf(model, tokenizer, path, "f32", "proof")
         request = {
             "model": str(path.resolve()),
             "context": model.cfg.max_seq_len,
             "vocab_size": model.cfg.vocab_size,
-            "threads": torch.get_num_threads(),
+            # One core stays free: llama.cpp's threads wait by spinning, which costs tenfold where a core is shared.
+            "threads": max(1, torch.get_num_threads() - 1),
             "texts": [*HOSTILE, *texts],
             "contexts": contexts,
             "prompts": [(ids, len(ours)) for ids, ours in begun],
@@ -79,6 +84,13 @@ def prove_llamacpp(
             ),
         }
         answer = _ask(request, Path(folder))
+        real = contexts[-ROUNDED:]
+        short = {**request, "texts": [], "prompts": [], "contexts": real}
+        rounded = {
+            kind: _ask({**short, "model": str(path.resolve())}, Path(folder))["log_probs"]
+            for kind, path in files.items()
+            if kind != "f32"
+        }
     tokens = _same_ids(answer["ids"], request["texts"], tokenizer)
     worst = _same_log_probs(answer["log_probs"], contexts, model, tolerance)
     same, ties = _same_greedy(answer["greedy"], begun, model, tokenizer, tolerance)
@@ -92,6 +104,9 @@ def prove_llamacpp(
             "largest_difference_below": power_of_ten(worst),
         },
         "greedy": {"prompts": len(begun), "tokens": same, "ties": ties, "different": 0},
+        "formats": {
+            kind: {"total_variation": _total_variation(kind, answers, real, model)} for kind, answers in rounded.items()
+        },
     }
 
 
@@ -148,6 +163,23 @@ def _same_log_probs(theirs: list[list[float]], contexts: list[list[int]], model:
             )
         worst = max(worst, difference[at].item())
     return worst
+
+
+@torch.inference_mode()
+def _total_variation(kind: str, theirs: list[list[float]], contexts: list[list[int]], model: MiniLLM) -> float:
+    """Distance of llama.cpp's distributions from the model's, 0 to 1, in the mean over the contexts; a figure, no gate.
+
+    Raises:
+        ExportError: if they are no distributions.
+    """
+    total = 0.0
+    for ids, seen in zip(contexts, theirs, strict=True):
+        ours = model(torch.tensor([ids]))[0][0, -1].double().softmax(-1)
+        probabilities = torch.tensor(seen, dtype=torch.float64).exp()
+        if not abs(probabilities.sum().item() - 1) < 1e-2:
+            raise ExportError(f"llama.cpp's probabilities of the {kind} file sum to {probabilities.sum().item():g}")
+        total += (ours - probabilities).abs().sum().item() / 2
+    return round(total / len(contexts), 4)
 
 
 def _same_greedy(

@@ -47,7 +47,7 @@ def prove(
 
     Args:
         folder: the Hugging Face folder.
-        ggufs: {number format: file}; llama.cpp runs the file in f32, or one made for the proof and thrown away.
+        ggufs: {number format: file}.
         texts: real text, for token ids and logits.
         prompts: for greedy continuations; a long one is cut to half of the context.
         tolerance: largest difference of logits and log-probabilities.
@@ -71,9 +71,7 @@ def prove(
     weights = folder / "model.safetensors"
     proof["gguf"] = {k: prove_gguf(path, k, model.cfg, tokenizer, weights) for k, path in ggufs.items()}
     contexts = [row[0].tolist() for row in _contexts(model, tokenizer, texts)]
-    proof["llama_cpp"] = prove_llamacpp(
-        ggufs.get("f32"), folder.parent, model, tokenizer, texts, contexts, begun, tolerance
-    )
+    proof["llama_cpp"] = prove_llamacpp(ggufs, folder.parent, model, tokenizer, texts, contexts, begun, tolerance)
     return proof
 
 

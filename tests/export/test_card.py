@@ -128,9 +128,11 @@ def test_a_run_of_llama_cpp_is_told_with_its_figures():
         "token_ids": {"strings": 126, "tokens": 777, "different": 0},
         "log_probs": {"positions": 8, "vocabulary": 400, "tolerance": 1e-4, "largest_difference_below": 1e-6},
         "greedy": {"prompts": 8, "tokens": 512, "ties": 0, "different": 0},
+        "formats": {"q8_0": {"total_variation": 0.0042}},
     }
     text = card([source()], proof={**PROOF, "llama_cpp": ran})
     assert "777 tokens" in text and "8 full contexts, off by less than 1e-06" in text and "not proved" not in text
+    assert "| GGUF q8_0 | llama.cpp | runs; total variation to the model 0.0042 |" in text
 
 
 @pytest.mark.parametrize(

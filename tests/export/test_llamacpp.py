@@ -13,6 +13,7 @@ from foundry.export import export_gguf, llamacpp
 from foundry.export.greedy import continuation
 from foundry.export.llamacpp import prove_llamacpp
 from foundry.inference import Generator
+from foundry.models import MiniLLM
 
 TEXTS = ["The salt water and the ancient city.  Two spaces.\nA line.", "Boil 12 onions; add 3 cups of 水."]
 PROMPTS = ["The", "Boil ", "", "a of salt"]
@@ -28,7 +29,7 @@ def proved(path, model, tokenizer):
     contexts.append((tokenizer.encode(TEXTS[0], bos=True) * 9)[:T])
     generator = Generator(model, tokenizer, "cpu")
     begun = [continuation(generator, p) for p in PROMPTS]
-    return prove_llamacpp(path, path.parent, model, tokenizer, TEXTS, contexts, begun, 1e-4)
+    return prove_llamacpp({"f32": path}, path.parent, model, tokenizer, TEXTS, contexts, begun, 1e-4)
 
 
 @with_llama_cpp
@@ -43,11 +44,24 @@ def test_llama_cpp_computes_what_the_model_computes(make_model, model, tokenizer
 
 
 @with_llama_cpp
-def test_without_a_float32_file_one_is_made_for_the_proof_and_thrown_away(model, tokenizer, tmp_path):
-    generator = Generator(model, tokenizer, "cpu")
-    begun = [continuation(generator, "The")]
-    assert prove_llamacpp(None, tmp_path, model, tokenizer, [], [[1, 5, 9]], begun, 1e-4)["proved"]
-    assert list(tmp_path.iterdir()) == []
+def test_without_a_float32_file_one_is_made_for_the_proof_and_the_others_run_too(model, tokenizer, tmp_path):
+    """On a model with small weights, as a trained one has: random ones of size 0.3 make every rounding count."""
+    calm = MiniLLM(model.cfg)
+    calm.load_state_dict({k: v * (0.3 if v.ndim == 2 else 1) for k, v in model.state_dict().items()})
+    calm.eval()
+    begun = [continuation(Generator(calm, tokenizer, "cpu"), "The")]
+    files = {kind: tmp_path / f"m-{kind}.gguf" for kind in ("q8_0", "q4_0")}
+    for kind, path in files.items():
+        export_gguf(calm, tokenizer, path, kind, "m")
+    done = prove_llamacpp(files, tmp_path, calm, tokenizer, [], [[1, 5, 9], list(range(20, 60))], begun, 1e-4)
+    off = {kind: figure["total_variation"] for kind, figure in done["formats"].items()}
+    assert done["proved"] and 0 < off["q8_0"] < off["q4_0"] < 0.5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m-q4_0.gguf", "m-q8_0.gguf"]
+
+
+def test_what_is_no_distribution_is_told(model):
+    with pytest.raises(ExportError, match="probabilities of the q4_0 file sum to nan"):
+        llamacpp._total_variation("q4_0", [[float("nan")] * 400], [[1, 2]], model)
 
 
 def no_scores(self, scores):
