@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from foundry.config import Runtime
+from foundry.tracking.description import EXPERIMENT, NOTE
 from foundry.utils.files import state_dir
 
 if TYPE_CHECKING:
@@ -56,6 +57,12 @@ def connect(uri: str) -> MlflowClient:
     return client
 
 
+def reason(error: Exception) -> str:
+    """One line of an error of MLflow's or of the network; urllib3 puts what matters last."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return (line.partition("(Caused by ")[2].removesuffix(")") or line)[:200]
+
+
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """The experiment of that name; made when it is not there, with its artifacts beside a SQLite store."""
     with serialized("experiment"):
@@ -70,4 +77,5 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
         made = client.create_experiment(name, artifact_location=where)
         # MLflow opens on its GenAI pages otherwise.
         client.set_experiment_tag(made, "mlflow.experimentKind", "custom_model_development")
+        client.set_experiment_tag(made, NOTE, EXPERIMENT)
         return made
