@@ -161,6 +161,20 @@ def test_a_second_repro_says_who_is_at_work(finished, tmp_path):
     assert "Running stage" in repro(folder, "clean")  # nobody freed a lock by hand
 
 
+def test_a_clock_that_was_set_back_hides_no_change(finished, tmp_path):
+    """A file of the same size with another letter, written a day before the one that it replaces."""
+    folder = Path(shutil.copytree(finished[0], tmp_path / "copy", symlinks=True))
+    assert "up to date" in run(folder, "dvc", "status", "download")[1]
+    path = folder / "corpus/words.jsonl"
+    data, old = bytearray(path.read_bytes()), path.stat()
+    data[-20] = ord("x") if data[-20] != ord("x") else ord("y")
+    path.write_bytes(data)
+    os.utime(path, (old.st_mtime - 86_400,) * 2)
+    assert path.stat().st_size == old.st_size
+    text = run(folder, "dvc", "status", "download")[1]
+    assert re.search(r"modified:\s+corpus", text), text
+
+
 @pytest.mark.parametrize("command", [("repro",), ("status",)], ids=lambda c: c[0])
 def test_nothing_to_do_imports_nothing_of_ours(finished, command):
     """Our part of a no-op is none: DVC reads YAML and hashes, no stage starts."""
