@@ -231,6 +231,22 @@ def test_a_disk_that_is_full_for_a_while_delays_the_points_and_stops_nothing(roo
     assert history(uri, "full")[1] == [(s, float(s)) for s in range(30)]
 
 
+@pytest.mark.slow
+def test_a_process_killed_while_it_makes_the_store_leaves_none_that_is_half_made(tmp_path):
+    """MLflow makes its tables one by one; from a part of them it never recovers."""
+    path = tmp_path / "mlflow.db"
+    code = "import sys\nfrom foundry.tracking.settings import connect\nconnect(sys.argv[1])"
+    child = subprocess.Popen([sys.executable, "-c", code, f"sqlite:///{path}"])
+    new = tmp_path / ".mlflow.db.new"
+    while not (new.exists() and new.stat().st_size > 100_000):
+        assert child.poll() is None
+        time.sleep(0.001)
+    child.kill()
+    child.wait()
+    assert not path.exists()
+    assert connect(f"sqlite:///{path}").search_experiments() and path.exists() and not new.exists()
+
+
 def test_a_store_that_lost_the_run_gets_it_anew(root, uri):
     """The database was thrown away between two starts."""
     own = store(root, "lost")
