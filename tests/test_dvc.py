@@ -71,7 +71,11 @@ def test_a_fresh_clone_pulls_from_an_s3_store_and_runs_nothing(finished, tmp_pat
         server.stop()
     text = repro(there)  # the store is away: nothing is asked
     assert "Running stage" not in text and "up to date" in text, text
-    for name in ("artifacts/model/model.safetensors", "artifacts/export/model.safetensors", "data/shards/index.json"):
+    for name in (
+        "artifacts/model/model.safetensors",
+        "artifacts/export/hf/model.safetensors",
+        "data/shards/index.json",
+    ):
         assert (there / name).read_bytes() == (folder / name).read_bytes(), name
     clean = subprocess.run(["git", "status", "--porcelain"], cwd=there, capture_output=True, text=True, check=True)
     assert clean.stdout == ""
@@ -81,12 +85,13 @@ def test_a_colleagues_run_cache_spares_the_training(experimented, tmp_path):
     """A local folder as the remote; the colleague has the baseline and wants the parameters that were tried here already."""
     folder, _, _ = experimented
     run(folder, "dvc", "remote", "add", "--default", "--force", "--local", "store", str(tmp_path / "remote"))
-    run(folder, "dvc", "push", "--run-cache")
+    pushed = run(folder, "scripts.push")[1]
+    assert re.search(r"[1-9]\d* more files of former runs pushed", pushed), pushed
+    assert "0 more files" in run(folder, "scripts.push")[1]
     there = clone_of(folder, tmp_path / "colleague")
     run(there, "dvc", "remote", "add", "--default", "--local", "store", str(tmp_path / "remote"))
     change(there, "train", steps=44)
-    run(there, "dvc", "pull", "--run-cache", "--allow-missing")
-    text = repro(there, "train")
+    text = repro(there, "--pull", "train")
     assert "Running stage" not in text and "is cached - skipping run" in text, text
     assert json.loads((there / "reports/train.json").read_text())["steps"] == 44
     assert (there / "artifacts/model/model.safetensors").read_bytes() == (
@@ -97,7 +102,7 @@ def test_a_colleagues_run_cache_spares_the_training(experimented, tmp_path):
 def test_the_differences_between_two_revisions_are_what_a_person_wants_to_see(experimented):
     folder, base, _ = experimented
     params = json.loads(run(folder, "dvc", "params", "diff", base, "longer", "--json")[1])
-    assert params == {"params.yaml": {"train.steps": {"old": 40, "new": 44}}}
+    assert params == {"params.yaml": {"train.steps": {"old": 40, "new": 44, "diff": 4}}}
     metrics = json.loads(run(folder, "dvc", "metrics", "diff", base, "longer", "--json")[1])
     assert set(metrics) == {"reports/train.json"}
     changed = metrics["reports/train.json"]
@@ -108,7 +113,7 @@ def test_the_differences_between_two_revisions_are_what_a_person_wants_to_see(ex
     run(folder, "dvc", "plots", "diff", base, "longer", "--out", "both")
     page = (folder / "both/index.html").read_text()
     assert "training loss (nats per token)" in page and "validation (bits per byte)" in page
-    for revision in (base[:7], "longer"):
+    for revision in (base, "longer"):
         assert f'"rev": "{revision}"' in page, revision
 
 
