@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +51,6 @@ def check(folder, *args):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.slow
 def test_equal_builds_are_told_in_one_line(tmp_path):
     folder = project(tmp_path / "good", {"a": (GOOD, None), "b": (GOOD, "a.out")})
     code, text, _ = check(folder)
@@ -61,7 +59,6 @@ def test_equal_builds_are_told_in_one_line(tmp_path):
     assert not list(folder.glob("*.out"))  # nothing was built here
 
 
-@pytest.mark.slow
 def test_the_stage_the_file_and_the_byte_that_differ_are_named_not_what_follows_from_them(tmp_path):
     """Of a stage that writes the clock, one that only passes it on, and one for each of the other surroundings."""
     copy = "open('{out}', 'w').write(open('clock.out').read())"
