@@ -53,6 +53,7 @@ bench: $(READY) ## the measured claims, printed with both sides (some minutes; l
 	@python -m benchmarks.throughput
 	@python -m benchmarks.data encode
 	@python -m benchmarks.data loader
+	@python -m benchmarks.tracking
 
 .PHONY: reproducible remote push
 reproducible: $(READY) ## build two clean clones under other surroundings and compare every byte (stages="..." for some)
