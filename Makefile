@@ -53,6 +53,20 @@ bench: $(READY) ## the measured claims, printed with both sides (some minutes; l
 	@python -m benchmarks.throughput
 	@python -m benchmarks.data encode
 	@python -m benchmarks.data loader
+	@python -m benchmarks.tracking
+
+.PHONY: reproducible remote push
+reproducible: $(READY) ## build two clean clones under other surroundings and compare every byte (stages="..." for some)
+	@python -m scripts.reproducible $(stages)
+
+remote: $(READY) ## share results: make remote url=/mnt/team/foundry, or url=s3://BUCKET/foundry [endpoint=http://HOST:PORT]
+	@test -n "$(url)" || { echo "say where: make remote url=/mnt/team/foundry, or url=s3://BUCKET/foundry [endpoint=http://HOST:PORT]" >&2; exit 2; }
+	@dvc remote add --default --force store "$(url)"
+	@if [ -n "$(endpoint)" ]; then dvc remote modify store endpointurl "$(endpoint)"; fi
+	@echo "now: make push; a colleague: dvc pull && dvc repro, or dvc repro --pull"
+
+push: $(READY) ## send what was built, and the run cache with its files, to the remote
+	@python -m scripts.push
 
 clean: ## remove .venv and built files; data, models, .foundry and the DVC cache stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from foundry import __version__
-from foundry.commands import custody, evaluation, export, generation, registry
+from foundry.commands import custody, evaluation, export, generation, registry, runs
 from foundry.config import ConfigError, FoundryError, describe, load_config
 from foundry.config import profiles as profile_table
 from foundry.utils.files import state_dir, write_text
@@ -182,6 +182,7 @@ def parser() -> argparse.ArgumentParser:
     registry.add_to(add)
     custody.add_to(add)
     export.add_to(add)
+    runs.add_to(add)
     add("info", info, "tell what device this machine trains on")
     return p
 

@@ -35,7 +35,10 @@ def work(cfg: Config, log: logging.Logger) -> None:
             experiment=cfg.runtime.experiment,
             run_name=f"{cfg.export.model_name}-{trainer.fingerprint[:8]}",
             fingerprint=trainer.fingerprint,
-            params={k: str(v) for k, v in trainer.identity.items()},
+            params={
+                **cfg.model_dump(mode="json", exclude={"evaluate", "export", "runtime"}),
+                **{k: trainer.identity[k] for k in ("index_sha256", "tokenizer_sha256")},
+            },
             tags={"foundry.stage": "train", "foundry.index_sha256": index, "foundry.tokenizer_sha256": tokenizer},
             datasets=[DatasetRef(name="data/shards", digest=index[:36], path="data/shards", context="train")],
             enabled=cfg.runtime.tracking and here.main,

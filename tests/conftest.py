@@ -111,3 +111,12 @@ def shards(clean, tokenizer, tmp_path_factory):
     out = tmp_path_factory.mktemp("shards") / "shards"
     write_shards(clean, tokenizer, Shard(tokens_per_shard=2048, weights={"two": 2}), out)
     return out
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """(folder, what `dvc repro` printed) of one finished smoke project, for all test processes. Read it; damage copies."""
+    from pipeline import built
+
+    base = tmp_path_factory.getbasetemp()
+    return built(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)

@@ -1,8 +1,7 @@
-"""The whole pipeline on the smoke profile, by real processes: two clones give the same bits, one of them killed while it trains."""
+"""The whole pipeline on the smoke profile, by real processes: two clones give the same bits, one of them killed in every stage."""
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -12,90 +11,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pipeline import STAGES, environment, make_clone, repro, run
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
 
 
-def environment():
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "GLIBC_"))}
-    path = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
-    return {
-        **env,
-        "PATH": path,
-        "PYTHONPATH": "",
-        "DVC_NO_ANALYTICS": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "FOUNDRY_PROGRESS": "0",
-    }
-
-
-def run(folder, *command, ok=True):
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, env=environment(), capture_output=True, text=True, timeout=600
-    )
-    text = done.stdout + done.stderr
-    assert not ok or done.returncode == 0, text
-    return done.returncode, text
-
-
-def make_corpus(path):
-    """Documents of made-up words with a skewed frequency, as JSON lines; one line is broken."""
-    rng = random.Random(7)
-    words = ["".join(rng.choices("abcdefghijklmnoprstuvw", k=rng.randint(2, 8))) for _ in range(1500)]
-    weights = [1 / (i + 5) for i in range(len(words))]
-    with open(path, "w", encoding="utf-8") as f:
-        for i in range(700):
-            sentences = (
-                " ".join(rng.choices(words, weights, k=rng.randint(5, 14))).capitalize() + "." for _ in range(9)
-            )
-            f.write(json.dumps({"id": i, "title": f"Document {i}", "body": " ".join(sentences)}) + "\n")
-            if i == 350:
-                f.write('{"id": 351, "title": "cut of\n')
-
-
-def make_clone(folder):
-    """A fresh clone of the tracked files on the smoke profile with a corpus of its own."""
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    for name in filter(None, tracked.stdout.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    make_corpus(folder / "corpus" / "words.jsonl")
-    run(folder, "foundry.cli", "profile", "smoke")
-    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
-    source = {
-        "name": "words",
-        "url": "file:corpus/*.jsonl",
-        "format": "jsonl",
-        "text": "{title}\n\n{body}",
-        "license": "CC0-1.0",
-    }
-    params["download"]["sources"] = [source]
-    params["shard"]["weights"] = {}
-    params["runtime"]["checkpoint_interval"] = 5
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-    return folder
-
-
-def repro(folder, *args, ok=True):
-    return run(folder, "dvc", "--wait-for-lock", "repro", *args, ok=ok)[1]
-
-
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A project whose pipeline ran through, in a folder with a space and non-ASCII letters."""
-    folder = tmp_path_factory.mktemp("whole") / "Größe 模型 one"
-    folder.mkdir()
-    make_clone(folder)
-    return folder, repro(folder)
+def project(finished):
+    return finished
 
 
 @pytest.fixture
@@ -121,37 +44,79 @@ def test_the_pipeline_runs_through_and_says_what_it_derived_and_wrote(project):
     assert "greedy" in (folder / "reports/samples.md").read_text()
 
 
-def test_another_clone_that_is_killed_while_it_trains_ends_with_the_same_lock(project, tmp_path):
-    folder = make_clone(tmp_path)
+# The other clone's surroundings: results depend on none of them.
+ELSEWHERE = {"LC_ALL": "C", "TZ": "Asia/Kathmandu", "PYTHONHASHSEED": "4321"}
+
+
+def half_written(folder):
+    """Files and folders that are being written: they have a temporary name beside their final one."""
+    return [p for top in ("data", "artifacts", "reports") for p in (folder / top).glob(".*.tmp")]
+
+
+def begun(folder, stage):
+    """Whether a stage is in the middle of its work."""
+    if stage == "train":
+        return list(folder.glob(".foundry/train/*/checkpoints/step-*/checkpoint.json"))
+    return half_written(folder)
+
+
+def kill_in(folder, stage):
+    """Runs `dvc repro` and SIGKILLs all of it once `stage` has begun to write; (the stage that ran then, what was half written)."""
+    for left in half_written(folder):  # of former kills
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     p = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"], cwd=folder, env=environment(), stdout=subprocess.PIPE,
+        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"], cwd=folder, env=environment(**ELSEWHERE), stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    deadline = time.time() + 300
-    while (
-        not list(folder.glob(".foundry/train/*/checkpoints/step-*/checkpoint.json"))
-        and p.poll() is None
-        and time.time() < deadline
-    ):
-        time.sleep(0.01)
+    running, lines = "", []
+    for line in p.stdout:
+        lines.append(line)
+        if line.startswith("Running stage '"):
+            running = line.split("'")[1]
+            if running == stage:
+                break
+    assert running == stage, "".join(lines)
+    deadline = time.time() + 200
+    while not begun(folder, stage) and p.poll() is None and time.time() < deadline:
+        time.sleep(0.001)
     os.killpg(p.pid, signal.SIGKILL)
     p.communicate()
-    assert not (folder / "artifacts/model").exists() and list(folder.glob(".foundry/train/*/checkpoints/step-*"))
-    assert "goes on from the checkpoint of step" in repro(folder)
+    return half_written(folder)
+
+
+def test_another_clone_that_is_killed_in_every_stage_ends_with_the_same_lock(project, tmp_path):
+    """Another folder, locale, time zone, hash seed and number of workers, too. No lock is freed by hand."""
+    folder = make_clone(tmp_path)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["runtime"].update(workers=1)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    halves = {}
+    for stage in STAGES:
+        halves[stage] = kill_in(folder, stage)
+        done = (
+            set(yaml.safe_load((folder / "dvc.lock").read_text())["stages"])
+            if (folder / "dvc.lock").exists()
+            else set()
+        )
+        assert stage not in done  # it was not taken for finished
+    assert sum(map(bool, halves.values())) >= 5, halves
+    assert not (folder / "artifacts/export").exists() and list(folder.glob(".foundry/train/*/checkpoints/step-*"))
+    repro(folder)
     assert (folder / "dvc.lock").read_text() == (project[0] / "dvc.lock").read_text()
     for name in ("evaluate.json", "report.html", "train.csv", "samples.md", "loss.png", "clean.json", "data_card.md"):
         assert (folder / "reports" / name).read_bytes() == (project[0] / "reports" / name).read_bytes(), name
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/.foundry/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("foundry").experiment_id])
+    assert len(runs) == 1 and len(client.get_metric_history(runs[0].info.run_id, "loss")) == 21
 
 
-def test_nothing_reruns_when_nothing_or_only_runtime_changed(project):
-    folder, _ = project
-    assert "Running stage" not in repro(folder)
-    text = (folder / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(text.replace("threads: 0", "threads: 1").replace("device: auto", "device: cpu"))
-    try:
-        assert "Running stage" not in repro(folder)
-    finally:
-        (folder / "params.yaml").write_text(text)
+def test_nothing_reruns_when_nothing_or_only_runtime_changed(copy):
+    assert "Running stage" not in repro(copy)
+    text = (copy / "params.yaml").read_text()
+    (copy / "params.yaml").write_text(text.replace("threads: 0", "threads: 1").replace("device: auto", "device: cpu"))
+    assert "Running stage" not in repro(copy)
 
 
 def test_the_model_is_registered_once_and_loads_back(project):

@@ -6,9 +6,11 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundry.config import Runtime
+from foundry.tracking.description import EXPERIMENT, NOTE
 from foundry.utils.files import state_dir
 
 if TYPE_CHECKING:
@@ -48,12 +50,33 @@ def connect(uri: str) -> MlflowClient:
 
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if not uri.startswith("sqlite"):
+    if not uri.startswith("sqlite:///"):
         return MlflowClient(uri)
     with serialized("mlflow"):
+        path = Path(uri.removeprefix("sqlite:///"))
+        if not path.exists():
+            _create(path)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def _create(path: Path) -> None:
+    """Makes the store under another name first: a process killed while MLflow makes its tables would leave one that never opens again."""
+    from mlflow import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    for left in path.parent.glob(f"{new.name}*"):
+        left.unlink()
+    MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+    os.replace(new, path)
+
+
+def reason(error: Exception) -> str:
+    """One line of an error of MLflow's or of the network; urllib3 puts what matters last."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return (line.partition("(Caused by ")[2].removesuffix(")") or line)[:200]
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
@@ -64,10 +87,9 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
             return found.experiment_id
         where = None
         if uri.startswith("sqlite:///"):
-            from pathlib import Path
-
             where = Path(uri.removeprefix("sqlite:///")).with_name("mlartifacts").as_uri()
         made = client.create_experiment(name, artifact_location=where)
         # MLflow opens on its GenAI pages otherwise.
         client.set_experiment_tag(made, "mlflow.experimentKind", "custom_model_development")
+        client.set_experiment_tag(made, NOTE, EXPERIMENT)
         return made

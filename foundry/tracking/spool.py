@@ -1,39 +1,85 @@
 """Metrics on disk first: an append-only file that no network can slow down, and the mark of what was delivered.
 
 A point is one line, written with one call and its original time; MLflow ignores a point that it has (same key, value, time, step), so delivering twice
-changes nothing. A last line that a kill cut off is passed over.
+changes nothing. A last line that a kill cut off is passed over. A trainer that goes on from a checkpoint repeats the steps since: their points are here
+already and are not written again, so the steps of a metric only grow. Its times do too, when the clock is set back.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from foundry.utils.files import write_text
+from foundry.utils.log import get_logger
 
 
 class Spool:
-    """The spool of one run, in its state folder."""
+    """The spool of one run, in its state folder. Any thread of one process may log; any process may read."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self._offset = folder / "metrics.jsonl", folder / "uploaded.offset"
         self._fd: int | None = None
+        self._lock = threading.Lock()
+        self._newest: dict[str, int] = {}  # the last step of each metric
+        self._clock = 0  # ms
+        self.unwritten = b""  # what a full disk did not take
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        if self._fd is None:
-            self._mend()
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        line = json.dumps({"t": int(time.time() * 1000), "s": step, "m": {k: float(v) for k, v in metrics.items()}})
-        os.write(self._fd, line.encode() + b"\n")
+        """Appends a point; never raises for the disk: what it does not take is kept in memory and tried again with the next point."""
+        with self._lock:
+            self._open()
+            new = {k: float(v) for k, v in metrics.items() if step > self._newest.get(k, -1)}
+            if not new:
+                return
+            self._newest.update(dict.fromkeys(new, step))
+            self._clock = max(self._clock, int(time.time() * 1000))
+            self._write(json.dumps({"t": self._clock, "s": step, "m": new}).encode() + b"\n")
 
-    def _mend(self) -> None:
-        """Ends a line that a killed writer cut off, so that the next one does not join it."""
-        if self.path.exists() and (data := self.path.read_bytes()) and not data.endswith(b"\n"):
-            with open(self.path, "ab") as f:
-                f.write(b"\n")
+    def next_step(self, key: str) -> int:
+        """One more than the last step of a metric; 0 when it has none."""
+        with self._lock:
+            self._open()
+            return self._newest.get(key, -1) + 1
+
+    def _open(self) -> None:
+        if self._fd is not None:
+            return
+        for point in self._points():
+            self._newest.update(dict.fromkeys(point["m"], point["s"]))
+            self._clock = max(self._clock, point["t"])
+        self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        size = os.fstat(self._fd).st_size
+        if size and os.pread(self._fd, 1, size - 1) != b"\n":
+            self.unwritten = b"\n"  # ends a line that a killed writer cut off, so that the next one does not join it
+
+    def _write(self, line: bytes) -> None:
+        full, data = bool(self.unwritten.strip()), self.unwritten + line
+        try:
+            written = os.write(self._fd, data)
+        except OSError as e:
+            written = 0
+            if not full:
+                get_logger().warning(
+                    "cannot write metrics to %s (%s): kept in memory, tried again with every point",
+                    self.path,
+                    e.strerror,
+                )
+        self.unwritten = data[written:]
+
+    def _points(self) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
+            return
+        with open(self.path, "rb") as f:
+            for line in f:
+                if line.endswith(b"\n") and (point := _parsed(line)):
+                    yield point
 
     def pending(self, limit: int = 500) -> tuple[list[tuple[str, float, int, int]], int]:
         """([(key, value, time in ms, step)], offset after them): points that were not delivered, about `limit` at a time."""
@@ -47,11 +93,8 @@ class Spool:
                 if not line.endswith(b"\n"):
                     break
                 offset += len(line)
-                try:
-                    point = json.loads(line)
-                except ValueError:  # cut off by a kill, ended by `_mend`
-                    continue
-                rows += [(k, v, point["t"], point["s"]) for k, v in point["m"].items()]
+                if point := _parsed(line):
+                    rows += [(k, v, point["t"], point["s"]) for k, v in point["m"].items()]
                 if len(rows) >= limit:
                     break
         return rows, offset
@@ -59,7 +102,25 @@ class Spool:
     def delivered(self, offset: int) -> None:
         write_text(self._offset, str(offset))
 
+    def sync(self) -> None:
+        """Tries again what a full disk did not take, and has the disk keep all, for the case that the machine loses its power."""
+        with self._lock:
+            fd = self._fd
+            if fd is not None and self.unwritten.strip():
+                self._write(b"")
+        if fd is not None:
+            os.fsync(fd)
+
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
+        with self._lock:
+            if self._fd is not None:
+                os.close(self._fd)
             self._fd = None
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The point of a line; None of one that a kill cut off."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-from dataclasses import replace
 from pathlib import Path
 
 from foundry.config import TrackingError
-from foundry.tracking.run import Delivery, RunSpec
-from foundry.utils.files import read_json, write_text
+from foundry.tracking.delivery import RunSpec, deliver_folder
+from foundry.tracking.settings import reason
 from foundry.utils.log import get_logger
 
 
@@ -26,38 +24,17 @@ def sync(state: Path, uri: str | None = None) -> int:
     """
     log, problems, total = get_logger(), [], 0
     for path in sorted((state / "train").glob("*/run.json")):
-        folder = path.parent
-        spec = RunSpec(**read_json(path, "a run that was tracked"))
-        delivery = Delivery(folder, replace(spec, uri=uri) if uri else spec)
         try:
-            n = delivery.deliver()
-            status = _status(folder)
-            if status:
-                delivery.end(status)
-                write_text(folder / "delivered", status)
+            n, status = deliver_folder(path.parent, uri)
         except Exception as e:  # MLflow raises its own and every network error; each becomes one line of ours
-            problems.append(f"run {spec.fingerprint} to {delivery.spec.uri}: {str(e).splitlines()[0][:200]}")
+            spec = RunSpec.read(path.parent)
+            problems.append(f"run {spec.fingerprint} to {uri or spec.uri}: {reason(e)}")
             continue
         total += n
-        log.info(
-            "run %s: %d points delivered to %s, %s", spec.fingerprint, n, delivery.spec.uri, status or "still running"
-        )
+        log.info("run %s: %d points delivered, %s", path.parent.name, n, status or "still running")
     if problems:
         raise TrackingError(
             "not everything was delivered; nothing is lost, run `foundry sync` again later:\n  - "
             + "\n  - ".join(problems)
         )
     return total
-
-
-def _status(folder: Path) -> str | None:
-    """How the run ended; None while its trainer lives."""
-    lock = folder / "lock"
-    if lock.exists():
-        with open(lock, "a") as f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return None
-    status = folder / "status"
-    return status.read_text() if status.exists() else "KILLED"

@@ -1,41 +1,20 @@
 """Metrics reach MLflow exactly once, whatever happens to MLflow or to the trainer, and never hold the trainer up."""
 
-import os
 import re
-import signal
+import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
 
 import pytest
+from tracking_servers import free_port, history, tracker
 
 from foundry.config import Runtime, TrackingError
-from foundry.tracking import DatasetRef, Tracker, sync, tracking_uri
+from foundry.tracking import sync, tracking_uri
 from foundry.tracking.settings import connect
 from foundry.tracking.spool import Spool
-
-
-def tracker(folder, uri, fingerprint="f1", **kw):
-    return Tracker(
-        folder, uri=uri, experiment="e", run_name="r", fingerprint=fingerprint, params={"train.lr": "0.1"}, tags={"foundry.stage": "train"},
-        datasets=[DatasetRef("data/shards", "d" * 36, "data/shards")], **kw,
-    )  # fmt: skip
-
-
-def history(uri, fingerprint, key="loss"):
-    client = connect(uri)
-    (run,) = client.search_runs(
-        [client.get_experiment_by_name("e").experiment_id], f"tags.`foundry.fingerprint` = '{fingerprint}'"
-    )
-    return run, sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def test_a_run_has_its_points_parameters_tags_and_data_sets(root, uri):
@@ -166,48 +145,115 @@ def test_importing_the_room_imports_no_mlflow():
     )
 
 
-def serve(root, port):
-    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{root}/server.db", "--artifacts-destination", str(root / "served"),
-    ]  # fmt: skip
-    p = subprocess.Popen(command, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-            return p
-        except OSError:
-            time.sleep(0.2)
-    os.killpg(p.pid, signal.SIGKILL)
-    raise AssertionError("the server did not start")
-
-
-@pytest.mark.slow
-def test_an_outage_in_the_middle_of_training_loses_no_point(root, monkeypatch):
-    """A real server, killed while metrics flow and started again."""
-    monkeypatch.setattr("foundry.tracking.run.LONGEST_PAUSE", 2.0)
-    port = free_port()
-    server = serve(root, port)
-    try:
-        with tracker(root / ".foundry/train/outage", f"http://127.0.0.1:{port}", "outage") as t:
-            for step in range(120):
-                t.log(step, {"loss": float(step)})
-                time.sleep(0.05)
-                if step == 60:
-                    os.killpg(server.pid, signal.SIGKILL)
-                    server.wait()
-                if step == 90:
-                    server = serve(root, port)
-        run, points = history(f"http://127.0.0.1:{port}", "outage")
-        assert points == [(s, float(s)) for s in range(120)] and run.info.status == "FINISHED"
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
 def test_the_warning_names_one_command():
     import foundry.cli
 
     text = foundry.cli.parser().format_help()
     assert re.search(r"^\s+sync\s", text, re.M)
+
+
+def store(root, name):
+    """Another SQLite store: a copy of the session's, since making one costs seconds."""
+    connect(f"sqlite:///{root}/.foundry/mlflow.db")
+    shutil.copy(root / ".foundry/mlflow.db", root / f".foundry/{name}.db")
+    return f"sqlite:///{root}/.foundry/{name}.db"
+
+
+def test_a_locked_store_delays_nothing_and_gets_all_later(root, uri, monkeypatch, caplog):
+    """Another process holds SQLite's lock for the whole training; MLflow itself waits 20 s for it."""
+    from foundry.utils.log import get_logger
+
+    get_logger().propagate = True
+    monkeypatch.setattr("foundry.tracking.run.CLOSE_TIMEOUT", 1.0)
+    own = store(root, "locked")
+    folder = root / ".foundry/locked/one"
+    holder = sqlite3.connect(own.removeprefix("sqlite:///"), isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    with tracker(folder, own, "locked") as t:
+        for step in range(50):
+            t.log(step, {"loss": float(step)})
+    assert "did not take everything" in caplog.text and len(Spool(folder).pending(10**6)[0]) == 50
+    holder.execute("ROLLBACK")
+    holder.close()
+    (root / ".foundry/locked/train").mkdir()
+    folder.rename(root / ".foundry/locked/train/one")
+    sync(root / ".foundry/locked")
+    run, points = history(own, "locked")
+    assert points == [(s, float(s)) for s in range(50)] and run.info.status == "FINISHED"
+
+
+def test_a_clock_that_is_set_back_changes_neither_the_order_nor_the_newest_value(root, uri, monkeypatch):
+    now = time.time()
+    with tracker(root / ".foundry/train/clock", uri, "clock") as t:
+        for step in range(20):
+            monkeypatch.setattr(time, "time", lambda back=3600 * (step >= 10), s=step: now + s - back)
+            t.log(step, {"loss": float(step)})
+    client = connect(uri)
+    run, points = history(uri, "clock")
+    assert points == [(s, float(s)) for s in range(20)] and run.data.metrics["loss"] == 19.0
+    times = [m.timestamp for m in sorted(client.get_metric_history(run.info.run_id, "loss"), key=lambda m: m.step)]
+    assert times == sorted(times)
+
+
+def test_a_second_process_that_tracks_the_same_run_changes_nothing(root, uri):
+    folder = root / ".foundry/train/twice"
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom foundry.tracking import Tracker\n"
+        "with Tracker(Path(sys.argv[1]), uri=sys.argv[2], experiment='e', run_name='other', fingerprint='twice') as t:\n"
+        "    t.log(5, {'loss': -1.0})\n    print(t.enabled)\n    raise SystemExit(1)\n"
+    )
+    with tracker(folder, uri, "twice") as t:
+        t.log(1, {"loss": 1.0})
+        second = subprocess.run([sys.executable, "-c", code, str(folder), uri], stdout=subprocess.PIPE, text=True)
+        assert (second.returncode, second.stdout.split()) == (1, ["False"])
+        t.log(2, {"loss": 2.0})
+    run, points = history(uri, "twice")
+    assert points == [(1, 1.0), (2, 2.0)] and (run.info.status, run.info.run_name) == ("FINISHED", "r")
+
+
+def test_a_disk_that_is_full_for_a_while_delays_the_points_and_stops_nothing(root, uri, monkeypatch):
+    import os
+
+    write = os.write
+    full = {"now": False}
+
+    def maybe(fd, data):
+        if full["now"] and data.startswith((b"{", b"\n")):
+            raise OSError(28, "No space left on device")
+        return write(fd, data)
+
+    monkeypatch.setattr("foundry.tracking.spool.os.write", maybe)
+    with tracker(root / ".foundry/train/full", uri, "full") as t:
+        for step in range(30):
+            full["now"] = 10 <= step < 20
+            t.log(step, {"loss": float(step)})
+            assert bool(t._delivery.spool.unwritten) == full["now"]
+    assert history(uri, "full")[1] == [(s, float(s)) for s in range(30)]
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_makes_the_store_leaves_none_that_is_half_made(tmp_path):
+    """MLflow makes its tables one by one; from a part of them it never recovers."""
+    path = tmp_path / "mlflow.db"
+    code = "import sys\nfrom foundry.tracking.settings import connect\nconnect(sys.argv[1])"
+    child = subprocess.Popen([sys.executable, "-c", code, f"sqlite:///{path}"])
+    new = tmp_path / ".mlflow.db.new"
+    while not (new.exists() and new.stat().st_size > 100_000):
+        assert child.poll() is None
+        time.sleep(0.001)
+    child.kill()
+    child.wait()
+    assert not path.exists()
+    assert connect(f"sqlite:///{path}").search_experiments() and path.exists() and not new.exists()
+
+
+def test_a_store_that_lost_the_run_gets_it_anew(root, uri):
+    """The database was thrown away between two starts."""
+    own = store(root, "lost")
+    folder = root / ".foundry/train/lost"
+    with tracker(folder, own, "lost") as t:
+        t.log(1, {"loss": 1.0})
+    store(root, "lost")
+    with tracker(folder, own, "lost") as t:
+        t.log(2, {"loss": 2.0})
+    assert history(own, "lost")[1] == [(1, 1.0), (2, 2.0)]

@@ -1,6 +1,7 @@
 """A training process for the tests: `python runner.py SHARDS STATE OUT [key=value ...]` trains a tiny model and saves it.
 
-Keys are fields of Runtime, TrainConfig or ModelConfig, and `slow_save=1`: every checkpoint takes a while, and says when it begins.
+Keys are fields of Runtime, TrainConfig or ModelConfig, `slow_save=1`: every checkpoint takes a while, and says when it begins,
+and `track=ADDRESS`: the run goes to MLflow there.
 """
 
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from foundry.config import FoundryError, ModelConfig, Runtime, TrainConfig
 from foundry.models import save_model
+from foundry.tracking import Tracker
 from foundry.training import Trainer
 from foundry.utils import checkpoint
 from foundry.utils.distributed import world
@@ -37,11 +39,19 @@ def slow_down_saving() -> None:
     checkpoint.sha256_file = slowly
 
 
+def tracked(trainer: Trainer, address: str | None) -> Tracker:
+    return Tracker(
+        trainer.folder, uri=address or "", experiment="runner", run_name="r", fingerprint=trainer.fingerprint, params={"seed": 3},
+        enabled=bool(address),
+    )  # fmt: skip
+
+
 def main() -> None:
     shards, state, out, *pairs = sys.argv[1:]
     given = {k: value(v) for k, _, v in (p.partition("=") for p in pairs)}
     if given.pop("slow_save", 0):
         slow_down_saving()
+    address = given.pop("track", None)
 
     def fields(kind: type, **defaults: object) -> dict:
         return {**defaults, **{k: given[k] for k in given if k in kind.model_fields}}
@@ -63,8 +73,14 @@ def main() -> None:
     try:
         with world(runtime) as here:
             trainer = Trainer.from_shards(model, train, shards, seed=3, runtime=runtime, world=here, state=Path(state))
-            trainer.on_metrics = lambda step, metrics: print(f"step {step}", flush=True)
-            result = trainer.fit()
+            with tracked(trainer, address) as tracker:
+
+                def told(step: int, metrics: dict) -> None:
+                    tracker.log(step, metrics)
+                    print(f"step {step}", flush=True)
+
+                trainer.on_metrics = told
+                result = trainer.fit()
             if here.main:
                 save_model(out, result.model, result.facts)
                 write_json(f"{out}.curve.json", [result.curve, result.validations])

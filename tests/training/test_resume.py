@@ -140,6 +140,21 @@ def test_a_longer_run_of_the_same_recipe_goes_on_from_the_stable_part(shards, tm
     assert "same run" not in finish(shards, tmp_path / "state", tmp_path / "x", "steps=40", "schedule=cosine")
 
 
+def test_a_clock_that_was_set_back_between_two_lives_changes_no_bit(shards, whole, tmp_path):
+    """Every file of the first life seems to come from tomorrow, the older ones from later than the newer ones."""
+    p = start(shards, tmp_path / "state", tmp_path / "model")
+    until(p, "step 14")
+    p.kill()
+    p.communicate()
+    files = sorted(f for f in tmp_path.rglob("*") if f.is_file())
+    assert len([f for f in files if f.name == "checkpoint.json"]) >= 2
+    for i, file in enumerate(files):
+        os.utime(file, (time.time() + 86_400 - i,) * 2)
+    text = finish(shards, tmp_path / "state", tmp_path / "model")
+    assert "goes on from the checkpoint of step 12" in text or "goes on from the checkpoint of step 8" in text, text
+    assert results(tmp_path / "model") == whole[0]
+
+
 def test_a_finished_run_started_again_gives_the_same_bits_at_once(shards, whole, tmp_path):
     text = finish(shards, whole[1] / "state", tmp_path / "model")
     assert "goes on from the checkpoint of step 30" in text

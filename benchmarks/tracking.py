@@ -1,0 +1,109 @@
+"""What tracking costs a training step, against none, at the default size.
+
+    python -m benchmarks.tracking [--rounds 12] [--steps 20]
+
+One process trains the default profile's model on random words. The sides take turns of so many steps and swap who begins: with everything a run has (spool,
+uploader thread to a SQLite store, system metrics) and with nothing. A point is logged as often as `train.log_interval` says, as in a run. Mark: under 1 %.
+The uploader's start (importing mlflow, making the run) happens once a run and is outside the clock; what it does while metrics flow is inside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.throughput import config, make_data
+from foundry.tracking import Tracker
+from foundry.utils.allocator import keep_memory
+
+MARK = 0.01
+
+
+class Run:
+    """The default profile's training, a step at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        from foundry.training import Trainer
+
+        self.cfg = config("laptop")
+        self.trainer = Trainer.from_shards(
+            self.cfg.model, self.cfg.train, folder / "shards", runtime=self.cfg.runtime, state=folder / "state"
+        )
+        self.state = self.trainer._start()
+
+    def turn(self, steps: int, tracker: Tracker | None) -> float:
+        """Seconds a step."""
+        begin = time.perf_counter()
+        for _ in range(steps):
+            loss, norm, factor = self.trainer._step(self.state)
+            self.state.step += 1
+            if tracker and self.state.step % self.cfg.train.log_interval == 0:
+                now = time.perf_counter() - begin
+                names = (
+                    "loss",
+                    "grad_norm",
+                    "lr",
+                    "tokens_per_second",
+                    "gflops",
+                    "seconds",
+                    "bits_per_byte",
+                    "share_of_peak",
+                )
+                tracker.log(
+                    self.state.step, dict(zip(names, (loss, norm, factor, now, now, now, loss, now), strict=True))
+                )
+        return (time.perf_counter() - begin) / steps
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--rounds", type=int, default=12, help="turns of each side (default: %(default)s)")
+    p.add_argument("--steps", type=int, default=20, help="steps of a turn (default: %(default)s)")
+    args = p.parse_args()
+    keep_memory()
+    with tempfile.TemporaryDirectory() as tmp:
+        os.environ["DVC_ROOT"] = tmp
+        make_data(config("laptop"), Path(tmp))
+        measure(Path(tmp), args.rounds, args.steps)
+
+
+def measure(folder: Path, rounds: int, steps: int) -> None:
+    from foundry.training.numerics import numerics
+
+    run = Run(folder)
+    with numerics(run.trainer.runtime, run.trainer.world):
+        run.turn(5, None)
+        pairs = [pair(run, folder, i, steps) for i in range(rounds)]
+    none, tracked = (statistics.median(t) for t in zip(*pairs, strict=True))
+    cost = statistics.median(b / a for a, b in pairs) - 1
+    print(
+        f"{1000 * none:.2f} ms a step without tracking, {1000 * tracked:.2f} ms with it (medians of {rounds} turns of {steps} steps): "
+        f"{cost:+.2%} (median of the pairs' ratios; mark < {MARK:.0%})"
+    )
+
+
+def pair(run: Run, folder: Path, number: int, steps: int) -> tuple[float, float]:
+    """Seconds a step (without, with); every second pair begins with the other side."""
+
+    def tracked() -> float:
+        state = folder / "tracked" / "run"
+        with Tracker(
+            state, uri=f"sqlite:///{folder}/mlflow.db", experiment="cost", run_name="cost", fingerprint="cost"
+        ) as tracker:
+            while not tracker._delivery.client:
+                time.sleep(0.05)
+            return run.turn(steps, tracker)
+
+    if number % 2:
+        with_it = tracked()
+        return run.turn(steps, None), with_it
+    without = run.turn(steps, None)
+    return without, tracked()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""The copying side: from a run's state folder to one MLflow store. Used by the thread of a training, by the next run, and by `foundry sync`.
+
+`run.json` holds all that is needed to make the run in MLflow, `run_id.json` which one it became. The run carries a random key of the folder as a tag: when an
+answer was lost on its way the run is found by it, not made twice. Every step can be repeated.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from foundry.tracking.settings import connect, experiment_id, serialized
+from foundry.tracking.spool import Spool
+from foundry.utils.files import read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+KEY = "foundry.key"
+MOST_PARAMS = 100  # of one request, by MLflow's own limit
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that makes the run in MLflow; kept in `run.json`.
+
+    Attributes:
+        key: random, of the state folder; tagged on the run.
+    """
+
+    uri: str
+    experiment: str
+    run_name: str
+    fingerprint: str
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    datasets: list[dict[str, str]] = field(default_factory=list)
+    key: str = ""
+
+    @classmethod
+    def read(cls, folder: Path) -> RunSpec:
+        return cls(**read_json(folder / "run.json", "a run that was tracked"))
+
+
+class Delivery:
+    """From one state folder to one MLflow store."""
+
+    def __init__(self, folder: Path, spec: RunSpec) -> None:
+        self.folder, self.spec, self.spool = folder, spec, Spool(folder)
+        self.client: MlflowClient | None = None
+        self.run_id = ""
+
+    def connect(self) -> MlflowClient:
+        """Connects and finds the run, or makes it with its parameters, tags and data sets."""
+        client = connect(self.spec.uri)
+        with serialized("run"):
+            self.run_id = self._known_run(client) or self._make_run(client)
+        self.client = client
+        return client
+
+    def begin(self) -> None:
+        """Connects, and marks the run as going on, with the tags of this start."""
+        from mlflow.entities import RunTag
+
+        client = self.connect()
+        client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in self.spec.tags.items()])
+        client.update_run(self.run_id, status="RUNNING")
+
+    def _known_run(self, client: MlflowClient) -> str | None:
+        """The run that `run_id.json` names, if it is at this address and still there."""
+        from mlflow.exceptions import MlflowException
+
+        path = self.folder / "run_id.json"
+        if not path.exists():
+            return None
+        known = read_json(path, "the run's id in MLflow")
+        if known["uri"] != self.spec.uri:
+            return None
+        try:
+            run = client.get_run(known["run_id"])
+        except MlflowException as e:
+            if e.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        if run.info.lifecycle_stage == "deleted":  # trained again, so it is wanted again
+            client.restore_run(known["run_id"])
+        return known["run_id"]
+
+    def _make_run(self, client: MlflowClient) -> str:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        where = experiment_id(client, self.spec.uri, self.spec.experiment)
+        found = client.search_runs([where], f"tags.`{KEY}` = '{self.spec.key}'", max_results=1) if self.spec.key else []
+        if found:
+            run_id = found[0].info.run_id
+        else:
+            tags = {**self.spec.tags, "foundry.fingerprint": self.spec.fingerprint, KEY: self.spec.key}
+            run_id = client.create_run(where, run_name=self.spec.run_name, tags=tags).info.run_id
+        params = [Param(k, v) for k, v in self.spec.params.items()]
+        for i in range(0, len(params), MOST_PARAMS):
+            client.log_batch(run_id, params=params[i : i + MOST_PARAMS])
+        client.log_inputs(
+            run_id,
+            datasets=[
+                DatasetInput(
+                    Dataset(name=d["name"], digest=d["digest"], source_type="dvc", source=_source(d)),
+                    [InputTag("mlflow.data.context", d["context"])],
+                )
+                for d in self.spec.datasets
+            ],
+        )
+        (self.folder / "uploaded.offset").unlink(missing_ok=True)  # of another store; this one may lack the points
+        write_json(self.folder / "run_id.json", {"uri": self.spec.uri, "run_id": run_id})
+        return run_id
+
+    def deliver(self) -> int:
+        """Copies what is pending, in the order of the spool; returns the number of points. Raises what MLflow raises."""
+        from mlflow.entities import Metric
+
+        client, n = self.client or self.connect(), 0
+        while True:
+            rows, offset = self.spool.pending()
+            if not rows:
+                return n
+            client.log_batch(self.run_id, metrics=[Metric(*row) for row in rows])
+            self.spool.delivered(offset)
+            n += len(rows)
+
+    def end(self, status: str) -> None:
+        """Ends the run in MLflow, and notes that all of it is there."""
+        (self.client or self.connect()).set_terminated(self.run_id, status)
+        write_text(self.folder / "delivered", status)
+
+
+def deliver_folder(folder: Path, uri: str | None = None) -> tuple[int, str | None]:
+    """Delivers the run of one state folder: (points copied, how the run ended, None while its trainer lives).
+
+    Args:
+        uri: deliver there instead of to the run's own address.
+
+    Raises:
+        Exception: MLflow's own and every network error.
+    """
+    spec, status = RunSpec.read(folder), _status(folder)
+    if status and _is_delivered(folder, status, uri):
+        return 0, status
+    delivery = Delivery(folder, replace(spec, uri=uri) if uri else spec)
+    delivery.connect()
+    n = delivery.deliver()
+    if status:
+        delivery.end(status)
+    return n, status
+
+
+def leftovers(runs: Path, but: Path) -> Iterator[Path]:
+    """State folders beside `but` whose trainer is dead and that MLflow does not have whole."""
+    for path in sorted(runs.glob("*/run.json")):
+        folder = path.parent
+        if folder != but and (status := _status(folder)) and not _is_delivered(folder, status):
+            yield folder
+
+
+def _is_delivered(folder: Path, status: str, uri: str | None = None) -> bool:
+    done, known = folder / "delivered", folder / "run_id.json"
+    if not done.exists() or done.read_text() != status or not known.exists() or Spool(folder).pending(1)[0]:
+        return False
+    return uri is None or read_json(known, "the run's id in MLflow")["uri"] == uri
+
+
+def _status(folder: Path) -> str | None:
+    """How the run ended: as its trainer wrote, KILLED when it could not; None while it lives."""
+    with tracked(folder, wait=0.0) as free:
+        if not free:
+            return None
+    status = folder / "status"
+    return status.read_text() if status.exists() else "KILLED"
+
+
+@contextmanager
+def tracked(folder: Path, wait: float) -> Iterator[IO | None]:
+    """Holds the lock of the process that tracks a run; gives None when another one holds it after `wait` seconds.
+
+    The kernel frees it with the process. It is not the trainer's own lock, which a reader may not touch for a moment: a trainer that starts then would be
+    refused.
+    """
+    with open(folder / "tracker.lock", "a") as f:
+        end = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    yield None
+                    return
+                time.sleep(0.02)
+        yield f
+
+
+def _source(d: dict[str, str]) -> str:
+    return json.dumps({"path": d["path"], "digest": d["digest"]})

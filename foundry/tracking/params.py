@@ -1,0 +1,63 @@
+"""Parameters as MLflow takes them: flat names, and text that YAML reads back as the value of params.yaml, type and all."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+LONGEST = 6000  # characters, by MLflow's own limit
+NUMBER = re.compile(r"[-+]?[\d_.]+([eE][-+]?\d+)?")
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, str]:
+    """{"train": {"lr": 0.1}} → {"train.lr": "0.1"}. A list of sections is numbered from 0, a list of values is one text."""
+    found = ((k, v) for name, value in values.items() for k, v in _walk(value, name))
+    return {re.sub(r"[^/\w.\- :]", "_", k)[:250]: as_text(v) for k, v in found}
+
+
+def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for k, v in value.items():
+            yield from _walk(v, f"{name}.{k}")
+    elif isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+        for i, v in enumerate(value):
+            yield from _walk(v, f"{name}.{i}")
+    else:
+        yield name, value
+
+
+def as_text(value: Any) -> str:
+    """A value as it may stand in params.yaml; one that is too long is cut, with the hash of the whole."""
+    text = value if isinstance(value, str) and _plain(value) else _yaml(value)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - 80]}… sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text: YAML 1.1, which it writes, and 1.2 take different texts for numbers."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(str, lambda d, text: d.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+
+def _yaml(value: Any) -> str:
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**9)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _plain(text: str) -> bool:
+    """Whether a text needs no quotes to be read as a text, by YAML 1.1 and 1.2."""
+    if NUMBER.fullmatch(text):
+        return False
+    try:
+        return yaml.safe_load(text) == text
+    except yaml.YAMLError:
+        return False
