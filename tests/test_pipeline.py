@@ -155,7 +155,7 @@ def test_generate_continues_a_prompt_the_same_for_the_same_seed(project):
 
 
 def test_the_chain_leads_back_to_the_corpus_and_can_be_built_anew_from_the_commit(copy):
-    """`dvc repro` in a temporary clone with an empty cache; then again from a commit that trains differently."""
+    """`dvc repro` in a temporary clone with an empty cache."""
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["add", "-A"], ["commit", "-qm", "one"]):
         subprocess.run([*git, *command], cwd=copy, check=True)
@@ -163,13 +163,6 @@ def test_the_chain_leads_back_to_the_corpus_and_can_be_built_anew_from_the_commi
     assert "file:corpus/*.jsonl (CC0-1.0)" in text and "not known here" not in text
     _, text = run(copy, "foundry.cli", "reproduce")
     assert "rebuilt, every link has the same bytes" in text
-    params = (copy / "params.yaml").read_text()
-    (copy / "params.yaml").write_text(params.replace("steps: 40", "steps: 39"))
-    subprocess.run([*git, "commit", "-qam", "two"], cwd=copy, check=True)
-    code, text = run(copy, "foundry.cli", "reproduce", "--commit", "HEAD", ok=False)
-    assert (
-        code == 1 and "parameters: train.steps was 40, now 39" in text and "model: " in text and "shards: " not in text
-    )
 
 
 def test_two_revisions_and_a_folder_compare(copy):
