@@ -123,11 +123,9 @@ def _gate(cfg: Config, mine: pa.Table, uri: str) -> Decide:
         with tempfile.TemporaryDirectory(prefix="foundry-") as tmp:
             try:
                 theirs = read_documents(fetch(connect(uri), champion, uri, Path(tmp), SCORES))
-            except Exception as e:  # a version from before losses were kept, or its store is gone
-                return Decision(
-                    False,
-                    f"the champion (version {champion.version}) has no losses by document to compare with ({str(e)[:100]})",
-                )
+            except Exception:  # a version from before losses were kept, or whose store is gone; mlflow raises its own
+                why = f"the champion (version {champion.version}) has no losses by document to compare with"
+                return Decision(False, f"{why}; `foundry promote … --force --why …` decides")
         try:
             done = compare_documents(theirs, mine, cfg.evaluate.bootstrap, cfg.seed)
         except DataError as e:

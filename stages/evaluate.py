@@ -6,6 +6,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from foundry.utils.allocator import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # starts the process anew, so it comes before torch is imported
+
 import pyarrow.parquet as pq
 
 from foundry.config import Config

@@ -48,7 +48,7 @@ def connect(uri: str) -> MlflowClient:
 
     from mlflow import MlflowClient
 
-    for name in ("alembic", "mlflow.store.db.utils"):
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if not uri.startswith("sqlite:///"):
         return MlflowClient(uri)
