@@ -58,14 +58,14 @@ def work(cfg: Config, log: logging.Logger) -> None:
 
 
 def _harness(model, tokenizer: Tokenizer, cfg: Config, log: logging.Logger) -> dict:
-    """The harness's own tasks, on the model as it will be exported."""
+    """The harness's tasks and the task files in tasks/, on the model as it will be exported."""
     from foundry.evaluation.harness import run_harness
     from foundry.export.huggingface import export_huggingface
 
     log.info("lm-evaluation-harness: %s", ", ".join(cfg.evaluate.harness))
     with tempfile.TemporaryDirectory() as tmp:
         export_huggingface(model, tokenizer, tmp)
-        return run_harness(tmp, cfg.evaluate.harness, limit=cfg.evaluate.harness_limit)
+        return run_harness(tmp, cfg.evaluate.harness, include="tasks", limit=cfg.evaluate.harness_limit)
 
 
 def _tell(report: dict, log: logging.Logger) -> None:

@@ -1,6 +1,8 @@
 """Paired comparison: sees what unpaired intervals cannot, cries no wolf, and refuses other text."""
 
+import json
 import math
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -95,3 +97,75 @@ def test_scored_models_compare_like_their_bits_per_byte(held):
     got = compare_documents(one, two)
     assert got.overall.documents == len(held)
     assert got.overall.bits_b - got.overall.bits_a == pytest.approx(got.overall.value, abs=2e-6)
+
+
+def test_models_are_named_by_table_folder_or_revision_and_scored_anew_on_common_text(
+    clean, shards, tokenizer, held, tmp_path, monkeypatch, capsys
+):
+    from foundry.cli import main
+    from foundry.comparing import noise_floor
+    from foundry.config import ConfigError, load_config
+    from foundry.export.huggingface import export_huggingface
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(clean, "data/clean")
+    (tmp_path / "params.yaml").write_text(
+        "download: {sources: [{name: one, url: 'file:x'}]}\nruntime: {experiment: none-such}\n"
+    )
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    models = [tiny(seed, vocab_size=tokenizer.vocab_size) for seed in range(3)]
+    for k, model in enumerate(models):
+        export_huggingface(model, tokenizer, tmp_path / f"m{k}")
+        pq.write_table(losses_table(held, score(model, held.tokens, 32)), tmp_path / f"m{k}.parquet")
+    main(["compare", "m0.parquet", "m1.parquet", "--json"])
+    tables = json.loads(capsys.readouterr().out)
+    main(["compare", "m0", "m1", "--json"])  # scored now, from the raw text
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["overall"]["value"] == pytest.approx(tables["overall"]["value"], abs=1e-5)
+    assert scored["overall"]["documents"] == tables["overall"]["documents"] == len(held)
+    assert tables["noise"] == {"runs": 0}
+    (tmp_path / "m0/documents.parquet").write_bytes((tmp_path / "m0.parquet").read_bytes())
+    pq.write_table(pq.read_table("m1.parquet").slice(1), "m1/documents.parquet")  # of other text: both are scored anew
+    main(["compare", "m0", "m1", "--json"])
+    assert json.loads(capsys.readouterr().out)["overall"] == scored["overall"]
+    with pytest.raises(SystemExit):
+        main(["compare", "m0.parquet", "m1/documents.parquet"])
+    assert "or name folders that hold the weights" in capsys.readouterr().err
+    main(["compare", "m0", "m1", "--seeds", "m0.parquet", "m1.parquet", "m2"])
+    assert "standard deviation of 3 runs" in capsys.readouterr().out
+    bits = [interval(score(m, held.tokens, 32).nats, held.n_bytes, 100, 1)["value"] for m in models]
+    got = noise_floor(["m0.parquet", "m1.parquet", "m2"], load_config("params.yaml"))
+    assert got["standard_deviation"] == pytest.approx(np.std(bits, ddof=1), abs=2e-4)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit):
+        main(["compare", "m0", "empty"])
+    assert "is a folder without a model" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="is no file, no folder"):
+        noise_floor(["m0", "nowhere"], load_config("params.yaml"))
+
+
+def test_runs_that_differ_in_their_seed_alone_are_found_in_mlflow(tmp_path, monkeypatch):
+    from foundry.tracking.seeds import seed_scores
+    from foundry.tracking.settings import connect, experiment_id
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    (tmp_path / ".foundry").mkdir()
+    uri = f"sqlite:///{tmp_path}/.foundry/mlflow.db"
+    client = connect(uri)
+    where = experiment_id(client, uri, "seeds")
+    for seed, lr, bpb in (
+        (1, "0.1", 1.5),
+        (2, "0.1", 1.6),
+        (2, "0.1", 1.61),
+        (3, "0.1", 1.7),
+        (1, "0.2", 1.0),
+        (4, "0.1", None),
+    ):
+        run = client.create_run(where).info.run_id
+        client.log_param(run, "seed", str(seed))
+        client.log_param(run, "train.lr", lr)
+        if bpb:
+            client.log_metric(run, "test_bits_per_byte", bpb)
+    assert sorted(seed_scores(uri, "seeds")) == [1.5, 1.61, 1.7]  # the newer one of seed 2
+    assert seed_scores(uri, "no such experiment") == []

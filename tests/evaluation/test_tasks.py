@@ -8,9 +8,10 @@ import pytest
 import torch
 from scoring import tiny
 
-from foundry.config import ConfigError, DataError
+from foundry.config import ConfigError, DataError, parse_config
 from foundry.evaluation import contamination, tasks
 from foundry.evaluation.bits_per_byte import Documents, bits_per_byte, score
+from foundry.utils.log import get_logger
 
 ROOT = Path(__file__).resolve().parents[2]
 CHINESE = "北京大学创建于一八九八年初名京师大学堂是中国近代第一所国立综合性大学也是当时中国最高教育行政机关辛亥革命后改为现名学校为教学研究服务社会"
@@ -182,3 +183,22 @@ def test_the_harness_gives_the_same_answers_and_the_same_bits_per_byte(held, tok
     assert got["rolling"]["bits_per_byte"]["value"] == pytest.approx(bits_per_byte(scores.nats, held.n_bytes), abs=1e-4)
     with pytest.raises(ConfigError, match="knows no task no_such_task"):
         run_harness(tmp_path / "hf", ["no_such_task"])
+    # as the stage does it: a task file of the user's own in tasks/, the model exported for it
+    from stages.evaluate import _harness
+
+    cfg = parse_config(
+        {
+            "download": {"sources": [{"name": "one", "url": "file:x"}]},
+            "evaluate": {"harness": ["rolling"], "harness_limit": 2},
+        }
+    )
+    monkeypatch.chdir(tmp_path)
+    staged = _harness(model, tokenizer, cfg, get_logger())
+    first = score(model, held.tokens[:2], 64)
+    assert staged["rolling"]["n"] == 2
+    assert staged["rolling"]["bits_per_byte"]["value"] == pytest.approx(
+        bits_per_byte(first.nats, held.n_bytes[:2]), abs=1e-4
+    )
+    (tmp_path / "tasks/rolling.jsonl").unlink()
+    with pytest.raises(DataError, match="the data of rolling cannot be had"):
+        _harness(model, tokenizer, cfg, get_logger())
