@@ -19,7 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## show this list
 	@echo "usage: make TARGET [profile=smoke|laptop|gpu-124m|gpu-1b]"
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
 setup: $(READY) ## make .venv and install the pinned dependencies (skipped when nothing changed)
 

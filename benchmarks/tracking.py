@@ -1,6 +1,6 @@
 """What tracking costs a training step, against none, at the default size.
 
-    python -m benchmarks.tracking [--rounds 12] [--steps 20]
+    python -m benchmarks.tracking [--rounds 8] [--steps 40]
 
 One process trains the default profile's model on random words. The sides take turns of so many steps and swap who begins: with everything a run has (spool,
 uploader thread to a SQLite store, system metrics) and with nothing. A point is logged as often as `train.log_interval` says, as in a run. Mark: under 1 %.
@@ -61,8 +61,8 @@ class Run:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--rounds", type=int, default=12, help="turns of each side (default: %(default)s)")
-    p.add_argument("--steps", type=int, default=20, help="steps of a turn (default: %(default)s)")
+    p.add_argument("--rounds", type=int, default=8, help="turns of each side (default: %(default)s)")
+    p.add_argument("--steps", type=int, default=40, help="steps of a turn (default: %(default)s)")
     args = p.parse_args()
     keep_memory()
     with tempfile.TemporaryDirectory() as tmp:

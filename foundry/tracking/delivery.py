@@ -22,7 +22,7 @@ from foundry.utils.files import read_json, write_json, write_text
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-KEY = "foundry.key"
+KEY, PRINT, RESTORED = "foundry.key", "foundry.fingerprint", "foundry.restored"
 MOST_PARAMS = 100  # of one request, by MLflow's own limit
 
 
@@ -96,11 +96,9 @@ class Delivery:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
         where = experiment_id(client, self.spec.uri, self.spec.experiment)
-        found = client.search_runs([where], f"tags.`{KEY}` = '{self.spec.key}'", max_results=1) if self.spec.key else []
-        if found:
-            run_id = found[0].info.run_id
-        else:
-            tags = {**self.spec.tags, "foundry.fingerprint": self.spec.fingerprint, KEY: self.spec.key}
+        run_id = self._made_before(client, where) or self._restored(client, where)
+        if run_id is None:
+            tags = {**self.spec.tags, PRINT: self.spec.fingerprint, KEY: self.spec.key}
             run_id = client.create_run(where, run_name=self.spec.run_name, tags=tags).info.run_id
         params = [Param(k, v) for k, v in self.spec.params.items()]
         for i in range(0, len(params), MOST_PARAMS):
@@ -117,6 +115,26 @@ class Delivery:
         )
         (self.folder / "uploaded.offset").unlink(missing_ok=True)  # of another store; this one may lack the points
         write_json(self.folder / "run_id.json", {"uri": self.spec.uri, "run_id": run_id})
+        return run_id
+
+    def _made_before(self, client: MlflowClient, where: str) -> str | None:
+        """The run whose making was not answered."""
+        if not self.spec.key:
+            return None
+        found = client.search_runs([where], f"tags.`{KEY}` = '{self.spec.key}'", max_results=1)
+        return found[0].info.run_id if found else None
+
+    def _restored(self, client: MlflowClient, where: str) -> str | None:
+        """The run that a registration made in the place of this one, when MLflow had not yet heard of the training; it becomes this one."""
+        query = f"tags.`{PRINT}` = '{self.spec.fingerprint}' and tags.`{RESTORED}` = 'true'"
+        found = client.search_runs([where], query, max_results=1)
+        if not found:
+            return None
+        run_id = found[0].info.run_id
+        for key, value in {**self.spec.tags, KEY: self.spec.key}.items():
+            client.set_tag(run_id, key, value)
+        client.update_run(run_id, name=self.spec.run_name)
+        client.delete_tag(run_id, RESTORED)
         return run_id
 
     def deliver(self) -> int:

@@ -13,7 +13,7 @@ from tracking_servers import free_port, history, tracker
 
 from foundry.config import Runtime, TrackingError
 from foundry.tracking import sync, tracking_uri
-from foundry.tracking.settings import connect
+from foundry.tracking.settings import connect, experiment_id
 from foundry.tracking.spool import Spool
 
 
@@ -229,6 +229,24 @@ def test_a_disk_that_is_full_for_a_while_delays_the_points_and_stops_nothing(roo
             t.log(step, {"loss": float(step)})
             assert bool(t._delivery.spool.unwritten) == full["now"]
     assert history(uri, "full")[1] == [(s, float(s)) for s in range(30)]
+
+
+def test_a_model_that_was_registered_before_its_training_was_delivered_has_one_run(root, uri, tmp_path):
+    """MLflow was away while training and back when the model was registered: the registration made a run in the training's place."""
+    folder = tmp_path / ".foundry/train/early"
+    with tracker(folder, f"http://127.0.0.1:{free_port()}", "early") as t:
+        t.log(1, {"loss": 1.0})
+    client = connect(uri)
+    where = experiment_id(client, uri, "e")
+    tags = {"foundry.fingerprint": "early", "foundry.restored": "true"}
+    made = client.create_run(where, run_name="restored-early", tags=tags).info.run_id
+    client.log_metric(made, "test_bits_per_byte", 1.25)
+    assert sync(tmp_path / ".foundry", uri) == 1
+    run, points = history(uri, "early")
+    assert run.info.run_id == made and points == [(1, 1.0)] and run.data.metrics["test_bits_per_byte"] == 1.25
+    assert (
+        run.info.run_name == "r" and "foundry.restored" not in run.data.tags and run.data.params == {"train.lr": "0.1"}
+    )
 
 
 @pytest.mark.slow
