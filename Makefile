@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: help setup repro test ui lint bench clean
 
 help: ## show this list
-	@echo "usage: make TARGET [profile=smoke|laptop|gpu-124m]"
+	@echo "usage: make TARGET [profile=smoke|laptop|gpu-124m|gpu-1b]"
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 10
 
 setup: $(READY) ## make .venv and install the pinned dependencies (skipped when nothing changed)
@@ -36,8 +36,8 @@ repro: $(READY) ## rebuild what changed: download ... export (dvc repro); profil
 	@foundry check
 	@dvc --wait-for-lock repro
 
-test: $(READY) ## the test suite
-	@python -m pytest
+test: $(READY) ## the test suite, in two processes
+	@python -m pytest -n 2 --dist loadfile
 
 ui: $(READY) ## Prefect server, worker and MLflow on loopback; Ctrl-C stops them
 	@python -m flows.ui

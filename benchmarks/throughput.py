@@ -1,12 +1,19 @@
-"""Training throughput against nanoGPT's recipe for a CPU, both sides in one run.
+"""Training throughput against plain loops, all sides in one run.
 
-    python -m benchmarks.throughput [--rounds 5] [--seconds 8]
+    python -m benchmarks.throughput [--size laptop S M L] [--rounds 5] [--seconds 8]
 
-The yardstick is nanoGPT's algorithm as its README runs it on a CPU (GPT-2 blocks with LayerNorm and GELU, learned positions, float32,
-eager, AdamW, batches cut at random from a memory-mapped file), written here from its description; sizes are those of the
-laptop profile, so that both sides do nearly the same arithmetic. The other side is this project's own training step: Trainer's loss function,
-loader and optimizer with the settings that `params.yaml` and this machine choose. The sides take turns; medians are printed with
-their spread. Compiling and the first steps are outside the clock and told.
+Sides, each in a process of its own; they take turns, medians are printed with their spread:
+
+  nanogpt   nanoGPT's algorithm as its README runs it on a CPU (GPT-2 blocks with LayerNorm and GELU, learned positions, float32, eager,
+            AdamW, batches cut at random from a memory-mapped file), written here from its description
+  hf        transformers' LlamaForCausalLM of our shape in a plain loop with fused AdamW; where the processor multiplies bfloat16
+            natively, under autocast and compiled
+  plain     our model in the same plain loop: what the trainer costs or gains is the difference
+  ours      the project's own training step: Trainer's loss, loader and optimizer (Muon) with the settings that this machine chooses
+
+`laptop` is the default profile's shape, S 1, M 11 and L 32 million parameters without the embedding. The share of the peak is of the
+largest matrix product measured in the same process, in the precision that the side works in. Compiling and the first steps are outside
+the clock.
 """
 
 from __future__ import annotations
@@ -24,8 +31,28 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foundry.config import ModelConfig, get_preset_config
+from foundry.config import ModelConfig
+from foundry.config.profiles import profile_config
+from foundry.models.accounting import train_flops_per_token
 from foundry.utils.allocator import keep_memory
+
+SIZES = {  # shape, tokens of a step
+    "laptop": ({}, 2048),
+    "S": ({"dim": 128, "n_layers": 5, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 384}, 4096),
+    "M": ({"dim": 384, "n_layers": 6, "n_heads": 6, "n_kv_heads": 6, "ffn_dim": 1024}, 4096),
+    "L": ({"dim": 512, "n_layers": 10, "n_heads": 8, "n_kv_heads": 8, "ffn_dim": 1408, "max_seq_len": 512}, 4096),
+}
+
+
+def config(size: str):
+    cfg = profile_config("laptop")
+    shape, tokens = SIZES[size]
+    return cfg.model_copy(
+        update={
+            "model": cfg.model.model_copy(update=shape),
+            "train": cfg.train.model_copy(update={"tokens_per_step": tokens}),
+        }
+    )
 
 
 class GPTBlock(nn.Module):
@@ -58,14 +85,13 @@ class GPT(nn.Module):
         return F.cross_entropy(F.linear(self.ln(h), self.wte.weight).flatten(0, 1), y.flatten())
 
 
-def yardstick(cfg, seconds: float, folder: Path):
-    """Yields tokens a second of one turn each."""
-    model, T = GPT(cfg.model), cfg.model.max_seq_len
+def loop(cfg, seconds: float, folder: Path, model: nn.Module, loss_of, fused: bool):
+    """Yields tokens a second of one turn each of the plain loop."""
+    T = cfg.model.max_seq_len
     rows = cfg.train.tokens_per_step // T
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    rest = [p for p in model.parameters() if p.ndim < 2]
+    matrices, rest = [p for p in model.parameters() if p.ndim >= 2], [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=fused)
     path = folder / "tokens.bin"
 
     def step() -> None:
@@ -73,7 +99,7 @@ def yardstick(cfg, seconds: float, folder: Path):
         ix = torch.randint(len(data) - T, (rows,))
         x = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in ix])
         y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + T].astype(np.int64)) for i in ix])
-        model(x, y).backward()
+        loss_of(x, y).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -81,16 +107,64 @@ def yardstick(cfg, seconds: float, folder: Path):
     yield from turns(step, cfg.train.tokens_per_step, seconds)
 
 
+def nanogpt(cfg, seconds: float, folder: Path):
+    model = GPT(cfg.model)
+    yield from loop(cfg, seconds, folder, model, model, fused=False)
+
+
+def _as_an_expert_runs_it(loss_of):
+    """Under bfloat16 autocast and compiled, where the processor has bfloat16."""
+    if precision() == torch.float32:
+        return loss_of
+
+    def half(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss_of(x, y)
+
+    return torch.compile(half)
+
+
+def precision() -> torch.dtype:
+    from foundry.utils.device import resolve_precision
+
+    return resolve_precision("auto", torch.device("cpu"))
+
+
+def hf(cfg, seconds: float, folder: Path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    c = cfg.model
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.ffn_dim, num_hidden_layers=c.n_layers, use_cache=False,
+            num_attention_heads=c.n_heads, num_key_value_heads=c.n_kv_heads, max_position_embeddings=c.max_seq_len, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+    def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(model(x).logits.flatten(0, 1).float(), y.flatten())
+
+    yield from loop(cfg, seconds, folder, model, _as_an_expert_runs_it(loss_of), fused=True)
+
+
+def plain(cfg, seconds: float, folder: Path):
+    from foundry.models import MiniLLM
+
+    model = MiniLLM(cfg.model)
+    loss_of = _as_an_expert_runs_it(lambda x, y: model(x, y)[1])
+    yield from loop(cfg, seconds, folder, model, loss_of, fused=True)
+
+
 def ours(cfg, seconds: float, folder: Path):
     from foundry.training import Trainer
+    from foundry.training.numerics import numerics
 
-    trainer = Trainer(cfg.model, cfg.train, folder / "shards", seed=1, runtime=cfg.runtime, state=folder / "state")
-    with trainer._numerics():
+    trainer = Trainer.from_shards(cfg.model, cfg.train, folder / "shards", runtime=cfg.runtime, state=folder / "state")
+    with numerics(trainer.runtime, trainer.world):
         state = trainer._start()
-        loss_of = trainer._loss_function(state.model)
 
         def step() -> None:
-            trainer._step(state, loss_of)
+            trainer._step(state)
             state.step += 1
 
         yield from turns(step, cfg.train.tokens_per_step, seconds)
@@ -133,58 +207,78 @@ def make_data(cfg, folder: Path) -> None:
     np.concatenate(Shards(folder / "shards", "train").tokens).tofile(folder / "tokens.bin")
 
 
-def side(name: str, seconds: float, folder: Path) -> None:
-    """A process of its own for each side: it answers every line on stdin with the speed of one turn."""
-    cfg = get_preset_config("laptop")
+SIDES = {"nanogpt": nanogpt, "hf": hf, "plain": plain, "ours": ours}
+
+
+def side(name: str, size: str, seconds: float, folder: Path) -> None:
+    """A process of its own for each side: it answers every line on stdin with the speed of one turn and the machine's peak then."""
+    from foundry.utils.device import peak_flops
+
+    cfg = config(size)
     torch.manual_seed(1)
     if name == "ours":
         keep_memory()
-    run = {"ours": ours, "nanogpt": yardstick}[name](cfg, seconds, folder)
+    run = SIDES[name](cfg, seconds, folder)
+    dtype = torch.float32 if name == "nanogpt" else precision()
     for _ in sys.stdin:
-        print(json.dumps(next(run)), flush=True)
+        peak = peak_flops(torch.device("cpu"), dtype)
+        print(json.dumps([next(run), peak]), flush=True)
 
 
 def main() -> None:
     import tempfile
 
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--size", choices=SIZES, nargs="+", default=["laptop"])
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--seconds", type=float, default=8.0)
-    p.add_argument("--side", choices=("ours", "nanogpt"))
+    p.add_argument("--side", choices=SIDES)
     p.add_argument("--folder", type=Path)
     args = p.parse_args()
     if args.side:
-        return side(args.side, args.seconds, args.folder)
+        return side(args.side, args.size[0], args.seconds, args.folder)
     with tempfile.TemporaryDirectory() as tmp:
-        make_data(get_preset_config("laptop"), Path(tmp))
-        children = {
-            name: subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.throughput", "--side", name, "--seconds", str(args.seconds), "--folder", tmp],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )
-            for name in ("nanogpt", "ours")
-        }  # fmt: skip
-        speeds: dict[str, list[float]] = {name: [] for name in children}
-        for _ in range(args.rounds):
-            for name, child in children.items():  # one works, the other waits on its stdin
-                child.stdin.write("go\n")
-                child.stdin.flush()
-                speeds[name].append(json.loads(last_json(child)))
-        for child in children.values():
-            child.stdin.close()
-            child.wait()
-    ratios = [b / a for a, b in zip(speeds["nanogpt"], speeds["ours"], strict=True)]
-    for name, values in speeds.items():
-        print(
-            f"{name:8s} {statistics.median(values):9,.0f} tokens/s (median of {args.rounds}; {min(values):,.0f} to {max(values):,.0f})"
+        make_data(config("laptop"), Path(tmp))
+        for size in args.size:
+            compare(size, args.rounds, args.seconds, tmp)
+
+
+def compare(size: str, rounds: int, seconds: float, folder: str) -> None:
+    children = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.throughput", "--side", name, "--size", size, "--seconds", str(seconds), "--folder", folder],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
-    print(f"ratio    {statistics.median(ratios):9.2f} (median of the rounds; {min(ratios):.2f} to {max(ratios):.2f})")
+        for name in SIDES
+    }  # fmt: skip
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in children}
+    for _ in range(rounds):
+        for name, child in children.items():  # one works, the others wait on their stdin
+            child.stdin.write("go\n")
+            child.stdin.flush()
+            seen[name].append(json.loads(last_json(child)))
+    for child in children.values():
+        child.stdin.close()
+        child.wait()
+    flops = train_flops_per_token(config(size).model)
+    print(
+        f"{size}: {SIZES[size][1]} tokens a step, median of {rounds} rounds; share of the peak by this model's operations"
+    )
+    for name, values in seen.items():
+        speeds = [v for v, _ in values]
+        ratios = [v / w for (v, _), (w, _) in zip(values, seen["nanogpt"], strict=True)]
+        share = "n/a" if name == "nanogpt" else f"{statistics.median(v * flops / p for v, p in values):.2f}"
+        print(
+            f"  {name:8} {statistics.median(speeds):9,.0f} tokens/s ({min(speeds):,.0f} to {max(speeds):,.0f})"
+            f"  {statistics.median(ratios):5.2f} times nanoGPT  {share} of the peak",
+            flush=True,
+        )
 
 
 def last_json(child) -> str:
     """The answer of a turn; the trainer's log lines before it are passed over."""
     for line in child.stdout:
-        if line[0].isdigit():
+        if line[0] == "[":
             return line
     raise SystemExit("one side ended early")
 

@@ -47,12 +47,14 @@ def profile(args: argparse.Namespace) -> None:
 
 
 def plan(args: argparse.Namespace) -> None:
+    from foundry.models.accounting import train_memory_bytes
     from foundry.training.plan import make_plan
+    from foundry.training.probe import UTILISATION, gpu_seconds, probe_seconds
     from foundry.utils.files import read_json
 
-    cfg = load_config(args.params)
+    cfg = profile_table.profile_config(args.profile, args.params) if args.profile else load_config(args.params)
     index = Path("data/shards/index.json")
-    known = index.exists()
+    known = index.exists() and not args.profile
     per_epoch = (
         read_json(index, "data index")["splits"]["train"]["epoch_tokens"]
         if known
@@ -64,8 +66,55 @@ def plan(args: argparse.Namespace) -> None:
         return
     for line in made.lines():
         print(line)
+    rows = max(1, (cfg.runtime.micro_batch_tokens or 4096) // cfg.model.max_seq_len)
+    for half in (False, True):
+        memory = train_memory_bytes(cfg.model, rows, half, cfg.runtime.recompute, cfg.runtime.loss_chunk)
+        print(
+            f"memory: about {memory / 2**30:.1f} GiB in {'bfloat16' if half else 'float32'}, {rows} sequences of "
+            f"{cfg.model.max_seq_len} tokens at a time"
+        )
     if not known:
-        print("the number of epochs is known after the shard stage: data/shards is not there yet")
+        print(
+            "the number of epochs is known after the shard stage: data/shards is not there yet, or of another profile"
+        )
+    if args.gpu:
+        seconds = gpu_seconds(made, args.gpu, args.gpus)
+        print(
+            f"time: about {_hours(seconds)} on {args.gpus} x {args.gpu}, at {UTILISATION:.0%} of its peak (an assumption)"
+        )
+    elif args.probe:
+        if not known:
+            raise ConfigError("a probe needs data/shards: run `dvc repro shard` with these parameters first")
+        print(f"time: about {_hours(probe_seconds(cfg))} on this machine (from 20 steps of the run itself)")
+
+
+def _hours(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def inspect(args: argparse.Namespace) -> None:
+    from foundry.data.inspect import parts
+    from foundry.data.loader import DataLoader
+    from foundry.tokenizers import Tokenizer
+    from foundry.training.passed import Passed
+    from foundry.utils.files import read_json
+
+    cfg = load_config(args.params)
+    T = cfg.model.max_seq_len
+    loader = DataLoader("data/shards", cfg.train.tokens_per_step // T, T, cfg.seed, packing=cfg.train.packing)
+    if not 1 <= args.step <= cfg.train.steps:
+        raise ConfigError(f"--step must lie in 1 to {cfg.train.steps} (train.steps), got {args.step}")
+    tokenizer = Tokenizer("artifacts/tokenizer")
+    config = Path("artifacts/model/config.json")
+    facts = read_json(config, "facts of the model") if config.exists() else {}
+    passed = Passed(state_dir() / "train" / facts.get("fingerprint", "none") / "passed.json")
+    batch = passed.batch(args.step - 1)
+    print(f"step {args.step} reads batch {batch}: {loader.batch_size} rows of {T} tokens")
+    for p in parts(loader, batch):
+        text = tokenizer.decode(p.tokens.tolist())
+        shown = text if args.full or len(text) <= 100 else f"{text[:70]} … {text[-25:]}"
+        print(f"row {p.row}: {p.source} {p.doc_id} ({p.shard}), its tokens {p.begin} to {p.end}: {shown!r}")
 
 
 def relock(args: argparse.Namespace) -> None:
@@ -147,10 +196,19 @@ def parser() -> argparse.ArgumentParser:
     s = add("check", check, "check params.yaml: every problem at once, before any work", params=True)
     s.add_argument("--describe", action="store_true", help="explain every key instead")
     s = add("profile", profile, "list the profiles, or switch params.yaml to one and tell what will rerun", params=True)
-    s.add_argument("name", nargs="?", help="smoke, laptop or gpu-124m; without it the profiles are listed")
+    s.add_argument("name", nargs="?", help="smoke, laptop, gpu-124m or gpu-1b; without it the profiles are listed")
     s.add_argument("--dry-run", action="store_true", help="tell what would change, write nothing")
     s = add("plan", plan, "tell what training will do: parameters, tokens, epochs, operations", params=True)
     s.add_argument("--json", action="store_true", help="as one line of JSON")
+    s.add_argument("--profile", help="of another profile than params.yaml is in")
+    s.add_argument(
+        "--probe", action="store_true", help="run 20 steps to predict the time on this machine; nothing is kept"
+    )
+    s.add_argument("--gpu", help="predict the time on such a GPU from its data sheet: H100, A100, L4, RTX 4090, ...")
+    s.add_argument("--gpus", type=int, default=1, help="how many of them (default: %(default)s)")
+    s = add("inspect", inspect, "print the documents that a training step reads", params=True)
+    s.add_argument("--step", type=int, required=True, help="the step, counted from 1 as the logs do")
+    s.add_argument("--full", action="store_true", help="all of their text")
     s = add(
         "relock",
         relock,

@@ -22,9 +22,12 @@ from foundry.utils.stage import run_stage
 
 
 def work(cfg: Config, log: logging.Logger) -> None:
-    launch(cfg.runtime, "stages.train")
+    if launch(cfg.runtime, "stages.train"):
+        return
     with world(cfg.runtime) as here:
-        trainer = Trainer(cfg.model, cfg.train, "data/shards", seed=cfg.seed, runtime=cfg.runtime, world=here)
+        trainer = Trainer.from_shards(
+            cfg.model, cfg.train, "data/shards", seed=cfg.seed, runtime=cfg.runtime, world=here
+        )
         index, tokenizer = trainer.identity["index_sha256"], trainer.identity["tokenizer_sha256"]
         with Tracker(
             trainer.folder,

@@ -43,5 +43,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "get_preset_config":  # on first use: no stage depends on the profiles
-        return import_module("foundry.config.profiles").get_preset_config
+        return import_module("foundry.config.presets").get_preset_config
     raise AttributeError(f"module 'foundry.config' has no attribute {name!r}")

@@ -57,13 +57,18 @@ def read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"{path}: {where}not valid YAML: {getattr(e, 'problem', None) or e}") from None
 
 
-def load_config(path: str | Path = "params.yaml") -> Config:
-    """Reads and checks all parameters.
+def load_config(path: str | Path = "params.yaml") -> Any:
+    """Reads and checks all parameters: a `Config`. Of a file with a section `training`: (ModelConfig, TrainConfig).
 
     Raises:
         ConfigError: listing every problem: the key, the value seen, the rule, and the nearest name for an unknown key.
     """
-    return parse_config(read_yaml(path), str(path))
+    data = read_yaml(path)
+    if isinstance(data, dict) and "training" in data and "download" not in data:
+        from foundry.config.presets import read_pair
+
+        return read_pair(data, str(path))
+    return parse_config(data, str(path))
 
 
 def parse_config(data: Any, origin: str = "params") -> Config:
@@ -71,7 +76,7 @@ def parse_config(data: Any, origin: str = "params") -> Config:
     if not isinstance(data, dict):
         raise ConfigError(f"{origin}: expected sections with keys, got {type(data).__name__}")
     try:
-        return Config.model_validate(data)
+        return Config.model_validate(data, context={"pipeline": True})
     except ValidationError as e:
         lines = [_tell(err, data) for err in e.errors()]
         raise ConfigError(

@@ -28,7 +28,7 @@ def profile_values(name: str) -> dict[str, Any]:
     return table[name]
 
 
-def get_preset_config(name: str, params: str | Path = "params.yaml") -> Config:
+def profile_config(name: str, params: str | Path = "params.yaml") -> Config:
     """The whole configuration of a profile: `params` with the profile's column applied."""
     return parse_config(_apply(read_yaml(params), profile_values(name)), f"profile {name}")
 
@@ -62,7 +62,7 @@ def switch(params: str | Path, name: str) -> str:
 
     from ruamel.yaml import YAML
 
-    get_preset_config(name, params)
+    profile_config(name, params)
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096

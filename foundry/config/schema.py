@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, PrivateAttr, ValidationInfo, model_validator
 
 from foundry.config.corpus import Clean, Download, Shard, TokenizerParams
 from foundry.config.section import Name, Section
@@ -36,6 +36,10 @@ class ModelConfig(Section):
     norm_eps: float = Field(1e-5, gt=0)
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on the residual branches, in training only")
     tie_embeddings: bool = Field(True, description="one matrix for the input embedding and the output head")
+    qk_norm: bool = Field(False, description="normalise queries and keys of each head (Qwen3)")
+    zero_init: bool = Field(True, description="every block begins as the identity; false: small random outputs (GPT-2)")
+    logit_softcap: float = Field(0.0, ge=0, description="logits stay within it by a tanh (Gemma 2); 0 = off")
+    sliding_window: int = Field(0, ge=0, description="a token sees so many tokens, itself included; 0 = all before it")
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -68,7 +72,9 @@ class TrainConfig(Section):
     eps: float = Field(1e-8, gt=0, description="AdamW")
     weight_decay: float = Field(0.1, ge=0, description="on matrices; norms and embeddings are not decayed")
     grad_clip: float = Field(1.0, ge=0, description="largest global norm of the gradient; 0 = off")
-    schedule: Literal["cosine", "wsd"] = Field("wsd", description="wsd: warm-up, stable, linear decay to min_lr_ratio")
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = Field(
+        "wsd", description="after the warm-up; wsd: stable, then linear decay to min_lr_ratio"
+    )
     warmup_steps: int = Field(40, ge=0)
     decay_fraction: float = Field(0.6, ge=0.0, le=1.0, description="wsd: share of the steps that decays")
     min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="learning rate at the end, relative to the peak")
@@ -76,9 +82,43 @@ class TrainConfig(Section):
         "cut",
         description="cut: documents joined and cut, each token once; best_fit: whole documents with padding; document: one a row",
     )
+    document_mask: bool = Field(False, description="attention ends where a document does")
+    z_loss: float = Field(
+        0.0, ge=0, description="weight of (log sum exp of the logits)^2 in what is minimised; 0 = off"
+    )
+    on_nonfinite: Literal["halt", "skip", "rollback"] = Field(
+        "halt",
+        description="when a loss or gradient is not finite; skip: that step changes nothing; rollback: the batches before it are passed over",
+    )
+    rollback_steps: int = Field(5, ge=1, description="batches that a rollback passes over, the offending one included")
     log_interval: int = Field(10, ge=1, description="steps between two points of the loss curve")
     eval_interval: int = Field(100, ge=1, description="steps between two validations")
     eval_tokens: int = Field(32_768, ge=1, description="validation tokens, always the same ones")
+
+    _batch_size: int | None = PrivateAttr(None)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Sequences of a step, if that is how the recipe was given; the loader then has it."""
+        return self._batch_size
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _other_names(cls, data: Any, handler: ModelWrapValidatorHandler, info: ValidationInfo) -> Any:
+        """`TrainConfig(batch_size=, learning_rate=, max_iters=)`: names that `params.yaml` does not have."""
+        if not isinstance(data, dict) or (info.context or {}).get("pipeline"):
+            return handler(data)
+        rows = data.get("batch_size")
+        names = {"learning_rate": "lr", "max_iters": "steps"}
+        values = {names.get(k, k): v for k, v in data.items() if k != "batch_size"}
+        if "steps" in values and "warmup_steps" not in values and isinstance(values["steps"], int):
+            values["warmup_steps"] = min(cls.model_fields["warmup_steps"].default, values["steps"] // 10)
+        made = handler(values)
+        if rows is not None:
+            if not isinstance(rows, int) or rows < 1:
+                raise ValueError(f"batch_size must be a positive number of sequences, got {rows!r}")
+            made._batch_size = rows
+        return made
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -119,7 +159,15 @@ class Runtime(Section):
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="torch.compile; auto: where it works and the run is long enough to pay for it"
     )
-    processes: int = Field(0, ge=0, description="training processes (DDP); 0: one for each GPU, else one")
+    nproc: int = Field(0, ge=0, description="training processes of this machine; 0: one for each GPU, else one")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="several processes; ddp: each holds the model; fsdp: they share it, for models that do not fit",
+    )
+    recompute: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, a third more work"
+    )
+    loss_chunk: int = Field(1024, ge=16, description="tokens whose logits exist at a time in training")
     threads: int = Field(0, ge=0, description="CPU threads of a process; 0: all cores")
     micro_batch_tokens: int = Field(
         0, ge=0, description="tokens of one forward pass on one process; 0: as many as is fast"
@@ -141,6 +189,10 @@ class Runtime(Section):
         None, description="MLflow address; null: the environment's MLFLOW_TRACKING_URI, else SQLite under .foundry/"
     )
     experiment: str = Field("foundry", min_length=1, description="MLflow experiment")
+    tensorboard: str | None = Field(None, description="folder for TensorBoard's event files; null: none")
+    profile: bool = Field(
+        False, description="write a profiler trace and a memory summary of ten steps into the run's state folder"
+    )
 
 
 class Config(Section):

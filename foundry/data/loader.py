@@ -24,7 +24,7 @@ GATHERED = 1 << 18  # tokens that are gathered at once
 
 
 class DataLoader:
-    """Batches of (tokens, targets), int64 (batch_size / world_size, seq_len).
+    """Batches of (tokens, targets), int64 (batch_size / world_size, seq_len). Its length is the tokens of the split.
 
     Args:
         data: `data/shards`, or shards that are already open.
@@ -61,7 +61,7 @@ class DataLoader:
                 f"batch_size ({batch_size}) must be a positive multiple of world_size ({world_size}), rank {rank} below it"
             )
         self.shards = data if isinstance(data, Shards) else Shards(data, split)
-        self.batch_size, self.seq_len, self.seed = batch_size, seq_len, seed
+        self.batch_size, self.seq_len, self.seed, self.packing = batch_size, seq_len, seed, packing
         self.rows = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self._layout = make_layout(packing, self.shards, seq_len, seed)
         self.windows, self.padding = self._layout.samples, self._layout.padding
@@ -73,6 +73,9 @@ class DataLoader:
             )
         self._steps = max(1, min(GATHERED // (len(self.rows) * seq_len), self.windows // batch_size))
         self._block, self._gathered = -1, (np.empty(0), np.empty(0))
+
+    def __len__(self) -> int:
+        return sum(info["tokens"] for info in self.shards.infos)
 
     def samples(self, first: int, steps: int = 1) -> list[tuple[int, np.ndarray]]:
         """(epoch, its sample numbers) of this rank's rows of some steps, in their order."""
@@ -93,6 +96,10 @@ class DataLoader:
         rows = slice(i * len(self.rows), (i + 1) * len(self.rows))
         tokens, targets = self._gathered
         return torch.from_numpy(tokens[rows].astype(np.int64)), torch.from_numpy(targets[rows].astype(np.int64))
+
+    def contents(self, step: int) -> list[list[tuple[int, int, int]]]:
+        """Where the inputs of each row of `batch(step)` lie: (shard, its first token, tokens), in their order."""
+        return [self._layout.pieces(e, int(s)) for e, samples in self.samples(step) for s in samples]
 
     def batch_documents(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Where the documents of `batch(step)` lie, for masks and positions of attention.

@@ -64,6 +64,18 @@ class Cut:
         begins[:, 0] = True
         return _segments(begins[:, :-1])
 
+    def pieces(self, epoch: int, sample: int) -> list[tuple[int, int, int]]:
+        """(shard, its first token, tokens) of the runs that a sample's inputs are read from, in their order."""
+        first, shard, offset = self._runs(epoch)
+        at, left = int(self.starts(epoch, np.array([sample]))[0]), self.seq_len
+        out = []
+        while left:
+            run = int(np.searchsorted(first, at, side="right")) - 1
+            n = min(left, int(first[run + 1]) - at)
+            out.append((int(shard[run]), at - int(first[run]) + int(offset[run]), n))
+            at, left = (at + n) % self.tokens_per_epoch, left - n
+        return out
+
     def _rows(self, epoch: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The tokens of each window and the one after it; where the stream goes on in another place of a shard."""
         first, shard, offset = self._runs(epoch)
@@ -178,6 +190,11 @@ class Packed:
         segments, positions = _segments(begins)
         segments[padding], positions[padding] = -1, 0
         return segments, positions
+
+    def pieces(self, epoch: int, sample: int) -> list[tuple[int, int, int]]:
+        """(shard, its first token, tokens) of the documents that a sample's inputs are read from, in their order."""
+        found = self._pieces(epoch, np.array([sample]))[0]
+        return [(int(self._shard[p]), int(self._at[p]), int(self._n[p])) for p in found]
 
     def _pieces(self, epoch: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pieces of the samples' rows, and where each begins in the flat batch."""

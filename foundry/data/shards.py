@@ -67,6 +67,7 @@ class Shards:
         tokenizer_sha256: hash of the tokenizer that will read the tokens; checked when it is given.
 
     Attributes:
+        folder, split: where it was opened.
         tokens: a flat read-only array of each shard's tokens, in the index's order (memory-mapped).
         offsets: where each document of each shard begins in `tokens`, and the end: int32 (documents + 1,).
         infos: the index's entry of each shard.
@@ -88,7 +89,7 @@ class Shards:
                 f"{folder} was made with the tokenizer {made_with[:12]}…, not with {tokenizer_sha256[:12]}…: run `dvc repro shard`"
             )
         self.index_sha256 = sha256_json(self.index)
-        self.split = split
+        self.folder, self.split = folder, split
         self.infos: list[dict[str, Any]] = self.index["splits"][split]["shards"]
         self._batches = [self._open(folder / split / info["file"], info) for info in self.infos]
         columns = [b.column("tokens") for b in self._batches]
@@ -105,6 +106,16 @@ class Shards:
                 "restore it with `dvc checkout --force data/shards` or run `dvc repro -f shard`"
             )
         return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+
+    def documents_at(self, shard: int, first: int, count: int) -> Iterator[tuple[str, int, int, int]]:
+        """The documents in some tokens of a shard: (doc_id, the document's first token, begin and end of the part in it)."""
+        offsets = self.offsets[shard]
+        ids = self._batches[shard].column("doc_id")
+        for d in range(int(np.searchsorted(offsets, first, side="right")) - 1, len(ids)):
+            begin, end = int(offsets[d]), int(offsets[d + 1])
+            if begin >= first + count:
+                return
+            yield ids[d].as_py(), begin, max(first, begin) - begin, min(first + count, end) - begin
 
     def documents(self) -> Iterator[tuple[np.ndarray, int, str]]:
         """(tokens with begin and end symbol, bytes of the raw text, source) of each document, in order."""

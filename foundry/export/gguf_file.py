@@ -1,7 +1,8 @@
 """The GGUF file for llama.cpp, by the `gguf` package.
 
 llama.cpp's llama architecture rotates neighbouring pairs, ours and Hugging Face's rotate halves: rows of q and k are
-permuted here (leaving that out loads and gives fluent nonsense). Scores, token types and `add_space_prefix: false`
+permuted here (leaving that out loads and gives fluent nonsense). Its qwen3 architecture, for models with qk_norm, rotates
+halves: nothing is permuted. Scores, token types and `add_space_prefix: false`
 decide the token ids; every one is written.
 """
 
@@ -38,6 +39,7 @@ _LAYER = {
     "ffn.w_up": "ffn_up",
     "ffn.w_down": "ffn_down",
 }
+_QK_NORM = {"attention.q_norm": "attn_q_norm", "attention.k_norm": "attn_k_norm"}
 
 
 def interleave(w: np.ndarray, heads: int) -> np.ndarray:
@@ -51,9 +53,9 @@ def gguf_tensors(model: MiniLLM) -> dict[str, np.ndarray]:
     cfg, state = model.cfg, {k: v.detach().float().cpu().numpy() for k, v in model.state_dict().items()}
     out = {"token_embd.weight": state["tok_embeddings.weight"]}
     for i in range(cfg.n_layers):
-        for ours, theirs in _LAYER.items():
+        for ours, theirs in (_LAYER | (_QK_NORM if cfg.qk_norm else {})).items():
             w = state[f"layers.{i}.{ours}.weight"]
-            if ours in ("attention.wq", "attention.wk"):
+            if ours in ("attention.wq", "attention.wk") and not cfg.qk_norm:
                 w = interleave(w, cfg.n_heads if ours == "attention.wq" else cfg.n_kv_heads)
             out[f"blk.{i}.{theirs}.weight"] = w
     out["output_norm.weight"] = state["norm.weight"]
@@ -108,7 +110,7 @@ def export_gguf(model: MiniLLM, tokenizer: Tokenizer, path: str | Path, kind: st
 def _write(path: Path, model: MiniLLM, tokenizer: Tokenizer, kind: str, name: str) -> None:
     cfg = model.cfg
     tensors = {tensor: encoded(tensor, value, kind) for tensor, value in gguf_tensors(model).items()}
-    w = gguf.GGUFWriter(path, "llama")
+    w = gguf.GGUFWriter(path, "qwen3" if cfg.qk_norm else "llama")
     w.add_name(name)
     w.add_file_type(TYPES[kind][1])
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)

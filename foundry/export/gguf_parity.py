@@ -43,7 +43,8 @@ def prove_gguf(path: Path, kind: str, cfg: ModelConfig, tokenizer: Tokenizer, we
             raise ExportError(f"{path.name}: {key} is missing, expected {str(value)[:80]}")
         if fields[key] != value:
             raise ExportError(f"{path.name}: {key} {_difference(fields[key], value)}")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, cfg.n_layers)
+    arch = gguf.MODEL_ARCH.QWEN3 if cfg.qk_norm else gguf.MODEL_ARCH.LLAMA
+    names = gguf.get_tensor_name_map(arch, cfg.n_layers)
     source = {names.get_name(k, try_suffixes=(".weight",)): (k, v) for k, v in load_file(weights).items()}
     read = {tensor.name: tensor for tensor in reader.tensors}
     if set(read) != set(source):
@@ -56,7 +57,7 @@ def prove_gguf(path: Path, kind: str, cfg: ModelConfig, tokenizer: Tokenizer, we
         value = torch.from_numpy(
             gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(w.shape)
         )
-        if hf_name.endswith(("q_proj.weight", "k_proj.weight")):
+        if hf_name.endswith(("q_proj.weight", "k_proj.weight")) and not cfg.qk_norm:
             value = _halves(value, cfg.n_heads if "q_proj" in hf_name else cfg.n_kv_heads)
         nearest, slack = _rounded(w, kind if w.ndim == 2 else "f32")
         if not bool(((value - nearest).abs() <= slack).all()):
@@ -95,22 +96,23 @@ def _expected_fields(kind: str, cfg: ModelConfig, tokenizer: Tokenizer) -> dict[
         return float(np.float32(x))
 
     ids = range(cfg.vocab_size)
+    arch = "qwen3" if cfg.qk_norm else "llama"
     types = [2 if i == UNK_ID else 3 if tokenizer.is_control(i) else 6 if tokenizer.is_byte(i) else 1 for i in ids]
     return {
-        "general.architecture": "llama",
+        "general.architecture": arch,
         "general.file_type": FORMATS[kind],
-        "llama.vocab_size": cfg.vocab_size,
-        "llama.context_length": cfg.max_seq_len,
-        "llama.embedding_length": cfg.dim,
-        "llama.block_count": cfg.n_layers,
-        "llama.feed_forward_length": cfg.ffn_dim,
-        "llama.attention.head_count": cfg.n_heads,
-        "llama.attention.head_count_kv": cfg.n_kv_heads,
-        "llama.attention.key_length": cfg.head_dim,
-        "llama.attention.value_length": cfg.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": single(cfg.norm_eps),
-        "llama.rope.dimension_count": cfg.head_dim,
-        "llama.rope.freq_base": single(cfg.rope_theta),
+        f"{arch}.vocab_size": cfg.vocab_size,
+        f"{arch}.context_length": cfg.max_seq_len,
+        f"{arch}.embedding_length": cfg.dim,
+        f"{arch}.block_count": cfg.n_layers,
+        f"{arch}.feed_forward_length": cfg.ffn_dim,
+        f"{arch}.attention.head_count": cfg.n_heads,
+        f"{arch}.attention.head_count_kv": cfg.n_kv_heads,
+        f"{arch}.attention.key_length": cfg.head_dim,
+        f"{arch}.attention.value_length": cfg.head_dim,
+        f"{arch}.attention.layer_norm_rms_epsilon": single(cfg.norm_eps),
+        f"{arch}.rope.dimension_count": cfg.head_dim,
+        f"{arch}.rope.freq_base": single(cfg.rope_theta),
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": [tokenizer.piece(i) for i in ids],
         "tokenizer.ggml.scores": [single(tokenizer.score(i)) for i in ids],

@@ -1,4 +1,4 @@
-"""The Hugging Face folder: LlamaForCausalLM by renaming alone, and a tokenizer.json that gives SentencePiece's ids.
+"""The Hugging Face folder: LlamaForCausalLM (with qk_norm Qwen3ForCausalLM) by renaming alone, and a tokenizer.json that gives SentencePiece's ids.
 
 What decides whether a loader reads it right was found by trying: both `rope_parameters` and `rope_theta`
 (transformers 4 ignores the first, silently), both `dtype` and `torch_dtype`, `PreTrainedTokenizerFast` (other classes
@@ -33,6 +33,7 @@ _LAYER = {
     "ffn.w_up": "mlp.up_proj",
     "ffn.w_down": "mlp.down_proj",
 }
+_QK_NORM = {"attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm"}
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
@@ -47,9 +48,23 @@ def tensor_names(cfg: ModelConfig) -> dict[str, str]:
     names = {"tok_embeddings.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
     if not cfg.tie_embeddings:
         names["output.weight"] = "lm_head.weight"
+    layer = _LAYER | (_QK_NORM if cfg.qk_norm else {})
     for i in range(cfg.n_layers):
-        names |= {f"layers.{i}.{ours}.weight": f"model.layers.{i}.{theirs}.weight" for ours, theirs in _LAYER.items()}
+        names |= {f"layers.{i}.{ours}.weight": f"model.layers.{i}.{theirs}.weight" for ours, theirs in layer.items()}
     return names
+
+
+def check_exportable(cfg: ModelConfig) -> None:
+    """Refuses what no class of transformers that this project exports can compute.
+
+    Raises:
+        ExportError: naming the parameters.
+    """
+    if found := [k for k in ("logit_softcap", "sliding_window") if getattr(cfg, k)]:
+        raise ExportError(
+            f"{' and '.join(f'model.{k} ({getattr(cfg, k):g})' for k in found)}: Llama and Qwen3 in transformers have no such thing, "
+            "so the export would be another model; train with 0 to export"
+        )
 
 
 def export_huggingface(model: MiniLLM, tokenizer: Tokenizer, folder: str | Path) -> None:
@@ -58,8 +73,9 @@ def export_huggingface(model: MiniLLM, tokenizer: Tokenizer, folder: str | Path)
     The same bytes for the same model.
 
     Raises:
-        ExportError: if model and tokenizer have different vocabularies.
+        ExportError: if model and tokenizer have different vocabularies, or transformers has no class for the model.
     """
+    check_exportable(model.cfg)
     if model.cfg.vocab_size != tokenizer.vocab_size:
         raise ExportError(f"the model has {model.cfg.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
     folder = Path(folder)
@@ -76,10 +92,10 @@ def export_huggingface(model: MiniLLM, tokenizer: Tokenizer, folder: str | Path)
 
 
 def model_config(cfg: ModelConfig) -> dict[str, Any]:
-    """`config.json` of LlamaForCausalLM, for transformers 4 and 5 alike."""
+    """`config.json` of LlamaForCausalLM or Qwen3ForCausalLM, for transformers 4 and 5 alike."""
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["Qwen3ForCausalLM" if cfg.qk_norm else "LlamaForCausalLM"],
+        "model_type": "qwen3" if cfg.qk_norm else "llama",
         "vocab_size": cfg.vocab_size,
         "hidden_size": cfg.dim,
         "intermediate_size": cfg.ffn_dim,
@@ -237,9 +253,11 @@ def import_huggingface(folder: str | Path) -> tuple[MiniLLM, Tokenizer]:
 def _model_config(folder: Path) -> ModelConfig:
     path = folder / "config.json"
     c = read_json(path, "configuration of an exported model", ExportError)
-    if not isinstance(c, dict) or c.get("architectures") != ["LlamaForCausalLM"]:
-        seen = c.get("architectures") if isinstance(c, dict) else c
-        raise ExportError(f"{path} is of {seen}, this reads LlamaForCausalLM as Foundry exports it")
+    seen = c.get("architectures") if isinstance(c, dict) else c
+    if seen not in (["LlamaForCausalLM"], ["Qwen3ForCausalLM"]):
+        raise ExportError(
+            f"{path} is of {seen}, this reads LlamaForCausalLM and Qwen3ForCausalLM as Foundry exports them"
+        )
     try:
         cfg = ModelConfig(
             vocab_size=c["vocab_size"],
@@ -252,6 +270,7 @@ def _model_config(folder: Path) -> ModelConfig:
             rope_theta=c["rope_theta"],
             norm_eps=c["rms_norm_eps"],
             tie_embeddings=c["tie_word_embeddings"],
+            qk_norm=seen == ["Qwen3ForCausalLM"],
         )
     except KeyError as e:
         raise ExportError(f"{path} has no {e.args[0]}: it is not an export of Foundry") from None

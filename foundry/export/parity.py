@@ -2,7 +2,7 @@
 
     weights      every tensor of the Hugging Face folder, read back into a MiniLLM, equals the source bit for bit
     token ids    transformers' tokenizer on hostile strings and real text, and its way back to text
-    logits       transformers' LlamaForCausalLM, offline, on random tokens and real text in full contexts
+    logits       transformers' own class, offline, on random tokens and real text in full contexts
     greedy text  the same continuations of given prompts
     gguf         every tensor and key, read back, equals the source in the file's number format
 
@@ -69,13 +69,13 @@ def prove(
 
 def _load_transformers(folder: Path) -> tuple[Any, Any]:
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
-    from transformers import AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        hf, info = LlamaForCausalLM.from_pretrained(
+        hf, info = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -93,7 +93,8 @@ def _prove_weights(folder: Path, model: MiniLLM) -> int:
         if not torch.equal(state[name], value):
             off = (state[name] - value).abs().max().item()
             raise ExportError(f"the exported tensor {name} differs from the source by {off:.3g}")
-    if back.cfg != model.cfg.model_copy(update={"dropout": 0.0}):  # dropout is of training alone
+    # Dropout and the first weights are of training alone.
+    if back.cfg != model.cfg.model_copy(update={"dropout": 0.0, "zero_init": True}):
         raise ExportError(f"the exported configuration reads back as {back.cfg!r}, the source is {model.cfg!r}")
     return len(state)
 

@@ -8,18 +8,39 @@ from foundry.config import ModelConfig
 def count_params(cfg: ModelConfig, non_embedding: bool = False) -> int:
     """Weights of `MiniLLM(cfg)`; a test compares it with the module's own count."""
     attention = cfg.dim * cfg.head_dim * (2 * cfg.n_heads + 2 * cfg.n_kv_heads)
-    layer = attention + 3 * cfg.dim * cfg.ffn_dim + 2 * cfg.dim
+    layer = attention + 3 * cfg.dim * cfg.ffn_dim
     embedding = cfg.vocab_size * cfg.dim
-    total = cfg.n_layers * layer + cfg.dim + embedding * (1 if cfg.tie_embeddings else 2)
+    total = cfg.n_layers * layer + norm_params(cfg) + embedding * (1 if cfg.tie_embeddings else 2)
     return total - embedding if non_embedding else total
+
+
+def norm_params(cfg: ModelConfig) -> int:
+    return cfg.dim * (2 * cfg.n_layers + 1) + (2 * cfg.head_dim * cfg.n_layers if cfg.qk_norm else 0)
 
 
 def train_flops_per_token(cfg: ModelConfig) -> int:
     """Operations of a forward and backward pass for one token: 6 for each weight that is multiplied, and causal attention.
 
     Kaplan et al. 2020 (arXiv:2001.08361), with the output head counted and the input embedding (a lookup) not; attention takes
-    6 * dim * T for each layer: two products, half of the square masked away, three passes.
+    6 * dim * T for each layer: two products, half of the square masked away, three passes. What a sliding window, document
+    masks or recomputed activations save or add is not counted.
     """
-    matrices = count_params(cfg, non_embedding=True) - cfg.dim * (2 * cfg.n_layers + 1)
+    matrices = count_params(cfg, non_embedding=True) - norm_params(cfg)
     head = cfg.vocab_size * cfg.dim if cfg.tie_embeddings else 0  # an untied head is in the matrices already
     return 6 * (matrices + head) + 6 * cfg.n_layers * cfg.dim * cfg.max_seq_len
+
+
+def train_memory_bytes(
+    cfg: ModelConfig, micro_rows: int, half: bool, recompute: bool = False, chunk: int = 1024
+) -> int:
+    """About the memory of training on one process: weights, gradients and two moments in float32, and the activations that a
+    backward pass needs of a micro-batch (an estimate: what is kept a token and layer by this model's operations).
+    """
+    tokens, width = micro_rows * cfg.max_seq_len, 2 if half else 4
+    kv = cfg.n_kv_heads * cfg.head_dim
+    layer = (
+        6 * cfg.dim + 3 * cfg.dim + 4 * kv + 4 * cfg.ffn_dim
+    )  # norms and residuals, q and output, k and v, the three inner ones
+    kept = cfg.n_layers * cfg.dim + layer if recompute else cfg.n_layers * layer
+    head = 3 * min(tokens, chunk) * cfg.vocab_size * 4 + 2 * cfg.vocab_size * cfg.dim * 4
+    return 16 * count_params(cfg) + tokens * kept * width + head

@@ -92,47 +92,62 @@ class CausalSelfAttention(nn.Module):
         self.wk = nn.Linear(cfg.dim, cfg.n_kv_heads * cfg.head_dim, bias=False)
         self.wv = nn.Linear(cfg.dim, cfg.n_kv_heads * cfg.head_dim, bias=False)
         self.wo = nn.Linear(cfg.n_heads * cfg.head_dim, cfg.dim, bias=False)
+        self.q_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
+        self.k_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
 
-    def forward(self, x: Tensor, freqs_cis: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """(B, T, C) and the rotations (T, D // 2) of its positions → (B, T, C)."""
+    def forward(
+        self, x: Tensor, freqs_cis: Tensor, cache: LayerCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, C) → (B, T, C).
+
+        Args:
+            freqs_cis: rotations (T, D // 2) of its positions.
+            mask: bool, broadcast to (B, 1, T, S), true where a query may look; None: everywhere up to itself.
+        """
         B, T, _ = x.shape
         # One product instead of three: 1.18 times the training throughput of separate ones (measured on 2 cores).
         qkv = F.linear(x, torch.cat((self.wq.weight, self.wk.weight, self.wv.weight)))
         kv = self.n_kv_heads * self.head_dim
         q, k, v = qkv.split((self.n_heads * self.head_dim, kv, kv), dim=-1)
-        q, k = apply_rotary_emb(q.view(B, T, self.n_heads, -1), k.view(B, T, self.n_kv_heads, -1), freqs_cis)
+        q, k = q.view(B, T, self.n_heads, -1), k.view(B, T, self.n_kv_heads, -1)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rotary_emb(q, k, freqs_cis)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.view(B, T, self.n_kv_heads, -1).transpose(1, 2)
         start = 0
         if cache is not None:
             start = cache.length
             k, v = cache.update(k, v)
-        y_BHTD = self.attend(q, k, v, start)
+        y_BHTD = self.attend(q, k, v, start, mask)
         return self.wo(y_BHTD.transpose(1, 2).reshape(B, T, -1))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, mask: Tensor | None) -> Tensor:
         """Queries (B, H, T, D) at positions start.. over keys and values (B, K, S, D) at positions 0..S-1."""
+        mask = visible(q.shape[2], k.shape[2], start, q.device) if mask is None else mask
         groups = self.n_heads // self.n_kv_heads
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)
-        scores = scores.float().masked_fill(~_visible(q.shape[2], k.shape[2], start, q.device), float("-inf"))
+        scores = scores.float().masked_fill(~mask, float("-inf"))
         return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
 class FlashAttention(CausalSelfAttention):
     """The same attention through PyTorch's fused kernel (FlashAttention, Dao et al. 2022, arXiv:2205.14135)."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, mask: Tensor | None) -> Tensor:
         T, S = q.shape[2], k.shape[2]
         gqa = self.n_heads != self.n_kv_heads
-        if T == S:
+        if mask is None and T == S:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
-        mask = None if T == 1 else _visible(T, S, start, q.device)
+        if mask is None and T > 1:
+            mask = visible(T, S, start, q.device)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
 
 
-def _visible(T: int, S: int, start: int, device: torch.device) -> Tensor:
-    """Bool (T, S): whether the query at position start + t may look at position s."""
-    return torch.arange(S, device=device)[None, :] <= torch.arange(start, start + T, device=device)[:, None]
+def visible(T: int, S: int, start: int, device: torch.device, window: int = 0) -> Tensor:
+    """Bool (T, S): whether the query at position start + t may look at position s; at the last `window` ones (0: all)."""
+    s, t = torch.arange(S, device=device)[None, :], torch.arange(start, start + T, device=device)[:, None]
+    return (s <= t) & (s > t - window) if window else s <= t
 
 
 class MLP(nn.Module):

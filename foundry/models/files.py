@@ -6,6 +6,7 @@ weights; loading refuses a file that does not match it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,15 @@ from safetensors.torch import load, save_file
 from foundry.config import DataError, ModelConfig
 from foundry.models.transformer import MiniLLM
 from foundry.utils.files import atomic_dir, read_json, sha256_file, write_json
+
+
+def weights_sha256(model: MiniLLM) -> str:
+    """Hash over the names, shapes and values of all weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_model(folder: str | Path, model: MiniLLM, facts: dict[str, Any]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from foundry.models.transformer import IGNORE, MiniLLM
 
@@ -16,6 +17,7 @@ def score_documents(
     batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
     documents: int,
     precision: torch.dtype = torch.float32,
+    nats_of: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums the cross-entropy of every scored token.
 
@@ -23,6 +25,7 @@ def score_documents(
         batches: (tokens (B, T), targets (B, T) with -100 where nothing is scored, document numbers (B,)).
         documents: how many there are.
         precision: of autocast; float32 means none.
+        nats_of: (tokens, targets) → nats (B, T), where the model alone does not answer (FSDP); default: the model.
 
     Returns:
         float64 nats and int64 scored tokens of each document. The model's mode and all random generators are as before.
@@ -35,8 +38,9 @@ def score_documents(
         for tokens, targets, numbers in batches:
             y = torch.from_numpy(targets).to(device)
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                _, loss = model(torch.from_numpy(tokens).to(device), y, reduction="none")
-            np.add.at(nats, numbers, loss.double().sum(-1).cpu().numpy())
+                x = torch.from_numpy(tokens).to(device)
+                loss = nats_of(x, y) if nats_of else model(x, y, reduction="none")[1]
+            np.add.at(nats, numbers, loss.cpu().double().sum(-1).numpy())
             np.add.at(counts, numbers, (y != IGNORE).sum(-1).cpu().numpy())
     finally:
         model.train(training)

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from foundry.config import ModelConfig
-from foundry.models.components import MLP, FlashAttention, LayerCache, RMSNorm, precompute_freqs_cis
-
-IGNORE = -100  # a target that is not counted
+from foundry.models.components import MLP, FlashAttention, LayerCache, RMSNorm, precompute_freqs_cis, visible
+from foundry.models.loss import IGNORE, linear_cross_entropy, soft_cap
 
 
 class Cache(Protocol):
@@ -40,9 +40,11 @@ class Block(nn.Module):
         self.ffn = MLP(cfg)
         self.dropout = nn.Dropout(cfg.dropout)
 
-    def forward(self, x: Tensor, freqs_cis: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, freqs_cis: Tensor, cache: LayerCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), freqs_cis, cache))
+        x = x + self.dropout(self.attention(self.attention_norm(x), freqs_cis, cache, mask))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
@@ -62,6 +64,7 @@ class MiniLLM(nn.Module):
         self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
         self.output = None if cfg.tie_embeddings else nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
+        self.recompute = False  # of each block in the backward pass: less memory, a third more arithmetic
         # A plain attribute, not a buffer: `.to(torch.bfloat16)` would drop the imaginary part.
         self.freqs_cis = precompute_freqs_cis(cfg.head_dim, cfg.max_seq_len, cfg.rope_theta)
         self.init_weights()
@@ -76,8 +79,9 @@ class MiniLLM(nn.Module):
         """Embedding N(0, 0.02); inputs of a layer N(0, 1/sqrt(fan_in)); outputs to the residual stream 0; norms 1.
 
         With zero outputs every block starts as the identity, so the first loss is that of a uniform guess over the vocabulary up
-        to the small noise of the embedding (about ln V).
+        to the small noise of the embedding (about ln V). Without `zero_init` they are N(0, 0.02 / sqrt(2 n_layers)), as in GPT-2.
         """
+        out_std = 0.0 if self.cfg.zero_init else 0.02 / math.sqrt(2 * self.cfg.n_layers)
         nn.init.normal_(self.tok_embeddings.weight, std=0.02)
         if self.output is not None:
             nn.init.normal_(self.output.weight, std=0.02)
@@ -91,7 +95,7 @@ class MiniLLM(nn.Module):
             ):
                 nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
             for linear in (block.attention.wo, block.ffn.w_down):
-                nn.init.zeros_(linear.weight)
+                nn.init.normal_(linear.weight, std=out_std) if out_std else nn.init.zeros_(linear.weight)
 
     @property
     def head_weight(self) -> Tensor:
@@ -99,7 +103,12 @@ class MiniLLM(nn.Module):
         return self.tok_embeddings.weight if self.output is None else self.output.weight
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, cache: Cache | None = None, reduction: str = "mean"
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        cache: Cache | None = None,
+        reduction: str = "mean",
+        segments: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Next-token logits, and their loss when there are targets.
 
@@ -108,6 +117,7 @@ class MiniLLM(nn.Module):
             targets: int64 (B, T); -100 is not counted.
             cache: keys and values of the tokens before; it grows by T.
             reduction: of the loss over valid targets: `mean`, `sum`, or `none` for nats of each position (B, T).
+            segments: int (B, T), number of each token's document: attention stays within it. Without a cache alone.
 
         Returns:
             (logits (B, T, V), loss). The loss is cross-entropy in nats, computed in float32; None without targets.
@@ -115,24 +125,46 @@ class MiniLLM(nn.Module):
         Raises:
             ValueError: if tokens are not (B, T) or longer than the context.
         """
-        if tokens.ndim != 2:
-            raise ValueError(f"tokens must have shape (B, T), got {tuple(tokens.shape)}")
-        start = 0 if cache is None else cache.length
-        if start + tokens.shape[1] > self.cfg.max_seq_len:
-            raise ValueError(
-                f"{start + tokens.shape[1]} tokens are more than the context of {self.cfg.max_seq_len} (model.max_seq_len)"
-            )
-        freqs_cis = self.freqs_cis[start : start + tokens.shape[1]]
-        x_BTC = self.tok_embeddings(tokens)
-        for i, block in enumerate(self.layers):
-            x_BTC = block(x_BTC, freqs_cis, None if cache is None else cache.layers[i])
-        logits_BTV = F.linear(self.norm(x_BTC), self.head_weight)
+        logits_BTV = soft_cap(F.linear(self.hidden(tokens, cache, segments), self.head_weight), self.cfg.logit_softcap)
         if targets is None:
             return logits_BTV, None
         loss = F.cross_entropy(
             logits_BTV.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction=reduction
         )
         return logits_BTV, loss.view_as(targets) if reduction == "none" else loss
+
+    def hidden(self, tokens: Tensor, cache: Cache | None = None, segments: Tensor | None = None) -> Tensor:
+        """What the output head reads: (B, T, C). Arguments as for `forward`."""
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens must have shape (B, T), got {tuple(tokens.shape)}")
+        start, T = (0 if cache is None else cache.length), tokens.shape[1]
+        if start + T > self.cfg.max_seq_len:
+            raise ValueError(
+                f"{start + T} tokens are more than the context of {self.cfg.max_seq_len} (model.max_seq_len)"
+            )
+        mask = None
+        if segments is not None or 0 < self.cfg.sliding_window < start + T:
+            mask = visible(T, start + T, start, tokens.device, self.cfg.sliding_window)
+            if segments is not None:
+                mask = mask & (segments[:, :, None] == segments[:, None, :])[:, None]
+        freqs_cis = self.freqs_cis[start : start + T]
+        x_BTC = self.tok_embeddings(tokens)
+        for i, block in enumerate(self.layers):
+            x_BTC = self._block(block, x_BTC, freqs_cis, None if cache is None else cache.layers[i], mask)
+        return self.norm(x_BTC)
+
+    def _block(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, x, *args, use_reentrant=False)
+        return block(x, *args)
+
+    def summed_loss(
+        self, tokens: Tensor, targets: Tensor, segments: Tensor | None = None, *, chunk: int, z_loss: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """For training: (what is to be minimised, cross-entropy in nats), summed over valid targets; see `linear_cross_entropy`."""
+        x_NC = self.hidden(tokens, None, segments).flatten(0, 1)
+        cap = self.cfg.logit_softcap
+        return linear_cross_entropy(x_NC, self.head_weight, targets.flatten(), chunk=chunk, cap=cap, z_loss=z_loss)
 
     def get_num_params(self, non_embedding: bool = True) -> int:
         """Number of weights; `non_embedding` leaves out the input embedding (a tied one serves as the head and is left out too)."""

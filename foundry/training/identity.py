@@ -25,6 +25,15 @@ def identity(
     }
 
 
+def extends(other: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
+    """`other` with this run's length, where that alone may differ: with the schedules wsd and constant a longer run is the same run
+    up to the shorter one's decay.
+    """
+    if mine["train.schedule"] not in ("wsd", "constant"):
+        return other
+    return {**other, **{k: mine[k] for k in ("train.steps", "train.decay_fraction")}}
+
+
 def fingerprint(values: dict[str, Any]) -> str:
     return sha256_json(values)[:16]
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from foundry.config import TrainConfig
+from foundry.training.parallel import divided_like, whole
 from foundry.training.schedule import lr_factor
 
 # Coefficients of the quintic Newton-Schulz iteration that drives singular values towards 1 (Jordan et al. 2024, "Muon: An optimizer for
@@ -38,7 +39,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized (Jordan et al. 2024). For matrices only.
 
     The update of an (m, n) matrix is scaled by sqrt(max(1, m / n)); decay is decoupled. Matrices of one shape are
-    orthogonalized together.
+    orthogonalized together; those that FSDP divides are put together for it on every process.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class Muon(torch.optim.Optimizer):
                     m = self.state[p].setdefault("momentum", torch.zeros_like(p))
                     m.lerp_(p.grad, 1 - group["momentum"])
                     grads.append(p.grad.lerp(m, group["momentum"]))  # Nesterov
-                updates = orthogonalize(torch.stack(grads))
+                updates = orthogonalize(torch.stack([whole(g) for g in grads]))
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 for p, u in zip(params, updates, strict=True):
+                    u = divided_like(u, p)
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(u, alpha=-group["lr"] * scale)
 
 
@@ -76,7 +78,7 @@ class Optimizers:
         self.cfg = cfg
         self.names = {id(p): name for name, p in model.named_parameters()}
         inner = {n: p for n, p in model.named_parameters() if n.startswith("layers.") and p.ndim == 2}
-        norms = {n: p for n, p in model.named_parameters() if p.ndim == 1}
+        norms = {n: p for n, p in model.named_parameters() if p.ndim == 1 and "norm" in n}
         tables = {n: p for n, p in model.named_parameters() if n in ("tok_embeddings.weight", "output.weight")}
         if left := sorted(set(self.names.values()) - set(inner) - set(norms) - set(tables)):
             raise ValueError(
@@ -120,6 +122,8 @@ class Optimizers:
         Raises:
             ValueError: if an entry belongs to no parameter.
         """
+        for o in self._all:
+            o.state.clear()
         home = {self.names[id(p)]: (o, p) for o in self._all for g in o.param_groups for p in g["params"]}
         for name, value in tensors.items():
             parameter, _, k = name.rpartition("/")
@@ -127,4 +131,5 @@ class Optimizers:
                 raise ValueError(f"optimizer state {name!r} belongs to no parameter of this model")
             o, p = home[parameter]
             # A fused AdamW keeps its step count beside the parameter, any other one on the CPU.
-            o.state[p][k] = value.to(p.device if value.ndim or o.defaults.get("fused") else "cpu")
+            value = value.to(p.device if value.ndim or o.defaults.get("fused") else "cpu")
+            o.state[p][k] = divided_like(value, p) if value.ndim else value

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from foundry.config import ModelConfig, TrainConfig
-from foundry.models.accounting import count_params, train_flops_per_token
+from foundry.config import ConfigError, ModelConfig, Runtime, TrainConfig
+from foundry.models.accounting import count_params, train_flops_per_token, train_memory_bytes
+from foundry.utils.log import get_logger
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,10 @@ class Plan:
     tokens: int
     tokens_per_epoch: int
     epochs: float
+    flops_per_token: int
     flops: int
     first_loss: float  # nats of a uniform guess, ln V
-    checkpoint_bytes: int  # weights and two moments in float32
+    checkpoint_bytes: int  # weights and moments in float32
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -30,7 +35,9 @@ class Plan:
         return [
             f"model: {self.params:,} parameters ({self.non_embedding_params:,} without the embedding)",
             f"data: {self.tokens:,} tokens = {self.steps:,} steps x {self.tokens_per_step:,}; {self.epochs:.2f} epochs of {self.tokens_per_epoch:,}",
-            f"work: {self.flops:.2e} floating-point operations; a checkpoint takes about {self.checkpoint_bytes / 2**20:.0f} MiB",
+            f"work: {self.flops:.2e} floating-point operations, {self.flops_per_token:,} a token "
+            "(6 for each weight that is multiplied, 6 x dim x context for the attention of a layer)",
+            f"a checkpoint takes about {self.checkpoint_bytes / 2**20:,.0f} MiB",
             f"expected first loss: ln V = {self.first_loss:.3f}",
         ]
 
@@ -46,7 +53,47 @@ def make_plan(model: ModelConfig, train: TrainConfig, tokens_per_epoch: int) -> 
         tokens=tokens,
         tokens_per_epoch=tokens_per_epoch,
         epochs=round(tokens / tokens_per_epoch, 4),
+        flops_per_token=train_flops_per_token(model),
         flops=tokens * train_flops_per_token(model),
         first_loss=round(math.log(model.vocab_size), 4),
         checkpoint_bytes=params * 12,
     )
+
+
+def host_memory() -> int | None:
+    """Bytes of this machine's memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def check_plan(
+    plan: Plan, model: ModelConfig, train: TrainConfig, runtime: Runtime, micro_rows: int, folder: Path
+) -> None:
+    """Refuses what cannot work, with all problems told at once; warns of what may not.
+
+    Raises:
+        ConfigError: listing every problem.
+    """
+    problems = []
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    free, needed = shutil.disk_usage(there).free, (runtime.keep_checkpoints + 2) * plan.checkpoint_bytes
+    if needed > free:
+        problems.append(
+            f"checkpoints need {needed / 2**20:,.0f} MiB ({runtime.keep_checkpoints} newest, the best, one being written), "
+            f"{free / 2**20:,.0f} MiB are free in {there}: make room or lower runtime.keep_checkpoints"
+        )
+    if runtime.parallel == "fsdp" and runtime.precision == "float16":
+        problems.append("runtime.parallel fsdp needs bfloat16 or float32: set runtime.precision")
+    if problems:
+        raise ConfigError("training cannot begin:" + "".join(f"\n  - {p}" for p in problems))
+    memory = train_memory_bytes(
+        model, micro_rows, runtime.precision != "float32", runtime.recompute, runtime.loss_chunk
+    )
+    if runtime.device == "cpu" and (has := host_memory()) and memory > has:
+        get_logger().warning(
+            "training may need %.1f GiB, this machine has %.1f: set runtime.recompute, or lower runtime.micro_batch_tokens",
+            memory / 2**30,
+            has / 2**30,
+        )

@@ -2,43 +2,50 @@
 
 Guarantees: a run that was killed at any moment and started again ends with the same bits as one that was not (same machine, same
 execution parameters); the loss is a sum over valid tokens divided by their global count, however the batch is cut (law 6);
-validation and logging change nothing (law 8). Costs: a checkpoint every `runtime.checkpoint_interval` steps.
+validation and logging change nothing (law 8). Costs: a copy of the state every `runtime.checkpoint_interval` steps; a thread writes it.
 """
 
 from __future__ import annotations
 
 import math
-import platform
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from foundry.config import ConfigError, FoundryError, ModelConfig, Runtime, TrainConfig
+from foundry.config import FoundryError, ModelConfig, Runtime, TrainConfig
 from foundry.data.documents import batches, first_documents, windows
+from foundry.data.inspect import told
 from foundry.data.loader import DataLoader
 from foundry.data.shards import Shards
 from foundry.models import MiniLLM
-from foundry.models.accounting import train_flops_per_token
+from foundry.models.files import weights_sha256
+from foundry.models.loss import wide
 from foundry.models.scoring import score_documents
 from foundry.training.checkpoints import Checkpoints
-from foundry.training.identity import check_same, fingerprint, identity
+from foundry.training.identity import check_same, extends, fingerprint, identity
+from foundry.training.numerics import compiled, environment, numerics, precision_reason, wants_compile
 from foundry.training.optimizer import Optimizers
-from foundry.training.plan import make_plan
+from foundry.training.parallel import Parallel, clip_gradients, whole
+from foundry.training.passed import Passed
+from foundry.training.plan import check_plan, make_plan
+from foundry.training.report import Reporter
+from foundry.training.schedule import stable_steps
 from foundry.training.state import TrainState
-from foundry.utils.device import compile_problem, cpu_cores, resolve_precision
-from foundry.utils.distributed import World
+from foundry.utils.allocator import allocator
+from foundry.utils.checkpoint import load_checkpoint, save_checkpoint
+from foundry.utils.device import get_device, resolve_precision
+from foundry.utils.distributed import World, told_lost_peer
 from foundry.utils.files import read_json, state_dir, write_json
-from foundry.utils.log import get_logger, progress
+from foundry.utils.log import get_logger
 from foundry.utils.process import Stopped, StopSignal, exclusive
 
-COMPILE_FROM_FLOPS = 5e12  # compiling takes 20-60 s on two cores; a shorter run does not win that back
+MOST_PASSED = 0.05  # share of the steps that may be passed over before a run is given up
 
 
 @dataclass(frozen=True)
@@ -51,26 +58,38 @@ class Result:
     validations: list[dict[str, float]]
 
 
+class _NotFinite(Exception):
+    """A loss or gradient norm that is not finite; nothing was changed by it."""
+
+
 class Trainer:
     """One training run.
 
     Args:
-        model, train, seed: the run's identity, together with the data.
-        data: `data/shards`.
-        runtime: where and how; never part of the identity.
+        model: a model, which is trained in place; or an architecture, whose first weights the seed gives.
+        train_config: the recipe. The batch is the loader's: `tokens_per_step` is set to it.
+        data_loader: batches of the training split.
+        device: default: `runtime.device`.
+        runtime: where and how; never part of the run's identity.
         world: this process among its peers.
         state: folder of all runs' states; default `.foundry/train`.
         on_metrics: called on rank 0 with (step, numbers) at each point of the curve; must not raise.
 
+    Attributes:
+        identity, fingerprint: what makes this run this one (law 1).
+        folder: its state on disk.
+
     Raises:
         DataError: if the data is damaged or too small.
+        ConfigError: listing everything that cannot work.
     """
 
     def __init__(
         self,
-        model: ModelConfig,
-        train: TrainConfig,
-        data: str | Path,
+        model: MiniLLM | ModelConfig,
+        train_config: TrainConfig,
+        data_loader: DataLoader,
+        device: str | torch.device | None = None,
         *,
         seed: int = 1,
         runtime: Runtime | None = None,
@@ -78,32 +97,66 @@ class Trainer:
         state: Path | None = None,
         on_metrics: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     ) -> None:
-        self.model_config, self.config, self.seed = model, train, seed
         self.runtime = runtime or Runtime()
-        self.world = world or World(0, 1, torch.device("cpu"))
-        self.on_metrics = on_metrics
-        shards = Shards(data, "train")
-        if shards.index["vocab_size"] != model.vocab_size:
+        if world is None:
+            wish = self.runtime.device if device is None else device
+            world = World(0, 1, get_device(wish) if isinstance(wish, str) else wish)
+        self.world, self.loader, self.seed, self.on_metrics = world, data_loader, seed, on_metrics
+        self.model = None if isinstance(model, ModelConfig) else model
+        self.model_config = model if isinstance(model, ModelConfig) else model.cfg
+        self.config = train_config.model_copy(
+            update={"tokens_per_step": data_loader.batch_size * data_loader.seq_len, "packing": data_loader.packing}
+        )
+        index = data_loader.shards.index
+        if index["vocab_size"] != self.model_config.vocab_size:
             raise FoundryError(
-                f"the shards have a vocabulary of {shards.index['vocab_size']}, the model one of {model.vocab_size}: run `dvc repro shard`"
+                f"the shards have a vocabulary of {index['vocab_size']}, the model one of {self.model_config.vocab_size}: "
+                "run `dvc repro shard`"
             )
-        self.loader = DataLoader(
-            shards,
+        if data_loader.seq_len > self.model_config.max_seq_len:
+            raise FoundryError(
+                f"the loader's rows have {data_loader.seq_len} tokens, the model's context is {self.model_config.max_seq_len} "
+                "(max_seq_len): lower the one or raise the other"
+            )
+        self.identity = identity(
+            self.model_config, self.config, seed, data_loader.shards.index_sha256, index["tokenizer_sha256"]
+        )
+        if self.model is not None:
+            self.identity["weights_sha256"] = weights_sha256(self.model)
+        if data_loader.seed != seed:
+            self.identity["order_seed"] = data_loader.seed
+        self.fingerprint = fingerprint(self.identity)
+        self.folder = (state or state_dir() / "train") / self.fingerprint
+        self.precision = resolve_precision(self.runtime.precision, self.world.device)
+        self.micro_rows = self._micro_rows()
+        self.plan = make_plan(self.model_config, self.config, data_loader.tokens_per_epoch)
+        check_plan(self.plan, self.model_config, self.config, self.runtime, self.micro_rows, self.folder)
+        self.validation = first_documents(Shards(data_loader.shards.folder, "val"), self.config.eval_tokens)
+        self.compiled, self._compile_reason = wants_compile(
+            self.runtime, self.precision, self.plan.flops, self.world.device
+        )
+        self.passed = Passed(self.folder / "passed.json")
+        pinned = {stable_steps(self.config)} | ({0} if self.config.on_nonfinite == "rollback" else set())
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.runtime.keep_checkpoints, frozenset(pinned))
+        self._state: TrainState | None = None
+
+    @classmethod
+    def from_shards(
+        cls, model: ModelConfig, train: TrainConfig, data: str | Path, *, seed: int = 1, world: World | None = None, **rest: Any
+    ) -> Trainer:  # fmt: skip
+        """A run on `data/shards` with the batch that the recipe says; the other arguments are `Trainer`'s."""
+        loader = DataLoader(
+            data,
             train.tokens_per_step // model.max_seq_len,
             model.max_seq_len,
             seed,
-            rank=self.world.rank,
-            world_size=self.world.size,
+            rank=world.rank if world else 0,
+            world_size=world.size if world else 1,
             packing=train.packing,
         )
-        self.validation = first_documents(Shards(data, "val"), train.eval_tokens)
-        self.identity = identity(model, train, seed, shards.index_sha256, shards.index["tokenizer_sha256"])
-        self.fingerprint = fingerprint(self.identity)
-        self.folder = (state or state_dir() / "train") / self.fingerprint
-        self.plan = make_plan(model, train, self.loader.tokens_per_epoch)
-        self.precision = resolve_precision(self.runtime.precision, self.world.device)
-        self.compiled = self._wants_compile()
-        self.micro_rows = self._micro_rows()
+        return cls(model, train, loader, seed=seed, world=world, **rest)
+
+    # a whole run
 
     def fit(self) -> Result:
         """Trains from the newest checkpoint, or from the start, to the last step.
@@ -111,145 +164,261 @@ class Trainer:
         Raises:
             Stopped: after SIGTERM or SIGINT, with the state saved; exit code 128 + signal.
             CheckpointError: if another process trains this run, or no checkpoint is whole.
-            FoundryError: if the loss is not finite; the weights were not changed by that step.
+            FoundryError: if a loss or gradient is not finite and the policy is to halt; the weights were not changed by that step.
         """
         with ExitStack() as stack:
             if self.world.main:
                 stack.enter_context(exclusive(self.folder / "lock", f"training {self.fingerprint}"))
                 self._check_folder()
             stop = stack.enter_context(StopSignal())
-            stack.enter_context(self._numerics())
+            stack.enter_context(numerics(self.runtime, self.world))
             state = self._start()
-            loss_of = self._loss_function(state.model)
-            self._loop(state, loss_of, stop)
-        return Result(state.model, self._facts(state), state.curve, state.validations)
+            with told_lost_peer(self.world), Reporter(self, state) as reporter:
+                try:
+                    self._loop(state, stop, reporter)
+                finally:
+                    self.checkpoints.wait()
+        return Result(self._trained(state), self._facts(state), state.curve, state.validations)
 
-    def _loop(self, state: TrainState, loss_of: Callable[[Tensor, Tensor], Tensor], stop: StopSignal) -> None:
-        cfg, tokens = self.config, self.config.tokens_per_step
-        saved, clock = state.step, time.perf_counter()
-        bar = progress(total=cfg.steps, initial=state.step, unit="step", desc="train") if self.world.main else None
+    def train(self) -> dict[str, Any]:
+        """`fit`, and its numbers: train_losses, val_losses (nats per token), elapsed_time (s), steps_per_second."""
+        begin = time.perf_counter()
+        before = self._state.step if self._state else 0
+        result = self.fit()
+        seconds = time.perf_counter() - begin
+        return {
+            "train_losses": [row["loss"] for row in result.curve],
+            "val_losses": [row["val_loss"] for row in result.validations],
+            "elapsed_time": seconds,
+            "steps_per_second": (self.config.steps - before) / seconds,
+        }
+
+    def evaluate(self) -> dict[str, float]:
+        """val_loss (nats per token) and val_bits_per_byte of the fixed validation documents; changes nothing."""
+        with numerics(self.runtime, self.world):
+            return self._validation(self._start())
+
+    def save_checkpoint(self, path: str | Path) -> Path:
+        """Writes the whole state of training to a folder, now."""
+        tensors, values = self._start().state_dict()
+        return save_checkpoint(path, tensors, values)
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Puts the state of a folder in the place of this run's.
+
+        Raises:
+            CheckpointError: if it is damaged, or of another run; the keys that differ are named.
+        """
+        tensors, values = load_checkpoint(path)
+        check_same(values["identity"], self.identity, str(path))
+        self._start().load_state_dict(tensors, values)
+
+    # the loop
+
+    def _loop(self, state: TrainState, stop: StopSignal, reporter: Reporter) -> None:
+        cfg = self.config
+        saved = state.step
         while state.step < cfg.steps:
-            loss, norm, factor = self._step(state, loss_of)
+            try:
+                loss, norm, factor = self._step(state)
+            except _NotFinite as e:
+                self._answer(state, str(e))
+                saved = min(saved, state.step)
+                continue
             state.step += 1
-            now = time.perf_counter()
-            seconds, clock = now - clock, now
-            state.seconds += seconds
             last = state.step == cfg.steps
-            if state.step == 1 or state.step % cfg.log_interval == 0 or last:
-                self._log(state, {"loss": loss, "grad_norm": norm, "lr": cfg.lr * factor}, tokens / seconds)
+            reporter.step(loss, norm, cfg.lr * factor, last)
             if state.step % cfg.eval_interval == 0 or last:
                 self._validate(state)
-                clock = time.perf_counter()
-            if bar:
-                bar.set_postfix_str(f"loss {loss:.3f}, {tokens / seconds:,.0f} tokens/s", refresh=False)
-                bar.update()
+                reporter.pause()
             stopping = self.world.any(stop.signal is not None)
-            if state.step != saved and (stopping or last or state.step % self.runtime.checkpoint_interval == 0):
-                self._save(state)
-                saved, clock = state.step, time.perf_counter()
+            due = state.step % self.runtime.checkpoint_interval == 0 or state.step in self.checkpoints.pinned
+            if state.step != saved and (stopping or last or due):
+                reporter.saved(self._save(state))
+                saved = state.step
             if stopping and not last:
-                if bar:
-                    bar.close()
+                self.checkpoints.wait()
+                reporter.close()
                 get_logger().warning(
                     "stopped by a signal at step %d of %d; the same command goes on from there", state.step, cfg.steps
                 )
                 raise Stopped(stop.signal or 15)
-        if bar:
-            bar.close()
 
-    def _step(self, state: TrainState, loss_of: Callable[[Tensor, Tensor], Tensor]) -> tuple[float, float, float]:
-        """One optimizer step: (loss in nats per token, gradient norm, learning-rate factor)."""
-        tokens, targets = (t.to(self.world.device) for t in self.loader.batch(state.step))
+    def _step(self, state: TrainState) -> tuple[float, float, float]:
+        """One optimizer step: (loss in nats per token, gradient norm, learning-rate factor).
+
+        Raises:
+            _NotFinite: before anything was changed.
+        """
+        batch = self.passed.batch(state.step)
+        tokens, targets = (t.to(self.world.device) for t in self.loader.batch(batch))
+        segments = self.loader.batch_documents(batch)[0].to(self.world.device) if self.config.document_mask else None
+        torch.manual_seed(_mixed(self.seed, state.step, self.world.rank))
         valid = self.world.sum((targets >= 0).sum())
         factor = state.optimizers.set_lr(state.step)
         state.optimizers.zero_grad()
-        total = torch.zeros((), device=self.world.device, dtype=torch.float64)
-        pieces = list(zip(tokens.split(self.micro_rows), targets.split(self.micro_rows), strict=True))
-        for i, (x, y) in enumerate(pieces):
-            with self._no_sync(i == len(pieces) - 1):
-                # DDP averages gradients over the ranks; a sum over global tokens needs their sum.
-                loss = loss_of(x, y)
-                state.scaler.scale(loss * (self.world.size / valid)).backward()
-            total += loss.detach().double()
+        total = torch.zeros((), device=self.world.device, dtype=wide(self.world.device))
+        parts = [t.split(self.micro_rows) if t is not None else None for t in (tokens, targets, segments)]
+        n = len(parts[0])
+        for i in range(n):
+            with self.parallel.accumulating(i == n - 1):
+                loss, nats = self._loss_of(*(p[i] if p else None for p in parts))
+                state.scaler.scale(loss * (self.parallel.gradient_scale / valid)).backward()
+            total += nats.detach()
         mean = (self.world.sum(total) / valid).item()
         if not math.isfinite(mean):
-            raise FoundryError(
-                f"the loss of step {state.step + 1} is {mean}: the weights were left as they were before it. Lower train.lr or "
-                "train.matrix_lr, raise train.warmup_steps, or set runtime.precision: float32"
-            )
+            raise _NotFinite(f"the loss is {mean}")
         for optimizer in state.optimizers:
             state.scaler.unscale_(optimizer)
-        limit = self.config.grad_clip or math.inf
-        norm = nn.utils.clip_grad_norm_(
-            state.model.parameters(), limit, error_if_nonfinite=not state.scaler.is_enabled()
-        )
+        norm = clip_gradients([p for p in state.model.parameters() if p.requires_grad], self.config.grad_clip)
+        if not math.isfinite(norm) and not state.scaler.is_enabled():
+            raise _NotFinite(f"the gradient's norm is {norm} (loss {mean:.4f})")
         for optimizer in state.optimizers:
-            state.scaler.step(optimizer)
+            state.scaler.step(
+                optimizer
+            )  # with a scaler, a gradient that is not finite lowers the scale and changes nothing else
         state.scaler.update()
-        return mean, norm.item(), factor
+        return mean, norm, factor
 
-    def _log(self, state: TrainState, numbers: dict[str, float], tokens_per_second: float) -> None:
-        state.curve.append(
-            {
-                "step": state.step,
-                "tokens": state.step * self.config.tokens_per_step,
-                **{k: float(f"{v:.6g}") for k, v in numbers.items()},
-            }
-        )
-        if self.world.main:
-            flops = tokens_per_second * train_flops_per_token(self.model_config)
-            self.on_metrics(
-                state.step,
-                {**numbers, "tokens_per_second": tokens_per_second, "gflops": flops / 1e9, "seconds": state.seconds},
+    def _answer(self, state: TrainState, what: str) -> None:
+        """What `train.on_nonfinite` says, on every rank alike.
+
+        Raises:
+            FoundryError: if that is to halt, or too many batches were passed over.
+        """
+        cfg, step = self.config, state.step
+        batch = self.passed.batch(step)
+        where = f"step {step + 1}: {what}; {told(self.loader, batch)}"
+        passed = sum(len(d["batches"]) for d in self.passed.decisions)
+        if cfg.on_nonfinite == "halt" or passed > max(cfg.rollback_steps, MOST_PASSED * cfg.steps):
+            more = f" {passed} batches were passed over before." if passed else ""
+            raise FoundryError(
+                f"{where}. The weights were left as they were before it.{more} Lower train.lr or train.matrix_lr, raise "
+                "train.warmup_steps, set runtime.precision: float32, or train.on_nonfinite: skip or rollback"
             )
+        first = step if cfg.on_nonfinite == "skip" else max(0, step - cfg.rollback_steps + 1)
+        window = [self.passed.batch(s) for s in range(first, step + 1)]
+        if cfg.on_nonfinite == "rollback":
+            self.checkpoints.wait()
+            if self.world.main:
+                self.checkpoints.remove_after(first)
+            self.world.barrier()
+            self._load(state, first)
+        if self.world.main:
+            self.passed.add(step, window, what)
+        else:
+            self.passed.decisions.append({"step": step, "reason": what, "batches": window})
+        self.world.barrier()
+        if self.world.main:
+            back = f"; back to step {state.step}" if cfg.on_nonfinite == "rollback" else ""
+            get_logger().warning("%s. Passed over: %s%s", where, ", ".join(map(str, window)), back)
+
+    # validation
 
     def _validate(self, state: TrainState) -> None:
-        """Bits per byte of fixed validation documents; draws no random number and changes no weight."""
-        if not self.world.main:
+        row = {k: float(f"{v:.6g}") for k, v in self._validation(state).items()}
+        if not row:
             return
-        documents, n_bytes = self.validation
-        rows = max(1, self.micro_rows)
-        items = batches(windows(documents, self.model_config.max_seq_len, self.model_config.max_seq_len), rows)
-        nats, counts = score_documents(state.model, items, len(documents), self.precision)
-        row = {"val_loss": nats.sum() / counts.sum(), "val_bits_per_byte": nats.sum() / math.log(2) / sum(n_bytes)}
-        row = {k: float(f"{v:.6g}") for k, v in row.items()}
         state.validations.append({"step": state.step, "tokens": state.step * self.config.tokens_per_step, **row})
-        state.best = min(row["val_bits_per_byte"], state.best if state.best is not None else math.inf)
-        self.on_metrics(state.step, row)
-        get_logger().info(
-            "step %d: validation %.4f bits per byte, %.4f nats per token",
-            state.step,
-            row["val_bits_per_byte"],
-            row["val_loss"],
-        )
-
-    def _save(self, state: TrainState) -> None:
+        if state.best is None or row["val_bits_per_byte"] < state.best["val_bits_per_byte"]:
+            state.best = {"step": state.step, "val_bits_per_byte": row["val_bits_per_byte"]}
         if self.world.main:
+            self.on_metrics(state.step, row)
+            get_logger().info(
+                "step %d: validation %.4f bits per byte, %.4f nats per token",
+                state.step,
+                row["val_bits_per_byte"],
+                row["val_loss"],
+            )
+
+    def _validation(self, state: TrainState) -> dict[str, float]:
+        """Of fixed documents, sum over sum; draws no random number. Empty on ranks that take no part."""
+        if not self.world.main and self.parallel.mode != "fsdp":
+            return {}
+        documents, n_bytes = self.validation
+        rows, T = max(1, self.micro_rows), self.model_config.max_seq_len
+        items = batches(windows(documents, T, T), rows)
+        nats, counts = score_documents(state.model, items, len(documents), self.precision, self.parallel.nats)
+        return {"val_loss": nats.sum() / counts.sum(), "val_bits_per_byte": nats.sum() / math.log(2) / sum(n_bytes)}
+
+    # the state
+
+    def _save(self, state: TrainState) -> float:
+        """Begins a checkpoint; returns the seconds that the loop waited for the copy."""
+        begin = time.perf_counter()
+        self.checkpoints.wait()
+        if self.world.main or self.parallel.mode == "fsdp":
             tensors, values = state.state_dict()
-            Checkpoints(self.folder / "checkpoints", self.runtime.keep_checkpoints).save(state.step, tensors, values)
-        self.world.barrier()
+            if self.world.main:
+                self.checkpoints.save(state.step, tensors, values, int(state.best["step"]) if state.best else None)
+        return time.perf_counter() - begin
 
     def _start(self) -> TrainState:
-        torch.manual_seed(self.seed)  # every rank makes the same weights
-        model = MiniLLM(self.model_config).to(self.world.device)
-        torch.manual_seed(self.seed + self.world.rank)  # dropout differs between the ranks
-        optimizers = Optimizers(model, self.config)
+        """The state, made once: from the newest checkpoint, or new."""
+        if self._state:
+            return self._state
+        if self.model is None:
+            torch.manual_seed(self.seed)  # every rank makes the same weights
+            self.model = MiniLLM(self.model_config)
+        model = self.model.to(self.world.device).train()
+        model.recompute = self.runtime.recompute
+        self.parallel = Parallel(model, self.world, self.runtime.parallel, self.runtime.loss_chunk, self.config.z_loss)
+        self._loss_of = self._loss_function()
         scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.precision == torch.float16)
-        state = TrainState(model, optimizers, scaler, self.identity)
-        found = Checkpoints(self.folder / "checkpoints", self.runtime.keep_checkpoints).load_newest()
+        state = TrainState(model, Optimizers(model, self.config), scaler, self.identity)
         log = get_logger()
         if self.world.main:
             for line in self.plan.lines():
                 log.info("%s", line)
-            how = f"{self.world.size} x {self.world.device.type}, {str(self.precision).removeprefix('torch.')}, {torch.get_num_threads()} threads"
-            log.info("run %s on %s, %s", self.fingerprint, how, "compiled" if self.compiled else "not compiled")
+            how = f"{self.world.size} x {self.world.device.type}, {str(self.precision).removeprefix('torch.')}"
+            why = precision_reason(self.runtime, self.precision, self.world.device)
+            compiling = "compiled" if self.compiled else f"not compiled ({self._compile_reason})"
+            log.info(
+                "run %s on %s (%s), %d threads, %s", self.fingerprint, how, why, torch.get_num_threads(), compiling
+            )
+            log.info("memory is held by %s", allocator())
+        self._load(state)
+        self._state = state
+        if state.step == 0 and self.config.on_nonfinite == "rollback":
+            self._save(state)  # what a rollback at the beginning returns to
+        return state
+
+    def _load(self, state: TrainState, before: int | None = None) -> None:
+        """Puts the newest checkpoint (of at most `before` steps) into the state; without one, it stays as it is."""
+        found = self.checkpoints.load_newest(before)
+        if found is None and before is None:
+            found = self._shorter_run()
         if found:
             tensors, values = found
-            check_same(values["identity"], self.identity, "the checkpoint")
-            state.load_state_dict(tensors, values)
+            check_same(extends(values["identity"], self.identity), self.identity, "the checkpoint")
+            state.load_state_dict(tensors, {**values, "identity": self.identity})
             if self.world.main:
-                log.info("goes on from the checkpoint of step %d", state.step)
-        return state
+                get_logger().info("goes on from the checkpoint of step %d", state.step)
+
+    def _shorter_run(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """A checkpoint of another run that is the same up to there: the stable part of the same recipe with other `steps`."""
+        mine = stable_steps(self.config)
+        best: tuple[int, Checkpoints] | None = None
+        for path in self.folder.parent.glob("*/identity.json"):
+            other = read_json(path, "identity of a run")
+            if path.parent == self.folder or extends(other, self.identity) != self.identity:
+                continue
+            if (path.parent / "passed.json").exists():
+                continue
+            known = Checkpoints(path.parent / "checkpoints", 1)
+            theirs = stable_steps(
+                self.config.model_copy(
+                    update={"steps": other["train.steps"], "decay_fraction": other["train.decay_fraction"]}
+                )
+            )
+            steps = [s for s in known.steps() if s <= min(mine, theirs)]
+            if steps and (best is None or steps[-1] > best[0]):
+                best = (steps[-1], known)
+        if best is None:
+            return None
+        if self.world.main:
+            get_logger().info("%s is the same run up to step %d", best[1].folder.parent.name, best[0])
+        return best[1].load_newest(best[0])
 
     def _check_folder(self) -> None:
         """Records the run's identity and its environment; tells when the environment differs from the one that began the run."""
@@ -258,7 +427,7 @@ class Trainer:
             check_same(read_json(path, "identity of a run"), self.identity, str(self.folder))
         else:
             write_json(path, self.identity)
-        now = self.environment()
+        now = environment(self.runtime, self.world, self.precision, self.compiled, self.micro_rows)
         path = self.folder / "environment.json"
         if path.exists() and (old := read_json(path, "environment of a run")) != now:
             changed = ", ".join(f"{k} {old.get(k)} → {now[k]}" for k in now if old.get(k) != now[k])
@@ -269,76 +438,31 @@ class Trainer:
         else:
             write_json(path, now)
 
-    def environment(self) -> dict[str, Any]:
-        """What decides the last bits of a result, besides its identity."""
-        return {
-            "machine": platform.machine(), "isa": torch.backends.cpu.get_cpu_capability(), "device": self.world.device.type, "torch": torch.__version__,
-            "processes": self.world.size, "threads": self.runtime.threads or cpu_cores(), "precision": str(self.precision),
-            "compiled": self.compiled, "micro_rows": self.micro_rows,
-        }  # fmt: skip
+    def _loss_function(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """(tokens, targets, segments) → (what is minimised, nats), summed; under autocast, compiled as the run needs."""
+        precision = self.precision
+        autocast = torch.autocast(self.world.device.type, precision, enabled=precision != torch.float32)
 
-    @contextmanager
-    def _numerics(self) -> Iterator[None]:
-        """Threads and deterministic kernels for the run; the former settings come back."""
-        threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-        torch.set_num_threads(self.runtime.threads or max(1, cpu_cores() // self.world.size))
-        torch.use_deterministic_algorithms(True, warn_only=self.world.device.type != "cpu")
-        # It would write NaN into every fresh tensor, for nothing: no kernel here reads memory that it did not write.
-        fill, torch.utils.deterministic.fill_uninitialized_memory = (
-            torch.utils.deterministic.fill_uninitialized_memory,
-            False,
-        )
-        torch.set_flush_denormal(True)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic)
-            torch.utils.deterministic.fill_uninitialized_memory = fill
-
-    def _loss_function(self, model: MiniLLM) -> Callable[[Tensor, Tensor], Tensor]:
-        """(tokens, targets) → summed nats, under autocast, compiled and wrapped for DDP as the run needs."""
-        forward: nn.Module = model.train()
-        if self.world.size > 1:
-            ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-            forward = nn.parallel.DistributedDataParallel(model, device_ids=ids)
-            self._ddp = forward
-        autocast = torch.autocast(self.world.device.type, self.precision, enabled=self.precision != torch.float32)
-
-        def loss_of(tokens: Tensor, targets: Tensor) -> Tensor:
+        def loss_of(tokens: Tensor, targets: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
             with autocast:
-                return forward(tokens, targets, reduction="sum")[1]
+                return self.parallel.loss(tokens, targets, segments)
 
-        if not self.compiled:
-            return loss_of
-        # The rotations' table is complex; reading it is not compiled, and costs nothing.
-        warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex")
-        return torch.compile(loss_of, dynamic=False)
-
-    def _no_sync(self, last: bool):
-        return nullcontext() if last or self.world.size == 1 else self._ddp.no_sync()
-
-    def _wants_compile(self) -> bool:
-        """As `runtime.compile` says; `auto` compiles where it works and was seen to pay: in bfloat16 (1.4 times on a CPU; 1.03 in float32)."""
-        wish = self.runtime.compile
-        pays = self.precision != torch.float32 and self.plan.flops >= COMPILE_FROM_FLOPS
-        if wish == "never" or (wish == "auto" and not pays):
-            return False
-        problem = compile_problem(self.world.device)
-        if problem and wish == "always":
-            raise ConfigError(
-                f"torch.compile does not work here: {problem}; mend that or set runtime.compile to auto or never"
-            )
-        if problem:
-            get_logger().warning("not compiled, since torch.compile does not work here: %s", problem)
-        return problem is None
+        return compiled(loss_of) if self.compiled else loss_of
 
     def _micro_rows(self) -> int:
         """Sequences of one forward pass: as asked, else the most that 16,384 tokens (CPU 4,096) allow and that divide the batch."""
         rows = self.loader.batch_size // self.world.size
         wanted = self.runtime.micro_batch_tokens or (4096 if self.world.device.type == "cpu" else 16_384)
-        limit = max(1, wanted // self.model_config.max_seq_len)
+        limit = max(1, wanted // self.loader.seq_len)
         return next(n for n in range(min(limit, rows), 0, -1) if rows % n == 0)
+
+    def _trained(self, state: TrainState) -> MiniLLM:
+        """The model with all its weights on this process. With FSDP every rank must ask."""
+        if self.parallel.mode != "fsdp":
+            return state.model
+        model = MiniLLM(self.model_config)
+        model.load_state_dict({k: whole(v).cpu() for k, v in state.model.state_dict().items()})
+        return model
 
     def _facts(self, state: TrainState) -> dict[str, Any]:
         """What `config.json` and `reports/train.json` say beside the architecture; no clock."""
@@ -348,4 +472,13 @@ class Trainer:
             "index_sha256": self.identity["index_sha256"],
             "steps": state.step,
             "tokens": state.step * self.config.tokens_per_step,
+            **({"passed_over": self.passed.decisions} if self.passed.decisions else {}),
         }
+
+
+def _mixed(seed: int, step: int, rank: int) -> int:
+    """A seed for the random numbers of a step on a rank (SplitMix64's finalizer)."""
+    x = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return (x ^ x >> 31) >> 1

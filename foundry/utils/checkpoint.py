@@ -54,6 +54,17 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> tuple[dict[str, to
     from safetensors.torch import load
 
     path = Path(path)
+    verify_checkpoint(path)
+    tensors = load((path / _FILES[0]).read_bytes())
+    return {k: v.to(device) for k, v in tensors.items()}, json.loads((path / _FILES[1]).read_text(encoding="utf-8"))
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Compares every file with its hash.
+
+    Raises:
+        CheckpointError: if a file is missing, cut or changed, or the format is another one.
+    """
     marker = read_json(
         path / "checkpoint.json", "the marker of a checkpoint; the folder is not a whole checkpoint", CheckpointError
     )
@@ -68,5 +79,3 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> tuple[dict[str, to
                 f"{path / name} was changed after it was written (sha256 {seen[:12]}…, expected {marker['sha256'][name][:12]}…): "
                 "delete the folder; the one before it is used"
             )
-    tensors = load((path / _FILES[0]).read_bytes())
-    return {k: v.to(device) for k, v in tensors.items()}, json.loads((path / _FILES[1]).read_text(encoding="utf-8"))

@@ -103,3 +103,36 @@ def compile_problem(device: torch.device) -> str | None:
         )
         return told[:200]
     return None
+
+
+# Dense peaks in TFLOP/s of bfloat16 (or float16) and float32, from the vendors' data sheets. A name in torch holds the key.
+PEAKS = {
+    "H200": (989.0, 67.0), "H100 PCIe": (756.0, 51.0), "H100": (989.0, 67.0), "A100": (312.0, 19.5), "A10G": (70.0, 35.0),
+    "L40S": (362.0, 91.6), "L4": (121.0, 30.3), "RTX 4090": (165.2, 82.6), "RTX 3090": (71.0, 35.6), "V100": (125.0, 15.7), "T4": (65.0, 8.1),
+}  # fmt: skip
+
+
+def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
+    """Floating-point operations a second that the device can do at most: known for some GPUs, measured on a CPU; None if unknown.
+
+    The measurement multiplies two matrices of 1024 x 1024 for about 0.2 s, with the threads that are set.
+    """
+    import time
+
+    import torch
+
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        half = precision != torch.float32
+        return next((tf[0 if half else 1] * 1e12 for key, tf in PEAKS.items() if key in name), None)
+    if device.type != "cpu":
+        return None
+    n = 1024
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(n, n, generator=generator).to(precision)
+    best, end = 0.0, time.perf_counter() + 0.2
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        a @ a
+        best = max(best, 2 * n**3 / (time.perf_counter() - begin))
+    return best

@@ -5,15 +5,17 @@ Decisions are taken on rank 0 and shared; rank 0 alone prints, locks, writes and
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foundry.config import Runtime
-from foundry.utils.device import get_device
+from foundry.config import FoundryError, Runtime
+from foundry.utils.device import cpu_cores, get_device
 
 if TYPE_CHECKING:
     import torch
@@ -57,26 +59,77 @@ class World:
             dist.barrier()
 
 
-def launch(runtime: Runtime, module: str) -> None:
-    """Replaces this process by torchrun when `runtime` asks for several; returns when it is one of them, or alone."""
+def launch(runtime: Runtime, module: str) -> bool:
+    """Runs `module` in several processes by torchrun, if `runtime` asks for that; True when they are done.
+
+    Returns at once, False, in one of those processes, in one that the user's own torchrun started (several nodes), or where one is
+    enough.
+
+    Raises:
+        SystemExit: with 128 + signal if they were stopped.
+        FoundryError: if one of them failed; which, and how.
+    """
     if "RANK" in os.environ:
-        return
-    n = runtime.processes
+        return False
+    n = runtime.nproc
     if n == 0:
         import torch
 
         n = torch.cuda.device_count() if get_device(runtime.device).type == "cuda" else 1
-    if n > 1:
-        args = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={n}",
-            "--module",
-            module,
-        ]
-        os.execv(sys.executable, args)
+    if n <= 1:
+        return False
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what they say is told below
+    cores = max(1, cpu_cores() // n)
+    os.environ.setdefault("OMP_NUM_THREADS", str(runtime.threads or cores))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=n,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", module)
+    except SignalException as e:
+        raise SystemExit(128 + int(e.sigval)) from None
+    except ChildFailedError as e:
+        codes = {rank: failure.exitcode for rank, failure in e.failures.items()}
+        if stopped := [c for c in codes.values() if c in (130, 143)]:
+            raise SystemExit(stopped[0]) from None
+        killed = [r for r, c in codes.items() if c < 0 and c != -15]  # the launcher stops the others by 15
+        rank, first = (killed[0], e.failures[killed[0]]) if killed else e.get_first_failure()
+        how = f"was killed by signal {-first.exitcode}" if first.exitcode < 0 else f"ended with code {first.exitcode}"
+        raise FoundryError(
+            f"training process {rank} of {n} {how}; the others were stopped. What it said stands above; the same command goes on from "
+            "the last checkpoint"
+        ) from None
+    return True
+
+
+@contextmanager
+def told_lost_peer(here: World) -> Iterator[None]:
+    """Turns what the collectives raise when another process is gone into one line.
+
+    Raises:
+        FoundryError: the launcher tells which process, and how it ended.
+    """
+    import torch.distributed as dist
+
+    try:
+        yield
+    except RuntimeError as e:
+        if here.size == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e)):
+            raise
+        raise FoundryError(
+            f"training process {here.rank} lost the connection to another one ({str(e).splitlines()[0][:200]})"
+        ) from None
 
 
 @contextmanager

@@ -61,4 +61,4 @@ def progress(**kwargs):
     disable = os.environ.get("FOUNDRY_PROGRESS") == "0"
     if sys.stderr.isatty():
         return tqdm(mininterval=0.2, dynamic_ncols=True, disable=disable, **kwargs)
-    return tqdm(mininterval=15, ascii=True, ncols=100, disable=disable, file=_Lines(), **kwargs)
+    return tqdm(mininterval=15, ascii=True, ncols=160, disable=disable, file=_Lines(), **kwargs)

@@ -11,6 +11,7 @@ import fcntl
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,20 +34,25 @@ def die_with_parent(sig: int = signal.SIGTERM) -> None:
 class StopSignal:
     """Turns SIGTERM and SIGINT into a flag that a loop reads between steps; a second signal ends the process at once.
 
+    Under torchrun one Ctrl-C arrives twice, from the terminal and from the launcher: there only a later signal is a second one.
     The former handlers come back when the block ends.
     """
 
+    ECHO = 2.0  # seconds
+
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since = 0.0
 
     def __enter__(self) -> StopSignal:
         self._old = {s: signal.signal(s, self._on) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def _on(self, signum: int, frame: object) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._since = signum, time.monotonic()
+        elif "TORCHELASTIC_RUN_ID" not in os.environ or time.monotonic() - self._since > self.ECHO:
             os._exit(128 + signum)
-        self.signal = signum
 
     def __exit__(self, *exc: object) -> None:
         for s, handler in self._old.items():

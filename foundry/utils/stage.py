@@ -36,13 +36,16 @@ def run_stage(name: str, work: Callable[[Config, logging.Logger], None]) -> None
     """
     die_with_parent()
     startup = _process_age()
-    log = setup_logging(name)
+    rank = os.environ.get("RANK")  # set in the processes of a training on several
+    log = setup_logging(name, logging.INFO if rank in (None, "0") else logging.WARNING)
     begin = time.perf_counter()
     try:
         work(load_config(), log)
     except FoundryError as e:
         print(f"error in stage {name}: {e}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+    if rank is not None:
+        return
     seconds = time.perf_counter() - begin
     log.info("done in %.1f s (start-up %.1f s)", seconds, startup)
     timings = state_dir() / "timings.jsonl"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from foundry.config import ConfigError, ModelConfig, get_preset_config, load_config, parse_config, read_yaml
+from foundry.config import ConfigError, ModelConfig, load_config, parse_config, read_yaml
 from foundry.config import profiles as table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,9 +38,9 @@ def test_every_key_of_the_schema_stands_in_params_yaml(params):
     assert [k for k in keys if not stands(k)] == [] and len(keys) > 60
 
 
-@pytest.mark.parametrize("name", ["smoke", "laptop", "gpu-124m"])
+@pytest.mark.parametrize("name", table.profile_names())
 def test_each_profile_is_valid(name):
-    assert get_preset_config(name, PARAMS).model.head_dim == 64
+    assert table.profile_config(name, PARAMS).model.head_dim in (64, 128)
 
 
 def test_all_problems_are_told_together_with_the_nearest_names(params):
@@ -126,7 +126,7 @@ def test_switching_a_profile_keeps_comments_and_other_keys_and_names_what_reruns
 
 def test_an_unknown_profile_names_the_known_ones():
     with pytest.raises(ConfigError, match="smoke, laptop, gpu-124m"):
-        get_preset_config("tiny", PARAMS)
+        table.profile_config("tiny", PARAMS)
 
 
 def test_wrong_shapes_raise_value_error_with_the_rule():

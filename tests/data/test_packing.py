@@ -328,11 +328,11 @@ def test_training_divides_by_the_tokens_that_are_not_padding(shards, tmp_path, w
         steps=2, tokens_per_step=2048, warmup_steps=0, log_interval=1, eval_interval=2, eval_tokens=300, packing=way
     )
     runtime = Runtime(device="cpu", threads=1)
-    trainer = Trainer(model, train, shards, runtime=runtime, state=tmp_path / "whole")
+    trainer = Trainer.from_shards(model, train, shards, runtime=runtime, state=tmp_path / "whole")
     padded = (trainer.loader.batch(0)[1] == IGNORE).float().mean()
     assert 0 < trainer.loader.padding < 1 and (way == "best_fit" or padded > 0.1)
     whole = trainer.fit().curve
     assert whole[0]["loss"] == pytest.approx(5.99, abs=0.1)  # ln V; divided by all places it would be padded times less
     one_row = runtime.model_copy(update={"micro_batch_tokens": 256})
-    cut = Trainer(model, train, shards, runtime=one_row, state=tmp_path / "cut").fit().curve
+    cut = Trainer.from_shards(model, train, shards, runtime=one_row, state=tmp_path / "cut").fit().curve
     assert [r["loss"] for r in cut] == pytest.approx([r["loss"] for r in whole], rel=1e-5)

@@ -64,6 +64,29 @@ def test_an_untied_head_is_exported_too(make_model, tokenizer, tmp_path):
     proved(tmp_path, untied, tokenizer, "f32")
 
 
+def test_a_model_with_qk_norm_is_exported_as_qwen3(make_model, tokenizer, tmp_path):
+    normed = make_model(
+        ModelConfig(
+            vocab_size=400, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, max_seq_len=64, qk_norm=True, zero_init=False
+        )
+    )  # fmt: skip
+    export_huggingface(normed, tokenizer, tmp_path / "hf")
+    export_gguf(normed, tokenizer, tmp_path / "m.gguf", "f16", "m")
+    proof = proved(tmp_path, normed, tokenizer)
+    assert proof["gguf"]["tensors"] == 24 and proof["greedy"]["tokens"] > 10
+    assert json.loads((tmp_path / "hf/config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
+    assert import_huggingface(tmp_path / "hf")[0].cfg.qk_norm
+
+
+@pytest.mark.parametrize("options", [{"logit_softcap": 20.0}, {"sliding_window": 8}])
+def test_what_no_class_of_transformers_computes_is_refused(make_model, tokenizer, tmp_path, options):
+    odd = make_model(ModelConfig(vocab_size=400, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=32, **options))
+    (key,) = options
+    with pytest.raises(ExportError, match=rf"model.{key} .* train with 0 to export"):
+        export_huggingface(odd, tokenizer, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
 def swap_heads(folder):
     path = folder / "hf" / "model.safetensors"
     state = load_file(path)

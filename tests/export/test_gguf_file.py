@@ -12,11 +12,13 @@ from foundry.export import export_gguf
 
 
 class Llama:
-    """llama.cpp's graph of the llama architecture in float64, written from its definition: it knows the file alone."""
+    """llama.cpp's graphs of llama and qwen3 in float64, written from their definition: they know the file alone."""
 
     def __init__(self, path):
         reader = gguf.GGUFReader(path)
-        self.meta = {k: f.contents() for k, f in reader.fields.items()}
+        fields = {k: f.contents() for k, f in reader.fields.items()}
+        self.arch = fields["general.architecture"]
+        self.meta = {k.replace(f"{self.arch}.", "llama.", 1): v for k, v in fields.items()}
         self.w = {}
         for t in reader.tensors:
             shape = [int(n) for n in reversed(t.shape)]
@@ -27,13 +29,14 @@ class Llama:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * self.w[f"{name}.weight"]
 
     def rope(self, x):
-        """(T, heads, D): neighbouring pairs (2i, 2i + 1) are turned by position * base^(-2i / D)."""
+        """(T, heads, D): pairs (2i, 2i + 1), with qwen3 (i, i + D / 2), are turned by position * base^(-2i / D)."""
         T, _, D = x.shape
         angle = np.arange(T)[:, None] * self.meta["llama.rope.freq_base"] ** (-np.arange(0, D, 2) / D)
         cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+        a, b = (slice(0, D // 2), slice(D // 2, D)) if self.arch == "qwen3" else (slice(0, D, 2), slice(1, D, 2))
         out = np.empty_like(x)
-        out[..., 0::2] = x[..., 0::2] * cos - x[..., 1::2] * sin
-        out[..., 1::2] = x[..., 0::2] * sin + x[..., 1::2] * cos
+        out[..., a] = x[..., a] * cos - x[..., b] * sin
+        out[..., b] = x[..., a] * sin + x[..., b] * cos
         return out
 
     def __call__(self, tokens):
@@ -43,6 +46,8 @@ class Llama:
         for i in range(self.meta["llama.block_count"]):
             h = self.norm(x, f"blk.{i}.attn_norm")
             q, k, v = ((h @ self.w[f"blk.{i}.attn_{n}.weight"].T).reshape(T, -1, D) for n in "qkv")
+            if self.arch == "qwen3":
+                q, k = self.norm(q, f"blk.{i}.attn_q_norm"), self.norm(k, f"blk.{i}.attn_k_norm")
             q, k = self.rope(q), self.rope(k)
             y = np.empty((T, H, D))
             for head in range(H):
@@ -63,9 +68,11 @@ def logits(model, tokens):
         return model(torch.tensor([tokens]))[0][0].double().numpy()
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_what_llama_cpp_computes_from_the_file_is_what_the_model_computes(make_model, model, tokenizer, tmp_path, tied):
-    model = make_model(model.cfg.model_copy(update={"tie_embeddings": tied}), seed=2)
+@pytest.mark.parametrize("options", [{}, {"tie_embeddings": False}, {"qk_norm": True}])
+def test_what_llama_cpp_computes_from_the_file_is_what_the_model_computes(
+    make_model, model, tokenizer, tmp_path, options
+):
+    model = make_model(model.cfg.model_copy(update=options), seed=2)
     export_gguf(model, tokenizer, tmp_path / "m.gguf", "f32", "m")
     tokens = torch.randint(400, (64,), generator=torch.Generator().manual_seed(1)).tolist()
     ours = logits(model, tokens)

@@ -1,51 +1,68 @@
 """A training process for the tests: `python runner.py SHARDS STATE OUT [key=value ...]` trains a tiny model and saves it.
 
-Keys are fields of Runtime, or `steps`, `dropout`, `optimizer`.
+Keys are fields of Runtime, TrainConfig or ModelConfig, and `slow_save=1`: every checkpoint takes a while, and says when it begins.
 """
 
 import sys
+import time
 from pathlib import Path
 
 from foundry.config import FoundryError, ModelConfig, Runtime, TrainConfig
 from foundry.models import save_model
 from foundry.training import Trainer
+from foundry.utils import checkpoint
 from foundry.utils.distributed import world
 from foundry.utils.files import write_json
 from foundry.utils.log import setup_logging
 from foundry.utils.process import die_with_parent
 
 
+def value(text: str) -> object:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {"true": True, "false": False}.get(text, text)
+
+
+def slow_down_saving() -> None:
+    hashed = checkpoint.sha256_file
+
+    def slowly(path: Path) -> str:
+        print(f"saving {path}", flush=True)
+        time.sleep(0.15)
+        return hashed(path)
+
+    checkpoint.sha256_file = slowly
+
+
 def main() -> None:
     shards, state, out, *pairs = sys.argv[1:]
-    given = dict(p.split("=") for p in pairs)
-    steps, dropout = int(given.pop("steps", 30)), float(given.pop("dropout", 0.1))
-    optimizer = given.pop("optimizer", "muon")
-    runtime = Runtime(
-        **{
-            "threads": 1,
-            "checkpoint_interval": 4,
-            "device": "cpu",
-            **{k: int(v) if v.isdigit() else v for k, v in given.items()},
-        }
-    )
+    given = {k: value(v) for k, _, v in (p.partition("=") for p in pairs)}
+    if given.pop("slow_save", 0):
+        slow_down_saving()
+
+    def fields(kind: type, **defaults: object) -> dict:
+        return {**defaults, **{k: given[k] for k in given if k in kind.model_fields}}
+
+    runtime = Runtime(**fields(Runtime, threads=1, checkpoint_interval=4, device="cpu"))
     model = ModelConfig(
-        vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32, dropout=dropout
-    )
+        **fields(
+            ModelConfig, vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32, dropout=0.1
+        )
+    )  # fmt: skip
     train = TrainConfig(
-        steps=steps,
-        tokens_per_step=256,
-        warmup_steps=2,
-        log_interval=1,
-        eval_interval=10,
-        eval_tokens=600,
-        optimizer=optimizer,
-        decay_fraction=0.5,
-    )
+        **fields(
+            TrainConfig, steps=30, tokens_per_step=256, warmup_steps=2, log_interval=1, eval_interval=10, eval_tokens=600,
+            decay_fraction=0.5,
+        )
+    )  # fmt: skip
     die_with_parent()
     setup_logging()
     try:
         with world(runtime) as here:
-            trainer = Trainer(model, train, shards, seed=3, runtime=runtime, world=here, state=Path(state))
+            trainer = Trainer.from_shards(model, train, shards, seed=3, runtime=runtime, world=here, state=Path(state))
             trainer.on_metrics = lambda step, metrics: print(f"step {step}", flush=True)
             result = trainer.fit()
             if here.main:

@@ -1,7 +1,6 @@
 """The trainer's numbers do not depend on how the batch is cut, on how often it validates, or on the number of processes."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 import torch
 
 from foundry.config import ConfigError, FoundryError, ModelConfig, Runtime, TrainConfig
-from foundry.models import load_model
 from foundry.training import Trainer
 from foundry.utils.device import compile_problem
 
@@ -22,7 +20,7 @@ TRAIN = TrainConfig(steps=6, tokens_per_step=256, warmup_steps=1, log_interval=1
 def fit(shards, tmp_path, train=TRAIN, model=MODEL, **runtime):
     seen = []
     settings = Runtime(device="cpu", **{"threads": 1, "checkpoint_interval": 1000, **runtime})
-    trainer = Trainer(
+    trainer = Trainer.from_shards(
         model, train, shards, runtime=settings, state=tmp_path, on_metrics=lambda s, m: seen.append((s, m))
     )
     return trainer.fit(), seen
@@ -102,65 +100,34 @@ def test_compiling_is_left_out_with_the_reason_where_it_does_not_work(shards, tm
     from foundry.utils.log import get_logger
 
     get_logger().propagate = True
-    monkeypatch.setattr("foundry.training.trainer.COMPILE_FROM_FLOPS", 0.0)
+    monkeypatch.setattr("foundry.training.numerics.COMPILE_FROM_FLOPS", 0.0)
     monkeypatch.setattr(
         "torch.compile", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("g++: error: no such compiler"))
     )
-    trainer = Trainer(MODEL, TRAIN, shards, runtime=Runtime(device="cpu", precision="bfloat16"), state=tmp_path)
+    trainer = Trainer.from_shards(
+        MODEL, TRAIN, shards, runtime=Runtime(device="cpu", precision="bfloat16"), state=tmp_path
+    )
     assert not trainer.compiled and "no such compiler" in caplog.text
     with pytest.raises(ConfigError, match=r"no such compiler.* runtime\.compile"):
-        Trainer(MODEL, TRAIN, shards, runtime=Runtime(device="cpu", compile="always"), state=tmp_path)
-
-
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(shards, tmp_path):
-    settings = Runtime(device="cpu", threads=1)
-    trainer = Trainer(MODEL, TRAIN, shards, runtime=settings, state=tmp_path)
-    state = trainer._start()
-    before = [p.detach().clone() for p in state.model.parameters()]
-    with pytest.raises(FoundryError, match=r"the loss of step 1 is nan: the weights were left .* Lower train.lr"):
-        trainer._step(state, lambda x, y: state.model(x, y, reduction="sum")[1] * float("nan"))
-    assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
+        Trainer.from_shards(MODEL, TRAIN, shards, runtime=Runtime(device="cpu", compile="always"), state=tmp_path)
 
 
 def test_a_wrong_vocabulary_is_told(shards, tmp_path):
     with pytest.raises(FoundryError, match="shards have a vocabulary of 400, the model one of 401"):
-        Trainer(MODEL.model_copy(update={"vocab_size": 401}), TRAIN, shards, state=tmp_path)
+        Trainer.from_shards(MODEL.model_copy(update={"vocab_size": 401}), TRAIN, shards, state=tmp_path)
+
+
+def test_rows_longer_than_the_context_are_told(shards, tmp_path):
+    from foundry.data.loader import DataLoader
+
+    with pytest.raises(FoundryError, match="rows have 64 tokens, the model's context is 32"):
+        Trainer(MODEL, TRAIN, DataLoader(shards, 4, 64), state=tmp_path)
 
 
 def test_execution_settings_are_no_part_of_the_fingerprint(shards, tmp_path):
     def fp(**kw):
-        return Trainer(MODEL, kw.pop("train", TRAIN), shards, state=tmp_path, **kw).fingerprint
+        return Trainer.from_shards(MODEL, kw.pop("train", TRAIN), shards, state=tmp_path, **kw).fingerprint
 
     base = fp()
     assert base == fp(runtime=Runtime(threads=7, precision="bfloat16", micro_batch_tokens=64))
     assert len({base, fp(seed=2), fp(train=TRAIN.model_copy(update={"lr": 1e-4}))}) == 3
-
-
-@pytest.mark.distributed
-@pytest.mark.slow
-def test_two_processes_follow_the_same_curve_as_one(shards, tmp_path):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    common = [str(RUNNER), str(shards)]
-    subprocess.run(
-        [sys.executable, *common, str(tmp_path / "s1"), str(tmp_path / "one"), "dropout=0", "optimizer=adamw"],
-        check=True,
-        env=env,
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    args = [
-        *common,
-        str(tmp_path / "s2"),
-        str(tmp_path / "two"),
-        "dropout=0",
-        "optimizer=adamw",
-        "micro_batch_tokens=64",
-    ]
-    subprocess.run([*torchrun, *args], check=True, env=env)
-    one, two = (json.loads((tmp_path / f"{n}.curve.json").read_text()) for n in ("one", "two"))
-    assert len(one[0]) == 30
-    for a, b in zip(one[0], two[0], strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["lr"] == b["lr"]
-    assert one[1][-1]["val_bits_per_byte"] == pytest.approx(two[1][-1]["val_bits_per_byte"], rel=1e-3)
-    a, b = (load_model(tmp_path / n)[0] for n in ("one", "two"))
-    for p, q in zip(a.parameters(), b.parameters(), strict=True):
-        torch.testing.assert_close(p, q, atol=2e-3, rtol=1e-2)

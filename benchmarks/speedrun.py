@@ -1,0 +1,154 @@
+"""Time to quality: seconds of training to a peer's bits per byte, all sides on the same text in one run.
+
+    python -m benchmarks.speedrun --project DIR [--seconds 300] [--budgets 5 10 20 40 80] [--nanochat DIR] [--litgpt DIR]
+
+`--project` is a folder in which `dvc repro shard` has run: every side trains on its training text and is scored on its whole test text,
+every byte once. The peers (see `speedrun_peers`):
+
+  readme     nanoGPT by its README's recipe for a CPU: characters, 4 layers of 128, context 64, batch 12, float32, eager
+  expert     nanoGPT as somebody runs it who knows it: the project's BPE pieces, context 256, lr 3e-3, bfloat16 and compiled where native
+  nanochat, litgpt   themselves, from a checkout
+
+Ours is the project's own recipe (`params.yaml`, exportable), by the project's own trainer, once for each budget: the schedule of a run
+spans its budget. The clock counts training steps alone. What it leaves out is printed beside it: start-up, compiling, and for the BPE
+sides the tokenizer and the encoding of the corpus, from the project's timings. One seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.speedrun_peers import PEERS, run
+from foundry.config import Config, Runtime, load_config
+from foundry.utils.allocator import keep_memory
+
+
+def ours(project: Path, seconds: float) -> dict:
+    from foundry.data.documents import batches, windows
+    from foundry.data.shards import Shards
+    from foundry.models.scoring import score_documents
+    from foundry.training import Trainer
+    from foundry.training.numerics import numerics
+
+    cfg: Config = load_config(project / "params.yaml")
+    data, runtime = project / "data/shards", Runtime(device="cpu", checkpoint_interval=10**9)
+    with tempfile.TemporaryDirectory() as tmp:
+        probe = Trainer.from_shards(cfg.model, cfg.train, data, seed=cfg.seed, runtime=runtime, state=Path(tmp))
+        with numerics(probe.runtime, probe.world):
+            state, taken = probe._start(), []
+            for _ in range(6):
+                begin = time.perf_counter()
+                probe._step(state)
+                state.step += 1
+                taken.append(time.perf_counter() - begin)
+        steps = max(20, round(seconds / sorted(taken[1:])[2]))
+        train = cfg.train.model_copy(
+            update={"steps": steps, "warmup_steps": min(40, steps // 10), "eval_interval": steps, "eval_tokens": 256}
+        )
+        trainer = Trainer.from_shards(cfg.model, train, data, seed=cfg.seed, runtime=runtime, state=Path(tmp))
+        result = trainer.fit()
+        documents = [(t, n) for t, n, _ in Shards(data, "test").documents()]
+        T = cfg.model.max_seq_len
+        items = batches(windows([t for t, _ in documents], T, T), 8)
+        nats, _ = score_documents(result.model, items, len(documents))
+        bits = nats.sum() / math.log(2) / sum(n for _, n in documents)
+        return {"seconds": trainer._state.seconds, "steps": steps, "bits_per_byte": float(bits)}
+
+
+def turn(side: str, project: Path, seconds: float, checkout: Path | None = None) -> dict:
+    """One run in a process of its own; `process` is all of its seconds."""
+    begin = time.perf_counter()
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.speedrun",
+        "--project",
+        str(project),
+        "--side",
+        side,
+        "--seconds",
+        str(seconds),
+    ]
+    if checkout:
+        command += [f"--{side}", str(checkout)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{side} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    row = json.loads(done.stdout.strip().splitlines()[-1]) | {"process": time.perf_counter() - begin}
+    print(
+        f"{side:8} {row['seconds']:8.1f} s of training {row['steps']:7,} steps {row['bits_per_byte']:8.4f} bits per byte "
+        f"{row['process']:8.1f} s in all",
+        flush=True,
+    )
+    return row
+
+
+def seconds_to(rows: list[dict], bits: float, key: str) -> float | None:
+    """Interpolated over the runs in log seconds; None if none of them is as good."""
+    rows = sorted(rows, key=lambda r: r["seconds"])
+    for before, after in zip([None, *rows[:-1]], rows, strict=True):
+        if after["bits_per_byte"] <= bits:
+            if before is None:
+                return after[key]
+            share = (before["bits_per_byte"] - bits) / (before["bits_per_byte"] - after["bits_per_byte"])
+            return math.exp(math.log(before[key]) + share * (math.log(after[key]) - math.log(before[key])))
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--project", type=Path, required=True)
+    parser.add_argument(
+        "--seconds", type=float, default=300.0, help="of the README's recipe; the others have a fifth of it"
+    )
+    parser.add_argument("--budgets", type=float, nargs="+", default=[5, 10, 20, 40, 80], help="of ours")
+    parser.add_argument("--nanochat", type=Path, help="a checkout")
+    parser.add_argument("--litgpt", type=Path, help="a checkout; what it imports must be installed")
+    parser.add_argument("--side", choices=["ours", *PEERS])
+    args = parser.parse_args()
+    if args.side:
+        torch.manual_seed(1)
+        torch.set_flush_denormal(True)
+        if args.side == "ours":
+            keep_memory()
+            row = ours(args.project, args.seconds)
+        else:
+            row = run(*PEERS[args.side](args.project, getattr(args, args.side, None)), args.seconds)
+        print(json.dumps(row))
+        return
+    half = len(args.budgets) // 2
+    mine = [turn("ours", args.project, b) for b in args.budgets[:half]]
+    theirs = {"readme": turn("readme", args.project, args.seconds)}
+    mine += [turn("ours", args.project, b) for b in args.budgets[half:]]
+    for name in ("expert", "nanochat", "litgpt"):
+        if name == "expert" or getattr(args, name):
+            theirs[name] = turn(name, args.project, args.seconds / 5, getattr(args, name, None))
+    timings = [json.loads(x) for x in (args.project / ".foundry/timings.jsonl").read_text().splitlines()]
+    before = sum(
+        [t["startup_s"] + t["work_s"] for t in timings if t["stage"] == s][-1] for s in ("train_tokenizer", "shard")
+    )
+    print(f"left out by the clock for the BPE sides: tokenizer and encoding, {before:.1f} s once")
+    for name, row in theirs.items():
+        mark = row["bits_per_byte"]
+        needed, whole = (seconds_to(mine, mark, key) for key in ("seconds", "process"))
+        if needed is None:
+            print(f"{name}: ours did not reach {mark:.4f} in the budgets given")
+            continue
+        extra = before if name == "readme" else 0.0  # the other sides need the same pieces
+        print(
+            f"{name}: its {mark:.4f} bits per byte after {row['seconds']:.0f} s take ours {needed:.1f} s: {row['seconds'] / needed:.1f} times less; "
+            f"whole processes, tokenizer included: {row['process'] / (whole + extra):.1f} times"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Cross-entropy of the output head without the full logits.
+
+The head of a small model is most of its arithmetic and nearly all of its memory: the logits of 4,096 tokens over 32,768 pieces take
+512 MiB in float32, several times over with their gradient. Here a chunk of tokens goes through the head, the loss and back at a time,
+so that no more than a chunk of logits ever exists; the gradients of a sum are known as soon as the chunk's logits are, and wait for the
+backward pass (the idea of Liger-Kernel, Hsu et al. 2024, arXiv:2410.10989).
+
+Letters: N tokens, C dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100  # a target that is not counted
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """What sums over many tokens are held in: float64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def soft_cap(logits: Tensor, cap: float) -> Tensor:
+    """`cap * tanh(logits / cap)`: logits never leave (-cap, cap) (Gemma 2, arXiv:2408.00118); 0 is off."""
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, *, chunk: int, cap: float = 0.0, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of `soft_cap(x @ weight.T)`, in nats.
+
+    Args:
+        x: (N, C) in the dtype of the products; weight: (V, C).
+        targets: int64 (N,); IGNORE is not counted.
+        chunk: tokens whose logits exist at a time.
+        z_loss: weight of the penalty `(log sum exp logits)^2` (PaLM, arXiv:2204.02311).
+
+    Returns:
+        (what is to be minimised: cross-entropy and penalty; the cross-entropy alone, without a gradient): float32 scalars.
+    """
+    return _Head.apply(x, weight, targets, chunk, cap, z_loss)
+
+
+class _Head(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, chunk: int, cap: float, z_loss: float
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, enabled=False):
+            w = weight.to(x.dtype)
+            train = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+            grad_x = torch.empty_like(x) if train else None
+            grad_w = torch.zeros(weight.shape, dtype=torch.float32, device=x.device) if train else None
+            total = torch.zeros((), dtype=wide(x.device), device=x.device)
+            nats = torch.zeros_like(total)
+            for x_i, y_i, g_i in zip(
+                x.split(chunk), targets.split(chunk), grad_x.split(chunk) if train else x.split(chunk), strict=True
+            ):
+                valid = (y_i != IGNORE).unsqueeze(1)
+                index = y_i.clamp(min=0).unsqueeze(1)
+                logits = soft_cap(F.linear(x_i, w).float(), cap)
+                lse = logits.logsumexp(1, keepdim=True)
+                nats_i = ((lse - logits.gather(1, index)) * valid).sum(dtype=total.dtype)
+                nats += nats_i
+                total += nats_i
+                if z_loss:
+                    total += z_loss * (lse.square() * valid).sum(dtype=total.dtype)
+                if not train:
+                    continue
+                slope = 1 - (logits / cap).square() if cap else None
+                d = (logits - lse).exp_()
+                if z_loss:
+                    d *= 1 + 2 * z_loss * lse
+                d.scatter_add_(1, index, d.new_full((), -1.0).expand(index.shape))
+                d *= valid
+                if slope is not None:
+                    d *= slope
+                d = d.to(x.dtype)
+                torch.mm(d, w, out=g_i)
+                if x.dtype == torch.float32:
+                    grad_w.addmm_(d.T, x_i)
+                else:
+                    grad_w += d.T @ x_i
+        if train:
+            ctx.save_for_backward(grad_x, grad_w)
+        ctx.dtype = weight.dtype
+        nats = nats.float()
+        ctx.mark_non_differentiable(nats)
+        return total.float(), nats
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple:
+        grad_x, grad_w = ctx.saved_tensors
+        return grad_x * grad.to(grad_x.dtype), (grad_w * grad).to(ctx.dtype), None, None, None, None

@@ -1,0 +1,117 @@
+"""How the arithmetic is done: threads, deterministic kernels, precision, compiling. Execution settings: they decide last bits alone."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from foundry.config import ConfigError, Runtime
+from foundry.utils.device import compile_problem, cpu_cores, native_bfloat16
+from foundry.utils.distributed import World
+from foundry.utils.log import get_logger
+
+COMPILE_FROM_FLOPS = 5e12  # compiling takes 20-60 s on two cores; a shorter run does not win that back
+
+
+@lru_cache(maxsize=1)
+def faster_float32() -> bool:
+    """Whether oneDNN should multiply float32 in MKL's place: on AMD with AVX512-BF16, where it was measured twice as fast, and only if it
+    keeps float32's accuracy there (on other processors the same setting rounds to bfloat16).
+    """
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            info = f.read()
+    except OSError:
+        return False
+    if "AuthenticAMD" not in info or "avx512_bf16" not in info or "amx_bf16" in info:
+        return False
+    a = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    with _onednn(True):
+        got = a @ a
+    return bool((got - (a.double() @ a.double()).float()).abs().max() < 1e-3)
+
+
+@contextmanager
+def _onednn(on: bool) -> Iterator[None]:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if on else before
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+@contextmanager
+def numerics(runtime: Runtime, world: World) -> Iterator[None]:
+    """Threads and deterministic kernels for the run; the former settings come back."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(runtime.threads or max(1, cpu_cores() // world.size))
+    torch.use_deterministic_algorithms(True, warn_only=world.device.type != "cpu")
+    # It would write NaN into every fresh tensor, for nothing: no kernel here reads memory that it did not write.
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.set_flush_denormal(True)
+    try:
+        with _onednn(world.device.type == "cpu" and faster_float32()):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def precision_reason(runtime: Runtime, precision: torch.dtype, device: torch.device) -> str:
+    """Why this precision, in a few words."""
+    if runtime.precision != "auto":
+        return "as runtime.precision says"
+    if precision == torch.float32:
+        return f"this {device.type} multiplies bfloat16 only in emulation" if device.type == "cpu" else "MPS"
+    return "native bfloat16" if native_bfloat16(device) else "no bfloat16 on this GPU: float16 with a scaled loss"
+
+
+def wants_compile(runtime: Runtime, precision: torch.dtype, flops: float, device: torch.device) -> tuple[bool, str]:
+    """(whether to compile, why): `auto` compiles where it works and was seen to pay, in bfloat16 (1.4 times on a CPU; 1.03 in float32).
+
+    Raises:
+        ConfigError: if `always` cannot be had.
+    """
+    wish = runtime.compile
+    if wish == "never":
+        return False, "as runtime.compile says"
+    if wish == "auto" and precision == torch.float32:
+        return False, "it gains nothing in float32"
+    if wish == "auto" and flops < COMPILE_FROM_FLOPS:
+        return False, "the run is too short to win it back"
+    problem = compile_problem(device)
+    if problem and wish == "always":
+        raise ConfigError(
+            f"torch.compile does not work here: {problem}; mend that or set runtime.compile to auto or never"
+        )
+    if problem:
+        get_logger().warning("not compiled, since torch.compile does not work here: %s", problem)
+        return False, "it does not work here"
+    return True, ""
+
+
+def compiled(function: Callable) -> Callable:
+    # The rotations' table is complex; reading it is not compiled, and costs nothing.
+    warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex")
+    return torch.compile(function, dynamic=False)
+
+
+def environment(
+    runtime: Runtime, world: World, precision: torch.dtype, is_compiled: bool, micro_rows: int
+) -> dict[str, Any]:
+    """What decides the last bits of a result, besides the run's identity."""
+    return {
+        "machine": platform.machine(), "isa": torch.backends.cpu.get_cpu_capability(), "device": world.device.type, "torch": torch.__version__,
+        "processes": world.size, "threads": runtime.threads or cpu_cores(), "precision": str(precision), "compiled": is_compiled,
+        "micro_rows": micro_rows, "parallel": runtime.parallel if world.size > 1 else "alone", "loss_chunk": runtime.loss_chunk,
+        "recompute": runtime.recompute, "float32": "onednn" if world.device.type == "cpu" and faster_float32() else "default",
+    }  # fmt: skip

@@ -1,0 +1,53 @@
+"""How long a run will take: from some of its own steps, or for a GPU that is not here from its data sheet."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from foundry.config import Config, ConfigError
+from foundry.training.plan import Plan
+from foundry.utils.device import PEAKS
+
+STEPS = 20
+UTILISATION = 0.4  # of a GPU's peak that a run of this size is expected to reach
+
+
+def probe_seconds(cfg: Config, data: str | Path = "data/shards", steps: int = STEPS) -> float:
+    """Seconds of the whole run on this machine, from `steps` of its steps and one validation; nothing is kept.
+
+    Raises:
+        FoundryError: as for the run itself.
+    """
+    from foundry.training.numerics import numerics
+    from foundry.training.trainer import Trainer
+
+    with tempfile.TemporaryDirectory() as tmp:
+        trainer = Trainer.from_shards(cfg.model, cfg.train, data, seed=cfg.seed, runtime=cfg.runtime, state=Path(tmp))
+        with numerics(trainer.runtime, trainer.world):
+            state = trainer._start()
+            taken = []
+            for _ in range(3 + steps):
+                begin = time.perf_counter()
+                trainer._step(state)
+                taken.append(time.perf_counter() - begin)
+                state.step += 1
+            begin = time.perf_counter()
+            trainer._validation(state)
+            validation = time.perf_counter() - begin
+    return statistics.median(taken[3:]) * cfg.train.steps + validation * (
+        cfg.train.steps // cfg.train.eval_interval + 1
+    )
+
+
+def gpu_seconds(plan: Plan, gpu: str, count: int) -> float:
+    """Seconds of the run on `count` GPUs of a kind, at the utilisation that is expected; from the parameters alone.
+
+    Raises:
+        ConfigError: for a GPU whose peak is not known.
+    """
+    if gpu not in PEAKS:
+        raise ConfigError(f"the peak of {gpu!r} is not known; known are {', '.join(PEAKS)}")
+    return plan.flops / (PEAKS[gpu][0] * 1e12 * count * UTILISATION)

@@ -1,0 +1,202 @@
+"""Options of the model, each against an implementation of its own."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from foundry.config import ModelConfig
+from foundry.models import MiniLLM
+from foundry.models.accounting import count_params
+from foundry.models.components import CausalSelfAttention, FlashAttention
+from foundry.models.loss import linear_cross_entropy, soft_cap
+
+SMALL = ModelConfig(vocab_size=97, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, max_seq_len=24)
+
+
+def made(**options):
+    torch.manual_seed(0)
+    model = MiniLLM(SMALL.model_copy(update={"zero_init": False, **options}))
+    for p in model.parameters():  # norms that are not all ones
+        if p.ndim == 1:
+            torch.nn.init.uniform_(p, 0.5, 1.5)
+    return model.eval()
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(0, 97, (3, 24), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_with_qk_norm_equal_transformers_qwen3(tied, tokens, tmp_path):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    model = made(qk_norm=True, tie_embeddings=tied)
+    theirs = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            intermediate_size=48, max_position_embeddings=24, rms_norm_eps=1e-5, tie_word_embeddings=tied, attention_bias=False,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        )
+    ).eval()  # fmt: skip
+    names = {
+        "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attention.wq": "self_attn.q_proj",
+        "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj", "attention.wo": "self_attn.o_proj",
+        "attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm", "ffn.w_gate": "mlp.gate_proj",
+        "ffn.w_up": "mlp.up_proj", "ffn.w_down": "mlp.down_proj",
+    }  # fmt: skip
+    state = {}
+    for name, value in model.state_dict().items():
+        if name.startswith("layers."):
+            _, i, rest = name.split(".", 2)
+            state[f"model.layers.{i}.{names[rest.removesuffix('.weight')]}.weight"] = value
+        else:
+            first = name.removesuffix(".weight")
+            state[
+                {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}[first] + ".weight"
+            ] = value
+    if tied:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    theirs.load_state_dict(state)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens)[0], theirs(tokens).logits, atol=2e-5, rtol=1e-4)
+    assert model.get_num_params(non_embedding=False) == count_params(model.cfg)
+
+
+def test_soft_cap_bounds_the_logits_and_changes_small_ones_little(tokens):
+    plain, capped = made(), made(logit_softcap=0.5)
+    capped.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        a, b = plain(tokens)[0], capped(tokens)[0]
+    torch.testing.assert_close(b, 0.5 * torch.tanh(a / 0.5))
+    assert b.abs().max() < 0.5 < a.abs().max()
+
+
+def test_a_sliding_window_sees_its_last_tokens_alone(tokens):
+    model = made(sliding_window=5, n_layers=1)
+    other = tokens.clone()
+    other[:, 4] = (other[:, 4] + 1) % 97
+    with torch.no_grad():
+        a, b = model(tokens)[0], model(other)[0]
+    changed = (a != b).any(-1).all(0)
+    assert changed.nonzero().flatten().tolist() == [4, 5, 6, 7, 8]
+    wide = made(sliding_window=24)
+    with torch.no_grad():
+        torch.testing.assert_close(wide(tokens)[0], made()(tokens)[0])
+
+
+def test_a_sliding_window_generates_as_it_reads(tokens):
+    from foundry.inference.cache import KVCache
+
+    model = made(sliding_window=5)
+    with torch.no_grad():
+        whole = model(tokens)[0]
+        cache = KVCache(model.cfg, 3)
+        parts = [
+            model(tokens[:, :7], cache=cache)[0],
+            *(model(tokens[:, i : i + 1], cache=cache)[0] for i in range(7, 24)),
+        ]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-4)
+
+
+def test_with_document_masks_another_document_in_the_row_changes_nothing(tokens):
+    model = made()
+    segments = torch.tensor([0] * 10 + [1] * 9 + [2] * 5).expand(3, 24)
+    other = tokens.clone()
+    other[:, :10] = (other[:, :10] + 1) % 97
+    with torch.no_grad():
+        a, b = (model(t, segments=segments)[0] for t in (tokens, other))
+        alone = model(tokens[:, 10:19])[0]
+    assert torch.equal(a[:, 10:], b[:, 10:]) and not torch.equal(a[:, :10], b[:, :10])
+    # Rotary positions count distances, so a document in the middle of a row reads as it does alone.
+    torch.testing.assert_close(a[:, 10:19], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_masks_give_the_same_in_the_fused_and_the_written_out_attention():
+    cfg = SMALL.model_copy(update={"qk_norm": True})
+    torch.manual_seed(0)
+    written, fused = CausalSelfAttention(cfg), FlashAttention(cfg)
+    fused.load_state_dict(written.state_dict())
+    x, mask = torch.randn(2, 24, 32), torch.rand(2, 1, 24, 24) < 0.5
+    mask |= torch.eye(24, dtype=torch.bool)
+    freqs = MiniLLM(cfg).freqs_cis
+    torch.testing.assert_close(written(x, freqs, mask=mask), fused(x, freqs, mask=mask), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("cap", "z_loss"), [(0.0, 0.0), (3.0, 0.0), (0.0, 0.01), (3.0, 0.01)])
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_the_chunked_loss_and_its_gradients_are_those_of_the_full_logits(cap, z_loss, chunk):
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(37, 16, generator=g, dtype=torch.float64), torch.randn(50, 16, generator=g, dtype=torch.float64)
+    y = torch.randint(0, 50, (37,), generator=g)
+    y[[3, 36]] = -100
+    full_x, full_w = x.float().requires_grad_(), w.float().requires_grad_()
+    logits = soft_cap(F.linear(full_x, full_w), cap)
+    nats = F.cross_entropy(logits, y, reduction="sum")
+    (nats + z_loss * (logits.logsumexp(1)[y >= 0] ** 2).sum()).mul(0.3).backward()
+    a, b = x.float().requires_grad_(), w.float().requires_grad_()
+    total, got = linear_cross_entropy(a, b, y, chunk=chunk, cap=cap, z_loss=z_loss)
+    (total * 0.3).backward()
+    torch.testing.assert_close(got, nats.detach(), atol=1e-4, rtol=1e-6)
+    assert not got.requires_grad
+    torch.testing.assert_close(a.grad, full_x.grad, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(b.grad, full_w.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_the_chunked_loss_never_holds_more_than_a_chunk_of_logits(monkeypatch):
+    from foundry.models import loss
+
+    seen, linear = [], F.linear
+    monkeypatch.setattr(loss.F, "linear", lambda x, w: seen.append(len(x)) or linear(x, w))
+    x, w = torch.randn(1000, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
+    linear_cross_entropy(x, w, torch.zeros(1000, dtype=torch.long), chunk=128)[0].backward()
+    assert seen == [128] * 7 + [104]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_chunked_loss_works_under_autocast(dtype, tokens):
+    model = made().train()
+    with torch.autocast("cpu", dtype):
+        total, nats = model.summed_loss(tokens[:, :-1], tokens[:, 1:], chunk=16)
+    total.backward()
+    exact = model.summed_loss(tokens[:, :-1], tokens[:, 1:], chunk=16)[1]
+    assert nats.item() == pytest.approx(exact.item(), rel=0.01)
+    assert all(
+        p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters()
+    )
+
+
+def test_the_training_loss_is_that_of_forward(tokens):
+    model = made(logit_softcap=2.0).train()
+    _, plain = model(tokens[:, :-1], tokens[:, 1:], reduction="sum")
+    plain.backward()
+    wanted = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    total, nats = model.summed_loss(tokens[:, :-1], tokens[:, 1:], chunk=10)
+    total.backward()
+    torch.testing.assert_close(nats, plain.detach())
+    for p, g in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(p.grad, g, atol=1e-4, rtol=1e-4)
+
+
+def test_recomputed_activations_give_the_same_gradients_with_dropout(tokens):
+    model = made(dropout=0.3).train()
+
+    def gradients(recompute):
+        model.recompute = recompute
+        model.zero_grad()
+        torch.manual_seed(5)
+        model.summed_loss(tokens[:, :-1], tokens[:, 1:], chunk=64)[0].backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    for a, b in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_without_zero_init_the_blocks_do_something_and_the_first_loss_is_about_ln_v(tokens):
+    torch.manual_seed(0)
+    model = MiniLLM(SMALL.model_copy(update={"zero_init": False}))
+    assert model.layers[0].attention.wo.weight.std().item() == pytest.approx(0.02 / 2, rel=0.1)
+    assert model(tokens[:, :-1], tokens[:, 1:])[1].item() == pytest.approx(math.log(97), abs=0.1)

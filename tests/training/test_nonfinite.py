@@ -1,0 +1,109 @@
+"""A loss or gradient that is not finite: caught before it changes anything, told with its documents, and answered as `train.on_nonfinite` says."""
+
+import json
+
+import pytest
+import torch
+
+from foundry.config import FoundryError, ModelConfig, Runtime, TrainConfig
+from foundry.training import Trainer
+
+MODEL = ModelConfig(
+    vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32, dropout=0.1
+)
+TRAIN = TrainConfig(steps=12, tokens_per_step=256, warmup_steps=1, log_interval=1, eval_interval=12, eval_tokens=600)
+RUNTIME = Runtime(device="cpu", threads=1, checkpoint_interval=3)
+
+
+def made(shards, state, poisoned=(), how="loss", **train):
+    """A run whose loss (or gradient alone) is not a number for some batches, as a damaged batch would make it."""
+    trainer = Trainer.from_shards(MODEL, TRAIN.model_copy(update=train), shards, seed=3, runtime=RUNTIME, state=state)
+    make = trainer._loss_function
+
+    def poisoning():
+        loss_of = make()
+
+        def loss(*batch):
+            total, nats = loss_of(*batch)
+            if trainer.passed.batch(trainer._state.step) in poisoned:
+                total = total * float("nan")
+                nats = nats * float("nan") if how == "loss" else nats
+            return total, nats
+
+        return loss
+
+    trainer._loss_function = poisoning
+    return trainer
+
+
+def weights(result):
+    return [p.detach().clone() for p in result.model.parameters()]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(("how", "told"), [("loss", "the loss is nan"), ("gradient", "the gradient's norm is nan")])
+def test_halt_names_step_shard_and_documents_and_leaves_the_weights(shards, tmp_path, how, told):
+    trainer = made(shards, tmp_path, {5}, how)
+    with pytest.raises(FoundryError, match=rf"step 6: {told}.*shard-\d+.arrow [0-9a-f]{{16}}.*Lower train.lr") as e:
+        trainer.fit()
+    assert "on_nonfinite: skip or rollback" in str(e.value)
+    # The weights are those after five steps: a run that is whole until there has the same.
+    other = made(shards, tmp_path / "other", steps=12)
+    state = other._start()
+    for _ in range(5):
+        other._step(state)
+        state.step += 1
+    assert same(trainer._state.model.parameters(), state.model.parameters())
+
+
+def passed_over(shards, state, batches, **train):
+    """An untouched run that is told from the start to pass over these batches."""
+    trainer = made(shards, state, **train)
+    for b in batches:
+        trainer.passed.add(0, [b], "told so")
+    return trainer.fit()
+
+
+def test_skip_passes_over_the_batch_and_nothing_else(shards, tmp_path):
+    trainer = made(shards, tmp_path / "a", {5, 8}, on_nonfinite="skip")
+    result = trainer.fit()
+    assert [d["batches"] for d in result.facts["passed_over"]] == [[5], [8]] and len(result.curve) == 12
+    assert all(torch.isfinite(p).all() for p in result.model.parameters())
+    told = passed_over(shards, tmp_path / "b", [5, 8], on_nonfinite="skip")
+    assert same(weights(result), weights(told)) and result.curve == told.curve
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_rollback_returns_to_a_checkpoint_and_passes_over_the_window(shards, tmp_path, batch):
+    options = {"on_nonfinite": "rollback", "rollback_steps": 3}
+    result = made(shards, tmp_path / "a", {batch}, **options).fit()
+    window = list(range(max(0, batch - 2), batch + 1))
+    (decision,) = result.facts["passed_over"]
+    assert decision["batches"] == window and "the loss is nan" in decision["reason"]
+    told = passed_over(shards, tmp_path / "b", window, **options)
+    assert same(weights(result), weights(told)) and result.curve == told.curve
+    # A rerun beside the decisions repeats them without meeting the batch; one without them comes to the same.
+    again = made(shards, tmp_path / "a", {batch}, **options)
+    assert json.loads((again.folder / "passed.json").read_text()) == [decision]
+    assert same(weights(again.fit()), weights(result))
+    anew = made(shards, tmp_path / "c", {batch}, **options).fit()
+    assert same(weights(anew), weights(result))
+
+
+def test_a_run_that_passes_over_too_much_is_given_up(shards, tmp_path):
+    with pytest.raises(FoundryError, match="6 batches were passed over before"):
+        made(shards, tmp_path, set(range(3, 40)), on_nonfinite="skip").fit()
+
+
+def test_a_jump_of_the_loss_is_told(shards, tmp_path, caplog):
+    from foundry.training.state import WINDOW, TrainState
+    from foundry.utils.log import get_logger
+
+    get_logger().propagate = True
+    state = TrainState(None, None, None, {})
+    assert [state.watch(3 + 0.01 * (i % 7)) for i in range(WINDOW)] == [None] * WINDOW
+    assert state.watch(3.02) is None and len(state.window) == WINDOW
+    assert state.watch(4.0) > 6

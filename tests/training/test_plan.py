@@ -1,0 +1,123 @@
+"""What training will do, told before it begins; what a step read, told afterwards."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from foundry.config import ConfigError, ModelConfig, Runtime, TrainConfig
+from foundry.data.inspect import parts, told
+from foundry.data.loader import DataLoader
+from foundry.models.accounting import train_memory_bytes
+from foundry.training.plan import check_plan, make_plan
+from foundry.training.probe import gpu_seconds
+
+MODEL = ModelConfig(vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32)
+TRAIN = TrainConfig(steps=6, tokens_per_step=256, warmup_steps=1)
+
+
+@pytest.mark.parametrize("packing", ["cut", "best_fit", "document"])
+def test_the_documents_of_a_step_are_those_its_batch_holds(shards, packing):
+    loader = DataLoader(shards, 8, 32, 3, packing=packing)
+    for step in (0, 5, loader.windows // 8):  # the last one crosses into the next epoch
+        tokens = loader.batch(step)[0].numpy()
+        rows = [[] for _ in range(8)]
+        for p in parts(loader, step):
+            rows[p.row].append(p.tokens[: len(p.tokens)])
+        for row, pieces in zip(tokens, rows, strict=True):
+            seen = np.concatenate(pieces)
+            assert np.array_equal(seen, row[: len(seen)]) and (packing != "cut" or len(seen) == 32)
+    ids = {p.doc_id for p in parts(loader, 0)}
+    assert all(len(i) == 16 for i in ids)
+    assert next(iter(ids)) in told(loader, 0, most=100)
+
+
+def test_a_part_says_where_in_its_document_it_lies(shards):
+    loader = DataLoader(shards, 8, 32, 3)
+    whole = {}
+    for shard in range(len(loader.shards.tokens)):
+        for doc_id, at, begin, end in loader.shards.documents_at(shard, 0, len(loader.shards.tokens[shard])):
+            whole[doc_id] = loader.shards.tokens[shard][at + begin : at + end]
+    for p in parts(loader, 4):
+        assert np.array_equal(whole[p.doc_id][p.begin : p.end], p.tokens)
+
+
+def test_the_memory_estimate_is_near_what_a_step_takes():
+    """Against the tensors that autograd keeps for a backward pass, counted by hooks."""
+    import torch
+
+    from foundry.models import MiniLLM
+
+    cfg = ModelConfig(vocab_size=1000, dim=128, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=256, max_seq_len=128)
+    model, kept = MiniLLM(cfg), {}
+
+    def keep(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    x = torch.randint(0, 1000, (8, 128))
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        model.summed_loss(x, x, chunk=256)
+    seen = sum(n for k, n in kept.items() if k not in weights)
+    fixed = 16 * sum(p.numel() for p in model.parameters())
+    estimate = train_memory_bytes(cfg, 8, False, chunk=256)
+    assert 0.6 < (fixed + seen) / estimate < 1.4
+    assert train_memory_bytes(cfg, 8, False, True, 256) < estimate
+
+
+def test_all_that_cannot_work_is_told_together(tmp_path, monkeypatch):
+    import shutil
+
+    plan = make_plan(MODEL, TRAIN, 10_000)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda p: usage._replace(free=1000))
+    runtime = Runtime(parallel="fsdp", precision="float16")
+    with pytest.raises(ConfigError, match=r"(?s)checkpoints need 1 MiB.*are free.*fsdp needs bfloat16"):
+        check_plan(plan, MODEL, TRAIN, runtime, 8, tmp_path / "not" / "there")
+
+
+def test_time_on_a_gpu_comes_from_its_data_sheet():
+    plan = make_plan(ModelConfig(vocab_size=32768, dim=768, n_layers=12, n_heads=12, ffn_dim=2560), TRAIN, 10**6)
+    assert gpu_seconds(plan, "H100", 2) == pytest.approx(plan.flops / (2 * 989e12 * 0.4))
+    with pytest.raises(ConfigError, match="'H900' is not known; known are H200, H100"):
+        gpu_seconds(plan, "H900", 1)
+
+
+@pytest.mark.slow
+def test_the_commands_plan_and_inspect_say_it(shards, tokenizer, tmp_path):
+    from pathlib import Path
+
+    import yaml
+
+    from foundry.config import read_yaml
+
+    root = Path(__file__).resolve().parents[2]
+    params = read_yaml(root / "params.yaml")
+    params["tokenizer"]["vocab_size"] = 400
+    params["model"].update(MODEL.model_dump(exclude={"vocab_size"}))
+    params["train"].update(
+        {"steps": 30, "tokens_per_step": 256, "warmup_steps": 1, "eval_interval": 10, "eval_tokens": 600}
+    )
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/shards").symlink_to(shards)
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts/tokenizer").symlink_to(Path(tokenizer.path).parent)
+
+    def foundry(*args):
+        done = subprocess.run(
+            [sys.executable, "-m", "foundry.cli", *args], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"}
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    code, text = foundry("plan", "--probe")
+    assert code == 0 and "time: about" in text and "0.40 epochs of 19,444" in text and "memory: about" in text
+    assert not (tmp_path / ".foundry/train").exists()
+    code, text = foundry("plan", "--profile", "gpu-124m", "--gpu", "H100", "--gpus", "8")
+    assert code == 0 and "on 8 x H100, at 40% of its peak" in text and "5,000 steps x 524,288" in text
+    code, text = foundry("inspect", "--step", "3")
+    assert code == 0 and text.startswith("step 3 reads batch 2: 8 rows of 32 tokens") and "row 7: " in text
+    code, text = foundry("inspect", "--step", "31")
+    assert code == 1 and "must lie in 1 to 30" in text
