@@ -39,7 +39,7 @@ def refused(project, told, error=FoundryError, **export):
     with pytest.raises(error, match=told):
         run(**export)
     assert not (project / "artifacts/export").exists()
-    assert sorted(p.name for p in (project / "artifacts").iterdir()) == ["model", "tokenizer"]
+    assert sorted(p.name for p in (project / "artifacts").iterdir()) == ["evaluation", "model", "tokenizer"]
 
 
 def test_a_model_folder_without_config(project):
