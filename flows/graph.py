@@ -15,23 +15,26 @@ class Node:
     policy: dict[str, Any] = field(default_factory=dict)  # meta.prefect: retries, retry_delay_s, timeout_s
 
 
-def plan(root: Path, only: list[str] | None = None) -> list[Node]:
+def stage_names(root: Path) -> list[str]:
+    return list(read_yaml(root / "dvc.yaml")["stages"])
+
+
+def plan(root: Path, target: str = "all") -> list[Node]:
     """The stages to run, each after those it depends on.
 
     Args:
-        only: names to keep; empty keeps all.
+        target: a stage: it and all that it depends on; `all`: every stage.
 
     Raises:
         ConfigError: for an unknown name, with the nearest one.
     """
     stages = read_yaml(root / "dvc.yaml")["stages"]
-    for name in only or []:
-        if name not in stages:
-            near = difflib.get_close_matches(name, stages, n=1)
-            raise ConfigError(
-                f"unknown stage {name!r}; "
-                + (f"did you mean {near[0]!r}?" if near else f"stages are {', '.join(stages)}")
-            )
+    if target != "all" and target not in stages:
+        near = difflib.get_close_matches(target, stages, n=1)
+        raise ConfigError(
+            f"unknown stage {target!r}; "
+            + (f"did you mean {near[0]!r}?" if near else f"stages are all, {', '.join(stages)}")
+        )
     made = {
         _path(o): name for name, s in stages.items() for kind in ("outs", "metrics", "plots") for o in s.get(kind, [])
     }
@@ -47,9 +50,11 @@ def plan(root: Path, only: list[str] | None = None) -> list[Node]:
         if not ready:
             raise ConfigError(f"dvc.yaml has a circle among {', '.join(n for n in stages if n not in ordered)}")
         ordered += ready
-    return [
-        Node(n, upstream[n], (stages[n].get("meta") or {}).get("prefect", {})) for n in ordered if not only or n in only
-    ]
+    wanted = set(stages) if target == "all" else {target}
+    for name in reversed(ordered):
+        if name in wanted:
+            wanted |= set(upstream[name])
+    return [Node(n, upstream[n], (stages[n].get("meta") or {}).get("prefect", {})) for n in ordered if n in wanted]
 
 
 def _path(out: str | dict) -> str:

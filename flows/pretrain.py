@@ -1,140 +1,127 @@
-"""The flow `pretrain`: one Prefect task a DVC stage, taken from dvc.yaml.
+"""The flow `pretrain`: one Prefect task a DVC stage, taken from dvc.yaml, in a worktree of the run's own.
 
-DVC stays the only cache: a task is `dvc repro --single-item STAGE`, so `dvc.lock` stays true whoever ran it. Prefect adds what DVC has not: schedules, retries
-by each stage's `meta.prefect`, logs and states to look at, a button to cancel. Cancelling lets the trainer save; the next run goes on.
+DVC decides what is built. Prefect adds what DVC has not: schedules, retries by each stage's `meta.prefect`, forms, logs and states to look at, a button to
+cancel. Cancelling lets the trainer save; the next run goes on.
 
-    python -m flows.pretrain [--only STAGE ...] [--force]      once, here, with a server that lives as long
+    python -m flows.pretrain [--target STAGE] [--set train.lr=0.002 ...] [--force] [--here]      once, with a server that lives as long
 """
 
 import argparse
-import json
 import os
 import sys
-import time
-from pathlib import Path
+from typing import Any
 
 from flows.settings import environment, project_root
 
 os.environ.update(environment(project_root()))  # before prefect is imported: it reads its settings then
 
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
+from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Completed
-from pydantic import BaseModel, ConfigDict, Field
 
 from flows.graph import plan
-from flows.runner import StageRun, Stopped
-from foundry.config import FoundryError
-
-STATES = {"ran": "Completed", "restored": "Restored", "up-to-date": "UpToDate"}
-_live: dict[str, StageRun] = {}
-_cancelled = False
-
-
-class Options(BaseModel):
-    """What to run; the form in Prefect's UI."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    only: list[str] = Field(default_factory=list, description="stages to run; empty runs all that changed")
-    force: bool = Field(False, description="run them even if nothing changed")
+from flows.options import ALL, Build
+from flows.pages import publish
+from flows.stages import Crew, run_graph
+from flows.workspace import Workspace, commit_of, one_at_a_time, workspace
+from foundry.config import ConfigError, FoundryError
 
 
-def _retry(task, run, state) -> bool:
-    """A stage that was stopped is not started again."""
-    if _cancelled:
-        return False
-    try:
-        state.result()
-    except Stopped:
-        return False
-    except BaseException:
-        return True
-    return False
+def run_name(options: Build) -> str:
+    return " ".join(filter(None, ("pretrain", commit_of(project_root(), options.revision)[:7], options.named())))
 
 
-@task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_retry)
-def dvc_stage(stage: str, timeout_s: float | None, force: bool, flow_run_id: str):
-    """Runs one stage; its state is named by what DVC did."""
-    run = _live[stage] = StageRun(
-        stage, project_root(), timeout_s, force=force, extra_env={"FOUNDRY_FLOW_RUN_ID": flow_run_id}
-    )
-    begin = time.monotonic()
-    try:
-        how = run.run(get_run_logger().info)
-    finally:
-        _live.pop(stage, None)
-    seconds = round(time.monotonic() - begin, 1)
-    return Completed(name=STATES[how], message=f"{how} in {seconds} s", data={"how": how, "seconds": seconds})
+def _name_of_run() -> str:
+    options = flow_run.parameters.get("options")
+    return run_name(options if isinstance(options, Build) else Build.model_validate(options or {}))
 
 
-@flow(name="pretrain", log_prints=True)
-def pretrain(options: Options = Options()):
+@flow(name="pretrain", flow_run_name=_name_of_run, log_prints=True)
+def pretrain(options: Build = Build()) -> dict[str, str]:
     """From raw text to a registered model: every stage that changed, in the order of the graph."""
-    global _cancelled
-    _cancelled = False
-    nodes = plan(project_root(), options.only)
-    futures = {}
-    try:
-        for node in nodes:
-            p = node.policy
-            run = dvc_stage.with_options(
-                retries=p.get("retries", 0), retry_delay_seconds=p.get("retry_delay_s", 10), retry_condition_fn=_retry
-            )
-            wait_for = [futures[u] for u in node.upstream if u in futures]
-            futures[node.name] = run.submit(
-                node.name, p.get("timeout_s"), options.force, str(flow_run.id), wait_for=wait_for
-            )
-        for future in futures.values():
-            future.wait()
-    except BaseException:
-        _cancelled = True
-        for run in list(_live.values()):
-            run.stop("the run was cancelled")
-        raise
-    rows = [{"stage": n, "state": f.state.name, "message": (f.state.message or "")[:300]} for n, f in futures.items()]
-    create_table_artifact(key="stages", table=rows, description="what DVC did with each stage")
-    if text := metrics_page(project_root()):
-        create_markdown_artifact(key="metrics", markdown=text, description="the numbers of the last evaluation")
-    if (uri := os.environ.get("FOUNDRY_MLFLOW_URL", "")).startswith("http"):
-        create_link_artifact(key="mlflow", link=uri, link_text="runs and models in MLflow")
-    bad = [r for r in rows if not futures[r["stage"]].state.is_completed()]
-    if bad:
-        raise RuntimeError("; ".join(f"{r['stage']}: {r['state']} {r['message']}" for r in bad))
+    log = get_run_logger().info
+    home = project_root()
+    options.check(home)
+    with (
+        one_at_a_time(home, log),
+        workspace(home, run_id(), options.revision, log, isolated=options.isolated) as ws,
+    ):
+        ws.set(options.values())
+        rows = build(ws, options)
     return {r["stage"]: r["state"] for r in rows}
 
 
-def metrics_page(root: Path) -> str:
-    """The reports that are there, as Markdown."""
-    lines = ["| what | value |", "| --- | --- |"]
-    train, evaluate = root / "reports" / "train.json", root / "reports" / "evaluate.json"
-    if train.exists():
-        t = json.loads(train.read_text(encoding="utf-8"))
-        lines += [
-            f"| parameters | {t['params']:,} |",
-            f"| tokens | {t['tokens']:,} |",
-            f"| validation bits per byte | {t['val_bits_per_byte']:.4f} |",
-        ]
-    if evaluate.exists():
-        e = json.loads(evaluate.read_text(encoding="utf-8"))
-        b = e["test"]["bits_per_byte"]
-        lines.append(f"| **test bits per byte** | **{b['value']:.4f}** ({b['low']:.4f} to {b['high']:.4f}) |")
-        lines += [
-            f"| {n}, given the training text | {row['given_train']:.4f} |" for n, row in e.get("baselines", {}).items()
-        ]
-    return "\n".join(lines) if len(lines) > 2 else ""
+def run_id() -> str:
+    return str(flow_run.id)[:8]
+
+
+def build(ws: Workspace, options: Build, force: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
+    """Runs the graph in a workspace, keeps and publishes what came of it.
+
+    Raises:
+        RuntimeError: naming each stage that did not end well.
+    """
+    nodes = plan(ws.root, options.target)
+    force |= frozenset(n.name for n in nodes) if options.force else frozenset()
+    facts = {
+        "flow_run": str(flow_run.id),
+        "name": flow_run.name,
+        "options": options.model_dump(mode="json", exclude_defaults=True),
+    }
+    crew = Crew(ws, {"FOUNDRY_FLOW_RUN_ID": str(flow_run.id)})
+    try:
+        rows = run_graph(crew, nodes, force=force, limits=options.time_limits_s)
+    except BaseException:
+        ws.keep({**facts, "stages": []})
+        raise
+    ws.keep({**facts, "stages": rows})
+    publish(ws, rows, how_to_get(ws, options))
+    if bad := [r for r in rows if r["state"] not in ("Completed", "Restored", "UpToDate")]:
+        raise RuntimeError("; ".join(f"{r['stage']}: {r['state']} {r['message']}" for r in bad))
+    return rows
+
+
+def how_to_get(ws: Workspace, options: Build) -> str:
+    """How the results come into the project's folder."""
+    if not ws.isolated:
+        return ""
+    if options.values():
+        return f"To have these results in your folder: `cp .foundry/runs/{ws.folder.name}/{{params.yaml,dvc.lock}} . && dvc checkout`"
+    return (
+        f"To have these results in your folder: `dvc repro` at {ws.commit[:9]} restores them without running anything."
+    )
+
+
+def parse_set(pairs: list[str]) -> dict[str, Any]:
+    """`["train.lr=0.002"]` as {key: value}; values are YAML.
+
+    Raises:
+        ConfigError: for a pair without `=`.
+    """
+    import yaml
+
+    if bad := [p for p in pairs if "=" not in p]:
+        raise ConfigError(f"--set {bad[0]}: write KEY=VALUE, such as --set train.lr=0.002")
+    return {k.strip(): yaml.safe_load(v) for k, v in (p.split("=", 1) for p in pairs)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the pipeline once as a Prefect flow.")
-    parser.add_argument("--only", nargs="*", default=[], metavar="STAGE", help="run these stages only")
-    parser.add_argument("--force", action="store_true", help="run them even if nothing changed")
+    parser.add_argument("--target", default=ALL, metavar="STAGE", help="this stage and those it needs (default: all)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other parameters, as train.lr=0.002")
+    parser.add_argument("--revision", default="HEAD", help="commit, branch or tag that is built (default: HEAD)")
+    parser.add_argument("--here", action="store_true", help="in this folder, not in a worktree of the run's own")
+    parser.add_argument("--force", action="store_true", help="run the stages even if nothing changed")
     args = parser.parse_args()
     try:
-        plan(project_root(), args.only)
-        pretrain(Options(only=args.only, force=args.force))
+        options = Build(
+            target=args.target,
+            others=parse_set(args.set),
+            revision=args.revision,
+            isolated=not args.here,
+            force=args.force,
+        )
+        options.check(project_root())
+        pretrain(options)
     except FoundryError as e:
         sys.exit(f"error: {e}")
 

@@ -28,11 +28,30 @@ class Stopped(RuntimeError):
     """The stage was stopped: by a deadline or because the run was cancelled. Trying again would undo that."""
 
 
+EXITED = re.compile(r"exited with (-?\d+)")
+PROGRESS = re.compile(r"(\d{1,3})%\|")
+
+
 class StageFailed(RuntimeError):
-    """DVC ended with an error; the message holds the stage's last lines."""
+    """DVC ended with an error; the message holds the stage's last lines.
+
+    Attributes:
+        mendable: whether another try may help: the stage was killed, or said so (exit code 75). A mistake in data or parameters stays one.
+    """
+
+    def __init__(self, message: str, mendable: bool = False) -> None:
+        super().__init__(message)
+        self.mendable = mendable
 
 
-def _die_with_parent() -> None:
+def mendable(lines: list[str]) -> bool:
+    """Whether the stage's exit code, which DVC tells in its last lines, is 75 (try later) or a signal's."""
+    codes = [int(m[1]) for line in lines[-20:] if (m := EXITED.search(line))]
+    return bool(codes) and (codes[-1] == os.EX_TEMPFAIL or codes[-1] < 0 or codes[-1] > 128)
+
+
+def die_with_parent() -> None:
+    """For `preexec_fn`: the kernel ends the child when this process dies."""
     if _LIBC is not None:
         _LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG; dvc alone does not hear SIGINT while a stage runs
 
@@ -75,7 +94,7 @@ class StageRun:
         env = {**environment(self.root), "SHELL": "/bin/sh", **self.extra_env}
         self._process = subprocess.Popen(
             command, cwd=self.root, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            errors="replace", bufsize=1, start_new_session=True, preexec_fn=_die_with_parent,
+            errors="replace", bufsize=1, start_new_session=True, preexec_fn=die_with_parent,
         )  # fmt: skip
         timer = threading.Timer(self.timeout_s, self.stop, ("its time limit was reached",)) if self.timeout_s else None
         if timer:
@@ -97,7 +116,8 @@ class StageRun:
         if self.stopped:
             raise Stopped(f"stage {self.stage}: {self.stopped}; a trainer has saved and goes on with the next run")
         if code:
-            raise StageFailed(f"stage {self.stage} failed (dvc ended with {code}):\n" + "\n".join(self.lines[-20:]))
+            told = f"stage {self.stage} failed (dvc ended with {code}):\n" + "\n".join(self.lines[-20:])
+            raise StageFailed(told, mendable(self.lines) or code < 0)
         text = "\n".join(self.lines)
         return (
             "restored"

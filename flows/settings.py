@@ -23,10 +23,14 @@ def environment(root: Path) -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes and 2 GB otherwise
         # Leases kept in memory are lost with the server, and healthy runs are crashed for it.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        "FOUNDRY_ROOT": str(root),
     }
     defaults = {
+        "FOUNDRY_ROOT": str(root),
         "PREFECT_HOME": str(root / ".foundry" / "prefect"),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     }
-    return {**defaults, **os.environ, **fixed}
+    env = {**defaults, **os.environ, **fixed}
+    Path(env["PREFECT_HOME"]).mkdir(
+        parents=True, exist_ok=True
+    )  # its server cannot open a database in a folder that is not there
+    return env

@@ -15,10 +15,12 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flows.deploy import POOL, deploy, remember
 from flows.settings import environment, project_root
 from foundry.config import ConfigError, FoundryError
+from foundry.tracking.settings import connect
 
-HOST, POOL = "127.0.0.1", "foundry"
+HOST = "127.0.0.1"
 START_TIMEOUT = 180.0  # seconds; a server takes 4 to 10, on a busy machine much longer
 
 
@@ -29,6 +31,7 @@ class Ui:
     root: Path
     prefect_url: str
     mlflow_url: str
+    deployments: list[str] = field(default_factory=list)
     children: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     def log(self, name: str) -> Path:
@@ -74,8 +77,11 @@ def free_port(port: int, option: str) -> int:
         return s.getsockname()[1]
 
 
-def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000) -> Ui:
+def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000, webhook: str = "") -> Ui:
     """Starts everything and waits until both servers answer.
+
+    Args:
+        webhook: is told of runs that are late, fail or crash.
 
     Raises:
         ConfigError: if a port is in use; nothing was started.
@@ -89,13 +95,13 @@ def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000) -> Ui:
     try:
         _spawn(ui, "prefect-server", ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)], env)
         store = f"sqlite:///{state / 'mlflow.db'}"
+        connect(store)  # makes it, if it is not there, under our lock: a training may do the same at this moment
         artifacts = (state / "mlartifacts").as_uri()
         serve = ["mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
         _spawn(ui, "mlflow", [*serve, "--backend-store-uri", store, "--artifacts-destination", artifacts], env)
         _wait(ui, f"{ui.prefect_url}/api/health")
-        _prefect(ui, env, "work-pool", "create", POOL, "--type", "process", "--overwrite")
-        _prefect(ui, env, "work-pool", "set-concurrency-limit", POOL, "1")
-        _prefect(ui, env, "--no-prompt", "deploy", "--all")
+        remember(root, ui.prefect_url, ui.mlflow_url)
+        ui.deployments = deploy(root, f"{ui.prefect_url}/api", webhook)
         _spawn(ui, "worker", ["prefect", "worker", "start", "--pool", POOL], env)
         _wait(ui, f"{ui.mlflow_url}/health")
     except BaseException:
@@ -115,19 +121,6 @@ def _spawn(ui: Ui, name: str, command: list[str], env: dict[str, str]) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-
-
-def _prefect(ui: Ui, env: dict[str, str], *args: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", *args],
-        cwd=ui.root,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise FoundryError(f"prefect {' '.join(args)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
 
 
 def _wait(ui: Ui, url: str) -> None:
@@ -154,16 +147,17 @@ def main() -> None:
     )
     parser.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s; 0 = any free one")
     parser.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s; 0 = any free one")
+    parser.add_argument("--webhook", default="", metavar="URL", help="is told of runs that are late, fail or crash")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print("starting Prefect and MLflow (some seconds) ...", flush=True)
     try:
-        ui = start(project_root(), args.prefect_port, args.mlflow_port)
+        ui = start(project_root(), args.prefect_port, args.mlflow_port, args.webhook)
     except FoundryError as e:
         sys.exit(f"error: {e}")
     try:
         query = urllib.parse.urlencode({"workflowType": "machine_learning"})
-        print(f"Prefect   {ui.prefect_url}   deployments: pretrain/manual, pretrain/nightly (its schedule is off)")
+        print(f"Prefect   {ui.prefect_url}/deployments   {', '.join(ui.deployments)} (schedules are off)")
         print(f"MLflow    {ui.mlflow_url}/#/experiments?{query}")
         print("Ctrl-C stops both; logs are in .foundry/ui/", flush=True)
         while not (name := ui.dead()):

@@ -74,15 +74,16 @@ def resolve(name: str, cfg: Config, root: Path) -> Side:
         from foundry.tracking.registry import download
 
         folder = Path(tempfile.mkdtemp(prefix="foundry-compare-"))
-        return _folder(download(name, tracking_uri(cfg.runtime), folder), name)
+        return in_folder(download(name, tracking_uri(cfg.runtime), folder), name)
     if path.is_file():
         return Side(name, read_documents(path), None)
     if path.is_dir():
-        return _folder(path, name)
+        return in_folder(path, name)
     return Side(name, _of_revision(name, root), None)
 
 
-def _folder(folder: Path, name: str) -> Side:
+def in_folder(folder: Path, name: str) -> Side:
+    """What a folder holds of a model: an export, a trained model, a project, a registered version's files."""
     kept = next(
         (
             p

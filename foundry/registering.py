@@ -44,7 +44,7 @@ def register_export(cfg: Config, root: str | Path = ".") -> Registration:
             candidate,
             uri=uri,
             experiment=cfg.runtime.experiment,
-            decide=_gate(cfg, read_documents(candidate.scores), uri),
+            decide=_gate(cfg, read_documents(candidate.scores), uri, root),
         )
     except TrackingError:
         write_json(waiting, {"name": candidate.name, "uri": uri, "fingerprint": candidate.fingerprint})
@@ -92,7 +92,7 @@ def promote(cfg: Config, which: str, why: str | None = None) -> tuple[bool, str]
             return True, f"forced by {whoami()}: {why} (champion before: {before})"
         with tempfile.TemporaryDirectory(prefix="foundry-") as tmp:
             mine = read_documents(fetch(client, version, uri, Path(tmp), SCORES))
-        return settle(client, name, version, _gate(cfg, mine, uri))
+        return settle(client, name, version, _gate(cfg, mine, uri, _root_of(version)))
 
 
 def rollback(cfg: Config, why: str) -> tuple[str, str]:
@@ -112,29 +112,51 @@ def address(name: str, which: str) -> str:
     return f"models:/{name}/{which}" if which.isdigit() else f"models:/{name}@{which}"
 
 
-def _gate(cfg: Config, mine: pa.Table, uri: str) -> Decide:
-    """Better than the champion on the same test bytes, by the paired interval. The proof was checked before."""
+def _gate(cfg: Config, mine: pa.Table, uri: str, root: Path | None = None) -> Decide:
+    """Better than the champion on the same test bytes, by the paired interval. The proof was checked before.
+
+    Args:
+        root: a project whose test text `mine` is of: a champion that was tested on other text is scored on it.
+    """
 
     def decide(champion: ModelVersion | None) -> Decision:
         if champion is None:
             return Decision(True, "there was no champion")
         from foundry.tracking.settings import connect
 
+        anew = ""
         with tempfile.TemporaryDirectory(prefix="foundry-") as tmp:
             try:
                 theirs = read_documents(fetch(connect(uri), champion, uri, Path(tmp), SCORES))
             except Exception:  # a version from before losses were kept, or whose store is gone; mlflow raises its own
                 why = f"the champion (version {champion.version}) has no losses by document to compare with"
                 return Decision(False, f"{why}; `foundry promote … --force --why …` decides")
-        try:
-            done = compare_documents(theirs, mine, cfg.evaluate.bootstrap, cfg.seed)
-        except DataError as e:
-            return Decision(False, f"the champion (version {champion.version}) was tested on other text ({e})")
+            try:
+                done = compare_documents(theirs, mine, cfg.evaluate.bootstrap, cfg.seed)
+            except DataError as e:
+                if root is None:
+                    return Decision(False, f"the champion (version {champion.version}) was tested on other text ({e})")
+                from foundry.comparing import in_folder, losses
+
+                side = in_folder(fetch(connect(uri), champion, uri, Path(tmp)), f"version {champion.version}")
+                done = compare_documents(losses(side, root), mine, cfg.evaluate.bootstrap, cfg.seed)
+                anew = ", which was scored anew on this test text"
         d = done.overall
         figures = {"difference": d.value, "low": d.low, "high": d.high, "win_rate": d.win_rate, "p_value": done.p_value}
-        return Decision(done.verdict == "better", f"{done.sentence()}, against version {champion.version}", figures)
+        return Decision(
+            done.verdict == "better", f"{done.sentence()}, against version {champion.version}{anew}", figures
+        )
 
     return decide
+
+
+def _root_of(version: ModelVersion) -> Path | None:
+    """This folder, if what lies in it is the test text of the version."""
+    report = Path("reports/evaluate.json")
+    if not report.exists() or not Path("data/clean/test").is_dir():
+        return None
+    same = read_json(report, "the evaluation")["test_sha256"] == version.tags.get("foundry.test_sha256")
+    return Path.cwd() if same else None
 
 
 def _candidate(cfg: Config, root: Path) -> Candidate:

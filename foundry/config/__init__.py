@@ -4,7 +4,15 @@ from importlib import import_module
 from typing import Any
 
 from foundry.config.corpus import Clean, Download, Shard, Source, TokenizerParams
-from foundry.config.errors import CheckpointError, ConfigError, DataError, ExportError, FoundryError, TrackingError
+from foundry.config.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    FoundryError,
+    TrackingError,
+    UnreachableError,
+)
 from foundry.config.load import describe, load_config, parse_config, read_yaml
 from foundry.config.schema import (
     Config,
@@ -33,6 +41,7 @@ __all__ = [
     "TokenizerParams",
     "TrackingError",
     "TrainConfig",
+    "UnreachableError",
     "describe",
     "get_preset_config",
     "load_config",

@@ -17,6 +17,10 @@ class DataError(FoundryError):
     """Input data or a shard is missing, broken, empty or not what its hash says."""
 
 
+class UnreachableError(DataError):
+    """A publisher did not answer, again and again: what another try later may mend. A stage that ends with it exits with 75."""
+
+
 class CheckpointError(FoundryError):
     """A checkpoint is damaged, belongs to another run, or is locked by a living one."""
 

@@ -35,8 +35,13 @@ def profile_config(name: str, params: str | Path = "params.yaml") -> Config:
 
 def _apply(data: dict, values: dict[str, Any]) -> dict:
     for key, value in values.items():
-        section, field = key.split(".")
-        data.setdefault(section, {})[field] = value
+        *path, field = key.split(".")
+        at = data
+        for name in path:
+            at = at.setdefault(name, {}) if isinstance(at, dict) else None
+        if not isinstance(at, dict):
+            raise ConfigError(f"{key} cannot be set: {'.'.join(path)} holds no keys")
+        at[field] = value
     return data
 
 
@@ -58,17 +63,29 @@ def switch(params: str | Path, name: str) -> str:
     Raises:
         ConfigError: if the result would not be a valid configuration; the file is not written here.
     """
+    return with_values(params, {key: new for key, _, new in changes(params, name)}, f"profile {name}")
+
+
+def with_values(params: str | Path, values: dict[str, Any], what: str = "params.yaml with these values") -> str:
+    """The text of `params` with other values; comments, order and every other key stay.
+
+    Args:
+        values: by dotted key, `train.lr`.
+
+    Raises:
+        ConfigError: with every problem, if the result would not be a valid configuration; nothing is written here.
+    """
     from io import StringIO
 
     from ruamel.yaml import YAML
 
-    profile_config(name, params)
+    parse_config(_apply(read_yaml(params), values), what)
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     data = yaml.load(Path(params).read_text(encoding="utf-8"))
-    _apply(data, dict((key, new) for key, _, new in changes(params, name)))
+    _apply(data, values)
     out = StringIO()
     yaml.dump(data, out)
     return out.getvalue()

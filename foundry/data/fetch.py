@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from foundry.config import Config, ConfigError, DataError, FoundryError, Source
+from foundry.config import Config, ConfigError, DataError, FoundryError, Source, UnreachableError
 from foundry.data.hub import fetch_hub
 from foundry.data.local import find_files
 from foundry.data.lockfile import check_listing, lock_path, pin_of, read_lock, write_lock
@@ -30,7 +30,7 @@ from foundry.data.sources import Address, Hub, Local, Remote, Tarball, Web, Whee
 from foundry.data.store import MOST_THREADS, Fetched, Meter, stored
 from foundry.data.template import Template
 from foundry.data.web import fetch_url
-from foundry.utils.files import atomic_dir, sha256_file, state_dir, told_space, write_json
+from foundry.utils.files import atomic_dir, project_dir, sha256_file, state_dir, told_space, write_json
 from foundry.utils.log import progress
 from foundry.utils.process import exclusive
 
@@ -51,7 +51,7 @@ def download(config: Config, raw: Path, log: logging.Logger) -> dict[str, Any]:
     for s in sources:
         log.info("%s: %s (licence: %s)", s.name, s.url, s.license)
     store = state_dir() / "downloads"
-    with told_space(state_dir().parent), exclusive(store / "lock", "a download"):
+    with told_space(project_dir()), exclusive(store / "lock", "a download"):
         found = _fetch_all(config, addresses, _Fetcher(store, locked, config.download.allow_private, log))
         with atomic_dir(raw) as folder:
             entries = [_place(s, found[_key(s)], folder, locked) for s in sources]
@@ -94,18 +94,20 @@ def _fetch_all(config: Config, addresses: list[list[Address]], fetcher: _Fetcher
     ):
         meter = Meter(bar, config.runtime.downloads)
         tasks = {key: pool.submit(fetcher.fetch, s, a, meter) for key, (s, a) in wanted.items()}
-        found, problems = {}, []
+        found, problems, mendable = {}, [], True
         try:
             for key, task in tasks.items():
                 try:
                     found[key] = task.result()
                 except FoundryError as e:
                     problems.append(f"{wanted[key][0].name}: {e}")
+                    mendable = mendable and isinstance(e, UnreachableError)
         except BaseException:  # Ctrl-C: the pool would wait for whole files
             meter.stop()
             raise
     if problems:
-        raise DataError("\n  - ".join([f"{len(problems)} of {len(wanted)} sources could not be fetched:", *problems]))
+        told = "\n  - ".join([f"{len(problems)} of {len(wanted)} sources could not be fetched:", *problems])
+        raise UnreachableError(told) if mendable else DataError(told)
     return found
 
 

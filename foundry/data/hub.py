@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foundry.config import DataError
+from foundry.config import DataError, UnreachableError
 from foundry.data.lockfile import Pin
 from foundry.data.sources import Hub
 from foundry.data.store import Fetched, Meter, check_names
@@ -61,7 +61,7 @@ def fetch_hub(
         with told_space(store):
             return meter.each(one, files)
     except LocalEntryNotFoundError as e:
-        raise DataError(
+        raise UnreachableError(
             f"{where} is not in the store and the hub cannot be reached ({e.__cause__ or e}); "
             "check the network or HF_ENDPOINT"
         ) from None

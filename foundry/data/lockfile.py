@@ -15,7 +15,7 @@ from typing import Any
 
 from foundry.config import Config, ConfigError, DataError, Source
 from foundry.data.sources import Address, Hub, Remote, parse_source
-from foundry.utils.files import state_dir, write_json
+from foundry.utils.files import project_dir, write_json
 
 VERSION = 1
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -42,7 +42,7 @@ class Pin:
 
 
 def lock_path() -> Path:
-    return state_dir().parent / "data.lock.json"
+    return project_dir() / "data.lock.json"
 
 
 def read_lock(path: Path) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from foundry import __version__
-from foundry.config import DataError
+from foundry.config import DataError, UnreachableError
 from foundry.data.lockfile import Pin
 from foundry.data.redirects import Redirects
 from foundry.data.sources import is_loopback
@@ -126,7 +126,7 @@ class _Transfer:
                     failures = 0 if _size(self.part) > best else failures + 1
                     best = max(best, _size(self.part))
                     if failures >= TRIES:
-                        raise DataError(
+                        raise UnreachableError(
                             f"{self.url} cannot be fetched: {e} ({TRIES} tries in a row). Check the address and the "
                             "network; the same command goes on where it stopped"
                         ) from None

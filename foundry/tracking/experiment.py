@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-NAME, BASELINE = "dvc.exp_name", "dvc.exp_baseline_rev"
+NAME, BASELINE, PARENT = "dvc.exp_name", "dvc.exp_baseline_rev", "mlflow.parentRunId"
 
 
 def experiment_name() -> str | None:
@@ -13,6 +13,11 @@ def experiment_name() -> str | None:
 
 
 def experiment_tags() -> dict[str, str]:
-    """Name and the commit that the experiment began from; nothing outside an experiment."""
-    pairs = ((NAME, experiment_name()), (BASELINE, os.environ.get("DVC_EXP_BASELINE_REV")))
+    """Name and the commit that the experiment began from, and the sweep's run that this one is nested in; nothing outside an experiment."""
+    env = os.environ
+    pairs = (
+        (NAME, experiment_name()),
+        (BASELINE, env.get("DVC_EXP_BASELINE_REV")),
+        (PARENT, env.get("FOUNDRY_PARENT_RUN_ID")),
+    )
     return {k: v for k, v in pairs if v}

@@ -20,9 +20,14 @@ from typing import IO, Any
 from foundry.config import FoundryError
 
 
+def project_dir() -> Path:
+    """The folder of params.yaml and dvc.yaml. DVC names it to its stages."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
 def state_dir() -> Path:
-    """`.foundry/` of the project: everything that outlives or escapes a stage. DVC names the project's root."""
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve() / ".foundry"
+    """`.foundry/` of the project: everything that outlives or escapes a stage. In a worktree that a flow made it is a link to the project's own."""
+    return (project_dir() / ".foundry").resolve()
 
 
 def fsync_dir(path: Path) -> None:

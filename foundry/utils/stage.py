@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from foundry.config import Config, FoundryError, load_config
+from foundry.config import Config, FoundryError, UnreachableError, load_config
 from foundry.utils.files import state_dir
 from foundry.utils.log import setup_logging
 from foundry.utils.process import die_with_parent
@@ -32,7 +32,8 @@ def _process_age() -> float:
 def run_stage(name: str, work: Callable[[Config, logging.Logger], None]) -> None:
     """Checks all parameters, then calls `work(config, log)`.
 
-    A mistake of the user's (`FoundryError`) is printed without a traceback and exits with 1; anything else keeps its traceback.
+    A mistake of the user's (`FoundryError`) is printed without a traceback and exits with 1, or with 75 (EX_TEMPFAIL of sysexits.h)
+    if another try may mend it; anything else keeps its traceback.
     """
     die_with_parent()
     startup = _process_age()
@@ -43,7 +44,7 @@ def run_stage(name: str, work: Callable[[Config, logging.Logger], None]) -> None
         work(load_config(), log)
     except FoundryError as e:
         print(f"error in stage {name}: {e}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
+        raise SystemExit(os.EX_TEMPFAIL if isinstance(e, UnreachableError) else 1) from None
     if rank is not None:
         return
     seconds = time.perf_counter() - begin

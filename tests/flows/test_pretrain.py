@@ -1,8 +1,16 @@
-"""The flow over a toy pipeline on a real Prefect server: states, order, retries, artifacts."""
+"""The flow over a toy pipeline on a real Prefect server: isolation, states, order, retries, limits, artifacts."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
+from pydantic import ValidationError
+
+from foundry.config import ConfigError
+
+ALL = ("one", "two", "side", "three")
 
 
 @pytest.fixture
@@ -12,10 +20,10 @@ def flow(prefect_server, toy):
     return pretrain
 
 
-def options(**kw):
-    from flows.pretrain import Options
+def build(**kw):
+    from flows.options import Build
 
-    return Options(**kw)
+    return Build(**kw)
 
 
 def artifacts(key):
@@ -23,49 +31,132 @@ def artifacts(key):
 
     with get_client(sync_client=True) as client:
         found = client.read_artifacts()
-    return [a for a in found if a.key == key]
+    return sorted((a for a in found if a.key == key), key=lambda a: a.created)
 
 
-def test_states_say_what_dvc_did(flow, toy):
-    assert flow(options()) == {"one": "Completed", "two": "Completed", "three": "Completed"}
-    assert (toy / "out-three").read_text() == "three"
-    assert flow(options()) == {"one": "UpToDate", "two": "UpToDate", "three": "UpToDate"}
-    assert flow(options(only=["two"], force=True)) == {"two": "Completed"}
-    table = json.loads(artifacts("stages")[-1].data)
-    assert {"stage", "state", "message"} <= set(table[0])
+def tries(stage):
+    """How often the newest task run of a stage was started."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        runs = [r for r in client.read_task_runs() if r.name == stage]
+    return max(runs, key=lambda r: r.created).run_count
 
 
-def test_a_failure_is_tried_again_by_the_stages_policy_and_stops_what_follows(flow, toy):
+def repro(folder):
+    done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def kept(toy):
+    runs = sorted((toy / ".foundry/runs").glob("*/run.json"), key=lambda p: p.stat().st_mtime)
+    return runs[-1].parent
+
+
+def test_a_run_builds_what_is_committed_and_its_results_come_back_by_the_run_cache(flow, toy):
+    (toy / "in-one").write_text("half edited")
+    assert flow(build()) == dict.fromkeys(ALL, "Completed")
+    assert not (toy / "dvc.lock").exists() and not (toy / "out-one").exists()
+    assert list((toy / ".foundry/runs").glob("*/tree")) == []
+    (toy / "in-one").write_text("one")
+    text = repro(toy)
+    assert text.count("is cached - skipping run") == 4 and "Running stage" not in text
+    assert (toy / "dvc.lock").read_bytes() == (kept(toy) / "dvc.lock").read_bytes()
+    assert (kept(toy) / "reports/train.json").read_bytes() == (toy / "reports/train.json").read_bytes()
+    assert json.loads((kept(toy) / "run.json").read_text())["stages"][0]["why"] == "not built before"
+
+
+def test_states_and_the_table_say_what_dvc_did_and_why(flow, toy):
+    assert flow(build(isolated=False)) == dict.fromkeys(ALL, "Completed")
+    assert flow(build(isolated=False)) == dict.fromkeys(ALL, "UpToDate")
+    (toy / "in-side").write_text("other")
+    states = flow(build(isolated=False))
+    assert states == {**dict.fromkeys(ALL, "UpToDate"), "side": "Completed"}
+    table = {r["stage"]: r for r in json.loads(artifacts("stages")[-1].data)}
+    assert table["side"]["why"] == "in-side modified" and table["one"]["why"] == "nothing changed"
+    (toy / "in-side").write_text("side")
+    assert flow(build(isolated=False))["side"] == "Restored"
+    assert flow(build(isolated=False, target="two", force=True)) == {"one": "Completed", "two": "Completed"}
+
+
+def test_independent_stages_run_side_by_side(flow, toy):
+    (toy / "todo-two").write_text("meet side")
+    (toy / "todo-side").write_text("meet two")
+    assert flow(build()) == dict.fromkeys(ALL, "Completed")
+
+
+def test_a_mistake_is_not_tried_again_and_stops_what_follows(flow, toy):
     (toy / "todo-two").write_text("fail")
-    with pytest.raises(RuntimeError, match="two: Failed"):
-        flow(options())
-    assert (toy / "out-one").exists() and not (toy / "three.pid").exists()
+    with pytest.raises(RuntimeError, match=r"(?s)two: Failed .*the reason of the failure"):
+        flow(build())
+    assert tries("two") == 1 and (toy / "side.pid").exists() and not (toy / "three.pid").exists()
     (toy / "todo-two").unlink()
-    assert flow(options())["three"] == "Completed"
+    assert flow(build()) == {"one": "Restored", "two": "Completed", "side": "Restored", "three": "Completed"}
 
 
-def test_the_metrics_of_the_reports_become_an_artifact(flow, toy):
-    (toy / "reports").mkdir()
-    (toy / "reports/evaluate.json").write_text(
-        json.dumps(
-            {
-                "test": {"bits_per_byte": {"value": 1.4321, "low": 1.4, "high": 1.5}},
-                "baselines": {"xz": {"given_train": 1.9}},
-            }
-        )
-    )
-    flow(options(only=["one"]))
-    assert "1.4321" in artifacts("metrics")[-1].data and "1.9000" in artifacts("metrics")[-1].data
+@pytest.mark.parametrize("what", ["away", "die"])
+def test_a_publisher_that_is_away_and_a_killed_stage_are_tried_again(flow, toy, what):
+    (toy / "todo-two").write_text(what)
+    assert flow(build()) == dict.fromkeys(ALL, "Completed")
+    assert tries("two") == 2
 
 
-def test_an_unknown_stage_or_option_runs_nothing(flow, toy):
-    from pydantic import ValidationError
+def test_a_time_limit_stops_the_stage_which_saves_and_is_not_tried_again(flow, toy):
+    (toy / "todo-two").write_text("sleep")
+    with pytest.raises(RuntimeError, match="two: Failed .*its time limit was reached"):
+        flow(build(time_limits_s={"two": 8}))
+    assert (toy / "two.saved").read_text() == "2" and tries("two") == 1
 
-    with pytest.raises(Exception, match="did you mean 'three'"):
-        flow(options(only=["thre"]))
-    with pytest.raises(ValidationError):
-        options(stages=["one"])
+
+def test_overrides_reach_the_stage_and_the_numbers_stand_beside_the_last_runs(flow, toy):
+    flow(build())
+    flow(build(overrides={"train": {"lr": 0.004}}, others={"train.steps": 500}))
+    page = artifacts("metrics")[-1].data
+    assert "| validation bits per byte | 2.2000 | 3." in page and "| parameters | 12 | 12 | the same |" in page
+    lock = (kept(toy) / "params.yaml").read_text()
+    assert "lr: 0.004" in lock and "steps: 500" in lock and "#" in lock  # comments stay
+    assert f"cp .foundry/runs/{kept(toy).name}/" in page
+    for name in ("params.yaml", "dvc.lock"):
+        shutil.copy(kept(toy) / name, toy / name)
+    subprocess.run([sys.executable, "-m", "dvc", "checkout", "-q"], cwd=toy, check=True)
+    assert "Running stage" not in repro(toy)
+
+
+@pytest.mark.parametrize(
+    "wrong,told",
+    [
+        ({"target": "thre"}, "unknown stage 'thre'; did you mean 'three'"),
+        ({"others": {"train.lrr": 1}}, "train.lrr: unknown key; did you mean 'lr'"),
+        ({"overrides": {"train": {"warmup_steps": 100_000}}}, "warmup_steps"),
+        ({"revision": "nosuch"}, "no revision 'nosuch'"),
+        ({"time_limits_s": {"tow": 5}}, "time limits: unknown stage tow"),
+        ({"isolated": False, "others": {"train.lr": 0.1}}, "isolated"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_starts(flow, toy, wrong, told):
+    with pytest.raises(ConfigError, match=told):
+        flow(build(**wrong))
     assert not (toy / "one.pid").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"stages": ["one"]}, {"overrides": {"train": {"lr": -1}}}, {"overrides": {"train": {"optimizer": "sgd"}}}]
+)
+def test_a_value_out_of_its_range_does_not_fit_the_form(wrong):
+    with pytest.raises(ValidationError):
+        build(**wrong)
+
+
+def test_the_form_has_every_plain_parameter_with_its_description_and_range():
+    from flows.options import Build
+    from foundry.config import Config
+
+    schema = Build.model_json_schema()
+    train = schema["$defs"]["TrainConfigOverrides"]["properties"]
+    assert train["lr"]["description"] == Config.model_fields["train"].annotation.model_fields["lr"].description
+    assert {"exclusiveMinimum": 0, "type": "number"} in train["lr"]["anyOf"] and train["lr"]["default"] is None
+    assert schema["properties"]["target"]["enum"][0] == "all" and "laptop" in schema["properties"]["profile"]["enum"]
 
 
 def test_telemetry_is_off(prefect_server):

@@ -97,5 +97,5 @@ def test_the_plan_is_dvcs_graph():
 
 def test_an_unknown_stage_is_told_with_the_nearest_name():
     with pytest.raises(ConfigError, match="unknown stage 'trian'; did you mean 'train'"):
-        plan(ROOT, ["trian"])
-    assert [n.name for n in plan(ROOT, ["export", "train"])] == ["train", "export"]
+        plan(ROOT, "trian")
+    assert [n.name for n in plan(ROOT, "shard")] == ["download", "clean", "train_tokenizer", "shard"]

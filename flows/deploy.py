@@ -1,0 +1,133 @@
+"""`make deploy`: the work pool, the deployments of prefect.yaml, and by choice a webhook that hears of late, failed and crashed runs.
+
+python -m flows.deploy [--webhook URL]      on the server that PREFECT_API_URL names, else the one of `make ui`
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from flows.settings import environment, project_root
+from foundry.config import ConfigError, FoundryError
+from foundry.utils.files import write_json
+
+POOL = "foundry"
+HOOK = "foundry-webhook"
+EVENTS = ("Late", "Failed", "Crashed", "TimedOut")
+PAYLOAD = """{"flow": "{{ flow.name }}", "run": "{{ flow_run.name }}", "state": "{{ flow_run.state.name }}",
+"message": {{ flow_run.state.message | tojson }}, "page": "{{ flow_run | ui_url }}"}"""
+
+
+def deploy(root: Path, api_url: str, webhook: str = "") -> list[str]:
+    """Registers pool, deployments and webhook; repeating it changes nothing. Returns the deployments' names.
+
+    Raises:
+        ConfigError: if the webhook is no http address.
+        FoundryError: if the server does not take it.
+    """
+    if webhook and urllib.parse.urlsplit(webhook).scheme not in ("http", "https"):
+        raise ConfigError(f"the webhook must be an http:// or https:// address, got {webhook!r}")
+    env = {**environment(root), "PREFECT_API_URL": api_url, "FOUNDRY_VERSION": version(root)}
+    # One run at a time, by the pool: a deployment's own limit is kept by leases, which crash healthy runs after a restart of the server.
+    prefect(root, env, "work-pool", "create", POOL, "--type", "process", "--overwrite")
+    prefect(root, env, "work-pool", "set-concurrency-limit", POOL, "1")
+    prefect(root, env, "--no-prompt", "deploy", "--all")
+    if webhook:
+        _run([sys.executable, "-m", "flows.deploy", "--notify-only", "--webhook", webhook], root, env, "the webhook")
+    from foundry.config import read_yaml
+
+    return [
+        f"{d['entrypoint'].rpartition(':')[2]}/{d['name']}" for d in read_yaml(root / "prefect.yaml")["deployments"]
+    ]
+
+
+def version(root: Path) -> str:
+    """What git calls the code that is deployed."""
+    done = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"], capture_output=True, text=True
+    )
+    return done.stdout.strip() or "unversioned"
+
+
+def notify(webhook: str) -> None:
+    """An automation of the server's: it calls the address when a run is late, fails or crashes."""
+    from prefect.automations import Automation
+    from prefect.blocks.webhook import Webhook
+    from prefect.events.actions import CallWebhook
+    from prefect.events.schemas.automations import EventTrigger, Posture
+
+    block = Webhook(method="POST", url=webhook).save(HOOK, overwrite=True)
+    with contextlib.suppress(ValueError):  # there is none
+        Automation.read(name=HOOK).delete()
+    Automation(
+        name=HOOK,
+        description="Calls the webhook when a run is late, fails or crashes.",
+        trigger=EventTrigger(
+            expect={f"prefect.flow-run.{e}" for e in EVENTS},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[CallWebhook(block_document_id=block, payload=PAYLOAD)],
+    ).create()
+
+
+def prefect(root: Path, env: dict[str, str], *args: str) -> None:
+    _run([sys.executable, "-m", "prefect", *args], root, env, f"prefect {' '.join(args)}")
+
+
+def _run(command: list[str], root: Path, env: dict[str, str], what: str) -> None:
+    done = subprocess.run(command, cwd=root, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise FoundryError(f"{what} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+
+
+def remember(root: Path, prefect_url: str, mlflow_url: str) -> None:
+    """Where `make ui` serves, for the commands beside it."""
+    write_json(root / ".foundry" / "ui" / "addresses.json", {"prefect": prefect_url, "mlflow": mlflow_url})
+
+
+def server(root: Path) -> str:
+    """The API's address: PREFECT_API_URL, else that of the `make ui` that runs here.
+
+    Raises:
+        ConfigError: if none answers.
+    """
+    told = root / ".foundry" / "ui" / "addresses.json"
+    known = json.loads(told.read_text(encoding="utf-8"))["prefect"] + "/api" if told.exists() else ""
+    url = os.environ.get("PREFECT_API_URL") or known
+    if not url:
+        raise ConfigError("no Prefect server is known: start one with `make ui`, or set PREFECT_API_URL")
+    try:
+        urllib.request.urlopen(f"{url}/health", timeout=5).close()
+    except OSError as e:
+        raise ConfigError(f"{url} does not answer ({e}): start it with `make ui`, or set PREFECT_API_URL") from None
+    return url
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Register the flows of prefect.yaml with a running Prefect server.")
+    parser.add_argument("--webhook", default="", metavar="URL", help="is told of runs that are late, fail or crash")
+    parser.add_argument("--notify-only", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    root = project_root()
+    try:
+        if args.notify_only:
+            notify(args.webhook)
+            return
+        url = server(root)
+        names = deploy(root, url, args.webhook)
+    except FoundryError as e:
+        sys.exit(f"error: {e}")
+    print(f"{url.removesuffix('/api')}: {', '.join(names)}; version {version(root)}")
+    print("schedules are off until you switch them on in the UI; a worker is needed: `make ui` runs one")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The flow `nightly`: what the publishers have today, a model of it, and the gate's word about it.
+
+Files without a sha256 of their own in params.yaml are forgotten in the run's data.lock.json and fetched again; where nothing is newer DVC builds nothing. The
+export stage registers the model and asks the gate: a champion that was tested on other text is scored anew on the new test text first.
+"""
+
+import os
+
+from flows.settings import environment, project_root
+
+os.environ.update(environment(project_root()))
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from flows.options import Build
+from flows.pretrain import build, run_id
+from flows.stages import foundry_command
+from flows.workspace import Log, Workspace, one_at_a_time, workspace
+from foundry.config import read_yaml
+
+
+class Nightly(Build):
+    """What the refresh builds."""
+
+    refresh: bool = Field(True, description="fetch newer data; off: build what params.yaml and data.lock.json name")
+
+
+def _name_of_run() -> str:
+    when = flow_run.scheduled_start_time
+    return f"nightly {when:%Y-%m-%d}" if when else "nightly"
+
+
+@flow(name="nightly", flow_run_name=_name_of_run, log_prints=True)
+def nightly(options: Nightly = Nightly()) -> dict[str, str]:
+    """Downloads newer data, rebuilds, compares with the champion, and promotes by the gate."""
+    log = get_run_logger().info
+    home = project_root()
+    options.check(home)
+    with (
+        one_at_a_time(home, log),
+        workspace(home, run_id(), options.revision, log, isolated=options.isolated) as ws,
+    ):
+        ws.set(options.values())
+        force: frozenset[str] = frozenset()
+        if options.refresh:
+            sources = [s["name"] for s in read_yaml(ws.root / "params.yaml")["download"]["sources"]]
+            foundry_command(ws.root, ["relock", *sources], log)
+            force = frozenset({"download"})
+        rows = build(ws, options, force)
+        if (ws.root / "artifacts/export").is_dir():
+            create_markdown_artifact(key="champion", markdown=verdict(ws, log), description="what the gate said")
+    return {r["stage"]: r["state"] for r in rows}
+
+
+def verdict(ws: Workspace, log: Log) -> str:
+    """The gate's word about the newest version; that the tracker is away does not fail what was built."""
+    try:
+        return foundry_command(ws.root, ["promote", "challenger"], log)[-1]
+    except RuntimeError as e:
+        return f"The gate could not be asked: {e}. The run's model is built; `foundry sync` registers it, `foundry promote` asks again."

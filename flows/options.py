@@ -1,0 +1,105 @@
+"""What a person may choose for a run: typed models that Prefect's UI draws as forms, made from the parameters' own descriptions and ranges."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
+
+from flows.graph import plan, stage_names
+from flows.settings import project_root
+from foundry.config import Config, ConfigError
+from foundry.config.profiles import profile_names, profile_values, with_values
+
+ALL, AS_IT_IS = "all", "as in params.yaml"
+SECTIONS = ("tokenizer", "shard", "model", "train", "evaluate")  # of params.yaml, drawn as boxes of the form
+PLAIN = (int, float, bool, str)
+
+
+class Form(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+def _optional(section: type[BaseModel]) -> type[BaseModel]:
+    """The plain keys of a section, each of them left as it is when empty; ranges and descriptions are the section's."""
+    fields: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if kind in PLAIN or getattr(kind, "__origin__", None) is Literal:
+            ranged = Annotated[kind, *field.metadata] if field.metadata else kind
+            fields[name] = (ranged | None, Field(None, description=field.description or name.replace("_", " ")))
+    return create_model(f"{section.__name__}Overrides", __base__=Form, **fields)
+
+
+def _overrides() -> type[BaseModel]:
+    fields: dict[str, Any] = {"seed": (int | None, Field(None, ge=0, description="seed of everything random"))}
+    for name in SECTIONS:
+        model = _optional(Config.model_fields[name].annotation)
+        fields[name] = (model, Field(default_factory=model, description=f"section `{name}` of params.yaml"))
+    return create_model("Overrides", __base__=Form, **fields)
+
+
+Overrides = _overrides()
+Target = Annotated[str, WithJsonSchema({"type": "string", "enum": [ALL, *stage_names(project_root())]})]
+Profile = Annotated[str, WithJsonSchema({"type": "string", "enum": [AS_IT_IS, *profile_names()]})]
+
+
+class Build(Form):
+    """What is built, from which revision, with which parameters."""
+
+    target: Target = Field(ALL, title="Target stage", description="this stage and those it needs; all: the whole graph")
+    profile: Profile = Field(AS_IT_IS, description="size of the recipe: a column of foundry/config/profiles.yaml")
+    overrides: Overrides = Field(
+        default_factory=Overrides,
+        title="Parameter overrides",
+        description="what is empty stays as it is in params.yaml",
+    )
+    others: dict[str, Any] = Field(
+        default_factory=dict, title="Other parameters", description='by dotted key, {"clean.max_documents": 5000}'
+    )
+    force: bool = Field(False, description="run the stages even if nothing changed")
+    revision: str = Field("HEAD", description="commit, branch or tag that is built")
+    isolated: bool = Field(
+        True,
+        description="in a git worktree of its own; off: in the project's folder, with whatever is being edited there",
+    )
+    time_limits_s: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict, title="Time limits", description='seconds by stage, {"train": 7200}; else dvc.yaml\'s'
+    )
+
+    def values(self) -> dict[str, Any]:
+        """{dotted key: value} of every parameter that differs from params.yaml on purpose."""
+        values = dict(profile_values(self.profile)) if self.profile != AS_IT_IS else {}
+        for name, value in self.overrides.model_dump(exclude_none=True).items():
+            values |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+        return values | self.others
+
+    def check(self, root: Path) -> None:
+        """Refuses what cannot work, before anything starts.
+
+        Raises:
+            ConfigError: with every problem.
+        """
+        plan(root, self.target)
+        if unknown := set(self.time_limits_s) - set(stage_names(root)):
+            raise ConfigError(f"time limits: unknown stage {', '.join(sorted(unknown))}")
+        if values := self.values():
+            if not self.isolated:
+                raise ConfigError("other parameters need a run of its own: leave `isolated` on, or edit params.yaml")
+            with_values(root / "params.yaml", values, "params.yaml with the overrides")
+
+    def named(self) -> str:
+        """A few words for the run's name."""
+        return " ".join(
+            w
+            for w in (
+                "" if self.profile == AS_IT_IS else self.profile,
+                "" if self.target == ALL else f"to {self.target}",
+                *(f"{k}={v}" for k, v in list((self.overrides_only()).items())[:3]),
+                "forced" if self.force else "",
+            )
+            if w
+        )
+
+    def overrides_only(self) -> dict[str, Any]:
+        base = dict(profile_values(self.profile)) if self.profile != AS_IT_IS else {}
+        return {k: v for k, v in self.values().items() if base.get(k) != v}

@@ -1,0 +1,44 @@
+"""The flow `promote`: asks the gate whether a registered version becomes champion, or makes it champion with a reason."""
+
+import os
+
+from flows.settings import environment, project_root
+
+os.environ.update(environment(project_root()))
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
+from pydantic import Field, model_validator
+
+from flows.options import Form
+from flows.stages import foundry_command
+
+
+class Promote(Form):
+    """Which version, and why."""
+
+    which: str = Field("challenger", pattern=r"^\S+$", description="a version number or an alias")
+    force: bool = Field(False, description="against the gate; who and why are recorded")
+    why: str = Field("", description="the reason, with force")
+
+    @model_validator(mode="after")
+    def _reason(self) -> "Promote":
+        if self.force != bool(self.why.strip()):
+            raise ValueError("force needs a reason in `why`, and a reason is for force alone")
+        return self
+
+
+def _name_of_run() -> str:
+    options = flow_run.parameters.get("options") or {}
+    which = options.which if isinstance(options, Promote) else options.get("which", "challenger")
+    return f"promote {which}"
+
+
+@flow(name="promote", flow_run_name=_name_of_run, log_prints=True)
+def promote(options: Promote = Promote()) -> str:
+    """Lets the gate decide about a version, or overrides it with a reason."""
+    command = ["promote", options.which, *(["--force", "--why", options.why] if options.force else [])]
+    told = foundry_command(project_root(), command, get_run_logger().info)[-1]
+    create_markdown_artifact(key="champion", markdown=told, description="what the gate said")
+    return told

@@ -1,0 +1,223 @@
+"""DVC's stages as Prefect tasks: the graph of a workspace, run in order, independent stages side by side.
+
+DVC stays the only cache: a task is `dvc repro --single-item STAGE`, so `dvc.lock` stays true whoever ran it.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+from flows.graph import Node
+from flows.runner import PROGRESS, StageFailed, StageRun, die_with_parent
+from flows.settings import environment
+from flows.workspace import Workspace
+from foundry.config import read_yaml
+
+STATES = {"ran": "Completed", "restored": "Restored", "up-to-date": "UpToDate"}
+
+
+class Crew:
+    """The children of one flow run. When it is cancelled each is stopped, so that it saves, and none is started again.
+
+    No dataclass: Prefect would copy one that it finds among a task's arguments.
+    """
+
+    def __init__(self, workspace: Workspace, env: dict[str, str] | None = None) -> None:
+        self.workspace, self.env, self.cancelled = workspace, env or {}, False
+        self._runs: dict[int, StageRun] = {}
+
+    def run(
+        self, stage: str, on_line: Callable[[str], None], timeout_s: float | None = None, force: bool = False
+    ) -> tuple[str, float]:
+        """(what DVC did, seconds)."""
+        run = StageRun(stage, self.workspace.root, timeout_s, force=force, extra_env=self.env)
+        self._runs[id(run)] = run
+        begin = time.monotonic()
+        try:
+            return run.run(on_line), round(time.monotonic() - begin, 1)
+        finally:
+            self._runs.pop(id(run))
+
+    def stop(self) -> None:
+        self.cancelled = True
+        threads = [
+            threading.Thread(target=run.stop, args=("the run was cancelled",)) for run in list(self._runs.values())
+        ]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+
+
+@task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
+def dvc_stage(stage: str, crew: Crew, timeout_s: float | None, force: bool):
+    """Runs one stage; its state is named by what DVC did."""
+    log = get_run_logger()
+    bar = ProgressBar(stage)
+
+    def on_line(line: str) -> None:
+        log.info(line)
+        bar.see(line)
+
+    how, seconds = crew.run(stage, on_line, timeout_s, force)
+    bar.end()
+    return Completed(name=STATES[how], message=f"{how} in {seconds} s", data={"how": how, "seconds": seconds})
+
+
+class ProgressBar:
+    """A stage's own bar as an artifact of its task."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage, self.artifact, self.percent = stage, None, 0.0
+
+    def see(self, line: str) -> None:
+        found = PROGRESS.search(line)
+        if not found or float(found[1]) == self.percent:
+            return
+        self.percent = min(100.0, float(found[1]))
+        if self.artifact is None:
+            key = f"progress-{self.stage.replace('_', '-')}"
+            self.artifact = create_progress_artifact(self.percent, key=key, description=f"progress of {self.stage}")
+        else:
+            update_progress_artifact(self.artifact, self.percent, description=line[-120:])
+
+    def end(self) -> None:
+        if self.artifact is not None and self.percent < 100:
+            update_progress_artifact(self.artifact, 100.0)
+
+
+def run_graph(
+    crew: Crew, nodes: list[Node], *, force: frozenset[str] = frozenset(), limits: dict[str, int] | None = None
+) -> list[dict[str, Any]]:
+    """Runs the stages; a row each: stage, state, seconds, why it ran, message. Raises nothing for a stage that failed.
+
+    Retries are those of `meta.prefect` in dvc.yaml, each wait twice the one before, and only for what another try may mend.
+    """
+
+    def again(task, run, state) -> bool:
+        if crew.cancelled:
+            return False
+        try:
+            state.result()
+        except StageFailed as e:
+            return e.mendable
+        except BaseException:
+            return False
+        return False
+
+    reasons = why(crew.workspace, {n.name for n in nodes}, force)
+    futures: dict[str, Any] = {}
+    try:
+        for node in nodes:
+            p, delay = node.policy, node.policy.get("retry_delay_s", 10)
+            retries = p.get("retries", 0)
+            one = dvc_stage.with_options(
+                retries=retries,
+                retry_delay_seconds=[delay * 2**i for i in range(retries)] or None,
+                retry_condition_fn=again,
+            )
+            futures[node.name] = one.submit(
+                node.name,
+                crew,
+                (limits or {}).get(node.name, p.get("timeout_s")),
+                node.name in force,
+                wait_for=[futures[u] for u in node.upstream if u in futures],
+            )
+        for future in futures.values():
+            future.wait()
+    except BaseException:
+        crew.stop()
+        raise
+    return [_row(name, future.state, reasons.get(name, "")) for name, future in futures.items()]
+
+
+def _row(name: str, state: Any, reason: str) -> dict[str, Any]:
+    data = state.result(raise_on_failure=False) if state.is_completed() else None
+    ran = state.name == "Completed"
+    return {
+        "stage": name,
+        "state": state.name,
+        "seconds": data["seconds"] if isinstance(data, dict) else "",
+        "why": (reason or "an input of it was built anew")
+        if ran
+        else reason
+        if not state.is_completed()
+        else "nothing changed",
+        "message": "" if state.is_completed() else (state.message or "")[-600:],
+    }
+
+
+def why(ws: Workspace, names: set[str], force: frozenset[str] = frozenset()) -> dict[str, str]:
+    """For each stage that will run, what changed, in DVC's words; a stage that only follows another one is not in it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json"],
+        cwd=ws.root,
+        env=environment(ws.root),
+        capture_output=True,
+        text=True,
+    )
+    try:
+        status = json.loads(done.stdout)
+    except ValueError:
+        status = {}
+    lock = ws.root / "dvc.lock"
+    built = read_yaml(lock).get("stages", {}) if lock.exists() else {}
+    told = {name: "not built before" for name in names if name not in built} | {
+        name: "forced" for name in force & names
+    }
+    for name, changes in status.items():
+        if name in names and name not in told and (text := _changes(changes)):
+            told[name] = text
+    return told
+
+
+def _changes(changes: list[Any]) -> str:
+    """`params.yaml: train.lr; foundry/models/norm.py modified` of what `dvc status` lists; what is only not there is no reason."""
+    words: list[str] = []
+    for change in changes:
+        if isinstance(change, str):
+            words.append(change)
+            continue
+        for path, how in change.get("changed deps", {}).items():
+            if how != "deleted":
+                words.append(f"{path}: {', '.join(how)}" if isinstance(how, dict) else f"{path} {how}")
+    return "; ".join(words[:6]) + ("; …" if len(words) > 6 else "")
+
+
+def command(root: Path, args: list[str], on_line: Callable[[str], None]) -> list[str]:
+    """Runs a command of the project's, streaming its lines; returns them. It dies with this process.
+
+    Raises:
+        RuntimeError: with its last lines, if it fails.
+    """
+    process = subprocess.Popen(
+        args, cwd=root, env={**environment(root), "FOUNDRY_PROGRESS": "0"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors="replace", preexec_fn=die_with_parent,
+    )  # fmt: skip
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            on_line(lines[-1])
+        code = process.wait()
+    except BaseException:
+        process.terminate()
+        raise
+    if code:
+        raise RuntimeError("\n".join(lines[-10:]) or f"{' '.join(args)} ended with {code}")
+    return lines or [""]
+
+
+def foundry_command(root: Path, args: list[str], on_line: Callable[[str], None]) -> list[str]:
+    """`foundry ARGS` in a project's folder, by the code of that folder."""
+    return command(root, [sys.executable, "-m", "foundry.cli", *args], on_line)

@@ -1,0 +1,239 @@
+"""A run's own folder: a git worktree of one commit, with the project's DVC cache and the project's `.foundry/`.
+
+So a scheduled run never meets half-edited files, and nobody's `dvc.lock` changes under his hands. Results come back by DVC's run cache: `dvc repro` in the
+project restores what the run built from the same commit. What the run was, its parameters, lock and reports, stay in `.foundry/runs/NAME/`.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from configobj import ConfigObj  # DVC's own reader of its settings
+
+from flows.settings import environment
+from foundry.config import ConfigError
+from foundry.config.profiles import with_values
+from foundry.utils.files import write_json
+
+KEPT = ("params.yaml", "dvc.lock", "data.lock.json", "reports")
+Log = Callable[[str], None]
+
+
+@dataclass
+class Workspace:
+    """Where a run works.
+
+    Attributes:
+        home: the project.
+        root: the folder with params.yaml and dvc.yaml that is built; `home` itself when the run is not isolated.
+        folder: `.foundry/runs/NAME/` of the project, kept.
+    """
+
+    home: Path
+    root: Path
+    folder: Path
+    commit: str = ""
+
+    @property
+    def isolated(self) -> bool:
+        return self.root != self.home
+
+    def set(self, values: dict[str, Any]) -> None:
+        """Writes parameters into the run's params.yaml.
+
+        Raises:
+            ConfigError: with every problem; nothing is written.
+        """
+        if values:
+            text = with_values(self.root / "params.yaml", values, "params.yaml with the overrides")
+            (self.root / "params.yaml").write_text(text, encoding="utf-8")
+
+    def keep(self, facts: dict[str, Any]) -> None:
+        """Copies parameters, lock and reports beside the worktree, with what the flow knows of the run."""
+        for name in KEPT:
+            source = self.root / name
+            if source.is_dir():
+                shutil.copytree(source, self.folder / name, dirs_exist_ok=True)
+            elif source.exists():
+                shutil.copy2(source, self.folder / name)
+        write_json(self.folder / "run.json", {"commit": self.commit, "isolated": self.isolated, **facts})
+
+
+@contextmanager
+def workspace(home: Path, name: str, revision: str, log: Log, *, isolated: bool = True) -> Iterator[Workspace]:
+    """A worktree of a revision, removed at the end. The same name gets the same folder again: a run that died goes on in it.
+
+    Raises:
+        ConfigError: if the project is no git repository, or has no such revision.
+    """
+    folder = home / ".foundry" / "runs" / name
+    if not isolated:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield Workspace(home, home, folder, commit_of(home, "HEAD"))
+        return
+    commit = commit_of(home, revision)
+    if not commit:
+        raise ConfigError(
+            f"{home} has no revision {revision!r}: a run of its own needs a git repository with that commit. "
+            "Commit your work, name a commit, or switch `isolated` off"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with _held(folder / "lock", wait=10.0) as mine:
+        if mine is None:
+            raise ConfigError(f"another process works in {folder}")
+        prune(home, but=folder)
+        ws = Workspace(home, folder / "tree", folder, commit)
+        changed = _git(home, "status", "--porcelain", "--untracked-files=no").splitlines()
+        if changed and revision == "HEAD":
+            files = ", ".join(line[3:] for line in changed[:4])
+            log(
+                f"{len(changed)} files of {home} are not committed ({files}): this run builds {commit[:9]} without them"
+            )
+        _make(ws)
+        log(f"works in {ws.root} at {commit[:9]}")
+        try:
+            yield ws
+        finally:
+            _remove(home, ws.root)
+
+
+def commit_of(home: Path, revision: str) -> str:
+    """Its hash; empty if there is none."""
+    return _git(home, "rev-parse", "--verify", "-q", f"{revision}^{{commit}}", may_fail=True)
+
+
+_SAVING = threading.Lock()
+
+
+def save_experiment(ws: Workspace, name: str) -> None:
+    """Saves the worktree as a DVC experiment of its commit. One at a time: git worktrees share DVC's refs."""
+    with _SAVING:
+        _dvc(ws.root, "exp", "save", "--force", "--name", name, "--message", name)
+
+
+def prune(home: Path, but: Path | None = None) -> None:
+    """Removes the worktrees of runs that died."""
+    for tree in (home / ".foundry" / "runs").glob("*/tree"):
+        if tree.parent != but:
+            with _held(tree.parent / "lock") as mine:
+                if mine is not None:
+                    _remove(home, tree)
+
+
+def _make(ws: Workspace) -> None:
+    if not (ws.root / ".git").exists() or _git(ws.root, "rev-parse", "HEAD", may_fail=True) != ws.commit:
+        _remove(ws.home, ws.root)
+        _git(ws.home, "worktree", "add", "--detach", "--force", str(ws.root), ws.commit)
+    link = ws.root / ".foundry"
+    if not link.is_symlink():
+        link.symlink_to(ws.home / ".foundry")
+    config = ConfigObj(str(ws.home / ".dvc" / "config.local"), encoding="utf-8")  # secrets of a remote are in it
+    config.setdefault("cache", {})["dir"] = _dvc(ws.home, "cache", "dir")
+    config.filename = str(ws.root / ".dvc" / "config.local")
+    config.write()
+    _bring_corpus(ws)
+    # What the commit's dvc.lock names is there at once, so that a stage without changes is told as such.
+    _dvc(ws.root, "checkout", "--quiet", may_fail=True)
+
+
+def _bring_corpus(ws: Workspace) -> None:
+    """A user's own texts in corpus/ are not in git: they are linked, or copied where links cannot be."""
+    for top, _, names in os.walk(ws.home / "corpus"):
+        for name in names:
+            source = Path(top, name)
+            target = ws.root / source.relative_to(ws.home)
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(source, target)
+                except OSError:
+                    shutil.copy2(source, target)
+
+
+def _remove(home: Path, tree: Path) -> None:
+    if tree.exists():
+        (tree / ".foundry").unlink(missing_ok=True)  # the link, before anything walks into it
+        _git(home, "worktree", "remove", "--force", "--force", str(tree), may_fail=True)
+        shutil.rmtree(tree, ignore_errors=True)
+    _git(home, "worktree", "prune", may_fail=True)
+
+
+@contextmanager
+def _held(path: Path, wait: float = 0.0) -> Iterator[IO | None]:
+    """The file, locked; None when somebody holds it for longer than `wait` seconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + wait
+    with open(path, "a") as f:
+        while True:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    yield None
+                    return
+                time.sleep(0.05)
+        yield f
+
+
+@contextmanager
+def one_at_a_time(home: Path, log: Log) -> Iterator[None]:
+    """One build of the project at a time, whoever started it; the kernel frees the lock when its holder dies.
+
+    The work pool's limit does the same for runs of one server, but not for a run that was started by hand.
+    """
+    path = home / ".foundry" / "runs" / "building"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            f.seek(0)
+            log(f"another run builds this project ({f.read().strip() or 'unknown'}): waiting until it ends")
+            fcntl.flock(f, fcntl.LOCK_EX)
+        f.seek(0)
+        f.truncate()
+        f.write(f"pid {os.getpid()}")
+        f.flush()
+        yield
+
+
+def last_kept(home: Path, report: str, but: Path) -> dict[str, Any] | None:
+    """A report of the newest run before this one, if any run kept it."""
+    runs = sorted((p for p in (home / ".foundry/runs").glob("*/run.json") if p.parent != but), key=_mtime, reverse=True)
+    for run in runs:
+        path = run.parent / "reports" / report
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+    return None
+
+
+def _mtime(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _git(root: Path, *args: str, may_fail: bool = False) -> str:
+    return _told(["git", "-C", str(root), *args], root, may_fail)
+
+
+def _dvc(root: Path, *args: str, may_fail: bool = False) -> str:
+    return _told([sys.executable, "-m", "dvc", *args], root, may_fail)
+
+
+def _told(command: list[str], root: Path, may_fail: bool) -> str:
+    done = subprocess.run(
+        command, cwd=root if root.is_dir() else None, env=environment(root), capture_output=True, text=True
+    )
+    if done.returncode and not may_fail:
+        raise ConfigError(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()[-500:]}")
+    return "" if done.returncode else done.stdout.strip()

@@ -1,0 +1,50 @@
+"""Points of a search."""
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from flows.search import Axis, grid, random_points, rungs
+
+
+def test_a_grid_is_every_combination_once():
+    points = grid({"a": Axis(choices=[1, 2, 3]), "b": Axis(choices=["x", "y"])})
+    assert len(points) == 6 and len({tuple(p.items()) for p in points}) == 6
+    assert points[0] == {"a": 1, "b": "x"} and points[1] == {"a": 1, "b": "y"}
+
+
+def test_random_points_lie_in_range_and_are_those_of_the_seed():
+    space = {
+        "lr": Axis(low=1e-4, high=1e-1, log=True),
+        "n": Axis(low=2, high=9, whole=True),
+        "c": Axis(choices=["a", "b"]),
+    }
+    points = random_points(space, 300, 1)
+    assert points == random_points(space, 300, 1) != random_points(space, 300, 2)
+    assert all(1e-4 <= p["lr"] <= 1e-1 and isinstance(p["n"], int) and 2 <= p["n"] <= 9 for p in points)
+    below = sum(p["lr"] < math.sqrt(1e-5) for p in points)  # the middle of the orders of magnitude
+    assert 110 < below < 190
+    assert len(random_points({"c": Axis(choices=["a", "b"])}, 10, 0)) == 2
+
+
+def test_rungs_end_with_one_trial():
+    assert rungs(9, 100, 3) == [(9, 100), (3, 300), (1, 900)]
+    assert rungs(5, 10, 2) == [(5, 10), (2, 20), (1, 40)]
+    assert rungs(1, 10, 3) == [(1, 10)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"low": 1},
+        {"choices": []},
+        {"choices": [1], "low": 1, "high": 2},
+        {"low": 2, "high": 1},
+        {"low": 0, "high": 1, "log": True},
+    ],
+)
+def test_an_axis_that_says_nothing_or_two_things_is_refused(wrong):
+    with pytest.raises(ValidationError):
+        Axis(**wrong)

@@ -1,0 +1,85 @@
+"""A search over the toy pipeline: every trial is an experiment of DVC's; the best is told; nothing starts that cannot work."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from foundry.config import ConfigError
+
+
+@pytest.fixture
+def flow(prefect_server, toy):
+    from flows.sweep import sweep
+
+    return sweep
+
+
+def options(**kw):
+    from flows.sweep import Sweep
+
+    kw.setdefault("target", "three")
+    return Sweep(**{"others": {"runtime.tracking": False}, **kw})
+
+
+def experiments(toy):
+    show = subprocess.run(
+        [sys.executable, "-m", "dvc", "exp", "list", "--name-only"], cwd=toy, capture_output=True, text=True
+    )
+    return show.stdout.split()
+
+
+def test_a_grid_makes_an_experiment_of_each_point_and_tells_the_best(flow, toy):
+    best = flow(options(space={"train.lr": {"choices": [0.001, 0.002, 0.004]}}, at_once=2))
+    assert best["parameters"] == {"train.lr": 0.002} and best["metric"] < 0.1
+    names = experiments(toy)
+    assert len(names) == 3 and best["trial"] in names
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "exp", "apply", best["trial"]], cwd=toy, check=True, capture_output=True
+    )
+    assert "lr: 0.002" in (toy / "params.yaml").read_text()
+    done = subprocess.run([sys.executable, "-m", "dvc", "repro", "three"], cwd=toy, capture_output=True, text=True)
+    assert "Running stage" not in done.stdout, done.stdout  # the trial's results are there
+
+
+def test_halving_gives_the_best_ones_more_and_a_failed_trial_is_left_out(flow, toy):
+    found = flow(
+        options(
+            method="halving", space={"train.lr": {"choices": [0.002, 0.003, 0.004, 0.006]}}, trials=4, least=200, eta=2
+        )
+    )
+    assert found["parameters"] == {"train.lr": 0.002, "train.steps": 800} and found["rung"] == 2
+    assert len(experiments(toy)) == 4 + 2 + 1
+    runs = [json.loads(p.read_text()) for p in (toy / ".foundry/runs").glob("*/run.json")]
+    steps = sorted(r["parameters"]["train.steps"] for r in runs if "trial" in r)
+    assert steps == [200] * 4 + [400] * 2 + [800]
+
+
+def test_when_no_trial_ends_well_it_is_told_why(flow, toy):
+    (toy / "todo-one").write_text("fail")
+    with pytest.raises(RuntimeError, match="none of the 2 trials came to an end"):
+        flow(options(space={"train.lr": {"choices": [0.001, 0.002]}}))
+    assert experiments(toy) == []
+
+
+def test_a_metric_that_is_not_there_is_told_with_those_that_are(tmp_path):
+    from flows.sweep import metric_of
+
+    (tmp_path / "r.json").write_text('{"a": {"b": 2}}')
+    assert metric_of(tmp_path / "r.json", "a.b") == 2.0
+    with pytest.raises(RuntimeError, match="'c' is not among b"):
+        metric_of(tmp_path / "r.json", "a.c")
+
+
+def test_a_search_that_cannot_work_is_refused_before_anything_starts(flow, toy):
+    with pytest.raises(ValidationError, match="grid needs choices"):
+        options(space={"train.lr": {"low": 0.1, "high": 0.2}})
+    with pytest.raises(ValidationError, match="take it out of the space"):
+        options(method="halving", space={"train.steps": {"choices": [1, 2]}})
+    with pytest.raises(ConfigError, match=r"the trial train.lr=-1(?s:.*)greater than 0"):
+        flow(options(space={"train.lr": {"choices": [0.001, -1]}}))
+    with pytest.raises(ConfigError, match="warmup_steps"):  # in the first rung
+        flow(options(method="halving", space={"train.lr": {"choices": [0.001, 0.002]}}, least=5))
+    assert not (toy / "one.pid").exists() and experiments(toy) == []

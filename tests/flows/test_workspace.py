@@ -1,0 +1,117 @@
+"""A run's worktree: what is in it, what stays of it, and that nothing of a dead one is left."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from toy import ROOT, git
+
+from flows.workspace import last_kept, one_at_a_time, prune, workspace
+from foundry.config import ConfigError
+
+
+def quiet(line):
+    pass
+
+
+def test_a_worktree_has_the_commit_the_cache_the_state_and_the_corpus(toy):
+    (toy / ".foundry").mkdir()
+    (toy / ".foundry/mark").write_text("state")
+    (toy / "corpus/deep").mkdir(parents=True)
+    (toy / "corpus/deep/mine.txt").write_text("my text")
+    (toy / "in-one").write_text("half edited")
+    told = []
+    with workspace(toy, "a", "HEAD", told.append) as ws:
+        assert (ws.root / "in-one").read_text() == "one" and ws.commit == git(toy, "rev-parse", "HEAD")
+        assert (ws.root / ".foundry/mark").read_text() == "state"
+        assert (ws.root / "corpus/deep/mine.txt").read_text() == "my text"
+        assert str(toy / ".dvc/cache") in (ws.root / ".dvc/config.local").read_text()
+        assert git(ws.root, "status", "--porcelain") == ""
+        ws.set({"train.lr": 0.5})
+        ws.keep({"state": "done"})
+    assert any("in-one" in line and "not committed" in line for line in told)
+    assert not ws.root.exists() and "lr: 0.5" in (ws.folder / "params.yaml").read_text()
+    assert (toy / ".foundry/mark").exists() and (toy / "corpus/deep/mine.txt").exists()
+    assert git(toy, "worktree", "list").count("\n") == 0
+    assert (toy / "in-one").read_text() == "half edited"
+
+
+def test_secrets_and_settings_of_the_projects_own_configuration_come_along(toy):
+    (toy / ".dvc/config.local").write_text(
+        "['remote \"store\"']\n    secret_access_key = abc\n[cache]\n    type = copy\n"
+    )
+    with workspace(toy, "a", "HEAD", quiet) as ws:
+        text = (ws.root / ".dvc/config.local").read_text()
+    assert "secret_access_key = abc" in text and "type = copy" in text and "dir = " in text
+    assert "dir" not in (toy / ".dvc/config.local").read_text()
+
+
+def test_another_revision_than_the_newest(toy):
+    first = git(toy, "rev-parse", "HEAD")
+    (toy / "in-one").write_text("newer")
+    git(toy, "commit", "-qam", "newer")
+    with workspace(toy, "a", first, quiet) as ws:
+        assert (ws.root / "in-one").read_text() == "one"
+
+
+def test_without_a_repository_or_the_revision_it_is_told_what_to_do(toy, tmp_path):
+    with (
+        pytest.raises(ConfigError, match="no revision 'nosuch'.*Commit your work"),
+        workspace(toy, "a", "nosuch", quiet),
+    ):
+        pass
+    with pytest.raises(ConfigError, match="git repository"), workspace(tmp_path, "a", "HEAD", quiet):
+        pass
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from flows.workspace import workspace, one_at_a_time
+toy = Path(sys.argv[1])
+with one_at_a_time(toy, print), workspace(toy, "dead", "HEAD", print) as ws:
+    (ws.root / "half").write_text("x")
+    print("ready", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_and_a_living_ones_stays(toy):
+    p = subprocess.Popen([sys.executable, "-c", HOLD, str(toy)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while "ready" not in p.stdout.readline():
+        pass
+    tree = toy / ".foundry/runs/dead/tree"
+    prune(toy)
+    assert (tree / "half").exists()
+    waited, held = [], threading.Event()
+
+    def second():
+        with one_at_a_time(toy, waited.append):
+            held.set()
+
+    other = threading.Thread(target=second)
+    other.start()
+    assert not held.wait(1.0) and f"pid {p.pid}" in waited[0]
+    os.kill(p.pid, signal.SIGKILL)
+    p.wait()
+    assert held.wait(20)
+    other.join()
+    prune(toy)
+    assert not tree.exists() and git(toy, "worktree", "list").count("\n") == 0
+
+
+def test_the_last_kept_report_is_the_newest_ones(toy):
+    assert last_kept(toy, "train.json", but=Path()) is None
+    for i, name in enumerate(("a", "b")):
+        with workspace(toy, name, "HEAD", quiet) as ws:
+            (ws.root / "reports").mkdir()
+            (ws.root / "reports/train.json").write_text(f'{{"n": {i}}}')
+            ws.keep({})
+        time.sleep(0.02)
+    assert last_kept(toy, "train.json", but=Path()) == {"n": 1}
+    assert last_kept(toy, "train.json", but=toy / ".foundry/runs/b") == {"n": 0}
