@@ -155,6 +155,7 @@ def test_a_second_repro_says_who_is_at_work(finished, tmp_path):
         for line in first.stdout:
             if line.startswith("Running stage 'clean'"):
                 break
+        os.killpg(first.pid, signal.SIGSTOP)  # it is at work for as long as the second one asks
         before = (folder / "dvc.lock").read_bytes()
         code, text = run(folder, "dvc", "--wait-for-lock", "repro", ok=False)
         assert first.poll() is None
