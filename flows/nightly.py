@@ -17,6 +17,7 @@ from pydantic import Field
 
 from flows.options import Build
 from flows.pretrain import build, run_id
+from flows.runner import end_with_worker
 from flows.stages import foundry_command
 from flows.workspace import Log, Workspace, one_at_a_time, workspace
 from foundry.config import read_yaml
@@ -36,6 +37,7 @@ def _name_of_run() -> str:
 @flow(name="nightly", flow_run_name=_name_of_run, log_prints=True)
 def nightly(options: Nightly = Nightly()) -> dict[str, str]:
     """Downloads newer data, rebuilds, compares with the champion, and promotes by the gate."""
+    end_with_worker()
     log = get_run_logger().info
     home = project_root()
     options.check(home)

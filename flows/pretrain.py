@@ -21,6 +21,7 @@ from prefect.runtime import flow_run
 from flows.graph import plan
 from flows.options import ALL, Build
 from flows.pages import publish
+from flows.runner import end_with_worker
 from flows.stages import Crew, run_graph
 from flows.workspace import Workspace, commit_of, one_at_a_time, workspace
 from foundry.config import ConfigError, FoundryError
@@ -38,6 +39,7 @@ def _name_of_run() -> str:
 @flow(name="pretrain", flow_run_name=_name_of_run, log_prints=True)
 def pretrain(options: Build = Build()) -> dict[str, str]:
     """From raw text to a registered model: every stage that changed, in the order of the graph."""
+    end_with_worker()
     log = get_run_logger().info
     home = project_root()
     options.check(home)

@@ -56,6 +56,23 @@ def die_with_parent() -> None:
         _LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG; dvc alone does not hear SIGINT while a stage runs
 
 
+def end_with_worker() -> None:
+    """In a process that Prefect's worker started: have it end as by SIGTERM when the worker dies.
+
+    Left alone such a run goes on until it next writes to the worker's pipe, out of reach of the UI's cancel button.
+    """
+    worker = os.getppid()
+    if "PREFECT__FLOW_RUN_ID" not in os.environ or worker == 1:
+        return
+
+    def watch() -> None:
+        while os.getppid() == worker:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="worker-watch").start()
+
+
 @dataclass
 class StageRun:
     """A run of `dvc repro --single-item STAGE`.

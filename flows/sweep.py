@@ -30,6 +30,7 @@ from pydantic import Field, model_validator
 from flows.graph import Node, plan
 from flows.options import Build, Target
 from flows.pretrain import build, run_id
+from flows.runner import end_with_worker
 from flows.search import Axis, grid, random_points, rungs
 from flows.stages import Crew
 from flows.workspace import Workspace, one_at_a_time, save_experiment, workspace
@@ -95,6 +96,7 @@ def _name_of_run() -> str:
 @flow(name="sweep", flow_run_name=_name_of_run, log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=64))
 def sweep(options: Sweep = Sweep()) -> dict[str, Any]:
     """Searches parameters; tells the best trial and, by choice, builds and promotes it."""
+    end_with_worker()
     log = get_run_logger().info
     home = project_root()
     options.check(home)
@@ -217,7 +219,7 @@ class Search:
         if ranked and (best := ranked[0])["metric"] is not None:
             words = "\n".join(f"- `{k}`: {v}" for k, v in best["parameters"].items())
             text = (
-                f"**{best['metric']:.4f}** {self.options.metric}\n\n{words}\n\nTo have it in your folder: `dvc exp apply {best['trial']}`. "
+                f"**{best['metric']:.4f}** {self.options.metric}\n\n{words}\n\nTo have it in your folder: `dvc exp apply {best['trial']}`, then `dvc repro`. "
                 "All trials: `dvc exp show`, `foundry runs`."
             )
             create_markdown_artifact(key="best", markdown=text, description="the best trial")
@@ -254,12 +256,13 @@ def trial(search: Search, name: str, point: dict[str, Any]):
         crew = Crew(ws, env | ({"FOUNDRY_PARENT_RUN_ID": search.parent} if search.parent else {}))
         search.crews.add(crew)
         try:
-            for node in plan(ws.root, o.target):
+            nodes = plan(ws.root, o.target)
+            for node in nodes:
                 _stage(search, crew, node, log)
         finally:
             search.crews.discard(crew)
         value = metric_of(ws.root / o.report, o.metric)
-        save_experiment(ws, name)
+        save_experiment(ws, name, [n.name for n in nodes])
         ws.keep({"flow_run": str(flow_run.id), "trial": name, "parameters": point, "metric": value})
         if search.parent:
             _nest(search, ws, name)

@@ -41,6 +41,50 @@ class Ui:
         """Name of a child that ended, if any."""
         return next((name for name, p in self.children.items() if p.poll() is not None), None)
 
+    def command(self, name: str) -> list[str]:
+        port = urllib.parse.urlsplit(self.prefect_url if name == "prefect-server" else self.mlflow_url).port
+        state = self.root / ".foundry"
+        if name == "prefect-server":
+            return ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
+        if name == "worker":
+            return ["prefect", "worker", "start", "--pool", POOL]
+        store = [
+            "--backend-store-uri",
+            f"sqlite:///{state / 'mlflow.db'}",
+            "--artifacts-destination",
+            (state / "mlartifacts").as_uri(),
+        ]
+        return ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1", *store]
+
+    def spawn(self, name: str) -> None:
+        """Starts a child, or starts it again; its output goes to its log."""
+        more = {"PREFECT_API_URL": f"{self.prefect_url}/api", "FOUNDRY_MLFLOW_URL": self.mlflow_url}
+        with open(self.log(name), "ab") as log:
+            self.children[name] = subprocess.Popen(
+                [sys.executable, "-m", *self.command(name)], cwd=self.root, env={**environment(self.root), **more},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def wait_for(self, url: str) -> None:
+        """Until it answers.
+
+        Raises:
+            FoundryError: if a child ends, or nothing answers in `START_TIMEOUT`.
+        """
+        end = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < end:
+            if name := self.dead():
+                raise FoundryError(f"{name} ended while starting; the end of {self.log(name)}:\n{tail(self.log(name))}")
+            try:
+                with urllib.request.urlopen(url, timeout=2) as answer:
+                    if answer.status == 200:
+                        return
+            except OSError:
+                time.sleep(0.3)
+        raise FoundryError(
+            f"{url} did not answer in {START_TIMEOUT:.0f} s; logs are in {self.root / '.foundry' / 'ui'}"
+        )
+
     def stop(self) -> None:
         """Ends every child's group: worker first, so that a running stage is stopped cleanly."""
         for name in reversed(self.children):
@@ -91,50 +135,20 @@ def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000, webhook
     ui = Ui(root, f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}")
     state = root / ".foundry"
     (state / "ui").mkdir(parents=True, exist_ok=True)
-    env = {**environment(root), "PREFECT_API_URL": f"{ui.prefect_url}/api", "FOUNDRY_MLFLOW_URL": ui.mlflow_url}
+    store = f"sqlite:///{state / 'mlflow.db'}"
     try:
-        _spawn(ui, "prefect-server", ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)], env)
-        store = f"sqlite:///{state / 'mlflow.db'}"
         connect(store)  # makes it, if it is not there, under our lock: a training may do the same at this moment
-        artifacts = (state / "mlartifacts").as_uri()
-        serve = ["mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
-        _spawn(ui, "mlflow", [*serve, "--backend-store-uri", store, "--artifacts-destination", artifacts], env)
-        _wait(ui, f"{ui.prefect_url}/api/health")
+        ui.spawn("prefect-server")
+        ui.spawn("mlflow")
+        ui.wait_for(f"{ui.prefect_url}/api/health")
         remember(root, ui.prefect_url, ui.mlflow_url)
         ui.deployments = deploy(root, f"{ui.prefect_url}/api", webhook)
-        _spawn(ui, "worker", ["prefect", "worker", "start", "--pool", POOL], env)
-        _wait(ui, f"{ui.mlflow_url}/health")
+        ui.spawn("worker")
+        ui.wait_for(f"{ui.mlflow_url}/health")
     except BaseException:
         ui.stop()
         raise
     return ui
-
-
-def _spawn(ui: Ui, name: str, command: list[str], env: dict[str, str]) -> None:
-    with open(ui.log(name), "wb") as log:
-        ui.children[name] = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=ui.root,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def _wait(ui: Ui, url: str) -> None:
-    end = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < end:
-        if name := ui.dead():
-            raise FoundryError(f"{name} ended while starting; the end of {ui.log(name)}:\n{tail(ui.log(name))}")
-        try:
-            with urllib.request.urlopen(url, timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except OSError:
-            time.sleep(0.3)
-    raise FoundryError(f"{url} did not answer in {START_TIMEOUT:.0f} s; logs are in {ui.root / '.foundry' / 'ui'}")
 
 
 def tail(path: Path, lines: int = 15) -> str:

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from configobj import ConfigObj  # DVC's own reader of its settings
 
+from flows.graph import reports_of
 from flows.settings import environment
 from foundry.config import ConfigError
 from foundry.config.profiles import with_values
@@ -93,9 +94,9 @@ def workspace(home: Path, name: str, revision: str, log: Log, *, isolated: bool 
             raise ConfigError(f"another process works in {folder}")
         prune(home, but=folder)
         ws = Workspace(home, folder / "tree", folder, commit)
-        changed = _git(home, "status", "--porcelain", "--untracked-files=no").splitlines()
+        changed = _git(home, "diff", "--name-only", "HEAD").splitlines()
         if changed and revision == "HEAD":
-            files = ", ".join(line[3:] for line in changed[:4])
+            files = ", ".join(changed[:4])
             log(
                 f"{len(changed)} files of {home} are not committed ({files}): this run builds {commit[:9]} without them"
             )
@@ -115,10 +116,15 @@ def commit_of(home: Path, revision: str) -> str:
 _SAVING = threading.Lock()
 
 
-def save_experiment(ws: Workspace, name: str) -> None:
-    """Saves the worktree as a DVC experiment of its commit. One at a time: git worktrees share DVC's refs."""
+def save_experiment(ws: Workspace, name: str, stages: list[str]) -> None:
+    """Saves the stages that were built as a DVC experiment of the worktree's commit, without the reports of those that were not: they are of another model.
+
+    One at a time: git worktrees share DVC's refs.
+    """
+    for report in reports_of(ws.root, but=stages):
+        (ws.root / report).unlink(missing_ok=True)
     with _SAVING:
-        _dvc(ws.root, "exp", "save", "--force", "--name", name, "--message", name)
+        _dvc(ws.root, "exp", "save", "--force", "--name", name, "--message", name, *stages)
 
 
 def prune(home: Path, but: Path | None = None) -> None:

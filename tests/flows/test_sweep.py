@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from pydantic import ValidationError
+from toy import git
 
 from foundry.config import ConfigError
 
@@ -32,6 +33,9 @@ def experiments(toy):
 
 
 def test_a_grid_makes_an_experiment_of_each_point_and_tells_the_best(flow, toy):
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=toy, check=True)
+    git(toy, "add", "-A")
+    git(toy, "commit", "-qm", "built")
     best = flow(options(space={"train.lr": {"choices": [0.001, 0.002, 0.004]}}, at_once=2))
     assert best["parameters"] == {"train.lr": 0.002} and best["metric"] < 0.1
     names = experiments(toy)

@@ -61,7 +61,7 @@ def test_another_revision_than_the_newest(toy):
 
 def test_without_a_repository_or_the_revision_it_is_told_what_to_do(toy, tmp_path):
     with (
-        pytest.raises(ConfigError, match="no revision 'nosuch'.*Commit your work"),
+        pytest.raises(ConfigError, match=r"no revision 'nosuch'.*Commit your work"),
         workspace(toy, "a", "nosuch", quiet),
     ):
         pass
