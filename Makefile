@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro test ui lint bench clean
+.PHONY: help setup repro test ui deploy lint bench clean
 
 help: ## show this list
 	@echo "usage: make TARGET [profile=smoke|laptop|gpu-124m|gpu-1b]"
@@ -39,8 +39,11 @@ repro: $(READY) ## rebuild what changed: download ... export (dvc repro); profil
 test: $(READY) ## the test suite, in two processes
 	@python -m pytest -n 2 --dist loadfile
 
-ui: $(READY) ## Prefect server, worker and MLflow on loopback; Ctrl-C stops them
-	@python -m flows.ui
+ui: $(READY) ## Prefect server, worker and MLflow on loopback; Ctrl-C stops them (prefect_port=, mlflow_port=, webhook=)
+	@python -m flows.ui $(if $(prefect_port),--prefect-port $(prefect_port)) $(if $(mlflow_port),--mlflow-port $(mlflow_port)) $(if $(webhook),--webhook "$(webhook)")
+
+deploy: $(READY) ## register the flows of prefect.yaml with a running server (webhook=URL hears of late and failed runs)
+	@python -m flows.deploy $(if $(webhook),--webhook "$(webhook)")
 
 lint: $(READY) ## ruff and the import rules
 	@ruff check .

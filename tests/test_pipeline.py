@@ -6,12 +6,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from pipeline import STAGES, environment, make_clone, repro, run
+
+from flows.runner import StageRun, Stopped
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +109,31 @@ def test_another_clone_that_is_killed_in_every_stage_ends_with_the_same_lock(pro
     client = mlflow.MlflowClient(f"sqlite:///{folder}/.foundry/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("foundry").experiment_id])
     assert len(runs) == 1 and len(client.get_metric_history(runs[0].info.run_id, "loss")) == 21
+
+
+def test_each_stage_may_be_stopped_and_the_result_is_the_same(project, copy):
+    """As a flow stops one: when it is cancelled, or at its time limit."""
+    shutil.rmtree(copy / ".foundry/train")  # so that it trains
+    stopped = []
+    for stage in STAGES:
+        run = StageRun(stage, copy, force=True, extra_env=environment())
+
+        def on_line(line, run=run, stage=stage):
+            if line.startswith(f"[{stage}]"):
+                threading.Thread(target=run.stop, args=("the run was cancelled",)).start()
+
+        try:
+            run.run(on_line)
+        except Stopped:
+            stopped.append(stage)
+        assert not psutil.Process().children(recursive=True) or not [
+            c for c in psutil.Process().children(recursive=True) if "stages." in " ".join(c.cmdline())
+        ]
+    assert "train" in stopped and len(stopped) >= 5, stopped  # a short one may be over first
+    assert list((copy / ".foundry/train").glob("*/checkpoints/step-*/checkpoint.json"))
+    text = repro(copy)
+    assert "goes on from" in text
+    assert (copy / "dvc.lock").read_text() == (project[0] / "dvc.lock").read_text()
 
 
 def test_nothing_reruns_when_nothing_or_only_runtime_changed(copy):

@@ -11,10 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from foundry.cli import main
+from foundry.comparing import in_folder
+from foundry.comparing import losses as score_text
 from foundry.config import DataError, Export, ExportError, TrackingError, parse_config
 from foundry.export import export
 from foundry.export.lineage import lineage
+from foundry.export.manifest import verify_export
 from foundry.registering import register_export
+from foundry.tracking import tracking_uri
+from foundry.tracking.backup import backup
+from foundry.tracking.settings import connect
 from foundry.utils.files import write_json
 
 SCRIPT = """
@@ -234,6 +240,42 @@ def test_the_gate_promotes_what_the_paired_comparison_calls_better_and_says_why_
     losses(root, 0.5, documents=30)  # far better, on other text
     other = register_export(cfg, root)
     assert not other.champion and "was tested on other text" in other.reason
+    (root / "data/clean/test").mkdir(parents=True)
+    rows = [
+        {"doc_id": f"{i:016x}", "text": f"The salt of day {i} is white. " * 9, "source": "one", "lang": "en"}
+        for i in range(30)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), root / "data/clean/test/part-00000.parquet")
+    make(root, make_model(model.cfg, 4), tokenizer, fingerprint="d" * 16)
+    mine = score_text(in_folder(root / "artifacts/export", "mine"), root)
+    nats = pa.array(np.asarray(mine["nats"]) * 0.5)  # as if it were far better
+    pq.write_table(
+        mine.set_column(mine.column_names.index("nats"), "nats", nats), root / "artifacts/evaluation/documents.parquet"
+    )
+    anew = register_export(cfg, root)
+    assert anew.champion and anew.reason.endswith("against version 3, which was scored anew on this test text")
+
+
+def test_a_backup_holds_every_versions_files_and_the_registrys_words(project, cfg, registered, tmp_path):
+    uri = tracking_uri(cfg.runtime)
+    client = connect(uri)
+    every = client.search_model_versions("name='tiny'")
+    assert backup(uri, tmp_path / "b") == {"models": 1, "versions": len(every), "copied": len(every)}
+    assert backup(uri, tmp_path / "b")["copied"] == 0
+    kept = json.loads((tmp_path / "b/registry.json").read_text())["models"][0]
+    assert kept["aliases"] == client.get_registered_model("tiny").aliases and kept["name"] == "tiny"
+    for version, row in zip(
+        sorted(every, key=lambda v: int(v.version)),
+        sorted(kept["versions"], key=lambda r: int(r["version"])),
+        strict=True,
+    ):
+        assert row["tags"] == version.tags and row["run"]["metrics"] == client.get_run(version.run_id).data.metrics
+        verify_export(tmp_path / "b/tiny" / str(version.version) / "export")
+    copy = connect(f"sqlite:///{tmp_path / 'b/mlflow.db'}")
+    assert {v.version for v in copy.search_model_versions("name='tiny'")} == {v.version for v in every}
+    assert not list((tmp_path / "b").rglob("*.tmp"))
+    with pytest.raises(TrackingError, match="could not back up the registry"):
+        backup("http://127.0.0.1:9", tmp_path / "c")
 
 
 def test_a_registration_that_could_not_be_made_waits_and_is_delivered(
