@@ -43,19 +43,19 @@ Target = Annotated[str, WithJsonSchema({"type": "string", "enum": [ALL, *stage_n
 Profile = Annotated[str, WithJsonSchema({"type": "string", "enum": [AS_IT_IS, *profile_names()]})]
 
 
+def _long_ones_last(schema: dict[str, Any]) -> None:
+    """The form shows properties in this order; a flow's own options come before the long boxes."""
+    for name in ("overrides", "others"):
+        schema["properties"][name] = schema["properties"].pop(name)
+
+
 class Build(Form):
     """What is built, from which revision, with which parameters."""
 
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_long_ones_last)
+
     target: Target = Field(ALL, title="Target stage", description="this stage and those it needs; all: the whole graph")
     profile: Profile = Field(AS_IT_IS, description="size of the recipe: a column of foundry/config/profiles.yaml")
-    overrides: Overrides = Field(
-        default_factory=Overrides,
-        title="Parameter overrides",
-        description="what is empty stays as it is in params.yaml",
-    )
-    others: dict[str, Any] = Field(
-        default_factory=dict, title="Other parameters", description='by dotted key, {"clean.max_documents": 5000}'
-    )
     force: bool = Field(False, description="run the stages even if nothing changed")
     revision: str = Field("HEAD", description="commit, branch or tag that is built")
     isolated: bool = Field(
@@ -64,6 +64,14 @@ class Build(Form):
     )
     time_limits_s: dict[str, Annotated[int, Field(ge=1)]] = Field(
         default_factory=dict, title="Time limits", description='seconds by stage, {"train": 7200}; else dvc.yaml\'s'
+    )
+    overrides: Overrides = Field(
+        default_factory=Overrides,
+        title="Parameter overrides",
+        description="what is empty stays as it is in params.yaml",
+    )
+    others: dict[str, Any] = Field(
+        default_factory=dict, title="Other parameters", description='by dotted key, {"clean.max_documents": 5000}'
     )
 
     def values(self) -> dict[str, Any]:

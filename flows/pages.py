@@ -25,7 +25,7 @@ def publish(ws: Workspace, rows: list[dict[str, Any]], how_to_get: str) -> None:
     if text := metrics_page(ws):
         create_markdown_artifact(key="metrics", markdown=text + f"\n\n{how_to_get}", description="numbers of this run")
     for key, link, words in links(ws):
-        create_link_artifact(key=key, link=link, link_text=words)
+        create_link_artifact(key=key, link=link, link_text=words, description=words)
     for picture in sorted((ws.root / "reports").glob("*.png")):
         data = picture.read_bytes()
         if len(data) <= PICTURES:

@@ -182,16 +182,27 @@ def why(ws: Workspace, names: set[str], force: frozenset[str] = frozenset()) -> 
 
 
 def _changes(changes: list[Any]) -> str:
-    """`params.yaml: train.lr; foundry/models/norm.py modified` of what `dvc status` lists; what is only not there is no reason."""
+    """`params.yaml: train.lr; data/clean modified; 2 files of code (foundry/models/norm.py, …)` of what `dvc status` lists.
+
+    What is only not there is no reason.
+    """
     words: list[str] = []
+    code: list[str] = []
     for change in changes:
         if isinstance(change, str):
             words.append(change)
             continue
         for path, how in change.get("changed deps", {}).items():
-            if how != "deleted":
-                words.append(f"{path}: {', '.join(how)}" if isinstance(how, dict) else f"{path} {how}")
-    return "; ".join(words[:6]) + ("; …" if len(words) > 6 else "")
+            if isinstance(how, dict):
+                words.append(f"{path}: {', '.join(how)}")
+            elif path.endswith(".py"):
+                code.append(path)
+            elif how != "deleted":
+                words.append(f"{path} {how}")
+    if code:
+        shown = [c for c in code if "__" not in c][:2] or code[:2]  # the table is Markdown
+        words.append(f"{len(code)} files of code ({', '.join(shown)}{', …' if len(code) > len(shown) else ''})")
+    return "; ".join(words)
 
 
 def command(root: Path, args: list[str], on_line: Callable[[str], None]) -> list[str]:
