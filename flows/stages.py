@@ -18,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from flows.graph import Node
+from flows.remember import left_out
 from flows.runner import PROGRESS, StageFailed, StageRun, die_with_parent
 from flows.settings import environment
 from flows.workspace import Workspace
@@ -44,9 +45,14 @@ class Crew:
         self._runs[id(run)] = run
         begin = time.monotonic()
         try:
-            return run.run(on_line), round(time.monotonic() - begin, 1)
+            how = run.run(on_line)
         finally:
             self._runs.pop(id(run))
+        root = self.workspace.root
+        if how == "ran" and left_out(root, stage):
+            # The module of this checkout, in the workspace: DVC's command line cannot do it.
+            command(root, [sys.executable, str(Path(__file__).with_name("remember.py")), stage], on_line)
+        return how, round(time.monotonic() - begin, 1)
 
     def stop(self) -> None:
         self.cancelled = True

@@ -215,11 +215,11 @@ def one_at_a_time(home: Path, log: Log) -> Iterator[None]:
 
 
 def last_kept(home: Path, report: str, but: Path) -> dict[str, Any] | None:
-    """A report of the newest run before this one, if any run kept it."""
+    """A report of the newest run before this one, if any kept it; trials of a search do not count."""
     runs = sorted((p for p in (home / ".foundry/runs").glob("*/run.json") if p.parent != but), key=_mtime, reverse=True)
     for run in runs:
         path = run.parent / "reports" / report
-        if path.exists():
+        if path.exists() and "trial" not in json.loads(run.read_text(encoding="utf-8")):
             return json.loads(path.read_text(encoding="utf-8"))
     return None
 

@@ -1,15 +1,21 @@
-"""What an operator meets, on a real server with a real worker: killed processes, a server that restarts, two runs at once, cancelling."""
+"""What an operator meets, on real servers with a real worker: killed processes, a restarted server, two runs at once, cancelling; and the pages."""
 
 import os
+import shutil
 import signal
+import subprocess
 
 import psutil
 import pytest
 from prefect_api import Api, alive, wait_for_text, wait_gone
 from toy import ROOT, git, make_toy
+from tracking_servers import tracker
 
 from flows import ui as module
+from foundry.tracking.nested import begin_parent, end_parent, nest
+from foundry.tracking.settings import connect
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.slow
 STAGES = ("one", "two", "side", "three")
 FINE = {"Completed", "Restored", "UpToDate"}
@@ -135,3 +141,74 @@ def test_nothing_of_a_run_outlives_it(served):
     assert not [
         p for p in psutil.process_iter(["cmdline"]) if str(toy / ".foundry/runs") in " ".join(p.info["cmdline"] or [])
     ]
+
+
+def look(url, profile, budget=25_000):
+    """The page as the browser has drawn it."""
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+    ]
+    options += [
+        f"--user-data-dir={profile}",
+        "--window-size=1500,1000",
+        f"--virtual-time-budget={budget}",
+        "--dump-dom",
+    ]
+    return subprocess.run([CHROMIUM, *options, url], capture_output=True, text=True, timeout=150, check=True).stdout
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+def test_prefects_pages_show_the_run_its_artifacts_and_the_form(served, tmp_path):
+    ui, api, _ = served
+    run = api.start("pretrain/manual", others={"train.lr": 0.004})
+    done = api.until(run)
+    page = look(f"{ui.prefect_url}/runs/flow-run/{run}", tmp_path)
+    assert done["name"] in page and "train.lr=0.004" in page and "Completed" in page and "4 Task runs" in page
+    found = api.post("artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    keys = {a["key"]: a["id"] for a in found}
+    assert {"stages", "metrics", "mlflow"} <= set(keys)
+    assert "not built before" in look(f"{ui.prefect_url}/artifacts/artifact/{keys['stages']}", tmp_path)
+    assert "validation bits per byte" in look(f"{ui.prefect_url}/artifacts/artifact/{keys['metrics']}", tmp_path)
+    deployment = api.get("deployments/name/pretrain/manual")["id"]
+    form = look(f"{ui.prefect_url}/deployments/deployment/{deployment}/run", tmp_path)
+    for words in (
+        "Target stage",
+        "this stage and those it needs",
+        "Parameter overrides",
+        "peak learning rate of AdamW",
+    ):
+        assert words in form, words
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+def test_mlflows_pages_show_the_sweep_its_trials_and_the_model_with_its_alias(served, tmp_path):
+    ui, _, toy = served
+    uri = f"sqlite:///{toy}/.foundry/mlflow.db"
+    parent = begin_parent(uri, "e", "sweep abc", {"method": "grid"}, "A grid search.")
+    for i in range(2):
+        with tracker(tmp_path / f"f{i}", uri, f"f{i}") as t:
+            for step in range(3):
+                t.log(step, {"loss": 3.0 - step - i})
+        run = nest(uri, "e", f"f{i}", parent, f"trial-{i}")
+    end_parent(uri, parent, {"best_loss": 0.0}, {"best.experiment": "trial-1"})
+    client = connect(uri)
+    client.create_registered_model("foundry-lm", description="A language model trained by Foundry.")
+    client.create_model_version(
+        "foundry-lm", source=str(tmp_path), run_id=run, description="1.4399 bits per byte on test"
+    )
+    client.set_registered_model_alias("foundry-lm", "champion", "1")
+    where = client.get_run(run).info.experiment_id
+    table = look(f"{ui.mlflow_url}/#/experiments/{where}/runs?workflowType=machine_learning", tmp_path / "c", 40_000)
+    assert "sweep abc" in table
+    page = look(
+        f"{ui.mlflow_url}/#/experiments/{where}/runs/{parent}?workflowType=machine_learning", tmp_path / "c", 40_000
+    )
+    assert "A grid search." in page and "Child runs" in page and "best_loss" in page
+    model = look(f"{ui.mlflow_url}/#/models/foundry-lm", tmp_path / "c", 40_000)
+    assert "champion" in model and "1.4399 bits per byte" in model

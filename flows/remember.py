@@ -1,0 +1,30 @@
+"""Puts stages that were built into DVC's run cache, as DVC does itself unless a stage has a report that git keeps.
+
+DVC 3.67 restores such a stage from the run cache but never saves it there (`no_cache_outs` in `Stage.run`): runs in worktrees would build it again and again.
+
+    python -m flows.remember STAGE ...      in the folder of dvc.yaml
+"""
+
+import sys
+from pathlib import Path
+
+from foundry.config import read_yaml
+
+
+def left_out(root: Path, stage: str) -> bool:
+    """Whether DVC leaves a stage out of the run cache: an out, neither metric nor plot, with `cache: false`."""
+    outs = read_yaml(root / "dvc.yaml")["stages"][stage].get("outs", [])
+    return any(isinstance(o, dict) and next(iter(o.values())).get("cache") is False for o in outs)
+
+
+def main() -> None:
+    from dvc.repo import Repo
+
+    with Repo(".") as repo:
+        for stage in repo.index.stages:
+            if stage.addressing in sys.argv[1:]:
+                repo.stage_cache.save(stage)
+
+
+if __name__ == "__main__":
+    main()
