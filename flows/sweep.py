@@ -37,7 +37,7 @@ from flows.workspace import Workspace, one_at_a_time, save_experiment, workspace
 from foundry.config import load_config
 from foundry.config.profiles import with_values
 from foundry.tracking.nested import begin_parent, end_parent, nest
-from foundry.tracking.settings import reason, tracking_uri
+from foundry.tracking.settings import reason
 
 
 class Sweep(Build):
@@ -126,14 +126,11 @@ class Search:
         self.slots = threading.Semaphore(options.at_once)
         self.parent: str | None = None
         self.cancelled = False
-        config = load_config(home / "params.yaml")
-        self.uri, self.experiment, self.tracking = (
-            tracking_uri(config.runtime),
-            config.runtime.experiment,
-            config.runtime.tracking,
-        )
-        if self.uri == tracking_uri(type(config.runtime)()):  # SQLite of the project, wherever this process stands
-            self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / '.foundry' / 'mlflow.db'}"
+        runtime = load_config(home / "params.yaml").runtime
+        self.experiment, self.tracking = runtime.experiment, runtime.tracking
+        # As foundry.tracking.tracking_uri, which asks where this process stands.
+        here = f"sqlite:///{home / '.foundry' / 'mlflow.db'}"
+        self.uri = runtime.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or here
 
     def begin(self) -> None:
         """Makes the sweep's run; without a tracker the sweep goes on without one."""

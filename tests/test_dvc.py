@@ -97,6 +97,10 @@ def test_a_colleagues_run_cache_spares_the_training(experimented, tmp_path):
     assert (there / "artifacts/model/model.safetensors").read_bytes() == (
         folder / "artifacts/model/model.safetensors"
     ).read_bytes()
+    (there / "dvc.lock").unlink()
+    change(there, "train", steps=45)
+    text = repro(there, "--pull", "train_tokenizer")  # a stage with a report that git keeps
+    assert "Running stage" not in text and text.count("is cached - skipping run") == 3, text
 
 
 def test_the_differences_between_two_revisions_are_what_a_person_wants_to_see(experimented):
