@@ -327,7 +327,7 @@ def test_training_divides_by_the_tokens_that_are_not_padding(shards, tmp_path, w
     train = TrainConfig(
         steps=2, tokens_per_step=2048, warmup_steps=0, log_interval=1, eval_interval=2, eval_tokens=300, packing=way
     )
-    runtime = Runtime(device="cpu", threads=1)
+    runtime = Runtime(device="cpu", precision="float32", threads=1)
     trainer = Trainer.from_shards(model, train, shards, runtime=runtime, state=tmp_path / "whole")
     padded = (trainer.loader.batch(0)[1] == IGNORE).float().mean()
     assert 0 < trainer.loader.padding < 1 and (way == "best_fit" or padded > 0.1)

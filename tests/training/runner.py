@@ -56,7 +56,7 @@ def main() -> None:
     def fields(kind: type, **defaults: object) -> dict:
         return {**defaults, **{k: given[k] for k in given if k in kind.model_fields}}
 
-    runtime = Runtime(**fields(Runtime, threads=1, checkpoint_interval=4, device="cpu"))
+    runtime = Runtime(**fields(Runtime, threads=1, checkpoint_interval=4, device="cpu", precision="float32"))
     model = ModelConfig(
         **fields(
             ModelConfig, vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32, dropout=0.1

@@ -65,7 +65,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
 
 
 def test_the_state_is_copied_so_that_later_steps_do_not_reach_into_it(shards, tmp_path):
-    trainer = Trainer.from_shards(MODEL, TRAIN, shards, runtime=Runtime(device="cpu", threads=1), state=tmp_path)
+    trainer = Trainer.from_shards(MODEL, TRAIN, shards, runtime=Runtime(device="cpu", precision="float32", threads=1), state=tmp_path)
     state = trainer._start()
     copied, values = state.state_dict()
     before = {k: v.clone() for k, v in copied.items()}
@@ -79,7 +79,7 @@ def test_the_state_is_copied_so_that_later_steps_do_not_reach_into_it(shards, tm
 
 def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(shards, tmp_path, monkeypatch):
     """An injected ENOSPC in the second checkpoint; then room is made and the run ends as if nothing had been."""
-    runtime = Runtime(device="cpu", threads=1, checkpoint_interval=4)
+    runtime = Runtime(device="cpu", precision="float32", threads=1, checkpoint_interval=4)
 
     def run(folder):
         return Trainer.from_shards(MODEL, TRAIN, shards, runtime=runtime, state=tmp_path / folder)
@@ -114,7 +114,7 @@ def test_a_disk_that_really_is_full(shards, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", small], capture_output=True).returncode:
         pytest.skip("this user may not mount a tmpfs; the test above injects the error")
     try:
-        runtime = Runtime(device="cpu", threads=1, keep_checkpoints=1)
+        runtime = Runtime(device="cpu", precision="float32", threads=1, keep_checkpoints=1)
         with pytest.raises(FoundryError, match=r"checkpoints need .* are free|cannot write in"):
             Trainer.from_shards(MODEL, TRAIN, shards, runtime=runtime, state=small).fit()
         assert not list(small.rglob("checkpoint.json")) and not list(small.rglob("*.tmp"))

@@ -12,7 +12,7 @@ MODEL = ModelConfig(
     vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32, dropout=0.1
 )
 TRAIN = TrainConfig(steps=12, tokens_per_step=256, warmup_steps=1, log_interval=1, eval_interval=12, eval_tokens=600)
-RUNTIME = Runtime(device="cpu", threads=1, checkpoint_interval=3)
+RUNTIME = Runtime(device="cpu", precision="float32", threads=1, checkpoint_interval=3)
 
 
 def made(shards, state, poisoned=(), how="loss", **train):

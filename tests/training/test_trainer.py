@@ -19,7 +19,9 @@ TRAIN = TrainConfig(steps=6, tokens_per_step=256, warmup_steps=1, log_interval=1
 
 def fit(shards, tmp_path, train=TRAIN, model=MODEL, **runtime):
     seen = []
-    settings = Runtime(device="cpu", **{"threads": 1, "checkpoint_interval": 1000, **runtime})
+    settings = Runtime(
+        **{"device": "cpu", "precision": "float32", "threads": 1, "checkpoint_interval": 1000, **runtime}
+    )
     trainer = Trainer.from_shards(
         model, train, shards, runtime=settings, state=tmp_path, on_metrics=lambda s, m: seen.append((s, m))
     )
