@@ -4,16 +4,11 @@ No pickle: the weights are safetensors, checked against their recorded hashes. `
 continuations; what it needs lies in the model's folder or comes from pip.
 """
 
-import warnings
-
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
 
 DEFAULTS = {"max_tokens": 64, "temperature": 0.8, "top_k": 0, "top_p": 0.95, "seed": None}
-
-# Type hints would be taken for the signature and drop the parameters of `predict`.
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method", category=UserWarning)
 
 
 class FoundryLM(PythonModel):
@@ -28,7 +23,7 @@ class FoundryLM(PythonModel):
         verify_export(folder)
         self.generator = Generator(*import_huggingface(f"{folder}/hf"), "auto")
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input, params=None):  # type hints would be taken for the signature and drop params
         """Continuations, in the order of the texts: a list of strings, or a data frame with one column of them.
 
         Raises:

@@ -173,8 +173,8 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
         ),
     )  # fmt: skip
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        # It asks for type hints, which would drop the parameters from the signature.
-        warnings.simplefilter("ignore", UserWarning)
+        # It asks for type hints, which would drop the parameters from the signature, behind a filter of its own.
+        warnings.showwarning = lambda *_, **__: None
         info = mlflow.pyfunc.log_model(
             name=c.name, python_model=str(c.model_code), code_paths=[str(p) for p in c.code_paths], signature=signature, input_example=["The "],
             artifacts={"export": str(c.export_dir), "scores": str(c.scores)},
