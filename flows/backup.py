@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from flows.options import Form
+from flows.pages import show
 from flows.stages import command, foundry_command
 
 
@@ -52,7 +53,7 @@ def backup(options: Backup = Backup()) -> dict[str, str]:
         {"what": name, "state": s.name, "told": s.result() if s.is_completed() else (s.message or "")[-600:]}
         for name, s in states.items()
     ]
-    create_table_artifact(key="backup", table=rows, description="what was saved")
+    show(create_table_artifact, "backup", table=rows, description="what was saved")
     if bad := [r for r in rows if r["state"] != "Completed"]:
         raise RuntimeError("; ".join(f"{r['what']}: {r['told']}" for r in bad))
     return {r["what"]: r["told"] for r in rows}

@@ -3,6 +3,8 @@
 python -m flows.deploy [--webhook URL]      on the server that PREFECT_API_URL names, else the one of `make ui`
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import json
@@ -12,20 +14,26 @@ import sys
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from flows.settings import environment, project_root
-from foundry.config import ConfigError, FoundryError
-from foundry.utils.files import write_json
+from foundry.config import ConfigError, FoundryError, read_yaml
+from foundry.utils.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 POOL = "foundry"
 HOOK = "foundry-webhook"
-EVENTS = ("Late", "Failed", "Crashed", "TimedOut")
+EVENTS = ("Late", "Failed", "Crashed")
 PAYLOAD = """{"flow": "{{ flow.name }}", "run": "{{ flow_run.name }}", "state": "{{ flow_run.state.name }}",
 "message": {{ flow_run.state.message | tojson }}, "page": "{{ flow_run | ui_url }}"}"""
 
 
 def deploy(root: Path, api_url: str, webhook: str = "") -> list[str]:
-    """Registers pool, deployments and webhook; repeating it changes nothing. Returns the deployments' names.
+    """Registers pool, deployments and webhook; repeating it changes nothing, nor what was set in the UI. Returns the deployments' names.
 
     Raises:
         ConfigError: if the webhook is no http address.
@@ -34,17 +42,71 @@ def deploy(root: Path, api_url: str, webhook: str = "") -> list[str]:
     if webhook and urllib.parse.urlsplit(webhook).scheme not in ("http", "https"):
         raise ConfigError(f"the webhook must be an http:// or https:// address, got {webhook!r}")
     env = {**environment(root), "PREFECT_API_URL": api_url, "FOUNDRY_VERSION": version(root)}
-    # One run at a time, by the pool: a deployment's own limit is kept by leases, which crash healthy runs after a restart of the server.
-    prefect(root, env, "work-pool", "create", POOL, "--type", "process", "--overwrite")
-    prefect(root, env, "work-pool", "set-concurrency-limit", POOL, "1")
-    prefect(root, env, "--no-prompt", "deploy", "--all")
-    if webhook:
-        _run([sys.executable, "-m", "flows.deploy", "--notify-only", "--webhook", webhook], root, env, "the webhook")
-    from foundry.config import read_yaml
+    # Prefect reads its settings when it is imported, so it is done in a process of its own.
+    command = [sys.executable, "-m", "flows.deploy", "--register", "--webhook", webhook]
+    done = subprocess.run(command, cwd=root, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise FoundryError(
+            f"the server at {api_url} did not take the deployments:\n{(done.stdout + done.stderr)[-2000:]}"
+        )
+    return [full_name(d) for d in read_yaml(root / "prefect.yaml")["deployments"]]
 
+
+def full_name(deployment: dict[str, Any]) -> str:
+    return f"{deployment['entrypoint'].rpartition(':')[2]}/{deployment['name']}"
+
+
+def register(root: Path, webhook: str) -> None:
+    """On the server of this process's PREFECT_API_URL."""
+    from prefect.client.orchestration import get_client
+
+    plan = read_yaml(root / "prefect.yaml")
+    with get_client(sync_client=True) as client:
+        make_pool(client)
+        for deployment in plan["deployments"]:
+            if "schedules" in deployment:
+                deployment["schedules"] = merged(deployment["schedules"], schedules_of(client, full_name(deployment)))
+    file = root / ".foundry" / "ui" / "prefect.yaml"
+    write_text(file, yaml.safe_dump(plan, sort_keys=False, allow_unicode=True))
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+    if code := subprocess.run(command, cwd=root).returncode:
+        sys.exit(code)
+    if webhook:
+        notify(webhook)
+
+
+def make_pool(client: SyncPrefectClient) -> None:
+    """One run at a time, by the pool: a deployment's own limit is kept by leases, which crash healthy runs after a restart of the server."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+    from prefect.workers.process import ProcessWorker
+
+    template = ProcessWorker.get_default_base_job_template()
+    with contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_pool(
+            WorkPoolCreate(name=POOL, type="process", base_job_template=template, concurrency_limit=1)
+        )
+
+
+def schedules_of(client: SyncPrefectClient, name: str) -> list[dict[str, Any]]:
+    """The schedules that a deployment has on the server, as prefect.yaml writes them; none if it is not there."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        found = client.read_deployment_by_name(name).schedules
+    except ObjectNotFound:
+        return []
     return [
-        f"{d['entrypoint'].rpartition(':')[2]}/{d['name']}" for d in read_yaml(root / "prefect.yaml")["deployments"]
+        {**s.schedule.model_dump(mode="json"), "active": s.active, "slug": s.slug, "parameters": s.parameters}
+        for s in found
     ]
+
+
+def merged(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The schedules of prefect.yaml, with what a person set of them on the server, and those that were added there: deploying replaces all."""
+    known = {s["slug"]: {"active": s["active"], "parameters": s["parameters"]} for s in theirs}
+    slugs = {s["slug"] for s in ours}
+    return [{**s, **known.get(s["slug"], {})} for s in ours] + [s for s in theirs if s["slug"] not in slugs]
 
 
 def version(root: Path) -> str:
@@ -78,16 +140,6 @@ def notify(webhook: str) -> None:
     ).create()
 
 
-def prefect(root: Path, env: dict[str, str], *args: str) -> None:
-    _run([sys.executable, "-m", "prefect", *args], root, env, f"prefect {' '.join(args)}")
-
-
-def _run(command: list[str], root: Path, env: dict[str, str], what: str) -> None:
-    done = subprocess.run(command, cwd=root, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        raise FoundryError(f"{what} failed:\n{(done.stdout + done.stderr)[-2000:]}")
-
-
 def remember(root: Path, prefect_url: str, mlflow_url: str) -> None:
     """Where `make ui` serves, for the commands beside it."""
     write_json(root / ".foundry" / "ui" / "addresses.json", {"prefect": prefect_url, "mlflow": mlflow_url})
@@ -114,12 +166,12 @@ def server(root: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Register the flows of prefect.yaml with a running Prefect server.")
     parser.add_argument("--webhook", default="", metavar="URL", help="is told of runs that are late, fail or crash")
-    parser.add_argument("--notify-only", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--register", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     root = project_root()
     try:
-        if args.notify_only:
-            notify(args.webhook)
+        if args.register:
+            register(root, args.webhook)
             return
         url = server(root)
         names = deploy(root, url, args.webhook)

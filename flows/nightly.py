@@ -16,7 +16,8 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.options import Build
-from flows.pretrain import build, run_id
+from flows.pages import show
+from flows.pretrain import build, clear_up, run_id
 from flows.runner import end_with_worker
 from flows.stages import foundry_command
 from flows.workspace import Log, Workspace, one_at_a_time, workspace
@@ -34,7 +35,7 @@ def _name_of_run() -> str:
     return f"nightly {when:%Y-%m-%d}" if when else "nightly"
 
 
-@flow(name="nightly", flow_run_name=_name_of_run, log_prints=True)
+@flow(name="nightly", flow_run_name=_name_of_run, log_prints=True, on_crashed=[clear_up])
 def nightly(options: Nightly = Nightly()) -> dict[str, str]:
     """Downloads newer data, rebuilds, compares with the champion, and promotes by the gate."""
     end_with_worker()
@@ -53,7 +54,7 @@ def nightly(options: Nightly = Nightly()) -> dict[str, str]:
             force = frozenset({"download"})
         rows = build(ws, options, force)
         if (ws.root / "artifacts/export").is_dir():
-            create_markdown_artifact(key="champion", markdown=verdict(ws, log), description="what the gate said")
+            show(create_markdown_artifact, "champion", markdown=verdict(ws, log), description="what the gate said")
     return {r["stage"]: r["state"] for r in rows}
 
 

@@ -3,10 +3,15 @@
 import base64
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.exceptions import PrefectHTTPStatusError
 
 from flows.workspace import Workspace, last_kept
 
@@ -19,19 +24,38 @@ NUMBERS = (  # of reports/train.json and reports/evaluate.json, with the digits 
 )
 
 
+WAITS = (5, 10, 20, 40, 60)  # seconds between tries, for a server that is started again
+
+
+def show(create: Callable[..., Any], key: str, **artifact: Any) -> None:
+    """Creates an artifact. A server that is away is waited for, and does not fail what was built."""
+    for wait in (*WAITS, None):
+        try:
+            create(key=key, **artifact)
+            return
+        except (httpx.HTTPError, PrefectHTTPStatusError) as e:
+            if wait is None:
+                get_run_logger().warning("Prefect's server did not take the artifact %s: %s", key, e)
+                return
+            time.sleep(wait)
+
+
 def publish(ws: Workspace, rows: list[dict[str, Any]], how_to_get: str) -> None:
     """Stages, metrics against the last run, links, and the plots."""
-    create_table_artifact(key="stages", table=rows, description="what DVC did with each stage, and why")
+    show(create_table_artifact, "stages", table=rows, description="what DVC did with each stage, and why")
     if text := metrics_page(ws):
-        create_markdown_artifact(key="metrics", markdown=text + f"\n\n{how_to_get}", description="numbers of this run")
+        show(
+            create_markdown_artifact, "metrics", markdown=text + f"\n\n{how_to_get}", description="numbers of this run"
+        )
     for key, link, words in links(ws):
-        create_link_artifact(key=key, link=link, link_text=words, description=words)
+        show(create_link_artifact, key, link=link, link_text=words, description=words)
     for picture in sorted((ws.root / "reports").glob("*.png")):
         data = picture.read_bytes()
         if len(data) <= PICTURES:
             source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-            create_markdown_artifact(
-                key=f"plot-{picture.stem.lower().replace('_', '-')}",
+            show(
+                create_markdown_artifact,
+                f"plot-{picture.stem.lower().replace('_', '-')}",
                 markdown=f"![{picture.stem}]({source})",
                 description=f"reports/{picture.name}",
             )

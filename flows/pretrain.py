@@ -23,7 +23,7 @@ from flows.options import ALL, Build
 from flows.pages import publish
 from flows.runner import end_with_worker
 from flows.stages import Crew, run_graph
-from flows.workspace import Workspace, commit_of, one_at_a_time, workspace
+from flows.workspace import Workspace, commit_of, one_at_a_time, prune, workspace
 from foundry.config import ConfigError, FoundryError
 
 
@@ -36,7 +36,12 @@ def _name_of_run() -> str:
     return run_name(options if isinstance(options, Build) else Build.model_validate(options or {}))
 
 
-@flow(name="pretrain", flow_run_name=_name_of_run, log_prints=True)
+def clear_up(flow: Any, flow_run: Any, state: Any) -> None:
+    """Hook of a run whose process was killed: its worktree goes, now and not with the next run."""
+    prune(project_root())
+
+
+@flow(name="pretrain", flow_run_name=_name_of_run, log_prints=True, on_crashed=[clear_up])
 def pretrain(options: Build = Build()) -> dict[str, str]:
     """From raw text to a registered model: every stage that changed, in the order of the graph."""
     end_with_worker()

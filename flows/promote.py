@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 from pydantic import Field, model_validator
 
 from flows.options import Form
+from flows.pages import show
 from flows.stages import foundry_command
 
 
@@ -40,5 +41,5 @@ def promote(options: Promote = Promote()) -> str:
     """Lets the gate decide about a version, or overrides it with a reason."""
     command = ["promote", options.which, *(["--force", "--why", options.why] if options.force else [])]
     told = foundry_command(project_root(), command, get_run_logger().info)[-1]
-    create_markdown_artifact(key="champion", markdown=told, description="what the gate said")
+    show(create_markdown_artifact, "champion", markdown=told, description="what the gate said")
     return told

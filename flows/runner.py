@@ -131,7 +131,7 @@ class StageRun:
             if timer:
                 timer.cancel()
         if self.stopped:
-            raise Stopped(f"stage {self.stage}: {self.stopped}; a trainer has saved and goes on with the next run")
+            raise Stopped(f"stage {self.stage}: {self.stopped}; the next run goes on, a training from its checkpoint")
         if code:
             told = f"stage {self.stage} failed (dvc ended with {code}):\n" + "\n".join(self.lines[-20:])
             raise StageFailed(told, mendable(self.lines) or code < 0)

@@ -9,21 +9,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.states import Cancelled, Completed, Failed
 
 from flows.graph import Node
 from flows.remember import left_out
-from flows.runner import PROGRESS, StageFailed, StageRun, die_with_parent
+from flows.runner import PROGRESS, StageFailed, StageRun, Stopped, die_with_parent
 from flows.settings import environment
 from flows.workspace import Workspace
 from foundry.config import read_yaml
 
+PROGRESS_PERIOD = 2.0  # seconds
 STATES = {"ran": "Completed", "restored": "Restored", "up-to-date": "UpToDate"}
 
 
@@ -69,73 +73,79 @@ class Crew:
 def dvc_stage(stage: str, crew: Crew, timeout_s: float | None, force: bool):
     """Runs one stage; its state is named by what DVC did."""
     log = get_run_logger()
-    bar = ProgressBar(stage)
 
     def on_line(line: str) -> None:
         log.info(line)
         bar.see(line)
 
-    how, seconds = crew.run(stage, on_line, timeout_s, force)
-    bar.end()
+    try:
+        with ProgressBar(stage) as bar:
+            how, seconds = crew.run(stage, on_line, timeout_s, force)
+    except Stopped as e:
+        return Cancelled(message=str(e)) if crew.cancelled else Failed(name="TimedOut", message=str(e))
     return Completed(name=STATES[how], message=f"{how} in {seconds} s", data={"how": how, "seconds": seconds})
 
 
 class ProgressBar:
-    """A stage's own bar as an artifact of its task."""
+    """A stage's own bar as an artifact of its task.
+
+    A thread tells the newest state now and then, so that a server that is slow or away holds nothing up; what it did not take is told with the next state.
+    """
 
     def __init__(self, stage: str) -> None:
-        self.stage, self.artifact, self.percent = stage, None, 0.0
+        self.stage, self.artifact = stage, None
+        self._newest: tuple[float, str] | None = None
+        self._ended = threading.Event()
+        # In the task's own context, by which Prefect knows whose artifact it is.
+        self._thread = threading.Thread(target=copy_context().run, args=(self._work,), daemon=True, name="progress")
 
     def see(self, line: str) -> None:
-        found = PROGRESS.search(line)
-        if not found or float(found[1]) == self.percent:
-            return
-        self.percent = min(100.0, float(found[1]))
+        if found := PROGRESS.search(line):
+            self._newest = min(100.0, float(found[1])), line[-120:]
+
+    def __enter__(self) -> "ProgressBar":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None and self._newest:
+            self._newest = 100.0, self._newest[1]
+        self._ended.set()
+        self._thread.join(10.0)
+
+    def _work(self) -> None:
+        told, last = None, False
+        while not last:
+            last = self._ended.wait(PROGRESS_PERIOD)
+            if (newest := self._newest) == told:
+                continue
+            try:
+                self._tell(*newest)
+                told = newest
+            except (httpx.HTTPError, PrefectHTTPStatusError):
+                continue
+
+    def _tell(self, percent: float, line: str) -> None:
         if self.artifact is None:
             key = f"progress-{self.stage.replace('_', '-')}"
-            self.artifact = create_progress_artifact(self.percent, key=key, description=f"progress of {self.stage}")
+            self.artifact = create_progress_artifact(percent, key=key, description=line)
         else:
-            update_progress_artifact(self.artifact, self.percent, description=line[-120:])
-
-    def end(self) -> None:
-        if self.artifact is not None and self.percent < 100:
-            update_progress_artifact(self.artifact, 100.0)
+            update_progress_artifact(self.artifact, percent, description=line)
 
 
 def run_graph(
     crew: Crew, nodes: list[Node], *, force: frozenset[str] = frozenset(), limits: dict[str, int] | None = None
 ) -> list[dict[str, Any]]:
-    """Runs the stages; a row each: stage, state, seconds, why it ran, message. Raises nothing for a stage that failed.
-
-    Retries are those of `meta.prefect` in dvc.yaml, each wait twice the one before, and only for what another try may mend.
-    """
-
-    def again(task, run, state) -> bool:
-        if crew.cancelled:
-            return False
-        try:
-            state.result()
-        except StageFailed as e:
-            return e.mendable
-        except BaseException:
-            return False
-        return False
+    """Runs the stages; a row each: stage, state, seconds, why it ran, message. Raises nothing for a stage that failed."""
 
     reasons = why(crew.workspace, {n.name for n in nodes}, force)
     futures: dict[str, Any] = {}
     try:
         for node in nodes:
-            p, delay = node.policy, node.policy.get("retry_delay_s", 10)
-            retries = p.get("retries", 0)
-            one = dvc_stage.with_options(
-                retries=retries,
-                retry_delay_seconds=[delay * 2**i for i in range(retries)] or None,
-                retry_condition_fn=again,
-            )
-            futures[node.name] = one.submit(
+            futures[node.name] = dvc_stage.with_options(**retrying(node, lambda: crew.cancelled)).submit(
                 node.name,
                 crew,
-                (limits or {}).get(node.name, p.get("timeout_s")),
+                (limits or {}).get(node.name, node.policy.get("timeout_s")),
                 node.name in force,
                 wait_for=[futures[u] for u in node.upstream if u in futures],
             )
@@ -145,6 +155,23 @@ def run_graph(
         crew.stop()
         raise
     return [_row(name, future.state, reasons.get(name, "")) for name, future in futures.items()]
+
+
+def retrying(node: Node, cancelled: Callable[[], bool]) -> dict[str, Any]:
+    """A task's options: the retries of a stage's policy, each wait twice the one before, only for what another try may mend."""
+
+    def again(task, run, state) -> bool:
+        try:
+            state.result()
+        except StageFailed as e:
+            return e.mendable and not cancelled()
+        except BaseException:
+            return False
+        return False
+
+    retries, delay = node.policy.get("retries", 0), node.policy.get("retry_delay_s", 10)
+    waits = [delay * 2**i for i in range(retries)]
+    return {"retries": retries, "retry_delay_seconds": waits or None, "retry_condition_fn": again}
 
 
 def _row(name: str, state: Any, reason: str) -> dict[str, Any]:

@@ -29,10 +29,11 @@ from pydantic import Field, model_validator
 
 from flows.graph import Node, plan
 from flows.options import Build, Target
-from flows.pretrain import build, run_id
+from flows.pages import show
+from flows.pretrain import build, clear_up, run_id
 from flows.runner import end_with_worker
 from flows.search import Axis, grid, random_points, rungs
-from flows.stages import Crew
+from flows.stages import Crew, retrying
 from flows.workspace import Workspace, one_at_a_time, save_experiment, workspace
 from foundry.config import load_config
 from foundry.config.profiles import with_values
@@ -93,7 +94,13 @@ def _name_of_run() -> str:
     return f"sweep {options.method} {' '.join(options.space)}"[:80]
 
 
-@flow(name="sweep", flow_run_name=_name_of_run, log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=64))
+@flow(
+    name="sweep",
+    flow_run_name=_name_of_run,
+    log_prints=True,
+    on_crashed=[clear_up],
+    task_runner=ThreadPoolTaskRunner(max_workers=64),
+)
 def sweep(options: Sweep = Sweep()) -> dict[str, Any]:
     """Searches parameters; tells the best trial and, by choice, builds and promotes it."""
     end_with_worker()
@@ -170,6 +177,8 @@ class Search:
 
     def _rung(self, points: list[dict[str, Any]], number: int = 0) -> list[dict[str, Any]]:
         futures = []
+        last = plan(self.home, self.options.target)[-1]  # what is killed is tried again as the target stage says
+        again = trial.with_options(**retrying(last, lambda: self.cancelled))
         try:
             for i, point in enumerate(points):
                 name = (
@@ -177,7 +186,7 @@ class Search:
                 )
                 words = " ".join(f"{k.rpartition('.')[2]}={_short(v)}" for k, v in point.items())
                 futures.append(
-                    (name, point, trial.with_options(task_run_name=words[:100] or name).submit(self, name, point))
+                    (name, point, again.with_options(task_run_name=words[:100] or name).submit(self, name, point))
                 )
             wait([f for _, _, f in futures])
         except BaseException:
@@ -212,14 +221,14 @@ class Search:
             }
             for r in ranked
         ]
-        create_table_artifact(key="trials", table=table, description="best first")
+        show(create_table_artifact, "trials", table=table, description="best first")
         if ranked and (best := ranked[0])["metric"] is not None:
             words = "\n".join(f"- `{k}`: {v}" for k, v in best["parameters"].items())
             text = (
                 f"**{best['metric']:.4f}** {self.options.metric}\n\n{words}\n\nTo have it in your folder: `dvc exp apply {best['trial']}`, then `dvc repro`. "
                 "All trials: `dvc exp show`, `foundry runs`."
             )
-            create_markdown_artifact(key="best", markdown=text, description="the best trial")
+            show(create_markdown_artifact, "best", markdown=text, description="the best trial")
 
     def end(self, status: str) -> None:
         if self.parent is None:

@@ -1,9 +1,11 @@
 """`make ui`: Prefect server, a worker and MLflow on loopback, until Ctrl-C.
 
-Each child lives in its own session and is ended by its process group. Ports are checked before anything starts; what dies is told with the tail of its log.
+Each child lives in its own session and is ended by its process group. Ports are checked before anything starts. A child that dies is told and started again;
+one that keeps dying ends all, with the tail of its log.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -22,6 +24,7 @@ from foundry.tracking.settings import connect
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 180.0  # seconds; a server takes 4 to 10, on a busy machine much longer
+RESTARTS, RESTART_SPAN = 3, 300.0  # a child that dies more often in so many seconds is not started again
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Ui:
     mlflow_url: str
     deployments: list[str] = field(default_factory=list)
     children: dict[str, subprocess.Popen] = field(default_factory=dict)
+    deaths: dict[str, list[float]] = field(default_factory=dict)
 
     def log(self, name: str) -> Path:
         return self.root / ".foundry" / "ui" / f"{name}.log"
@@ -47,7 +51,7 @@ class Ui:
         if name == "prefect-server":
             return ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
         if name == "worker":
-            return ["prefect", "worker", "start", "--pool", POOL]
+            return ["prefect", "worker", "start", "--pool", POOL, "--name", socket.gethostname()]
         store = [
             "--backend-store-uri",
             f"sqlite:///{state / 'mlflow.db'}",
@@ -64,6 +68,24 @@ class Ui:
                 [sys.executable, "-m", *self.command(name)], cwd=self.root, env={**environment(self.root), **more},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+
+    def watch(self) -> None:
+        """Starts again what died; returns never.
+
+        Raises:
+            FoundryError: if a child keeps dying.
+        """
+        while True:
+            if name := self.dead():
+                now = time.monotonic()
+                self.deaths[name] = [*(t for t in self.deaths.get(name, []) if now - t < RESTART_SPAN), now]
+                how = f"{name} ended ({_ending(self.children[name].returncode)})"
+                if len(self.deaths[name]) > RESTARTS:
+                    raise FoundryError(f"{how} again and again; the end of {self.log(name)}:\n{tail(self.log(name))}")
+                print(f"{how}: starting it again; its log is {self.log(name)}", flush=True)
+                self.end(name)
+                self.spawn(name)
+            time.sleep(1)
 
     def wait_for(self, url: str) -> None:
         """Until it answers.
@@ -86,21 +108,21 @@ class Ui:
         )
 
     def stop(self) -> None:
-        """Ends every child's group: worker first, so that a running stage is stopped cleanly."""
+        """Ends every child: worker first, so that a running stage is stopped cleanly."""
         for name in reversed(self.children):
-            p = self.children[name]
-            for sig, wait in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
-                try:
-                    os.killpg(p.pid, sig)
-                except ProcessLookupError:
-                    break
-                try:
-                    p.wait(wait)
-                    if sig == signal.SIGTERM:
-                        continue  # its children may still stand in the group
-                except subprocess.TimeoutExpired:
-                    continue
+            self.end(name)
         self.children.clear()
+
+    def end(self, name: str) -> None:
+        """Ends a child's whole group; a dead one may have left processes in it, which hold its port."""
+        p = self.children[name]
+        for sig, wait in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
+            try:
+                os.killpg(p.pid, sig)
+            except ProcessLookupError:
+                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                p.wait(wait)
 
 
 def free_port(port: int, option: str) -> int:
@@ -151,6 +173,10 @@ def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000, webhook
     return ui
 
 
+def _ending(code: int) -> str:
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+
 def tail(path: Path, lines: int = 15) -> str:
     return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
@@ -164,23 +190,23 @@ def main() -> None:
     parser.add_argument("--webhook", default="", metavar="URL", help="is told of runs that are late, fail or crash")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
     print("starting Prefect and MLflow (some seconds) ...", flush=True)
+    ui = None
     try:
         ui = start(project_root(), args.prefect_port, args.mlflow_port, args.webhook)
+        query = urllib.parse.urlencode({"workflowType": "machine_learning"})
+        print(f"Prefect   {ui.prefect_url}/deployments   {', '.join(ui.deployments)}")
+        print(f"MLflow    {ui.mlflow_url}/#/experiments?{query}")
+        print("a schedule is off until you switch it on; Ctrl-C stops all; logs are in .foundry/ui/", flush=True)
+        ui.watch()
     except FoundryError as e:
         sys.exit(f"error: {e}")
-    try:
-        query = urllib.parse.urlencode({"workflowType": "machine_learning"})
-        print(f"Prefect   {ui.prefect_url}/deployments   {', '.join(ui.deployments)} (schedules are off)")
-        print(f"MLflow    {ui.mlflow_url}/#/experiments?{query}")
-        print("Ctrl-C stops both; logs are in .foundry/ui/", flush=True)
-        while not (name := ui.dead()):
-            time.sleep(1)
-        sys.exit(f"error: {name} ended; the end of {ui.log(name)}:\n{tail(ui.log(name))}")
     except KeyboardInterrupt:
-        print("stopping ...")
+        print("stopping ...", flush=True)
     finally:
-        ui.stop()
+        if ui is not None:
+            ui.stop()
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def test_a_publisher_that_is_away_and_a_killed_stage_are_tried_again(flow, toy, 
 
 def test_a_time_limit_stops_the_stage_which_saves_and_is_not_tried_again(flow, toy):
     (toy / "todo-two").write_text("sleep")
-    with pytest.raises(RuntimeError, match=r"two: Failed .*its time limit was reached"):
+    with pytest.raises(RuntimeError, match=r"two: TimedOut .*its time limit was reached"):
         flow(build(time_limits_s={"two": 8}))
     assert (toy / "two.saved").read_text() == "2" and tries("two") == 1
 

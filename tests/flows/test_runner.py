@@ -3,35 +3,16 @@
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
-import psutil
 import pytest
+from prefect_api import alive, wait_for_text, wait_gone
 
 from flows.graph import plan
 from flows.runner import StageFailed, StageRun, Stopped
 from foundry.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def alive(pid):
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-def wait_for(path, seconds=60):
-    end = time.time() + seconds
-    while not (path.exists() and path.read_text()) and time.time() < end:
-        time.sleep(0.05)
-    return path.read_text()
-
-
-def wait_gone(pid, seconds=20):
-    end = time.time() + seconds
-    while alive(pid) and time.time() < end:
-        time.sleep(0.05)
-    return not alive(pid)
 
 
 def test_lines_are_streamed_and_what_dvc_did_is_told_apart(toy):
@@ -74,7 +55,7 @@ def test_a_killed_flow_leaves_no_orphan(toy):
     (toy / "todo-one").write_text("sleep")
     code = "import sys\nfrom pathlib import Path\nfrom flows.runner import StageRun\nStageRun('one', Path(sys.argv[1])).run(print)"
     flow = subprocess.Popen([sys.executable, "-c", code, str(toy)], cwd=ROOT, stdout=subprocess.DEVNULL)
-    stage = int(wait_for(toy / "one.pid"))
+    stage = int(wait_for_text(toy / "one.pid"))
     assert alive(stage)
     flow.kill()
     flow.wait()

@@ -2,21 +2,22 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psutil
 import pytest
-from prefect_api import Api
+from prefect_api import Api, wait_until
 from toy import ROOT, git
 
 from flows import ui as module
-from flows.deploy import deploy
+from flows.deploy import deploy, merged
 from foundry.config import ConfigError
 
 
@@ -54,51 +55,108 @@ def heard():
     server.shutdown()
 
 
-def until(condition, seconds):
-    end = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < end:
-        time.sleep(1)
-    return found
-
-
-@pytest.mark.slow
-def test_a_scheduled_run_completes_a_failed_one_is_told_and_stop_leaves_nothing(toy, monkeypatch, tmp_path, heard):
+@pytest.fixture
+def served(toy, tmp_path, heard):
+    """`make ui`'s process, what it prints, Prefect's API, MLflow's address."""
     for name in ("flows", "foundry"):
         (toy / name).symlink_to(ROOT / name)
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
     text = (ROOT / "prefect.yaml").read_text()
     assert text.count("active: false") == text.count("schedules:") == 2
     nightly = '{cron: "0 3 * * *", timezone: UTC, slug: nightly, active: false}'
     (toy / "prefect.yaml").write_text(text.replace(nightly, "{interval: 600, slug: nightly, active: true}"))
-    ui = module.start(toy, 0, 0, webhook=heard[0])
-    api = Api(ui.prefect_url)
-    pids = [p.pid for p in ui.children.values()]
+    late = {f"PREFECT_SERVER_SERVICES_LATE_RUNS_{k}_SECONDS": "2" for k in ("AFTER", "LOOP")}
+    env = {**os.environ, **late, "PREFECT_HOME": str(tmp_path / "prefect-home"), "FOUNDRY_ROOT": str(toy)}
+    env.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "flows.ui", "--prefect-port", "0", "--mlflow-port", "0", "--webhook", heard[0]]
+    p = subprocess.Popen(command, cwd=toy, env=env, stdout=subprocess.PIPE, text=True)
+    lines = []
+    threading.Thread(target=lambda: lines.extend(iter(p.stdout.readline, "")), daemon=True).start()
+    assert wait_until(lambda: "Ctrl-C stops all" in "".join(lines[-1:]), 180), lines
+    prefect, mlflow = (
+        re.search(rf"^{name} +(http://[^/]+)/", "".join(lines), re.M)[1] for name in ("Prefect", "MLflow")
+    )
+    yield p, lines, Api(prefect), mlflow
+    p.terminate()
+    p.wait()
+
+
+@pytest.mark.slow
+def test_the_servers_schedule_run_tell_come_back_when_killed_and_leave_nothing(toy, served, heard):
+    p, lines, api, mlflow = served
+    for url in (f"{api.url}/", f"{mlflow}/"):
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            assert answer.status == 200
+    due = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "sort": "EXPECTED_START_TIME_ASC"}
+    scheduled = wait_until(lambda: [r for r in api.post("flow_runs/filter", due) if r["auto_scheduled"]], 60)[0]
+    assert scheduled["name"] and scheduled["deployment_version"] == git(toy, "describe", "--always", "--dirty")
+    api.post(f"flow_runs/{scheduled['id']}/set_state", {"state": {"type": "SCHEDULED"}, "force": True})  # now
+    run = api.until(scheduled["id"], seconds=240)
+    log = toy / ".foundry/ui/worker.log"
+    assert run["state_type"] == "COMPLETED", run["state"]["message"] + module.tail(log, 40)
+    assert run["name"].startswith("nightly 20")
+    assert {"Completed"} <= set(api.tasks(run["id"]).values())
+    assert [p.parent.name for p in (toy / ".foundry/runs").glob("*/dvc.lock")] == [run["id"][:8]]
+
+    children = psutil.Process(p.pid).children()
+    assert [" ".join(c.cmdline()[2:4]) for c in children] == ["prefect server", "mlflow server", "prefect worker"]
+    for child in children:
+        child.kill()
+    assert wait_until(lambda: "".join(lines).count("(killed by signal 9): starting it again") == 3, 30), lines
+    for url in (f"{api.url}/api/health", f"{mlflow}/health"):
+        assert wait_until(lambda url=url: answers(url), 120)
+
+    weekly = api.get("deployments/name/backup/weekly")
+    api.patch(f"deployments/{weekly['id']}/schedules/{weekly['schedules'][0]['id']}", {"active": True})
+    api.post(f"deployments/{weekly['id']}/schedules", [{"active": True, "schedule": {"cron": "5 4 * * *"}}])
+    deploy(toy, f"{api.url}/api")
+    schedules = api.get("deployments/name/backup/weekly")["schedules"]
+    assert {(s["slug"], s["active"]) for s in schedules} == {("weekly", True), (None, True)}
+
+    (toy / "todo-one").write_text("nap 9")
+    (toy / "in-one").write_text("other")
+    git(toy, "commit", "-qam", "other")
+    first, second = api.start("pretrain/manual"), api.start("pretrain/manual")  # one at a time: the second is late
+    assert wait_until(lambda: [h for h in heard[1] if h["state"] == "Late"], 60)
+    for late in (first, second):
+        assert api.until(late)["state_type"] == "COMPLETED"
+    (toy / "todo-one").write_text("fail")
+    (toy / "in-one").write_text("another")
+    git(toy, "commit", "-qam", "another")
+    failed = api.until(api.start("pretrain/manual"))
+    assert failed["state_type"] == "FAILED"
+    (told,) = wait_until(lambda: [h for h in heard[1] if h["state"] == "Failed"], 60)
+    assert told["run"] == failed["name"] and failed["id"] in told["page"]
+    assert "the reason of the failure" in told["message"]
+
+    children = psutil.Process(p.pid).children(recursive=True)
+    assert len(children) >= 3
+    p.send_signal(signal.SIGINT)
+    assert p.wait(60) == 0 and "stopping ..." in "".join(lines[-1:])
+    _, still = psutil.wait_procs(children, timeout=20)
+    assert not [c for c in still if c.status() != psutil.STATUS_ZOMBIE]
+
+
+def answers(url):
     try:
-        assert set(ui.children) == {"prefect-server", "mlflow", "worker"}
-        for url in (f"{ui.prefect_url}/", f"{ui.mlflow_url}/"):
-            with urllib.request.urlopen(url, timeout=10) as answer:
-                assert answer.status == 200
-        due = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "sort": "EXPECTED_START_TIME_ASC"}
-        scheduled = until(lambda: [r for r in api.post("flow_runs/filter", due) if r["auto_scheduled"]], 60)[0]
-        assert scheduled["name"] and scheduled["deployment_version"] == git(toy, "describe", "--always", "--dirty")
-        api.post(f"flow_runs/{scheduled['id']}/set_state", {"state": {"type": "SCHEDULED"}, "force": True})  # now
-        run = api.until(scheduled["id"], seconds=240)
-        assert run["state_type"] == "COMPLETED", run["state"]["message"] + module.tail(ui.log("worker"), 40)
-        assert run["name"].startswith("nightly 20")
-        assert {"Completed"} <= set(api.tasks(run["id"]).values())
-        assert [p.parent.name for p in (toy / ".foundry/runs").glob("*/dvc.lock")] == [run["id"][:8]]
-        (toy / "todo-one").write_text("fail")
-        (toy / "in-one").write_text("other")
-        git(toy, "commit", "-qam", "other")
-        failed = api.until(api.start("pretrain/manual"))
-        assert failed["state_type"] == "FAILED" and until(lambda: heard[1], 60)
-        assert heard[1][0]["state"] == "Failed" and heard[1][0]["run"] == failed["name"]
-        assert "the reason of the failure" in heard[1][0]["message"] and failed["id"] in heard[1][0]["page"]
-    finally:
-        children = [c for pid in pids if psutil.pid_exists(pid) for c in psutil.Process(pid).children(recursive=True)]
-        ui.stop()
-    _, still = psutil.wait_procs([*children], timeout=20)
-    assert not [p for p in still if p.status() != psutil.STATUS_ZOMBIE] and not any(psutil.pid_exists(p) for p in pids)
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def test_deploying_again_keeps_what_was_set_in_the_ui():
+    nightly = {"cron": "0 3 * * *", "timezone": "UTC", "slug": "nightly", "active": False}
+    on = {"cron": "0 4 * * *", "timezone": "UTC", "slug": "nightly", "active": True, "parameters": {"options": {}}}
+    mine = {
+        "interval": 60.0,
+        "anchor_date": "2026-01-01T00:00:00Z",
+        "timezone": "UTC",
+        "slug": None,
+        "active": True,
+        "parameters": {},
+    }
+    assert merged([nightly], []) == [nightly]
+    assert merged([nightly], [mine, on]) == [{**nightly, "active": True, "parameters": {"options": {}}}, mine]
 
 
 def test_without_a_server_deploying_says_how_to_have_one(toy):

@@ -20,9 +20,15 @@ class Api:
     def __init__(self, url):
         self.url = url
 
-    def post(self, path, body=None):
+    def patch(self, path, body):
+        return self.post(path, body, method="PATCH")
+
+    def post(self, path, body=None, method="POST"):
         request = urllib.request.Request(
-            f"{self.url}/api/{path}", json.dumps(body or {}).encode(), {"Content-Type": "application/json"}
+            f"{self.url}/api/{path}",
+            json.dumps(body or {}).encode(),
+            {"Content-Type": "application/json"},
+            method=method,
         )
         for _ in range(20):
             try:
@@ -62,13 +68,30 @@ class Api:
             time.sleep(0.5)
         raise TimeoutError(f"{run['name']} is {run['state']['name']}: {run['state'].get('message')}")
 
+    def retry(self, run_id):
+        """As the UI's button does."""
+        self.post(f"flow_runs/{run_id}/set_state", {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}})
+
     def cancel(self, run_id):
         self.post(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
 
     def tasks(self, run_id):
-        """{task: name of its state}."""
-        runs = self.post("task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
-        return {r["name"]: r["state_name"] for r in runs}
+        """{task: name of its state}; of a run that was tried again, those of the last try."""
+        body = {"flow_runs": {"id": {"any_": [run_id]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        return {r["name"]: r["state_name"] for r in self.post("task_runs/filter", body)}
+
+    def artifacts(self, run_id):
+        """{key: id}."""
+        found = self.post("artifacts/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
+        return {a["key"]: a["id"] for a in found}
+
+
+def wait_until(condition, seconds=60):
+    """What the condition gave at last."""
+    end = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(0.2)
+    return found
 
 
 def alive(pid):
@@ -76,14 +99,9 @@ def alive(pid):
 
 
 def wait_for_text(path, seconds=90):
-    end = time.time() + seconds
-    while not (path.exists() and path.read_text()) and time.time() < end:
-        time.sleep(0.05)
+    wait_until(lambda: path.exists() and path.read_text(), seconds)
     return path.read_text()
 
 
 def wait_gone(pid, seconds=30):
-    end = time.time() + seconds
-    while alive(pid) and time.time() < end:
-        time.sleep(0.05)
-    return not alive(pid)
+    return wait_until(lambda: not alive(pid), seconds)

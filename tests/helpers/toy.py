@@ -23,7 +23,10 @@ def save(signum, frame):
     (home / (name + ".saved")).write_text(str(signum)); sys.exit(128 + signum)
 signal.signal(signal.SIGTERM, save); signal.signal(signal.SIGINT, save)
 if "sleep" in todo: time.sleep(120)
-if "nap" in todo: time.sleep(float(todo[1]))
+if "nap" in todo:
+    for i in range(int(4 * float(todo[1]))):
+        print(f"{{name}}: {{int(25 * i / float(todo[1]))}}%|###", flush=True)
+        time.sleep(0.25)
 if "meet" in todo:
     end = time.time() + 60
     while not (home / (todo[1] + ".pid")).exists():

@@ -65,7 +65,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
 
 
 def test_the_state_is_copied_so_that_later_steps_do_not_reach_into_it(shards, tmp_path):
-    trainer = Trainer.from_shards(MODEL, TRAIN, shards, runtime=Runtime(device="cpu", precision="float32", threads=1), state=tmp_path)
+    trainer = Trainer.from_shards(
+        MODEL, TRAIN, shards, runtime=Runtime(device="cpu", precision="float32", threads=1), state=tmp_path
+    )
     state = trainer._start()
     copied, values = state.state_dict()
     before = {k: v.clone() for k, v in copied.items()}
