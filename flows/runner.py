@@ -80,6 +80,7 @@ class StageRun:
     Args:
         timeout_s: deadline; None is none.
         grace_s: how long a stage may take to save after SIGINT.
+        cores: those that it may use; empty is all.
     """
 
     stage: str
@@ -87,6 +88,7 @@ class StageRun:
     timeout_s: float | None = None
     grace_s: float = 30.0
     force: bool = False
+    cores: frozenset[int] = frozenset()
     extra_env: dict[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     stopped: str | None = None
@@ -111,7 +113,7 @@ class StageRun:
         env = {**environment(self.root), "SHELL": "/bin/sh", **self.extra_env}
         self._process = subprocess.Popen(
             command, cwd=self.root, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            errors="replace", bufsize=1, start_new_session=True, preexec_fn=die_with_parent,
+            errors="replace", bufsize=1, start_new_session=True, preexec_fn=self._prepare,
         )  # fmt: skip
         timer = threading.Timer(self.timeout_s, self.stop, ("its time limit was reached",)) if self.timeout_s else None
         if timer:
@@ -143,6 +145,12 @@ class StageRun:
             if "didn't change, skipping" in text
             else "ran"
         )
+
+    def _prepare(self) -> None:
+        """In the child, before it becomes DVC."""
+        die_with_parent()
+        if self.cores:
+            os.sched_setaffinity(0, self.cores)
 
     def stop(self, why: str) -> None:
         """Ends the child's whole group; returns when it is gone."""

@@ -24,6 +24,7 @@ from flows.graph import Node
 from flows.remember import left_out
 from flows.runner import PROGRESS, StageFailed, StageRun, Stopped, die_with_parent
 from flows.settings import environment
+from flows.shares import WHOLE, Share
 from flows.workspace import Workspace
 from foundry.config import read_yaml
 
@@ -37,15 +38,16 @@ class Crew:
     No dataclass: Prefect would copy one that it finds among a task's arguments.
     """
 
-    def __init__(self, workspace: Workspace, env: dict[str, str] | None = None) -> None:
-        self.workspace, self.env, self.cancelled = workspace, env or {}, False
+    def __init__(self, workspace: Workspace, env: dict[str, str] | None = None, share: Share = WHOLE) -> None:
+        self.workspace, self.share, self.cancelled = workspace, share, False
+        self.env = {**(env or {}), **share.env}
         self._runs: dict[int, StageRun] = {}
 
     def run(
         self, stage: str, on_line: Callable[[str], None], timeout_s: float | None = None, force: bool = False
     ) -> tuple[str, float]:
         """(what DVC did, seconds)."""
-        run = StageRun(stage, self.workspace.root, timeout_s, force=force, extra_env=self.env)
+        run = StageRun(stage, self.workspace.root, timeout_s, force=force, cores=self.share.cores, extra_env=self.env)
         self._runs[id(run)] = run
         begin = time.monotonic()
         try:

@@ -13,9 +13,11 @@ os.environ.update(environment(project_root()))
 
 import json
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 from prefect import flow, get_run_logger, task
@@ -23,7 +25,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import wait
 from prefect.runtime import flow_run
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, model_validator
 
@@ -31,8 +33,9 @@ from flows.graph import Node, plan
 from flows.options import Build, Target
 from flows.pages import show
 from flows.pretrain import build, clear_up, run_id
-from flows.runner import end_with_worker
+from flows.runner import Stopped, end_with_worker
 from flows.search import Axis, grid, random_points, rungs
+from flows.shares import Share, shares
 from flows.stages import Crew, retrying
 from flows.workspace import Workspace, one_at_a_time, save_experiment, workspace
 from foundry.config import load_config
@@ -54,7 +57,9 @@ class Sweep(Build):
         description='by dotted key: {"train.lr": {"low": 1e-4, "high": 1e-2, "log": true}, "model.n_layers": {"choices": [2, 4]}}',
     )
     trials: int = Field(8, ge=1, le=10_000, description="of random and halving; grid takes every combination")
-    at_once: int = Field(1, ge=1, le=64, description="trials that run at the same time")
+    at_once: int = Field(
+        1, ge=1, le=64, description="trials that run at the same time; each has its share of the cores and GPUs"
+    )
     resource: str = Field("train.steps", description="halving: the parameter that says how long a trial trains")
     least: int = Field(100, ge=1, description="halving: its value in the first rung")
     eta: int = Field(3, ge=2, le=10, description="halving: the best 1/eta go on, with eta times the resource")
@@ -110,10 +115,13 @@ def sweep(options: Sweep = Sweep()) -> dict[str, Any]:
     search = Search(home, options)
     with one_at_a_time(home, log):
         search.begin()
-        status = "FAILED"
+        status = "KILLED"
         try:
             best = search.run()
             status = "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
         finally:
             search.end(status)
         if options.promote:
@@ -130,7 +138,7 @@ class Search:
         self.home, self.options, self.rows, self.crews = home, options, [], set()
         self.name = run_id()
         self.locks: dict[str, threading.Lock] = {}
-        self.slots = threading.Semaphore(options.at_once)
+        self.slots: SimpleQueue[Share] = SimpleQueue()
         self.parent: str | None = None
         self.cancelled = False
         runtime = load_config(home / "params.yaml").runtime
@@ -147,7 +155,7 @@ class Search:
         note = f"A {o.method} search over {', '.join(o.space)}. Its trials are nested below; the best one's parameters are tagged `best.…`."
         params = {"method": o.method, "space": {k: a.model_dump(exclude_none=True) for k, a in o.space.items()}}
         try:
-            self.parent = begin_parent(self.uri, self.experiment, f"sweep {self.name}", params, note)
+            self.parent = begin_parent(self.uri, self.experiment, self.name, params, note)
         except Exception as e:  # the tracker is away: the trials are DVC's experiments all the same
             get_run_logger().warning("no run in MLflow for this sweep: %s", reason(e))
 
@@ -176,6 +184,9 @@ class Search:
             points = [{k: v for k, v in r["parameters"].items() if k != o.resource} for r in rows]
 
     def _rung(self, points: list[dict[str, Any]], number: int = 0) -> list[dict[str, Any]]:
+        self.slots = SimpleQueue()
+        for share in shares(min(self.options.at_once, len(points))):
+            self.slots.put(share)
         futures = []
         last = plan(self.home, self.options.target)[-1]  # what is killed is tried again as the target stage says
         again = trial.with_options(**retrying(last, lambda: self.cancelled))
@@ -200,6 +211,15 @@ class Search:
             rows.append({"trial": name, "rung": number, "parameters": point, "metric": value, "state": told})
         self.rows += rows
         return rows
+
+    @contextmanager
+    def slot(self) -> Iterator[Share]:
+        """Waits for its turn; the part of the machine that a trial has to itself."""
+        share = self.slots.get()
+        try:
+            yield share
+        finally:
+            self.slots.put(share)
 
     def stop(self) -> None:
         self.cancelled = True
@@ -253,18 +273,20 @@ class Search:
 def trial(search: Search, name: str, point: dict[str, Any]):
     """One set of parameters: its stages in a worktree, saved as a DVC experiment; returns the metric."""
     log, o = get_run_logger().info, search.options
-    with search.slots, ExitStack() as stack:
+    with search.slot() as share, ExitStack() as stack:
         if search.cancelled:
-            raise RuntimeError("the sweep was cancelled")
+            return Cancelled(message="the sweep was cancelled")
         ws = stack.enter_context(workspace(search.home, name, o.revision, log))
         ws.set({**o.values(), **point})
         env = {"DVC_EXP_NAME": name, "DVC_EXP_BASELINE_REV": ws.commit, "FOUNDRY_FLOW_RUN_ID": str(flow_run.id)}
-        crew = Crew(ws, env | ({"FOUNDRY_PARENT_RUN_ID": search.parent} if search.parent else {}))
+        crew = Crew(ws, env | ({"FOUNDRY_PARENT_RUN_ID": search.parent} if search.parent else {}), share)
         search.crews.add(crew)
         try:
             nodes = plan(ws.root, o.target)
             for node in nodes:
                 _stage(search, crew, node, log)
+        except Stopped as e:
+            return Cancelled(message=str(e)) if search.cancelled else Failed(name="TimedOut", message=str(e))
         finally:
             search.crews.discard(crew)
         value = metric_of(ws.root / o.report, o.metric)

@@ -9,7 +9,7 @@ from foundry.tracking.experiment import NAME, PARENT
 from foundry.tracking.params import flatten
 from foundry.tracking.settings import connect, experiment_id
 
-PRINT = "foundry.fingerprint"
+PRINT, SWEEP = "foundry.fingerprint", "foundry.sweep"
 
 
 def experiment_of(uri: str, run_id: str) -> str:
@@ -18,12 +18,16 @@ def experiment_of(uri: str, run_id: str) -> str:
 
 
 def begin_parent(uri: str, experiment: str, name: str, params: dict[str, Any], note: str) -> str:
-    """Makes the run that the trials are nested in; returns its id."""
+    """Makes the run that the trials are nested in, or finds it when the sweep is tried again; returns its id."""
     from mlflow.entities import Param
 
     client = connect(uri)
     where = experiment_id(client, uri, experiment)
-    run_id = client.create_run(where, run_name=name, tags={NOTE: note, "foundry.stage": "sweep"}).info.run_id
+    if found := client.search_runs([where], f"tags.`{SWEEP}` = '{name}'", max_results=1):
+        client.update_run(found[0].info.run_id, status="RUNNING")
+        return found[0].info.run_id
+    tags = {NOTE: note, "foundry.stage": "sweep", SWEEP: name}
+    run_id = client.create_run(where, run_name=f"sweep {name}", tags=tags).info.run_id
     client.log_batch(run_id, params=[Param(k, v) for k, v in flatten(params).items()][:100])
     return run_id
 

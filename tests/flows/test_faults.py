@@ -214,7 +214,7 @@ def test_prefects_pages_show_the_run_its_artifacts_and_the_form(served, tmp_path
 def test_mlflows_pages_show_the_sweep_its_trials_and_the_model_with_its_alias(served, tmp_path):
     ui, _, toy = served
     uri = f"sqlite:///{toy}/.foundry/mlflow.db"
-    parent = begin_parent(uri, "e", "sweep abc", {"method": "grid"}, "A grid search.")
+    parent = begin_parent(uri, "e", "abc", {"method": "grid"}, "A grid search.")
     for i in range(2):
         with tracker(tmp_path / f"f{i}", uri, f"f{i}") as t:
             for step in range(3):

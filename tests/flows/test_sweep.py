@@ -57,6 +57,12 @@ def test_halving_gives_the_best_one_more(flow, toy):
     assert steps == [200, 200, 400]
 
 
+def test_a_killed_trial_is_tried_again(flow, toy):
+    (toy / "todo-three").write_text("die")
+    best = flow(options(space={"train.lr": {"choices": [0.002]}}))
+    assert not (toy / "todo-three").exists() and best["parameters"] == {"train.lr": 0.002}
+
+
 def test_when_no_trial_ends_well_it_is_told_why(flow, toy):
     (toy / "todo-one").write_text("fail")
     with pytest.raises(RuntimeError, match="none of the 2 trials came to an end"):

@@ -22,6 +22,7 @@ todo = told.read_text().split() if told.exists() else []
 def save(signum, frame):
     (home / (name + ".saved")).write_text(str(signum)); sys.exit(128 + signum)
 signal.signal(signal.SIGTERM, save); signal.signal(signal.SIGINT, save)
+if "cores" in todo: print("cores", os.sched_getaffinity(0))
 if "sleep" in todo: time.sleep(120)
 if "nap" in todo:
     for i in range(int(4 * float(todo[1]))):
@@ -70,6 +71,7 @@ stages:
     params: [train]
     outs: [out-three]
     metrics: [reports/train.json: {cache: false}]
+    meta: {prefect: {retries: 1, retry_delay_s: 0}}
 """
 
 
