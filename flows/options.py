@@ -49,19 +49,14 @@ def _long_ones_last(schema: dict[str, Any]) -> None:
         schema["properties"][name] = schema["properties"].pop(name)
 
 
-class Build(Form):
+class Recipe(Form):
     """What is built, from which revision, with which parameters."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_long_ones_last)
 
     target: Target = Field(ALL, title="Target stage", description="this stage and those it needs; all: the whole graph")
     profile: Profile = Field(AS_IT_IS, description="size of the recipe: a column of foundry/config/profiles.yaml")
-    force: bool = Field(False, description="run the stages even if nothing changed")
     revision: str = Field("HEAD", description="commit, branch or tag that is built")
-    isolated: bool = Field(
-        True,
-        description="in a git worktree of its own; off: in the project's folder, with whatever is being edited there",
-    )
     time_limits_s: dict[str, Annotated[int, Field(ge=1)]] = Field(
         default_factory=dict, title="Time limits", description='seconds by stage, {"train": 7200}; else dvc.yaml\'s'
     )
@@ -91,8 +86,6 @@ class Build(Form):
         if unknown := set(self.time_limits_s) - set(stage_names(root)):
             raise ConfigError(f"time limits: unknown stage {', '.join(sorted(unknown))}")
         if values := self.values():
-            if not self.isolated:
-                raise ConfigError("other parameters need a run of its own: leave `isolated` on, or edit params.yaml")
             with_values(root / "params.yaml", values, "params.yaml with the overrides")
 
     def named(self) -> str:
@@ -103,7 +96,6 @@ class Build(Form):
                 "" if self.profile == AS_IT_IS else self.profile,
                 "" if self.target == ALL else f"to {self.target}",
                 *(f"{k}={v}" for k, v in list((self.overrides_only()).items())[:3]),
-                "forced" if self.force else "",
             )
             if w
         )
@@ -111,3 +103,21 @@ class Build(Form):
     def overrides_only(self) -> dict[str, Any]:
         base = dict(profile_values(self.profile)) if self.profile != AS_IT_IS else {}
         return {k: v for k, v in self.values().items() if base.get(k) != v}
+
+
+class Build(Recipe):
+    """What is built, from which revision, with which parameters."""
+
+    force: bool = Field(False, description="run the stages even if nothing changed")
+    isolated: bool = Field(
+        True,
+        description="in a git worktree of its own; off: in the project's folder, with whatever is being edited there",
+    )
+
+    def check(self, root: Path) -> None:
+        if not self.isolated and self.values():
+            raise ConfigError("other parameters need a run of its own: leave `isolated` on, or edit params.yaml")
+        super().check(root)
+
+    def named(self) -> str:
+        return " ".join(filter(None, (super().named(), "forced" if self.force else "")))

@@ -30,7 +30,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, model_validator
 
 from flows.graph import Node, plan
-from flows.options import Build, Target
+from flows.options import Build, Recipe, Target
 from flows.pages import show
 from flows.pretrain import build, clear_up, run_id
 from flows.runner import Stopped, end_with_worker
@@ -43,8 +43,10 @@ from foundry.config.profiles import with_values
 from foundry.tracking.nested import begin_parent, end_parent, nest
 from foundry.tracking.settings import reason
 
+EXAMPLE = {"train.lr": {"choices": [0.001, 0.003]}}
 
-class Sweep(Build):
+
+class Sweep(Recipe):
     """The search; `target`, `profile` and `overrides` hold for every trial."""
 
     target: Target = Field(
@@ -52,8 +54,9 @@ class Sweep(Build):
     )
     method: Literal["grid", "random", "halving"] = Field("grid", description="grid: every combination of the choices")
     space: dict[str, Axis] = Field(
-        default_factory=lambda: {"train.lr": Axis(choices=[0.001, 0.003])},
+        default_factory=lambda: {k: Axis(**v) for k, v in EXAMPLE.items()},
         min_length=1,
+        json_schema_extra={"default": EXAMPLE},  # what the form shows is what runs
         description='by dotted key: {"train.lr": {"low": 1e-4, "high": 1e-2, "log": true}, "model.n_layers": {"choices": [2, 4]}}',
     )
     trials: int = Field(8, ge=1, le=10_000, description="of random and halving; grid takes every combination")
@@ -127,7 +130,7 @@ def sweep(options: Sweep = Sweep()) -> dict[str, Any]:
         if options.promote:
             with workspace(home, run_id(), options.revision, log) as ws:
                 ws.set({**options.values(), **best["parameters"]})
-                build(ws, Build(**{**options.model_dump(include=set(Build.model_fields)), "target": "all"}))
+                build(ws, Build(**{**options.model_dump(include=set(Recipe.model_fields)), "target": "all"}))
     return best
 
 
