@@ -1,12 +1,15 @@
 """What an operator meets, on real servers with a real worker: killed processes, a restarted server, two runs at once, cancelling; and the pages."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import time
+import urllib.error
+import urllib.parse
 from pathlib import Path
 
 import psutil
@@ -159,8 +162,6 @@ def test_of_two_runs_that_are_due_at_once_the_second_waits_and_finds_everything_
 
 
 def test_a_bad_value_is_refused_by_the_server_and_no_run_is_made(served):
-    import urllib.error
-
     _, api, _ = served
     for wrong in ({"target": "thre"}, {"overrides": {"train": {"lr": -1}}}, {"forse": True}):
         with pytest.raises(urllib.error.HTTPError) as refused:
@@ -215,24 +216,33 @@ def test_mlflows_pages_show_the_sweep_its_trials_and_the_model_with_its_alias(se
     ui, _, toy = served
     uri = f"sqlite:///{toy}/.foundry/mlflow.db"
     parent = begin_parent(uri, "e", "abc", {"method": "grid"}, "A grid search.")
+    assert begin_parent(uri, "e", "abc", {"method": "grid"}, "A grid search.") == parent  # a sweep that is tried again
+    runs = []
     for i in range(2):
-        with tracker(tmp_path / f"f{i}", uri, f"f{i}") as t:
+        with tracker(tmp_path / f"f{i}", uri, f"f{i}", params={"train": {"lr": 0.1 + i}}) as t:
             for step in range(3):
                 t.log(step, {"loss": 3.0 - step - i})
-        run = nest(uri, "e", f"f{i}", parent, f"trial-{i}")
+        runs.append(nest(uri, "e", f"f{i}", parent, f"trial-{i}"))
     end_parent(uri, parent, {"best_loss": 0.0}, {"best.experiment": "trial-1"})
     client = connect(uri)
     client.create_registered_model("foundry-lm", description="A language model trained by Foundry.")
     client.create_model_version(
-        "foundry-lm", source=str(tmp_path), run_id=run, description="1.4399 bits per byte on test"
+        "foundry-lm", source=str(tmp_path), run_id=runs[1], description="1.4399 bits per byte on test"
     )
     client.set_registered_model_alias("foundry-lm", "champion", "1")
-    where = client.get_run(run).info.experiment_id
-    table = look(f"{ui.mlflow_url}/#/experiments/{where}/runs?workflowType=machine_learning", tmp_path / "c", 40_000)
-    assert "sweep abc" in table
-    page = look(
-        f"{ui.mlflow_url}/#/experiments/{where}/runs/{parent}?workflowType=machine_learning", tmp_path / "c", 40_000
-    )
-    assert "A grid search." in page and "Child runs" in page and "best_loss" in page
-    model = look(f"{ui.mlflow_url}/#/models/foundry-lm", tmp_path / "c", 40_000)
+    where = client.get_run(parent).info.experiment_id
+
+    def page(path):
+        return look(f"{ui.mlflow_url}/#/{path}", tmp_path / "c", 40_000)
+
+    training = "workflowType=machine_learning"
+    assert "sweep abc" in page(f"experiments/{where}/runs?{training}")
+    charts = page(f"experiments/{where}/runs?{training}&compareRunsMode=CHART")
+    assert "Search metric charts" in charts and "best_loss" in charts
+    sweep = page(f"experiments/{where}/runs/{parent}?{training}")
+    assert "A grid search." in sweep and "Child runs" in sweep and "best_loss" in sweep
+    both = urllib.parse.quote(json.dumps(runs))
+    compared = page(f"compare-runs?runs={both}&experiments=%5B%22{where}%22%5D")
+    assert "Comparing 2 Runs" in compared and "Parallel Coordinates" in compared and "train.lr" in compared
+    model = page("models/foundry-lm")
     assert "champion" in model and "1.4399 bits per byte" in model
