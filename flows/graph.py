@@ -57,12 +57,10 @@ def plan(root: Path, target: str = "all") -> list[Node]:
     return [Node(n, upstream[n], (stages[n].get("meta") or {}).get("prefect", {})) for n in ordered if n in wanted]
 
 
-def reports_of(root: Path, but: list[str]) -> list[str]:
-    """The metrics and plots of all stages but these, as far as they are files that git keeps."""
+def reports_of(root: Path, names: list[str]) -> list[str]:
+    """The metrics and plots of these stages, as far as they are files that git keeps."""
     stages = read_yaml(root / "dvc.yaml")["stages"]
-    outs = [
-        o for n, s in stages.items() if n not in but for kind in ("outs", "metrics", "plots") for o in s.get(kind, [])
-    ]
+    outs = [o for n in names for kind in ("outs", "metrics", "plots") for o in stages[n].get(kind, [])]
     return [next(iter(o)) for o in outs if isinstance(o, dict) and next(iter(o.values())).get("cache") is False]
 
 

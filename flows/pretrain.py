@@ -78,11 +78,12 @@ def build(ws: Workspace, options: Build, force: frozenset[str] = frozenset()) ->
     try:
         rows = run_graph(crew, nodes, force=force, limits=options.time_limits_s)
     except BaseException:
-        ws.keep({**facts, "stages": []})
+        ws.keep({**facts, "stages": []}, built=[])
         raise
-    ws.keep({**facts, "stages": rows})
+    bad = [r for r in rows if r["state"] not in ("Completed", "Restored", "UpToDate")]
+    ws.keep({**facts, "stages": rows}, built=[r["stage"] for r in rows if r not in bad])
     publish(ws, rows, how_to_get(ws, options))
-    if bad := [r for r in rows if r["state"] not in ("Completed", "Restored", "UpToDate")]:
+    if bad:
         raise RuntimeError("; ".join(f"{r['stage']}: {r['state']} {r['message']}" for r in bad))
     return rows
 

@@ -234,6 +234,9 @@ def _changes(changes: list[Any]) -> str:
                 code.append(path)
             elif how != "deleted":
                 words.append(f"{path} {how}")
+        words += [
+            f"{p} is not in the cache" for p, how in change.get("changed outs", {}).items() if how == "not in cache"
+        ]
     if code:
         shown = [c for c in code if "__" not in c][:2] or code[:2]  # the table is Markdown
         words.append(f"{len(code)} files of code ({', '.join(shown)}{', …' if len(code) > len(shown) else ''})")

@@ -294,7 +294,8 @@ def trial(search: Search, name: str, point: dict[str, Any]):
             search.crews.discard(crew)
         value = metric_of(ws.root / o.report, o.metric)
         save_experiment(ws, name, [n.name for n in nodes])
-        ws.keep({"flow_run": str(flow_run.id), "trial": name, "parameters": point, "metric": value})
+        facts = {"flow_run": str(flow_run.id), "trial": name, "parameters": point, "metric": value}
+        ws.keep(facts, built=[n.name for n in nodes])
         if search.parent:
             _nest(search, ws, name)
     return Completed(name="Completed", message=f"{o.metric} {value:.4f}", data=value)

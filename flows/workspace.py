@@ -20,13 +20,13 @@ from typing import IO, Any
 
 from configobj import ConfigObj  # DVC's own reader of its settings
 
-from flows.graph import reports_of
+from flows.graph import reports_of, stage_names
 from flows.settings import environment
 from foundry.config import ConfigError
 from foundry.config.profiles import with_values
 from foundry.utils.files import write_json
 
-KEPT = ("params.yaml", "dvc.lock", "data.lock.json", "reports")
+KEPT = ("params.yaml", "dvc.lock", "data.lock.json")
 Log = Callable[[str], None]
 
 
@@ -59,14 +59,19 @@ class Workspace:
             text = with_values(self.root / "params.yaml", values, "params.yaml with the overrides")
             (self.root / "params.yaml").write_text(text, encoding="utf-8")
 
-    def keep(self, facts: dict[str, Any]) -> None:
-        """Copies parameters, lock and reports beside the worktree, with what the flow knows of the run."""
+    def keep(self, facts: dict[str, Any], built: list[str]) -> None:
+        """Copies parameters and lock beside the worktree, with the reports of the stages that were built and what the flow knows of the run.
+
+        The other reports are those of the commit: of another model.
+        """
         for name in KEPT:
-            source = self.root / name
-            if source.is_dir():
-                shutil.copytree(source, self.folder / name, dirs_exist_ok=True)
-            elif source.exists():
-                shutil.copy2(source, self.folder / name)
+            if (self.root / name).exists():
+                shutil.copy2(self.root / name, self.folder / name)
+        shutil.rmtree(self.folder / "reports", ignore_errors=True)  # of an earlier try
+        for report in reports_of(self.root, built):
+            if (self.root / report).is_file():
+                (self.folder / report).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(self.root / report, self.folder / report)
         write_json(self.folder / "run.json", {"commit": self.commit, "isolated": self.isolated, **facts})
 
 
@@ -121,7 +126,7 @@ def save_experiment(ws: Workspace, name: str, stages: list[str]) -> None:
 
     One at a time: git worktrees share DVC's refs.
     """
-    for report in reports_of(ws.root, but=stages):
+    for report in reports_of(ws.root, [s for s in stage_names(ws.root) if s not in stages]):
         (ws.root / report).unlink(missing_ok=True)
     with _SAVING:
         _dvc(ws.root, "exp", "save", "--force", "--name", name, "--message", name, *stages)

@@ -78,6 +78,10 @@ def test_states_and_the_table_say_what_dvc_did_and_why(flow, toy):
     (toy / "in-side").write_text("side")
     assert flow(build(isolated=False))["side"] == "Restored"
     assert flow(build(isolated=False, target="two", force=True)) == {"one": "Completed", "two": "Completed"}
+    shutil.rmtree(toy / ".dvc/cache")
+    (toy / "out-one").unlink()
+    assert flow(build(isolated=False, target="one")) == {"one": "Completed"}
+    assert json.loads(artifacts("stages")[-1].data)[0]["why"] == "out-one is not in the cache"
 
 
 def test_independent_stages_run_side_by_side(flow, toy):

@@ -33,7 +33,7 @@ def test_a_worktree_has_the_commit_the_cache_the_state_and_the_corpus(toy):
         assert str(toy / ".dvc/cache") in (ws.root / ".dvc/config.local").read_text()
         assert git(ws.root, "status", "--porcelain") == ""
         ws.set({"train.lr": 0.5})
-        ws.keep({"state": "done"})
+        ws.keep({"state": "done"}, built=[])
     assert any("in-one" in line and "not committed" in line for line in told)
     assert not ws.root.exists() and "lr: 0.5" in (ws.folder / "params.yaml").read_text()
     assert (toy / ".foundry/mark").exists() and (toy / "corpus/deep/mine.txt").exists()
@@ -111,7 +111,12 @@ def test_the_last_kept_report_is_the_newest_ones(toy):
         with workspace(toy, name, "HEAD", quiet) as ws:
             (ws.root / "reports").mkdir()
             (ws.root / "reports/train.json").write_text(f'{{"n": {i}}}')
-            ws.keep({})
+            ws.keep({}, built=["three"])
         time.sleep(0.02)
     assert last_kept(toy, "train.json", but=Path()) == {"n": 1}
     assert last_kept(toy, "train.json", but=toy / ".foundry/runs/b") == {"n": 0}
+    with workspace(toy, "c", "HEAD", quiet) as ws:  # its report is the commit's, of another model
+        (ws.root / "reports").mkdir()
+        (ws.root / "reports/train.json").write_text('{"n": 9}')
+        ws.keep({}, built=["one", "two"])
+    assert (ws.folder / "run.json").exists() and last_kept(toy, "train.json", but=Path()) == {"n": 1}
