@@ -13,6 +13,7 @@ class Node:
     name: str
     upstream: list[str]
     policy: dict[str, Any] = field(default_factory=dict)  # meta.prefect: retries, retry_delay_s, timeout_s
+    reads: frozenset[str] = frozenset()  # sections of params.yaml that it or a stage before it depends on
 
 
 def stage_names(root: Path) -> list[str]:
@@ -50,11 +51,16 @@ def plan(root: Path, target: str = "all") -> list[Node]:
         if not ready:
             raise ConfigError(f"dvc.yaml has a circle among {', '.join(n for n in stages if n not in ordered)}")
         ordered += ready
+    reads: dict[str, frozenset[str]] = {}
+    for name in ordered:
+        own = {p.partition(".")[0] for p in stages[name].get("params", []) if isinstance(p, str)}
+        reads[name] = frozenset(own).union(*(reads[u] for u in upstream[name]))
     wanted = set(stages) if target == "all" else {target}
     for name in reversed(ordered):
         if name in wanted:
             wanted |= set(upstream[name])
-    return [Node(n, upstream[n], (stages[n].get("meta") or {}).get("prefect", {})) for n in ordered if n in wanted]
+    policies = {n: (stages[n].get("meta") or {}).get("prefect", {}) for n in ordered}
+    return [Node(n, upstream[n], policies[n], reads[n]) for n in ordered if n in wanted]
 
 
 def reports_of(root: Path, names: list[str]) -> list[str]:

@@ -10,24 +10,29 @@ from flows.settings import environment, project_root
 
 os.environ.update(environment(project_root()))
 
+from pathlib import Path
+
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.options import Build
-from flows.pages import show
 from flows.pretrain import build, clear_up, run_id
 from flows.runner import end_with_worker
 from flows.stages import foundry_command
-from flows.workspace import Log, Workspace, one_at_a_time, workspace
-from foundry.config import read_yaml
+from flows.workspace import one_at_a_time, workspace
+from foundry.config import ConfigError, read_yaml
 
 
 class Nightly(Build):
     """What the refresh builds."""
 
     refresh: bool = Field(True, description="fetch newer data; off: build what params.yaml and data.lock.json name")
+
+    def check(self, root: Path) -> None:
+        if self.refresh and not self.isolated:
+            raise ConfigError("a refresh forgets recorded hashes, and needs a run of its own: leave `isolated` on")
+        super().check(root)
 
 
 def _name_of_run() -> str:
@@ -53,14 +58,4 @@ def nightly(options: Nightly = Nightly()) -> dict[str, str]:
             foundry_command(ws.root, ["relock", *sources], log)
             force = frozenset({"download"})
         rows = build(ws, options, force)
-        if (ws.root / "artifacts/export").is_dir():
-            show(create_markdown_artifact, "champion", markdown=verdict(ws, log), description="what the gate said")
     return {r["stage"]: r["state"] for r in rows}
-
-
-def verdict(ws: Workspace, log: Log) -> str:
-    """The gate's word about the newest version; that the tracker is away does not fail what was built."""
-    try:
-        return foundry_command(ws.root, ["promote", "challenger"], log)[-1]
-    except RuntimeError as e:
-        return f"The gate could not be asked: {e}. The run's model is built; `foundry sync` registers it, `foundry promote` asks again."

@@ -49,7 +49,7 @@ def publish(ws: Workspace, rows: list[dict[str, Any]], how_to_get: str) -> None:
         )
     for key, link, words in links(ws):
         show(create_link_artifact, key, link=link, link_text=words, description=words)
-    for picture in sorted((ws.root / "reports").glob("*.png")):
+    for picture in sorted((ws.folder / "reports").glob("*.png")):
         data = picture.read_bytes()
         if len(data) <= PICTURES:
             source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
@@ -84,14 +84,19 @@ def links(ws: Workspace) -> list[tuple[str, str, str]]:
     base = os.environ.get("FOUNDRY_MLFLOW_URL", "")
     if not base.startswith("http"):
         return []
+    plain = [("mlflow", f"{base}/#/experiments?workflowType=machine_learning", "runs and models in MLflow")]
     facts = _report(ws, "train.json") or {}
     record = ws.home / ".foundry" / "train" / str(facts.get("fingerprint")) / "run_id.json"
     if not record.exists():
-        return [("mlflow", f"{base}/#/experiments?workflowType=machine_learning", "runs and models in MLflow")]
+        return plain
     run = json.loads(record.read_text(encoding="utf-8"))
     from foundry.tracking.nested import experiment_of
 
-    where = experiment_of(run["uri"], run["run_id"])
+    try:
+        where = experiment_of(run["uri"], run["run_id"])
+    except Exception as e:  # MLflow raises its own and every network error; the run is built all the same
+        get_run_logger().warning("no link to the run in MLflow: %s", e)
+        return plain
     page = f"{base}/#/experiments/{where}/runs/{run['run_id']}"
     return [
         ("mlflow", f"{page}/model-metrics?workflowType=machine_learning", "this training in MLflow"),
@@ -100,7 +105,8 @@ def links(ws: Workspace) -> list[tuple[str, str, str]]:
 
 
 def _report(ws: Workspace, name: str) -> dict[str, Any] | None:
-    path: Path = ws.root / "reports" / name
+    """Of what this run built: the others in the workspace are of another model."""
+    path: Path = ws.folder / "reports" / name
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 

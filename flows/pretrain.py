@@ -9,22 +9,25 @@ cancel. Cancelling lets the trainer save; the next run goes on.
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from flows.settings import environment, project_root
 
 os.environ.update(environment(project_root()))  # before prefect is imported: it reads its settings then
 
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows.graph import plan
 from flows.options import ALL, Build
-from flows.pages import publish
+from flows.pages import publish, show
 from flows.runner import end_with_worker
-from flows.stages import Crew, run_graph
-from flows.workspace import Workspace, commit_of, one_at_a_time, prune, workspace
-from foundry.config import ConfigError, FoundryError
+from flows.stages import Crew, foundry_command, run_graph
+from flows.workspace import KEPT, Workspace, commit_of, one_at_a_time, prune, workspace
+from foundry.config import ConfigError, FoundryError, load_config
 
 
 def run_name(options: Build) -> str:
@@ -81,19 +84,43 @@ def build(ws: Workspace, options: Build, force: frozenset[str] = frozenset()) ->
         ws.keep({**facts, "stages": []}, built=[])
         raise
     bad = [r for r in rows if r["state"] not in ("Completed", "Restored", "UpToDate")]
-    ws.keep({**facts, "stages": rows}, built=[r["stage"] for r in rows if r not in bad])
-    publish(ws, rows, how_to_get(ws, options))
+    built = [r["stage"] for r in rows if r not in bad]
+    ws.keep({**facts, "stages": rows}, built)
+    if "export" in built and load_config(ws.root / "params.yaml").runtime.tracking:
+        show(create_markdown_artifact, "champion", markdown=register(ws.root), description="what the gate said")
+    publish(ws, rows, how_to_get(ws, fresh=not force and not options.values()))
     if bad:
         raise RuntimeError("; ".join(f"{r['stage']}: {r['state']} {r['message']}" for r in bad))
     return rows
 
 
-def how_to_get(ws: Workspace, options: Build) -> str:
-    """How the results come into the project's folder."""
+@task(
+    task_run_name="register", cache_policy=NO_CACHE, persist_result=False, retries=3, retry_delay_seconds=[10, 20, 40]
+)
+def _register(root: Path) -> str:
+    return foundry_command(root, ["register"], get_run_logger().info)[-1]
+
+
+def register(root: Path) -> str:
+    """Registers what was built, unless the export stage has done it: DVC may have restored the stage, or MLflow was away then.
+
+    That the tracker is away still does not fail what was built: `foundry sync` registers it.
+    """
+    state = _register(root, return_state=True)
+    return state.result() if state.is_completed() else f"not registered yet, `foundry sync` does it: {state.message}"
+
+
+def how_to_get(ws: Workspace, fresh: bool) -> str:
+    """How the results come into the project's folder.
+
+    Args:
+        fresh: whether the run cache has them under the commit's own parameters and data, and no others.
+    """
     if not ws.isolated:
         return ""
-    if options.values():
-        return f"To have these results in your folder: `cp .foundry/runs/{ws.folder.name}/{{params.yaml,dvc.lock}} . && dvc checkout`"
+    if not fresh:
+        kept = ",".join(n for n in KEPT if (ws.folder / n).exists())
+        return f"To have these results in your folder: `cp .foundry/runs/{ws.folder.name}/{{{kept}}} . && dvc checkout`"
     return (
         f"To have these results in your folder: `dvc repro` at {ws.commit[:9]} restores them without running anything."
     )

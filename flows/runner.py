@@ -115,6 +115,8 @@ class StageRun:
             command, cwd=self.root, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             errors="replace", bufsize=1, start_new_session=True, preexec_fn=self._prepare,
         )  # fmt: skip
+        if self.stopped:  # before there was a process
+            self.stop(self.stopped)
         timer = threading.Timer(self.timeout_s, self.stop, ("its time limit was reached",)) if self.timeout_s else None
         if timer:
             timer.daemon = True
@@ -155,9 +157,11 @@ class StageRun:
     def stop(self, why: str) -> None:
         """Ends the child's whole group; returns when it is gone."""
         p = self._process
-        if p is None or p.poll() is not None:
+        if p is not None and p.poll() is not None:
             return
         self.stopped = why
+        if p is None:
+            return
         for sig, wait in ((signal.SIGINT, self.grace_s), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
             try:
                 os.killpg(p.pid, sig)

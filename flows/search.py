@@ -14,8 +14,8 @@ class Axis(Form):
     """One parameter's values: a list, or a range of numbers."""
 
     choices: list[Any] | None = Field(None, min_length=1, description="the values themselves")
-    low: float | None = Field(None, description="smallest value of a range")
-    high: float | None = Field(None, description="largest value of a range")
+    low: float | None = Field(None, allow_inf_nan=False, description="smallest value of a range")
+    high: float | None = Field(None, allow_inf_nan=False, description="largest value of a range")
     log: bool = Field(False, description="even over orders of magnitude")
     whole: bool = Field(False, description="whole numbers only")
 
@@ -28,6 +28,8 @@ class Axis(Form):
             raise ValueError("give either choices, or low and high")
         if ranged and not self.low < self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if ranged and self.whole and math.ceil(self.low) > math.floor(self.high):
+            raise ValueError(f"there is no whole number between {self.low} and {self.high}")
         if ranged and self.log and self.low <= 0:
             raise ValueError(f"a logarithmic range begins above 0, got low = {self.low}")
         return self
@@ -40,12 +42,15 @@ class Axis(Form):
             if self.log
             else rng.uniform(self.low, self.high)
         )
-        return round(value) if self.whole else float(f"{value:.4g}")
+        if self.whole:
+            return min(max(round(value), math.ceil(self.low)), math.floor(self.high))
+        return float(f"{value:.4g}")
 
 
 def grid(space: dict[str, Axis]) -> list[dict[str, Any]]:
-    """Every combination of the choices, the last key fastest."""
-    return [dict(zip(space, values, strict=True)) for values in itertools.product(*(a.choices for a in space.values()))]
+    """Every combination of the choices, each once, the last key fastest."""
+    points = [dict(zip(space, v, strict=True)) for v in itertools.product(*(a.choices for a in space.values()))]
+    return [p for i, p in enumerate(points) if p not in points[:i]]
 
 
 def random_points(space: dict[str, Axis], n: int, seed: int) -> list[dict[str, Any]]:

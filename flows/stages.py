@@ -41,6 +41,7 @@ class Crew:
     def __init__(self, workspace: Workspace, env: dict[str, str] | None = None, share: Share = WHOLE) -> None:
         self.workspace, self.share, self.cancelled = workspace, share, False
         self.env = {**(env or {}), **share.env}
+        self._lock = threading.Lock()
         self._runs: dict[int, StageRun] = {}
 
     def run(
@@ -48,7 +49,10 @@ class Crew:
     ) -> tuple[str, float]:
         """(what DVC did, seconds)."""
         run = StageRun(stage, self.workspace.root, timeout_s, force=force, cores=self.share.cores, extra_env=self.env)
-        self._runs[id(run)] = run
+        with self._lock:
+            if self.cancelled:
+                raise Stopped(f"stage {stage}: the run was cancelled before it began")
+            self._runs[id(run)] = run
         begin = time.monotonic()
         try:
             how = run.run(on_line)
@@ -61,10 +65,9 @@ class Crew:
         return how, round(time.monotonic() - begin, 1)
 
     def stop(self) -> None:
-        self.cancelled = True
-        threads = [
-            threading.Thread(target=run.stop, args=("the run was cancelled",)) for run in list(self._runs.values())
-        ]
+        with self._lock:
+            self.cancelled, runs = True, list(self._runs.values())
+        threads = [threading.Thread(target=run.stop, args=("the run was cancelled",)) for run in runs]
         for t in threads:
             t.start()
         for t in threads:

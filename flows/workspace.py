@@ -87,30 +87,44 @@ def workspace(home: Path, name: str, revision: str, log: Log, *, isolated: bool 
         folder.mkdir(parents=True, exist_ok=True)
         yield Workspace(home, home, folder, commit_of(home, "HEAD"))
         return
+    commit = commit_named(home, revision)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _held(folder / "lock", wait=10.0) as mine:
+        if mine is None:
+            raise ConfigError(f"another process works in {folder}")
+        prune(home, but=folder)
+        inside = _git(home, "rev-parse", "--show-prefix")  # a project may be a folder of a larger repository
+        ws = Workspace(home, folder / "tree" / inside, folder, commit)
+        if revision == "HEAD":
+            tell_uncommitted(home, commit, log)
+        try:
+            _make(ws, folder / "tree")
+            log(f"works in {ws.root} at {commit[:9]}")
+            yield ws
+        finally:
+            _remove(home, folder / "tree")
+
+
+def tell_uncommitted(home: Path, commit: str, log: Log) -> None:
+    changed = _git(home, "diff", "--name-only", "HEAD").splitlines()
+    if changed:
+        files = ", ".join(changed[:4])
+        log(f"{len(changed)} files of {home} are not committed ({files}): this run builds {commit[:9]} without them")
+
+
+def commit_named(home: Path, revision: str) -> str:
+    """Its hash.
+
+    Raises:
+        ConfigError: if there is none.
+    """
     commit = commit_of(home, revision)
     if not commit:
         raise ConfigError(
             f"{home} has no revision {revision!r}: a run of its own needs a git repository with that commit. "
             "Commit your work, name a commit, or switch `isolated` off"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder / "lock", wait=10.0) as mine:
-        if mine is None:
-            raise ConfigError(f"another process works in {folder}")
-        prune(home, but=folder)
-        ws = Workspace(home, folder / "tree", folder, commit)
-        changed = _git(home, "diff", "--name-only", "HEAD").splitlines()
-        if changed and revision == "HEAD":
-            files = ", ".join(changed[:4])
-            log(
-                f"{len(changed)} files of {home} are not committed ({files}): this run builds {commit[:9]} without them"
-            )
-        _make(ws)
-        log(f"works in {ws.root} at {commit[:9]}")
-        try:
-            yield ws
-        finally:
-            _remove(home, ws.root)
+    return commit
 
 
 def commit_of(home: Path, revision: str) -> str:
@@ -141,10 +155,21 @@ def prune(home: Path, but: Path | None = None) -> None:
                     _remove(home, tree)
 
 
-def _make(ws: Workspace) -> None:
-    if not (ws.root / ".git").exists() or _git(ws.root, "rev-parse", "HEAD", may_fail=True) != ws.commit:
-        _remove(ws.home, ws.root)
-        _git(ws.home, "worktree", "add", "--detach", "--force", str(ws.root), ws.commit)
+def _make(ws: Workspace, tree: Path) -> None:
+    if not (tree / ".git").exists() or _git(tree, "rev-parse", "HEAD", may_fail=True) != ws.commit:
+        _remove(ws.home, tree)
+        # Without hooks: DVC's own checks out before it knows the cache.
+        _git(
+            ws.home,
+            "-c",
+            f"core.hooksPath={os.devnull}",
+            "worktree",
+            "add",
+            "--detach",
+            "--force",
+            str(tree),
+            ws.commit,
+        )
     link = ws.root / ".foundry"
     if not link.is_symlink():
         link.symlink_to(ws.home / ".foundry")
@@ -152,28 +177,32 @@ def _make(ws: Workspace) -> None:
     config.setdefault("cache", {})["dir"] = _dvc(ws.home, "cache", "dir")
     config.filename = str(ws.root / ".dvc" / "config.local")
     config.write()
-    _bring_corpus(ws)
+    _bring_untracked(ws)
     # What the commit's dvc.lock names is there at once, so that a stage without changes is told as such.
     _dvc(ws.root, "checkout", "--quiet", may_fail=True)
 
 
-def _bring_corpus(ws: Workspace) -> None:
-    """A user's own texts in corpus/ are not in git: they are linked, or copied where links cannot be."""
-    for top, _, names in os.walk(ws.home / "corpus"):
-        for name in names:
-            source = Path(top, name)
-            target = ws.root / source.relative_to(ws.home)
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(source, target)
-                except OSError:
-                    shutil.copy2(source, target)
+def _bring_untracked(ws: Workspace) -> None:
+    """A user's own texts in corpus/ are not in git, and the recorded hashes of downloads may not be yet."""
+
+    def copy(source: str, target: str) -> None:
+        if not os.path.exists(target):
+            shutil.copy2(source, target)
+
+    if (ws.home / "corpus").is_dir():
+        shutil.copytree(
+            ws.home / "corpus",
+            ws.root / "corpus",
+            copy_function=copy,
+            dirs_exist_ok=True,
+            ignore_dangling_symlinks=True,
+        )
+    if (ws.home / "data.lock.json").exists():
+        copy(str(ws.home / "data.lock.json"), str(ws.root / "data.lock.json"))
 
 
 def _remove(home: Path, tree: Path) -> None:
     if tree.exists():
-        (tree / ".foundry").unlink(missing_ok=True)  # the link, before anything walks into it
         _git(home, "worktree", "remove", "--force", "--force", str(tree), may_fail=True)
         shutil.rmtree(tree, ignore_errors=True)
     _git(home, "worktree", "prune", may_fail=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import foundry
-from foundry.config import Config, DataError, TrackingError
+from foundry.config import Config, DataError, TrackingError, load_config
 from foundry.evaluation.compare import compare_documents, read_documents
 from foundry.export.manifest import verify_export
 from foundry.tracking import DatasetRef, Registration, register, tracking_uri
@@ -28,7 +29,7 @@ REPORTS = ("evaluate.json", "report.html", "samples.md", "loss.png", "data_card.
 def register_export(cfg: Config, root: str | Path = ".") -> Registration:
     """Registers the project's export, with the numbers and reports of its evaluation, and asks the gate.
 
-    When MLflow is away, that it is still to be done is written under `.foundry/`, for `foundry sync` and the next run.
+    When MLflow is away, a copy of all that is needed waits under `.foundry/register/`, for `foundry sync`.
 
     Raises:
         ExportError: if the export is missing or was changed.
@@ -47,30 +48,38 @@ def register_export(cfg: Config, root: str | Path = ".") -> Registration:
             decide=_gate(cfg, read_documents(candidate.scores), uri, root),
         )
     except TrackingError:
-        write_json(waiting, {"name": candidate.name, "uri": uri, "fingerprint": candidate.fingerprint})
+        _keep(root, waiting, candidate)
         raise
-    waiting.unlink(missing_ok=True)
+    shutil.rmtree(waiting, ignore_errors=True)
     return done
 
 
-def deliver_registrations(cfg: Config, root: str | Path = ".") -> list[str]:
-    """Registers what could not be registered before: a line for each registration that waited.
+def deliver_registrations(cfg: Config) -> list[str]:
+    """Registers what could not be registered before, at today's address: a line for each registration that waited.
 
     Raises:
         TrackingError: if MLflow is still away.
     """
     told = []
-    for path in sorted((state_dir() / "register").glob("*.json")):
-        folder = Path(root) / "artifacts/export"
-        if folder.is_dir() and sha256_tree(folder) == path.stem:
-            done = register_export(cfg, root)
-            told.append(f"version {done.version} of {done.name}: {done.reason}")
-        else:
-            run = read_json(path, "a registration that waits")["fingerprint"]
-            told.append(
-                f"an export of run {run} is no longer here: `dvc checkout` its revision, then `foundry register`"
-            )
+    for folder in sorted(p.parent for p in (state_dir() / "register").glob("*/waiting.json")):
+        done = register_export(load_config(folder / "params.yaml").model_copy(update={"runtime": cfg.runtime}), folder)
+        told.append(f"version {done.version} of {done.name}: {done.reason}")
     return told
+
+
+def _keep(root: Path, waiting: Path, candidate: Candidate) -> None:
+    """Copies what a registration reads: a worktree, and the outs of a stage, do not stay. `waiting.json` is last: with it the copy is whole."""
+    if root == waiting or (waiting / "waiting.json").exists():
+        return
+    shutil.rmtree(waiting, ignore_errors=True)
+    for path in (candidate.export_dir, candidate.scores, *candidate.artifacts):
+        target = waiting / path.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            shutil.copytree(path, target)
+        else:
+            shutil.copy2(path, target)
+    write_json(waiting / "waiting.json", {"tags": {k: v for k, v in candidate.tags.items() if k in lineage_tags(root)}})
 
 
 def promote(cfg: Config, which: str, why: str | None = None) -> tuple[bool, str]:
@@ -170,8 +179,9 @@ def _candidate(cfg: Config, root: Path) -> Candidate:
         raise DataError(f"{scores} is missing: run `dvc repro evaluate`")
     bpb = report["test"]["bits_per_byte"]
     lineage = _lineage(folder)
+    waiting = root / "waiting.json"
     tags = {
-        **lineage_tags(root),
+        **(read_json(waiting, "a registration that waits")["tags"] if waiting.exists() else lineage_tags(root)),
         **{f"foundry.{k}": record[k] for k in ("index_sha256", "tokenizer_sha256", "weights_sha256")},
         **(
             {"foundry.raw_sha256": lineage["raw_sha256"], "foundry.clean_sha256": lineage["clean"]["sha256"]}
@@ -217,4 +227,4 @@ def proof_summary(proof: dict[str, Any]) -> str:
 
 
 def _waiting(content: str) -> Path:
-    return state_dir() / "register" / f"{content}.json"
+    return state_dir() / "register" / content

@@ -37,9 +37,11 @@ def sync(args: argparse.Namespace) -> None:
     from foundry.registering import deliver_registrations
     from foundry.tracking import sync as deliver
 
-    deliver(state_dir(), uri=args.uri)
-    for line in deliver_registrations(load_config(args.params)):
-        print(line)
+    try:
+        deliver(state_dir(), uri=args.uri)
+    finally:  # a run whose address is gone for good keeps no model from being registered
+        for line in deliver_registrations(load_config(args.params)):
+            print(line)
 
 
 def backup(args: argparse.Namespace) -> None:

@@ -11,32 +11,43 @@ import contextlib
 import os
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry.config import TrackingError
-from foundry.tracking.registry import fetch, reached, versions
-from foundry.utils.files import write_json
+from foundry.tracking.registry import CONTENT, fetch, reached, versions
+from foundry.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 
 def backup(uri: str, folder: Path) -> dict[str, int]:
     """Copies what is not there yet, and writes registry.json anew: {models, versions, copied}.
 
     Raises:
-        TrackingError: if MLflow or its store cannot be reached, or a version's files are gone.
+        TrackingError: if MLflow or its store cannot be reached, or a version's files are gone; what could be copied is.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    copied, models = 0, []
+    known = _known(folder)
+    copied, models, problems = 0, [], []
     with reached(uri, "back up the registry") as client:
-        for model in client.search_registered_models():
+        for model in _models(client):
             rows = []
             for version in versions(client, model.name):
-                copied += _copy(client, version, uri, folder / model.name / str(version.version))
-                rows.append(_version(client, version))
+                row = _version(client, version)
+                to = folder / model.name / row["version"]
+                if not to.exists() or known.get((model.name, row["version"])) != row["source"]:
+                    try:
+                        _copy(client, version, uri, to)
+                        copied += 1
+                    except Exception as e:  # MLflow raises its own and every store's
+                        problems.append(
+                            f"version {row['version']} of {model.name} has no files any more at {version.source}: {e}"
+                        )
+                rows.append(row)
             models.append(
                 {
                     "name": model.name,
@@ -49,32 +60,46 @@ def backup(uri: str, folder: Path) -> dict[str, int]:
     if uri.startswith("sqlite:///"):
         _copy_sqlite(Path(uri.removeprefix("sqlite:///")), folder / "mlflow.db")
     write_json(folder / "registry.json", {"uri": uri, "models": models})
+    if problems:
+        raise TrackingError("not all could be copied:\n  - " + "\n  - ".join(problems))
     return {"models": len(models), "versions": sum(len(m["versions"]) for m in models), "copied": copied}
 
 
-def _copy(client: MlflowClient, version: ModelVersion, uri: str, to: Path) -> bool:
-    """A version's files never change: what has its final name is whole."""
-    if to.exists():
-        return False
+def _models(client: MlflowClient) -> Iterator[RegisteredModel]:
+    token = None
+    while True:
+        page = client.search_registered_models(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _known(folder: Path) -> dict[tuple[str, str], str]:
+    """{(model, version): where its files came from} of the backup that is there: a folder may hold one of another registry."""
+    path = folder / "registry.json"
+    if not path.exists():
+        return {}
+    models = read_json(path, "a backup of the registry")["models"]
+    return {(m["name"], v["version"]): v["source"] for m in models for v in m["versions"]}
+
+
+def _copy(client: MlflowClient, version: ModelVersion, uri: str, to: Path) -> None:
+    """What has its final name is whole."""
     part = to.with_name(f".{to.name}.tmp")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    try:
-        found = fetch(client, version, uri, part)
-    except Exception as e:
-        raise TrackingError(
-            f"version {version.version} of {version.name} has no files any more at {version.source}: {e}"
-        ) from e
+    found = fetch(client, version, uri, part)
+    shutil.rmtree(to, ignore_errors=True)
     os.replace(found, to)
     shutil.rmtree(part, ignore_errors=True)
-    return True
 
 
 def _version(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
     run = client.get_run(version.run_id).data if version.run_id else None
     return {
         "version": str(version.version), "description": version.description, "tags": version.tags, "run_id": version.run_id,
-        "created": version.creation_timestamp,
+        "created": version.creation_timestamp, "source": f"{version.source} {version.tags.get(CONTENT, '')}".strip(),
         "run": {"params": run.params, "metrics": run.metrics, "tags": {k: v for k, v in run.tags.items() if k != "mlflow.log-model.history"}} if run else None,
     }  # fmt: skip
 

@@ -7,6 +7,7 @@ answer was lost on its way the run is found by it, not made twice. Every step ca
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -51,8 +52,10 @@ class RunSpec:
 class Delivery:
     """From one state folder to one MLflow store."""
 
-    def __init__(self, folder: Path, spec: RunSpec) -> None:
-        self.folder, self.spec, self.spool = folder, spec, Spool(folder)
+    def __init__(self, folder: Path, spec: RunSpec, marks: Path | None = None) -> None:
+        """marks: where it is noted what this store has; the state folder itself for the run's own store."""
+        self.spec, self.marks = spec, marks or folder
+        self.spool = Spool(folder, self.marks)
         self.client: MlflowClient | None = None
         self.run_id = ""
 
@@ -76,7 +79,7 @@ class Delivery:
         """The run that `run_id.json` names, if it is at this address and still there."""
         from mlflow.exceptions import MlflowException
 
-        path = self.folder / "run_id.json"
+        path = self.marks / "run_id.json"
         if not path.exists():
             return None
         known = read_json(path, "the run's id in MLflow")
@@ -113,8 +116,8 @@ class Delivery:
                 for d in self.spec.datasets
             ],
         )
-        (self.folder / "uploaded.offset").unlink(missing_ok=True)  # of another store; this one may lack the points
-        write_json(self.folder / "run_id.json", {"uri": self.spec.uri, "run_id": run_id})
+        (self.marks / "uploaded.offset").unlink(missing_ok=True)  # of another store; this one may lack the points
+        write_json(self.marks / "run_id.json", {"uri": self.spec.uri, "run_id": run_id})
         return run_id
 
     def _made_before(self, client: MlflowClient, where: str) -> str | None:
@@ -153,7 +156,7 @@ class Delivery:
     def end(self, status: str) -> None:
         """Ends the run in MLflow, and notes that all of it is there."""
         (self.client or self.connect()).set_terminated(self.run_id, status)
-        write_text(self.folder / "delivered", status)
+        write_text(self.marks / "delivered", status)
 
 
 def deliver_folder(folder: Path, uri: str | None = None) -> tuple[int, str | None]:
@@ -166,9 +169,13 @@ def deliver_folder(folder: Path, uri: str | None = None) -> tuple[int, str | Non
         Exception: MLflow's own and every network error.
     """
     spec, status = RunSpec.read(folder), _status(folder)
-    if status and _is_delivered(folder, status, uri):
+    marks = folder
+    if uri and uri != spec.uri:  # a copy elsewhere: the run's own store still gets all
+        marks, spec = folder / "elsewhere" / hashlib.sha256(uri.encode()).hexdigest()[:16], replace(spec, uri=uri)
+        marks.mkdir(parents=True, exist_ok=True)
+    if status and _is_delivered(folder, marks, status):
         return 0, status
-    delivery = Delivery(folder, replace(spec, uri=uri) if uri else spec)
+    delivery = Delivery(folder, spec, marks)
     delivery.connect()
     n = delivery.deliver()
     if status:
@@ -180,15 +187,14 @@ def leftovers(runs: Path, but: Path) -> Iterator[Path]:
     """State folders beside `but` whose trainer is dead and that MLflow does not have whole."""
     for path in sorted(runs.glob("*/run.json")):
         folder = path.parent
-        if folder != but and (status := _status(folder)) and not _is_delivered(folder, status):
+        if folder != but and (status := _status(folder)) and not _is_delivered(folder, folder, status):
             yield folder
 
 
-def _is_delivered(folder: Path, status: str, uri: str | None = None) -> bool:
-    done, known = folder / "delivered", folder / "run_id.json"
-    if not done.exists() or done.read_text() != status or not known.exists() or Spool(folder).pending(1)[0]:
-        return False
-    return uri is None or read_json(known, "the run's id in MLflow")["uri"] == uri
+def _is_delivered(folder: Path, marks: Path, status: str) -> bool:
+    done = marks / "delivered"
+    known = done.exists() and done.read_text() == status and (marks / "run_id.json").exists()
+    return known and not Spool(folder, marks).pending(1)[0]
 
 
 def _status(folder: Path) -> str | None:

@@ -84,7 +84,7 @@ def rollback(client: MlflowClient, name: str, why: str, who: str | None = None) 
     back = line[-1]["version"]
     client.set_model_version_tag(name, now, ROLLED_BACK, f"by {who or whoami()} on {_today()}: {why}")
     client.set_registered_model_alias(name, "champion", back)
-    client.set_registered_model_tag(name, HISTORY, json.dumps(line))
+    client.set_registered_model_tag(name, HISTORY, _told(line))
     return now, back
 
 
@@ -110,8 +110,15 @@ def _crown(client: MlflowClient, name: str, version: str, why: str, who: str) ->
     line = _line(client, name)
     if not line or line[-1]["version"] != version:
         line.append({"version": version, "why": why[:300], "who": who, "when": _today()})
-        client.set_registered_model_tag(name, HISTORY, json.dumps(line[-50:]))
     client.set_registered_model_alias(name, "champion", version)
+    client.set_registered_model_tag(name, HISTORY, _told(line))
+
+
+def _told(line: list[dict[str, str]]) -> str:
+    """As JSON, the oldest left out until it fits: a registered model's tag holds 5,000 characters."""
+    while len(text := json.dumps(line, ensure_ascii=False)) > 5000:
+        line = line[1:]
+    return text
 
 
 def _tag(client: MlflowClient, name: str, version: str, champion: str | None, decision: Decision) -> None:

@@ -22,9 +22,10 @@ from foundry.utils.log import get_logger
 class Spool:
     """The spool of one run, in its state folder. Any thread of one process may log; any process may read."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, marks: Path | None = None) -> None:
+        """marks: folder of the mark of what a store has; the state folder itself for the run's own store."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.path, self._offset = folder / "metrics.jsonl", folder / "uploaded.offset"
+        self.path, self._offset = folder / "metrics.jsonl", (marks or folder) / "uploaded.offset"
         self._fd: int | None = None
         self._lock = threading.Lock()
         self._newest: dict[str, int] = {}  # the last step of each metric

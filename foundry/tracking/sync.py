@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from foundry.config import TrackingError
-from foundry.tracking.delivery import RunSpec, deliver_folder
+from foundry.tracking.delivery import deliver_folder
 from foundry.tracking.settings import reason
 from foundry.utils.log import get_logger
 
@@ -27,8 +27,7 @@ def sync(state: Path, uri: str | None = None) -> int:
         try:
             n, status = deliver_folder(path.parent, uri)
         except Exception as e:  # MLflow raises its own and every network error; each becomes one line of ours
-            spec = RunSpec.read(path.parent)
-            problems.append(f"run {spec.fingerprint} to {uri or spec.uri}: {reason(e)}")
+            problems.append(f"run {path.parent.name}: {reason(e)}")
             continue
         total += n
         log.info("run %s: %d points delivered, %s", path.parent.name, n, status or "still running")
