@@ -64,6 +64,7 @@ reproducible: $(READY) ## build two clean clones under other surroundings and co
 
 remote: $(READY) ## share results: make remote url=/mnt/team/foundry, or url=s3://BUCKET/foundry [endpoint=http://HOST:PORT]
 	@test -n "$(url)" || { echo "say where: make remote url=/mnt/team/foundry, or url=s3://BUCKET/foundry [endpoint=http://HOST:PORT]" >&2; exit 2; }
+	@case "$(endpoint)|$(url)" in "|"*|*"|s3://"*) ;; *) echo "endpoint= is for s3:// addresses, got url=$(url)" >&2; exit 2;; esac
 	@dvc remote add --default --force store "$(url)"
 	@if [ -n "$(endpoint)" ]; then dvc remote modify store endpointurl "$(endpoint)"; fi
 	@echo "now: make push; a colleague: dvc pull && dvc repro, or dvc repro --pull"

@@ -16,6 +16,8 @@ from pydantic import Field
 from flows.options import Form
 from flows.pages import show
 from flows.stages import command, foundry_command
+from flows.workspace import dvc
+from foundry.config import ConfigError
 
 
 class Backup(Form):
@@ -44,6 +46,8 @@ def export_registry(folder: str) -> str:
 def backup(options: Backup = Backup()) -> dict[str, str]:
     """Sends results to DVC's remote and the registry to a folder; one that fails does not keep the other from being done."""
     home = project_root()
+    if options.push and not dvc(home, "remote", "default", may_fail=True):
+        raise ConfigError("there is no default remote to push to: `make remote url=…` names one, or switch `push` off")
     states = {}
     if options.push:
         states["dvc push"] = push(return_state=True)

@@ -64,8 +64,8 @@ def register(root: Path, webhook: str) -> None:
     with get_client(sync_client=True) as client:
         make_pool(client)
         for deployment in plan["deployments"]:
-            if "schedules" in deployment:
-                deployment["schedules"] = merged(deployment["schedules"], schedules_of(client, full_name(deployment)))
+            if is_known(client, full_name(deployment)):  # its schedules are what somebody made of them in the UI
+                deployment.pop("schedules", None)
     file = root / ".foundry" / "ui" / "prefect.yaml"
     write_text(file, yaml.safe_dump(plan, sort_keys=False, allow_unicode=True))
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
@@ -88,25 +88,15 @@ def make_pool(client: SyncPrefectClient) -> None:
         )
 
 
-def schedules_of(client: SyncPrefectClient, name: str) -> list[dict[str, Any]]:
-    """The schedules that a deployment has on the server, as prefect.yaml writes them; none if it is not there."""
+def is_known(client: SyncPrefectClient, name: str) -> bool:
+    """Whether the server has a deployment."""
     from prefect.exceptions import ObjectNotFound
 
     try:
-        found = client.read_deployment_by_name(name).schedules
+        client.read_deployment_by_name(name)
     except ObjectNotFound:
-        return []
-    return [
-        {**s.schedule.model_dump(mode="json"), "active": s.active, "slug": s.slug, "parameters": s.parameters}
-        for s in found
-    ]
-
-
-def merged(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The schedules of prefect.yaml, with what a person set of them on the server, and those that were added there: deploying replaces all."""
-    known = {s["slug"]: {"active": s["active"], "parameters": s["parameters"]} for s in theirs}
-    slugs = {s["slug"] for s in ours}
-    return [{**s, **known.get(s["slug"], {})} for s in ours] + [s for s in theirs if s["slug"] not in slugs]
+        return False
+    return True
 
 
 def version(root: Path) -> str:
@@ -142,7 +132,16 @@ def notify(webhook: str) -> None:
 
 def remember(root: Path, prefect_url: str, mlflow_url: str) -> None:
     """Where `make ui` serves, for the commands beside it."""
-    write_json(root / ".foundry" / "ui" / "addresses.json", {"prefect": prefect_url, "mlflow": mlflow_url})
+    write_json(_addresses(root), {"prefect": prefect_url, "mlflow": mlflow_url})
+
+
+def forget(root: Path) -> None:
+    """Another project's server may get the port."""
+    _addresses(root).unlink(missing_ok=True)
+
+
+def _addresses(root: Path) -> Path:
+    return root / ".foundry" / "ui" / "addresses.json"
 
 
 def server(root: Path) -> str:
@@ -151,7 +150,7 @@ def server(root: Path) -> str:
     Raises:
         ConfigError: if none answers.
     """
-    told = root / ".foundry" / "ui" / "addresses.json"
+    told = _addresses(root)
     known = json.loads(told.read_text(encoding="utf-8"))["prefect"] + "/api" if told.exists() else ""
     url = os.environ.get("PREFECT_API_URL") or known
     if not url:

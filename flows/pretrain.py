@@ -8,6 +8,8 @@ cancel. Cancelling lets the trainer save; the next run goes on.
 
 import argparse
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,12 @@ from prefect.runtime import flow_run
 from flows.graph import plan
 from flows.options import ALL, Build
 from flows.pages import publish, show
-from flows.runner import end_with_worker
+from flows.runner import die_with_parent, end_with_worker
 from flows.stages import Crew, foundry_command, run_graph
 from flows.workspace import KEPT, Workspace, commit_of, one_at_a_time, prune, workspace
 from foundry.config import ConfigError, FoundryError, load_config
+
+OWN = "FOUNDRY_OWN_SESSION"
 
 
 def run_name(options: Build) -> str:
@@ -139,6 +143,23 @@ def parse_set(pairs: list[str]) -> dict[str, Any]:
     return {k.strip(): yaml.safe_load(v) for k, v in (p.split("=", 1) for p in pairs)}
 
 
+def in_own_session() -> int:
+    """Runs this command again in a session of its own and hands Ctrl-C on to it alone: Prefect's temporary server, its child, would
+    end of a terminal's Ctrl-C before the run has told it how it ended."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "flows.pretrain", *sys.argv[1:]],
+        env={**os.environ, OWN: "1"},
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            child.send_signal(signal.SIGINT)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the pipeline once as a Prefect flow.")
     parser.add_argument("--target", default=ALL, metavar="STAGE", help="this stage and those it needs (default: all)")
@@ -147,6 +168,8 @@ def main() -> None:
     parser.add_argument("--here", action="store_true", help="in this folder, not in a worktree of the run's own")
     parser.add_argument("--force", action="store_true", help="run the stages even if nothing changed")
     args = parser.parse_args()
+    if OWN not in os.environ:
+        sys.exit(in_own_session())
     try:
         options = Build(
             target=args.target,
@@ -159,6 +182,8 @@ def main() -> None:
         pretrain(options)
     except FoundryError as e:
         sys.exit(f"error: {e}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

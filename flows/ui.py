@@ -17,7 +17,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.deploy import POOL, deploy, remember
+from flows.deploy import POOL, deploy, forget, remember
 from flows.settings import environment, project_root
 from foundry.config import ConfigError, FoundryError
 from foundry.tracking.settings import connect
@@ -112,6 +112,7 @@ class Ui:
         for name in reversed(self.children):
             self.end(name)
         self.children.clear()
+        forget(self.root)
 
     def end(self, name: str) -> None:
         """Ends a child's whole group; a dead one may have left processes in it, which hold its port."""

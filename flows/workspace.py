@@ -143,7 +143,7 @@ def save_experiment(ws: Workspace, name: str, stages: list[str]) -> None:
     for report in reports_of(ws.root, [s for s in stage_names(ws.root) if s not in stages]):
         (ws.root / report).unlink(missing_ok=True)
     with _SAVING:
-        _dvc(ws.root, "exp", "save", "--force", "--name", name, "--message", name, *stages)
+        dvc(ws.root, "exp", "save", "--force", "--name", name, "--message", name, *stages)
 
 
 def prune(home: Path, but: Path | None = None) -> None:
@@ -174,31 +174,24 @@ def _make(ws: Workspace, tree: Path) -> None:
     if not link.is_symlink():
         link.symlink_to(ws.home / ".foundry")
     config = ConfigObj(str(ws.home / ".dvc" / "config.local"), encoding="utf-8")  # secrets of a remote are in it
-    config.setdefault("cache", {})["dir"] = _dvc(ws.home, "cache", "dir")
+    config.setdefault("cache", {})["dir"] = dvc(ws.home, "cache", "dir")
     config.filename = str(ws.root / ".dvc" / "config.local")
     config.write()
     _bring_untracked(ws)
     # What the commit's dvc.lock names is there at once, so that a stage without changes is told as such.
-    _dvc(ws.root, "checkout", "--quiet", may_fail=True)
+    dvc(ws.root, "checkout", "--quiet", may_fail=True)
 
 
 def _bring_untracked(ws: Workspace) -> None:
     """A user's own texts in corpus/ are not in git, and the recorded hashes of downloads may not be yet."""
 
     def copy(source: str, target: str) -> None:
-        if not os.path.exists(target):
+        if os.path.exists(source) and not os.path.exists(target):  # a link to nothing has no text
             shutil.copy2(source, target)
 
     if (ws.home / "corpus").is_dir():
-        shutil.copytree(
-            ws.home / "corpus",
-            ws.root / "corpus",
-            copy_function=copy,
-            dirs_exist_ok=True,
-            ignore_dangling_symlinks=True,
-        )
-    if (ws.home / "data.lock.json").exists():
-        copy(str(ws.home / "data.lock.json"), str(ws.root / "data.lock.json"))
+        shutil.copytree(ws.home / "corpus", ws.root / "corpus", copy_function=copy, dirs_exist_ok=True)
+    copy(str(ws.home / "data.lock.json"), str(ws.root / "data.lock.json"))
 
 
 def _remove(home: Path, tree: Path) -> None:
@@ -266,7 +259,7 @@ def _git(root: Path, *args: str, may_fail: bool = False) -> str:
     return _told(["git", "-C", str(root), *args], root, may_fail)
 
 
-def _dvc(root: Path, *args: str, may_fail: bool = False) -> str:
+def dvc(root: Path, *args: str, may_fail: bool = False) -> str:
     return _told([sys.executable, "-m", "dvc", *args], root, may_fail)
 
 

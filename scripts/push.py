@@ -14,6 +14,15 @@ from pathlib import Path
 
 
 def main() -> None:
+    from dvc.exceptions import DvcException
+
+    try:
+        share()
+    except DvcException as e:
+        raise SystemExit(f"error: {e}") from None
+
+
+def share() -> None:
     remember()
     done = subprocess.run([sys.executable, "-m", "dvc", "push", "--run-cache"])
     if done.returncode:

@@ -75,6 +75,7 @@ def clone(root: Path, side: Side, base: Path) -> Path:
     params = folder / "params.yaml"
     if params.exists():
         text = re.sub(r"(?m)^(\s+workers:\s*)\d+", rf"\g<1>{side.workers}", params.read_text(encoding="utf-8"))
+        text = re.sub(r"(?m)^(\s+tracking:\s*)true", r"\g<1>false", text)  # a check registers no model
         params.write_text(text, encoding="utf-8")
     return folder
 

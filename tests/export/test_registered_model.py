@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ from foundry.export.manifest import verify_export
 from foundry.registering import register_export
 from foundry.tracking import tracking_uri
 from foundry.tracking.backup import backup
+from foundry.tracking.registry import download
 from foundry.tracking.settings import connect
 from foundry.utils.files import write_json
 
@@ -274,6 +276,9 @@ def test_a_backup_holds_every_versions_files_and_the_registrys_words(project, cf
     copy = connect(f"sqlite:///{tmp_path / 'b/mlflow.db'}")
     assert {v.version for v in copy.search_model_versions("name='tiny'")} == {v.version for v in every}
     assert not list((tmp_path / "b").rglob("*.tmp"))
+    kept["versions"][0]["source"] = "of another registry"
+    (tmp_path / "b/registry.json").write_text(json.dumps({"uri": "x", "models": [kept]}))
+    assert backup(uri, tmp_path / "b")["copied"] == 1
     with pytest.raises(TrackingError, match="could not back up the registry"):
         backup("http://127.0.0.1:9", tmp_path / "c")
 
@@ -287,11 +292,13 @@ def test_a_registration_that_could_not_be_made_waits_and_is_delivered(
     monkeypatch.chdir(root)
     make(root, model, tokenizer)
     text = "download: {{sources: [{{name: one, url: 'file:x'}}]}}\nexport: {{model_name: tiny}}\nruntime: {{tracking_uri: {0}}}\n"
+    (root / "params.yaml").write_text(text.format("http://127.0.0.1:9"))
     away = cfg.model_copy(update={"runtime": cfg.runtime.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})})
     with pytest.raises(TrackingError, match="run `foundry register` when MLflow is back"):
         register_export(away, root)
-    (waiting,) = (root / ".foundry/register").glob("*.json")
-    (root / "params.yaml").write_text(text.format("http://127.0.0.1:9"))
+    (waiting,) = (root / ".foundry/register").glob("*/waiting.json")
+    for folder in ("artifacts", "reports"):  # a worktree goes, a stage's outs are replaced
+        shutil.rmtree(root / folder)
     with pytest.raises(SystemExit):
         main(["sync"])
     assert waiting.exists()
@@ -301,7 +308,10 @@ def test_a_registration_that_could_not_be_made_waits_and_is_delivered(
         .replace(".db}", ".db'}")
     )
     main(["sync"])
-    assert "version 1 of tiny: there was no champion" in capsys.readouterr().out and not waiting.exists()
+    assert "version 1 of tiny: there was no champion" in capsys.readouterr().out and not waiting.parent.exists()
+    verify_export(
+        download("models:/tiny@champion", f"sqlite:///{root}/.foundry/mlflow.db", tmp_path / "got") / "export"
+    )
 
 
 @pytest.mark.slow

@@ -1,12 +1,16 @@
 """The flow over a toy pipeline on a real Prefect server: isolation, states, order, retries, limits, artifacts."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
+from prefect_api import wait_for_text, wait_gone
 from pydantic import ValidationError
+from toy import ROOT
 
 from foundry.config import ConfigError, read_yaml
 
@@ -125,6 +129,29 @@ def test_overrides_reach_the_stage_and_the_numbers_stand_beside_the_last_runs(fl
         shutil.copy(kept(toy) / name, toy / name)
     subprocess.run([sys.executable, "-m", "dvc", "checkout", "-q"], cwd=toy, check=True)
     assert "Running stage" not in repro(toy)
+
+
+def test_mlflow_away_at_the_end_fails_no_run(flow, toy, monkeypatch):
+    monkeypatch.setenv("FOUNDRY_MLFLOW_URL", "http://127.0.0.1:1")
+    (toy / ".foundry/train/none").mkdir(parents=True)
+    (toy / ".foundry/train/none/run_id.json").write_text('{"uri": "http://127.0.0.1:9", "run_id": "x"}')
+    assert flow(build()) == dict.fromkeys(ALL, "Completed")
+    assert "http://127.0.0.1:1/#/experiments" in artifacts("mlflow")[-1].data
+
+
+@pytest.mark.slow
+def test_ctrl_c_of_a_run_without_a_server_saves_and_ends(toy, tmp_path):
+    """As a terminal does it: to the whole process group."""
+    (toy / "todo-two").write_text("sleep")
+    env = {**os.environ, "FOUNDRY_ROOT": str(toy), "PREFECT_HOME": str(tmp_path / "prefect-home")}
+    command = [sys.executable, "-m", "flows.pretrain", "--target", "two"]
+    p = subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    stage = int(wait_for_text(toy / "two.pid", 120))
+    os.killpg(p.pid, signal.SIGINT)
+    assert p.wait(60) == 130 and wait_gone(stage) and (toy / "two.saved").read_text() == "2"
+    assert list((toy / ".foundry/runs").glob("*/tree")) == []
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from prefect_api import alive, wait_for_text, wait_gone
 
 from flows.graph import plan
 from flows.runner import StageFailed, StageRun, Stopped
+from flows.stages import Crew
+from flows.workspace import Workspace
 from foundry.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +51,18 @@ def test_stop_from_another_thread_ends_the_stage(toy):
     with pytest.raises(Stopped, match="cancelled"):
         run.run(lambda line: None)
     assert wait_gone(int((toy / "one.pid").read_text()))
+
+
+def test_a_crew_that_was_cancelled_begins_no_stage(toy):
+    crew = Crew(Workspace(toy, toy, toy))
+    crew.stop()
+    with pytest.raises(Stopped, match="before it began"):
+        crew.run("one", lambda line: None)
+    run = StageRun("one", toy)
+    run.stop("the run was cancelled")  # between the two
+    with pytest.raises(Stopped, match="cancelled"):
+        run.run(lambda line: None)
+    assert not (toy / "out-one").exists()
 
 
 def test_a_killed_flow_leaves_no_orphan(toy):

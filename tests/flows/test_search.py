@@ -43,6 +43,8 @@ def test_rungs_end_with_one_trial():
         {"choices": [1], "low": 1, "high": 2},
         {"low": 2, "high": 1},
         {"low": 0, "high": 1, "log": True},
+        {"low": 0.4, "high": 0.6, "whole": True},
+        {"low": 0, "high": float("inf")},
     ],
 )
 def test_an_axis_that_says_nothing_or_two_things_is_refused(wrong):

@@ -71,17 +71,60 @@ def test_when_no_trial_ends_well_it_is_told_why(flow, toy):
 
 
 def test_a_metric_that_is_not_there_is_told_with_those_that_are(tmp_path):
-    from flows.sweep import metric_of
+    from flows.trials import metric_of
 
-    (tmp_path / "r.json").write_text('{"a": {"b": 2}}')
+    (tmp_path / "r.json").write_text('{"a": {"b": 2, "n": NaN, "o": null}}')
     assert metric_of(tmp_path / "r.json", "a.b") == 2.0
-    with pytest.raises(RuntimeError, match="'c' is not among b"):
+    with pytest.raises(RuntimeError, match="'c' is not among b, n, o"):
         metric_of(tmp_path / "r.json", "a.c")
+
+    for name in ("a.n", "a.o"):
+        with pytest.raises(RuntimeError, match="no finite number"):
+            metric_of(tmp_path / "r.json", name)
+
+
+def test_trials_of_a_stage_before_training_and_of_one_commit(flow, toy):
+    """A commit that somebody makes meanwhile is in none of them; MLflow has nothing to nest."""
+    first = git(toy, "rev-parse", "HEAD")
+    script = toy / "stage.py"
+    script.write_text(
+        script.read_text()
+        + "if name == 'two': import json, subprocess; Path('reports').mkdir(exist_ok=True); "
+        + "subprocess.run(['git', '-C', str(home), '-c', 'user.name=t', '-c', 'user.email=t@t', 'commit', '-q', '--allow-empty', '-m', 'meanwhile']); "
+        + "import yaml; Path('reports/two.json').write_text(json.dumps({'n': yaml.safe_load(open('params.yaml'))['clean']['min_chars']}))\n"
+    )
+    graph = toy / "dvc.yaml"
+    graph.write_text(
+        graph.read_text().replace(
+            "    outs: [out-two]\n",
+            "    params: [clean]\n    outs: [out-two]\n    metrics: [reports/two.json: {cache: false}]\n",
+        )
+    )
+    git(toy, "commit", "-qam", "a report of two")
+    first = git(toy, "rev-parse", "HEAD")
+    best = flow(
+        options(
+            target="two",
+            report="reports/two.json",
+            metric="n",
+            space={"clean.min_chars": {"choices": [9, 7, 9]}},
+            others={},
+        )
+    )
+    assert best["parameters"] == {"clean.min_chars": 7}
+    runs = [json.loads(p.read_text()) for p in (toy / ".foundry/runs").glob("*/run.json")]
+    assert [r["commit"] for r in runs] == [first] * 2 and git(toy, "rev-list", "--count", f"{first}..HEAD") == "2"
 
 
 def test_a_search_that_cannot_work_is_refused_before_anything_starts(flow, toy):
     with pytest.raises(ValidationError, match="grid needs choices"):
         options(space={"train.lr": {"low": 0.1, "high": 0.2}})
+    with pytest.raises(ValidationError, match="changes no result"):
+        options(space={"runtime.workers": {"choices": [1, 2]}})
+    with pytest.raises(ValidationError, match="10000 combinations, 1000 are allowed"):
+        options(space={k: {"choices": list(range(10))} for k in "abcd"})
+    with pytest.raises(ConfigError, match="no revision 'nosuch'"):
+        flow(options(revision="nosuch"))
     with pytest.raises(ValidationError, match="take it out of the space"):
         options(method="halving", space={"train.steps": {"choices": [1, 2]}})
     with pytest.raises(ConfigError, match=r"the trial train.lr=-1(?s:.*)greater than 0"):

@@ -17,7 +17,7 @@ from prefect_api import Api, wait_until
 from toy import ROOT, git
 
 from flows import ui as module
-from flows.deploy import deploy, merged
+from flows.deploy import deploy
 from foundry.config import ConfigError
 
 
@@ -106,11 +106,16 @@ def test_the_servers_schedule_run_tell_come_back_when_killed_and_leave_nothing(t
         assert wait_until(lambda url=url: answers(url), 120)
 
     weekly = api.get("deployments/name/backup/weekly")
-    api.patch(f"deployments/{weekly['id']}/schedules/{weekly['schedules'][0]['id']}", {"active": True})
+    changed = {"active": True, "schedule": {"cron": "30 4 * * *", "timezone": "Europe/Berlin"}}
+    api.patch(f"deployments/{weekly['id']}/schedules/{weekly['schedules'][0]['id']}", changed)
     api.post(f"deployments/{weekly['id']}/schedules", [{"active": True, "schedule": {"cron": "5 4 * * *"}}])
+    before = api.get("deployments/name/backup/weekly")["schedules"]
     deploy(toy, f"{api.url}/api")
-    schedules = api.get("deployments/name/backup/weekly")["schedules"]
-    assert {(s["slug"], s["active"]) for s in schedules} == {("weekly", True), (None, True)}
+    assert api.get("deployments/name/backup/weekly")["schedules"] == before and len(before) == 2
+    assert {(s["slug"], s["active"], s["schedule"]["cron"]) for s in before} == {
+        ("weekly", True, "30 4 * * *"),
+        (None, True, "5 4 * * *"),
+    }
 
     (toy / "todo-one").write_text("nap 9")
     (toy / "in-one").write_text("other")
@@ -142,21 +147,6 @@ def answers(url):
             return answer.status == 200
     except OSError:
         return False
-
-
-def test_deploying_again_keeps_what_was_set_in_the_ui():
-    nightly = {"cron": "0 3 * * *", "timezone": "UTC", "slug": "nightly", "active": False}
-    on = {"cron": "0 4 * * *", "timezone": "UTC", "slug": "nightly", "active": True, "parameters": {"options": {}}}
-    mine = {
-        "interval": 60.0,
-        "anchor_date": "2026-01-01T00:00:00Z",
-        "timezone": "UTC",
-        "slug": None,
-        "active": True,
-        "parameters": {},
-    }
-    assert merged([nightly], []) == [nightly]
-    assert merged([nightly], [mine, on]) == [{**nightly, "active": True, "parameters": {"options": {}}}, mine]
 
 
 def test_without_a_server_deploying_says_how_to_have_one(toy):

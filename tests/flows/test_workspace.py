@@ -1,6 +1,7 @@
 """A run's worktree: what is in it, what stays of it, and that nothing of a dead one is left."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,41 @@ def test_a_worktree_has_the_commit_the_cache_the_state_and_the_corpus(toy):
     assert (toy / ".foundry/mark").exists() and (toy / "corpus/deep/mine.txt").exists()
     assert git(toy, "worktree", "list").count("\n") == 0
     assert (toy / "in-one").read_text() == "half edited"
+
+
+def test_what_git_does_not_keep_comes_along_as_a_copy(toy, tmp_path):
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books/a.txt").write_text("far away")
+    (toy / "corpus").mkdir()
+    (toy / "corpus/books").symlink_to(tmp_path / "books")
+    (toy / "corpus/rel.txt").symlink_to("../in-one")
+    (toy / "corpus/nowhere.txt").symlink_to("gone")
+    (toy / "corpus/plain.txt").write_text("mine")
+    (toy / "data.lock.json").write_text("{}")
+    with workspace(toy, "a", "HEAD", quiet) as ws:
+        with open(toy / "corpus/plain.txt", "a") as f:
+            f.write(", half edited")
+        texts = {n: (ws.root / "corpus" / n).read_text() for n in ("books/a.txt", "rel.txt", "plain.txt")}
+        assert texts == {"books/a.txt": "far away", "rel.txt": "one", "plain.txt": "mine"}
+        assert (ws.root / "data.lock.json").read_text() == "{}"
+
+
+def test_a_project_in_a_folder_of_a_larger_repository_and_with_dvcs_hooks(tmp_path):
+    git(tmp_path, "init", "-q")
+    sub = tmp_path / "deep/project"
+    (sub / ".dvc").mkdir(parents=True)
+    (sub / "in-one").write_text("one")
+    dvc = [sys.executable, "-m", "dvc"]
+    shutil.rmtree(sub / ".dvc")
+    subprocess.run([*dvc, "init", "-q", "--subdir"], cwd=sub, check=True)
+    (tmp_path / ".git/hooks/post-checkout").write_text("#!/bin/sh\necho the hook >&2; exit 1\n")
+    (tmp_path / ".git/hooks/post-checkout").chmod(0o755)
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-qm", "all")
+    with workspace(sub, "a", "HEAD", quiet) as ws:
+        assert ws.root.parts[-3:] == ("tree", "deep", "project") and (ws.root / "in-one").read_text() == "one"
+        assert (ws.root / ".foundry").resolve() == (sub / ".foundry").resolve()
+    assert git(tmp_path, "worktree", "list").count("\n") == 0 and not (ws.folder / "tree").exists()
 
 
 def test_secrets_and_settings_of_the_projects_own_configuration_come_along(toy):

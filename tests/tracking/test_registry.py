@@ -9,7 +9,7 @@ import pytest
 
 from foundry.config import ConfigError, TrackingError
 from foundry.tracking import Candidate, load_registered, register
-from foundry.tracking.promotion import CHALLENGED, HISTORY, ROLLED_BACK, WHY, Decision, force, rollback, settle
+from foundry.tracking.promotion import CHALLENGED, HISTORY, ROLLED_BACK, WHY, Decision, _told, force, rollback, settle
 from foundry.tracking.registry import download, fetch, find, reached
 from foundry.tracking.run import DatasetRef
 from foundry.tracking.settings import connect
@@ -93,6 +93,14 @@ def test_the_same_content_is_one_version_and_only_a_better_one_becomes_champion(
     assert [entry["version"] for entry in line] == [one.version, better.version] and all(
         entry["who"] == "the gate" for entry in line
     )
+
+
+def test_the_line_of_champions_fits_into_a_tag_of_any_store():
+    line = [
+        {"version": str(i), "why": "更好的食谱" * 60, "who": "王", "when": "2026-01-01 00:00 UTC"} for i in range(40)
+    ]
+    text = _told(line)
+    assert len(text) <= 5000 and json.loads(text) == line[-len(json.loads(text)) :] and len(json.loads(text)) > 10
 
 
 def test_force_goes_against_the_gate_with_name_and_reason_and_rollback_goes_back_and_holds(call, uri):

@@ -72,6 +72,18 @@ def test_an_unreachable_server_loses_nothing_and_the_rest_is_delivered_later(roo
         and run.data.params == {"train.lr": "0.1"}
     )
     assert sync(monkey / ".foundry", uri) == 0 and history(uri, "away")[1] == points
+    assert len(Spool(folder).pending(10**6)[0]) == 200  # the run's own store, when it is back, still gets all
+
+
+def test_a_run_that_cannot_be_read_keeps_no_other_from_being_delivered(tmp_path, uri):
+    monkey = tmp_path / "project"
+    for name in ("aaa", "zzz"):
+        with tracker(monkey / ".foundry/train" / name, f"http://127.0.0.1:{free_port()}", name) as t:
+            t.log(0, {"loss": 1.0})
+    (monkey / ".foundry/train/aaa/run.json").write_text("{cut off")
+    with pytest.raises(TrackingError, match="run aaa"):
+        sync(monkey / ".foundry", uri)
+    assert history(uri, "zzz")[1] == [(0, 1.0)]
 
 
 def test_logging_does_not_wait_for_a_server_that_never_answers(root):
