@@ -210,7 +210,8 @@ def why(ws: Workspace, names: set[str], force: frozenset[str] = frozenset()) -> 
         status = {}
     lock = ws.root / "dvc.lock"
     built = read_yaml(lock).get("stages", {}) if lock.exists() else {}
-    told = {name: "not built before" for name in names if name not in built} | {
+    lost = {name: f"{out} is not in the cache" for name, out in ws.lost.items()}
+    told = {name: lost.get(name, "not built before") for name in names if name not in built} | {
         name: "forced" for name in force & names
     }
     for name, changes in status.items():

@@ -14,15 +14,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
 from configobj import ConfigObj  # DVC's own reader of its settings
 
 from flows.graph import reports_of, stage_names
 from flows.settings import environment
-from foundry.config import ConfigError
+from foundry.config import ConfigError, read_yaml
 from foundry.config.profiles import with_values
 from foundry.utils.files import write_json
 
@@ -38,12 +39,14 @@ class Workspace:
         home: the project.
         root: the folder with params.yaml and dvc.yaml that is built; `home` itself when the run is not isolated.
         folder: `.foundry/runs/NAME/` of the project, kept.
+        lost: {stage: an out that the commit's dvc.lock names and the cache does not have}.
     """
 
     home: Path
     root: Path
     folder: Path
     commit: str = ""
+    lost: dict[str, str] = field(default_factory=dict)
 
     @property
     def isolated(self) -> bool:
@@ -180,6 +183,25 @@ def _make(ws: Workspace, tree: Path) -> None:
     _bring_untracked(ws)
     # What the commit's dvc.lock names is there at once, so that a stage without changes is told as such.
     dvc(ws.root, "checkout", "--quiet", may_fail=True)
+    ws.lost = _forget_lost(ws.root)
+
+
+def _forget_lost(root: Path) -> dict[str, str]:
+    """Takes what is not in the cache out of the worktree's dvc.lock: beside an entry that fits, DVC looks for no other result in its run cache."""
+    status = json.loads(dvc(root, "status", "--json", may_fail=True) or "{}")
+    lost = {
+        stage: out
+        for stage, changes in status.items()
+        for change in changes
+        if isinstance(change, dict)
+        for out, how in change.get("changed outs", {}).items()
+        if how == "not in cache"
+    }
+    if lost:
+        lock = read_yaml(root / "dvc.lock")
+        lock["stages"] = {name: entry for name, entry in lock["stages"].items() if name not in lost}
+        (root / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False), encoding="utf-8")
+    return lost
 
 
 def _bring_untracked(ws: Workspace) -> None:

@@ -8,9 +8,10 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from prefect_api import wait_for_text, wait_gone
 from pydantic import ValidationError
-from toy import ROOT
+from toy import ROOT, git
 
 from foundry.config import ConfigError, read_yaml
 
@@ -129,6 +130,20 @@ def test_overrides_reach_the_stage_and_the_numbers_stand_beside_the_last_runs(fl
         shutil.copy(kept(toy) / name, toy / name)
     subprocess.run([sys.executable, "-m", "dvc", "checkout", "-q"], cwd=toy, check=True)
     assert "Running stage" not in repro(toy)
+
+
+def test_what_the_commits_lock_names_and_the_cache_has_not_is_built_once(flow, toy):
+    """As after a clone without a remote: the lock is of another machine."""
+    repro(toy)
+    lock = read_yaml(toy / "dvc.lock")
+    lock["stages"]["one"]["outs"][0]["md5"] = "0" * 32
+    (toy / "dvc.lock").write_text(yaml.safe_dump(lock))
+    git(toy, "add", "-A")
+    git(toy, "commit", "-qm", "built elsewhere")
+    shutil.rmtree(toy / ".dvc/cache")
+    assert flow(build(target="one")) == {"one": "Completed"}
+    assert json.loads(artifacts("stages")[-1].data)[0]["why"] == "out-one is not in the cache"
+    assert flow(build(target="one")) == {"one": "Restored"}
 
 
 def test_mlflow_away_at_the_end_fails_no_run(flow, toy, monkeypatch):
