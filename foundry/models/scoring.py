@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foundry.models.transformer import IGNORE, MiniLLM
+from foundry.utils.device import settle_vector_math
 
 
 @torch.inference_mode()
@@ -30,6 +31,7 @@ def score_documents(
     Returns:
         float64 nats and int64 scored tokens of each document. The model's mode and all random generators are as before.
     """
+    settle_vector_math()
     device = model.tok_embeddings.weight.device
     nats, counts = np.zeros(documents), np.zeros(documents, np.int64)
     training = model.training

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from foundry.config import ConfigError, Runtime
-from foundry.utils.device import compile_problem, cpu_cores, native_bfloat16
+from foundry.utils.device import compile_problem, cpu_cores, native_bfloat16, settle_vector_math
 from foundry.utils.distributed import World
 from foundry.utils.log import get_logger
 
@@ -57,6 +57,7 @@ def numerics(runtime: Runtime, world: World) -> Iterator[None]:
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.set_flush_denormal(True)
+    settle_vector_math()
     try:
         with _onednn(world.device.type == "cpu" and faster_float32()):
             yield

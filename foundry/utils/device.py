@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from typing import TYPE_CHECKING
@@ -10,6 +11,20 @@ from foundry.config import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+
+@functools.cache
+def settle_vector_math() -> None:
+    """Has MKL choose its code for exp, log and their like on one thread. Call it before the first large tensor.
+
+    Left to that one, its threads choose at the same time, and in about one process of twenty a thread computed its part by another code, whose last bits
+    differ: half of the rows of the first logsumexp (MKL 2024.2, an Intel CPU with AMX, two threads).
+    """
+    import torch
+
+    one = torch.ones(1)
+    for function in (torch.exp, torch.expm1, torch.log, torch.log1p, torch.sin, torch.cos, torch.tanh, torch.erf):
+        function(one)
 
 
 def get_device(name: str = "auto") -> torch.device:
