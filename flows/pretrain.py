@@ -92,7 +92,7 @@ def build(ws: Workspace, options: Build, force: frozenset[str] = frozenset()) ->
     ws.keep({**facts, "stages": rows}, built)
     if "export" in built and load_config(ws.root / "params.yaml").runtime.tracking:
         show(create_markdown_artifact, "champion", markdown=register(ws.root), description="what the gate said")
-    publish(ws, rows, how_to_get(ws, fresh=not force and not options.values()))
+    publish(ws, rows, how_to_get(ws, fresh=not (force or options.values() or ws.lost)))
     if bad:
         raise RuntimeError("; ".join(f"{r['stage']}: {r['state']} {r['message']}" for r in bad))
     return rows

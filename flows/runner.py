@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flows.settings import environment
+from foundry.utils.rwlock import mend_rwlock
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 CHATTER = re.compile(
@@ -110,6 +111,7 @@ class StageRun:
             self.stage,
             *["--force"] * self.force,
         ]
+        mend_rwlock(self.root)
         env = {**environment(self.root), "SHELL": "/bin/sh", **self.extra_env}
         self._process = subprocess.Popen(
             command, cwd=self.root, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -14,6 +14,7 @@ from foundry.config import ConfigError, FoundryError, describe, load_config
 from foundry.config import profiles as profile_table
 from foundry.utils.files import state_dir, write_text
 from foundry.utils.log import setup_logging
+from foundry.utils.rwlock import mend_rwlock
 
 
 def check(args: argparse.Namespace) -> None:
@@ -23,6 +24,8 @@ def check(args: argparse.Namespace) -> None:
         return
     load_config(args.params)
     print(f"{args.params}: every key is known and every value fits")
+    if mend_rwlock():
+        print("removed .dvc/tmp/rwlock, which a killed DVC left cut off")
 
 
 def profile(args: argparse.Namespace) -> None:
@@ -154,7 +157,12 @@ def parser() -> argparse.ArgumentParser:
             s.add_argument("--params", default="params.yaml", help="parameter file (default: %(default)s)")
         return s
 
-    s = add("check", check, "check params.yaml: every problem at once, before any work", params=True)
+    s = add(
+        "check",
+        check,
+        "check params.yaml: every problem at once, before any work; mend DVC's lock file after a kill",
+        params=True,
+    )
     s.add_argument("--describe", action="store_true", help="explain every key instead")
     s = add("profile", profile, "list the profiles, or switch params.yaml to one and tell what will rerun", params=True)
     s.add_argument("name", nargs="?", help="smoke, laptop, gpu-124m or gpu-1b; without it the profiles are listed")

@@ -68,6 +68,7 @@ def kill_in(folder, stage):
     """Runs `dvc repro` and SIGKILLs all of it once `stage` has begun to write; (whether it was cut off, what was half written)."""
     for left in half_written(folder):  # of former kills
         shutil.rmtree(left) if left.is_dir() else left.unlink()
+    run(folder, "foundry.cli", "check")
     p = subprocess.Popen(
         [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"], cwd=folder, env=environment(**ELSEWHERE), stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -108,7 +109,7 @@ def stop_in(folder, stage):
 
 
 def test_another_clone_that_is_killed_and_stopped_in_every_stage_ends_with_the_same_lock(project, tmp_path):
-    """Another folder, locale, time zone, hash seed and number of workers, too. No lock is freed by hand."""
+    """Another folder, locale, time zone, hash seed and number of workers, too. No lock is freed by hand: `make repro` checks before it builds."""
     folder = make_clone(tmp_path)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["runtime"].update(workers=1)
@@ -118,6 +119,7 @@ def test_another_clone_that_is_killed_and_stopped_in_every_stage_ends_with_the_s
     stopped = [s for s in seen if seen[s][2]]
     assert "train" in stopped and len(stopped) >= 4, seen
     assert "train" in cut and len(cut) >= 6 and len(halves) >= 5, seen  # the moment of a short one may be missed
+    run(folder, "foundry.cli", "check")
     repro(folder)
     assert (folder / "dvc.lock").read_text() == (project[0] / "dvc.lock").read_text()
     for name in ("evaluate.json", "report.html", "train.csv", "samples.md", "loss.png", "clean.json", "data_card.md"):
