@@ -98,10 +98,10 @@ def links(ws: Workspace) -> list[tuple[str, str, str]]:
         get_run_logger().warning("no link to the run in MLflow: %s", e)
         return plain
     page = f"{base}/#/experiments/{where}/runs/{run['run_id']}"
-    return [
-        ("mlflow", f"{page}/model-metrics?workflowType=machine_learning", "this training in MLflow"),
-        ("report", f"{page}/artifacts/report.html", "the report page"),
-    ]
+    found = [("mlflow", f"{page}/model-metrics?workflowType=machine_learning", "this training in MLflow")]
+    if _report(ws, "evaluate.json"):  # it is put there with the evaluated model
+        found.append(("report", f"{page}/artifacts/report.html", "the report page"))
+    return found
 
 
 def _report(ws: Workspace, name: str) -> dict[str, Any] | None:

@@ -101,9 +101,9 @@ def _name_of_run() -> str:
 
 
 def close_up(flow: Any, flow_run: Any, state: Any) -> None:
-    """Hook of a sweep whose process was killed: its run in MLflow ends, its worktrees go."""
-    close_record(project_root(), str(flow_run.id)[:8])
+    """Hook of a sweep whose process was killed: its worktrees go, and its run in MLflow ends, if MLflow is there."""
     clear_up(flow, flow_run, state)
+    close_record(project_root(), str(flow_run.id)[:8])
 
 
 @flow(

@@ -26,6 +26,7 @@ from flows.settings import environment
 from foundry.config import ConfigError, read_yaml
 from foundry.config.profiles import with_values
 from foundry.utils.files import write_json
+from foundry.utils.rwlock import mend_rwlock
 
 KEPT = ("params.yaml", "dvc.lock", "data.lock.json")
 Log = Callable[[str], None]
@@ -282,6 +283,7 @@ def _git(root: Path, *args: str, may_fail: bool = False) -> str:
 
 
 def dvc(root: Path, *args: str, may_fail: bool = False) -> str:
+    mend_rwlock(root)
     return _told([sys.executable, "-m", "dvc", *args], root, may_fail)
 
 
