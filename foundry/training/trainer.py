@@ -25,18 +25,18 @@ from foundry.data.loader import DataLoader
 from foundry.data.shards import Shards
 from foundry.models import MiniLLM
 from foundry.models.files import weights_sha256
-from foundry.models.loss import wide
 from foundry.models.scoring import score_documents
 from foundry.training.checkpoints import Checkpoints
 from foundry.training.identity import check_same, extends, fingerprint, identity
 from foundry.training.numerics import compiled, environment, numerics, precision_reason, wants_compile
 from foundry.training.optimizer import Optimizers
-from foundry.training.parallel import Parallel, clip_gradients, whole
+from foundry.training.parallel import Parallel, whole
 from foundry.training.passed import Passed
 from foundry.training.plan import check_plan, make_plan
 from foundry.training.report import Reporter
 from foundry.training.schedule import stable_steps
 from foundry.training.state import TrainState
+from foundry.training.step import NotFinite, TrainStep
 from foundry.utils.allocator import allocator
 from foundry.utils.checkpoint import load_checkpoint, save_checkpoint
 from foundry.utils.device import get_device, resolve_precision
@@ -56,10 +56,6 @@ class Result:
     facts: dict[str, Any]
     curve: list[dict[str, float]]
     validations: list[dict[str, float]]
-
-
-class _NotFinite(Exception):
-    """A loss or gradient norm that is not finite; nothing was changed by it."""
 
 
 class Trainer:
@@ -221,7 +217,7 @@ class Trainer:
         while state.step < cfg.steps:
             try:
                 loss, norm, factor = self._step(state)
-            except _NotFinite as e:
+            except NotFinite as e:
                 self._answer(state, str(e))
                 saved = min(saved, state.step)
                 continue
@@ -243,42 +239,6 @@ class Trainer:
                     "stopped by a signal at step %d of %d; the same command goes on from there", state.step, cfg.steps
                 )
                 raise Stopped(stop.signal or 15)
-
-    def _step(self, state: TrainState) -> tuple[float, float, float]:
-        """One optimizer step: (loss in nats per token, gradient norm, learning-rate factor).
-
-        Raises:
-            _NotFinite: before anything was changed.
-        """
-        batch = self.passed.batch(state.step)
-        tokens, targets = (t.to(self.world.device) for t in self.loader.batch(batch))
-        segments = self.loader.batch_documents(batch)[0].to(self.world.device) if self.config.document_mask else None
-        torch.manual_seed(_mixed(self.seed, state.step, self.world.rank))
-        valid = self.world.sum((targets >= 0).sum())
-        factor = state.optimizers.set_lr(state.step)
-        state.optimizers.zero_grad()
-        total = torch.zeros((), device=self.world.device, dtype=wide(self.world.device))
-        parts = [t.split(self.micro_rows) if t is not None else None for t in (tokens, targets, segments)]
-        n = len(parts[0])
-        for i in range(n):
-            with self.parallel.accumulating(i == n - 1):
-                loss, nats = self._loss_of(*(p[i] if p else None for p in parts))
-                state.scaler.scale(loss * (self.parallel.gradient_scale / valid)).backward()
-            total += nats.detach()
-        mean = (self.world.sum(total) / valid).item()
-        if not math.isfinite(mean):
-            raise _NotFinite(f"the loss is {mean}")
-        for optimizer in state.optimizers:
-            state.scaler.unscale_(optimizer)
-        norm = clip_gradients([p for p in state.model.parameters() if p.requires_grad], self.config.grad_clip)
-        if not math.isfinite(norm) and not state.scaler.is_enabled():
-            raise _NotFinite(f"the gradient's norm is {norm} (loss {mean:.4f})")
-        for optimizer in state.optimizers:
-            state.scaler.step(
-                optimizer
-            )  # with a scaler, a gradient that is not finite lowers the scale and changes nothing else
-        state.scaler.update()
-        return mean, norm, factor
 
     def _answer(self, state: TrainState, what: str) -> None:
         """What `train.on_nonfinite` says, on every rank alike.
@@ -363,7 +323,16 @@ class Trainer:
         model = self.model.to(self.world.device).train()
         model.recompute = self.runtime.recompute
         self.parallel = Parallel(model, self.world, self.runtime.parallel, self.runtime.loss_chunk, self.config.z_loss)
-        self._loss_of = self._loss_function()
+        self._step = TrainStep(
+            self.config,
+            self.seed,
+            self.world,
+            self.loader,
+            self.passed,
+            self.parallel,
+            self._loss_function(),
+            self.micro_rows,
+        )
         scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.precision == torch.float16)
         state = TrainState(model, Optimizers(model, self.config), scaler, self.identity)
         log = get_logger()
@@ -474,11 +443,3 @@ class Trainer:
             "tokens": state.step * self.config.tokens_per_step,
             **({"passed_over": self.passed.decisions} if self.passed.decisions else {}),
         }
-
-
-def _mixed(seed: int, step: int, rank: int) -> int:
-    """A seed for the random numbers of a step on a rank (SplitMix64's finalizer)."""
-    x = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**64
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
-    return (x ^ x >> 31) >> 1
