@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizers:
-    """The optimizers of one model behind one interface.
+    """The optimizers of one model, which a gradient scaler takes for one: either all of them step or none does.
 
     Raises:
         ValueError: if a parameter is in no group.
@@ -97,6 +98,15 @@ class Optimizers:
 
     def __iter__(self):
         return iter(self._all)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all optimizers; the scaler looks for values that are not finite in their gradients."""
+        return [group for o in self._all for group in o.param_groups]
+
+    def step(self) -> None:
+        for o in self._all:
+            o.step()
 
     def set_lr(self, step: int) -> float:
         """Sets the learning rates of a step; returns their factor."""

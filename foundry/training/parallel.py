@@ -8,6 +8,7 @@ fsdp    weights, gradients and moments are divided over the processes (FSDP2, Zh
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -84,9 +85,12 @@ def divided_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def clip_gradients(params: list[nn.Parameter], limit: float) -> float:
-    """Scales the gradients to a global norm of at most `limit` (0: any); returns the norm before, the same on every process."""
+    """Scales the gradients to a global norm of at most `limit` (0: any); returns the norm before, the same on every process.
+
+    Gradients whose norm is not finite are left as they are.
+    """
     grads = [p.grad for p in params if p.grad is not None]
     norm = whole(nn.utils.get_total_norm(grads)).item()
-    if limit and norm > limit:
+    if limit and math.isfinite(norm) and norm > limit:
         torch._foreach_mul_(grads, limit / (norm + 1e-6))
     return norm

@@ -15,6 +15,7 @@ from foundry.training.parallel import Parallel, clip_gradients
 from foundry.training.passed import Passed
 from foundry.training.state import TrainState
 from foundry.utils.distributed import World
+from foundry.utils.log import get_logger
 
 
 class NotFinite(Exception):
@@ -67,17 +68,32 @@ class TrainStep:
         mean = (self.world.sum(total) / valid).item()
         if not math.isfinite(mean):
             raise NotFinite(f"the loss is {mean}")
-        for optimizer in state.optimizers:
-            state.scaler.unscale_(optimizer)
+        state.scaler.unscale_(state.optimizers)
         norm = clip_gradients([p for p in state.model.parameters() if p.requires_grad], self.config.grad_clip)
-        if not math.isfinite(norm) and not state.scaler.is_enabled():
+        if math.isfinite(norm):
+            state.scaler.step(state.optimizers)
+            state.scaler.update()
+        elif not _lowered(state.scaler):
             raise NotFinite(f"the gradient's norm is {norm} (loss {mean:.4f})")
-        for optimizer in state.optimizers:
-            state.scaler.step(
-                optimizer
-            )  # with a scaler, a gradient that is not finite lowers the scale and changes nothing else
-        state.scaler.update()
+        elif self.world.main:
+            where, scale = f"step {state.step + 1}", state.scaler.get_scale()
+            get_logger().info(
+                "%s: the gradient left float16's range; no weight was changed, loss scale now %g", where, scale
+            )
         return mean, norm, factor
+
+
+def _lowered(scaler: torch.amp.GradScaler) -> bool:
+    """Lowers the scale of the loss after gradients that are not finite; False, with the scale as it was, if the scale is not the cause.
+
+    It is not without a scaler, nor at a scale of 1, where the gradient itself is out of float16's range.
+    """
+    scale = scaler.get_scale()
+    scaler.update()
+    if 1 <= scaler.get_scale() < scale:
+        return True
+    scaler.update(scale)
+    return False
 
 
 def _mixed(seed: int, step: int, rank: int) -> int:

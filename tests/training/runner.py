@@ -1,9 +1,10 @@
 """A training process for the tests: `python runner.py SHARDS STATE OUT [key=value ...]` trains a tiny model and saves it.
 
 Keys are fields of Runtime, TrainConfig or ModelConfig, `slow_save=1`: every checkpoint takes a while, and says when it begins,
-and `track=ADDRESS`: the run goes to MLflow there.
+`track=ADDRESS`: the run goes to MLflow there, and `overflow=STEP`: in that step a gradient of the last rank is infinite.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -12,9 +13,9 @@ from foundry.config import FoundryError, ModelConfig, Runtime, TrainConfig
 from foundry.models import save_model
 from foundry.tracking import Tracker
 from foundry.training import Trainer
+from foundry.training.state import TrainState
 from foundry.utils import checkpoint
 from foundry.utils.distributed import world
-from foundry.utils.files import write_json
 from foundry.utils.log import setup_logging
 from foundry.utils.process import die_with_parent
 
@@ -39,6 +40,20 @@ def slow_down_saving() -> None:
     checkpoint.sha256_file = slowly
 
 
+def overflow(trainer: Trainer, step: int) -> None:
+    start = trainer._start
+
+    def started() -> TrainState:
+        state = start()
+        last = trainer.world.rank == trainer.world.size - 1
+        state.model.tok_embeddings.weight.register_hook(
+            lambda g: g * float("inf") if last and state.step == step else g
+        )
+        return state
+
+    trainer._start = started
+
+
 def tracked(trainer: Trainer, address: str | None) -> Tracker:
     return Tracker(
         trainer.folder, uri=address or "", experiment="runner", run_name="r", fingerprint=trainer.fingerprint, params={"seed": 3},
@@ -52,6 +67,7 @@ def main() -> None:
     if given.pop("slow_save", 0):
         slow_down_saving()
     address = given.pop("track", None)
+    infinite = given.pop("overflow", None)
 
     def fields(kind: type, **defaults: object) -> dict:
         return {**defaults, **{k: given[k] for k in given if k in kind.model_fields}}
@@ -73,6 +89,8 @@ def main() -> None:
     try:
         with world(runtime) as here:
             trainer = Trainer.from_shards(model, train, shards, seed=3, runtime=runtime, world=here, state=Path(state))
+            if infinite is not None:
+                overflow(trainer, infinite)
             with tracked(trainer, address) as tracker:
 
                 def told(step: int, metrics: dict) -> None:
@@ -83,7 +101,7 @@ def main() -> None:
                 result = trainer.fit()
             if here.main:
                 save_model(out, result.model, result.facts)
-                write_json(f"{out}.curve.json", [result.curve, result.validations])
+                Path(f"{out}.curve.json").write_text(json.dumps([result.curve, result.validations]))
     except FoundryError as e:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -1,6 +1,7 @@
 """Several processes on the CPU (gloo): the same run as one process, the same resume, the same stop. What NCCL would do was never run."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import yaml
 
 from foundry.config import read_yaml
 from foundry.models import load_model
+from foundry.utils.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNNER = Path(__file__).with_name("runner.py")
@@ -106,6 +108,30 @@ def test_two_processes_stop_together_and_resume_exactly(shards, tmp_path, option
     assert curve == whole
     files = [(tmp_path / n / "model/model.safetensors").read_bytes() for n in ("whole", "cut")]
     assert files[0] == files[1]
+
+
+def test_an_overflow_of_float16_on_one_of_two_processes_stops_the_step_on_both(shards, tmp_path):
+    options = (
+        "precision=float16",
+        "overflow=3",
+        "steps=6",
+        "checkpoint_interval=1",
+        "keep_checkpoints=6",
+        "eval_interval=6",
+    )
+    text, (curve, _) = finish(2, shards, tmp_path, *options)
+    assert text.count("step 4: the gradient left float16's range") == 1
+    assert [math.isinf(row["grad_norm"]) for row in curve] == [False, False, False, True, False, False]
+    (checkpoints,) = tmp_path.glob("state/*/checkpoints")
+    tensors, scales = {}, {}
+    for step in (3, 4, 5):
+        tensors[step], values = load_checkpoint(checkpoints / f"step-{step:08d}")
+        scales[step] = values["scaler"]["scale"]
+    assert scales == {3: 65536.0, 4: 32768.0, 5: 32768.0}
+    learnt = [k for k in tensors[3] if not k.startswith("rng/")]
+    assert any("momentum" in k for k in learnt) and any("exp_avg" in k for k in learnt)
+    assert all(torch.equal(tensors[3][k], tensors[4][k]) for k in learnt)
+    assert not any(torch.equal(tensors[4][k], tensors[5][k]) for k in learnt if k.endswith(("momentum", "exp_avg")))
 
 
 def test_another_number_of_processes_goes_on_with_the_same_batches(shards, one, tmp_path):

@@ -113,3 +113,48 @@ def test_a_jump_of_the_loss_is_told(shards, tmp_path, caplog):
     assert [state.watch(3 + 0.01 * (i % 7)) for i in range(WINDOW)] == [None] * WINDOW
     assert state.watch(3.02) is None and len(state.window) == WINDOW
     assert state.watch(4.0) > 6
+
+
+def kept(state):
+    """Copies of the weights and of every optimizer's moments."""
+    tensors = {**state.model.state_dict(), **state.optimizers.tensors()}
+    return {k: v.clone() for k, v in tensors.items()}
+
+
+@pytest.mark.parametrize("name", ["tok_embeddings.weight", "layers.0.attention.wq.weight"], ids=["AdamW's", "Muon's"])
+def test_in_float16_an_overflow_in_one_optimizers_gradients_stops_the_step_of_both(shards, tmp_path, name):
+    runtime = RUNTIME.model_copy(update={"precision": "float16"})
+    trainer = Trainer.from_shards(MODEL, TRAIN, shards, seed=3, runtime=runtime, state=tmp_path)
+    state, factor = trainer._start(), [1.0]
+    dict(state.model.named_parameters())[name].register_hook(lambda g: g * factor[0])
+
+    def step(by=1.0):
+        factor[0] = by
+        _, norm, _ = trainer._step(state)
+        state.step += 1
+        return norm
+
+    step()
+    before, scale = kept(state), state.scaler.get_scale()
+    assert step(float("inf")) == float("inf")
+    assert state.scaler.get_scale() == scale / 2
+    after = kept(state)
+    assert len(before) > 20 and before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert step() < 100 and state.scaler.get_scale() == scale / 2
+    moved = [k for k, v in kept(state).items() if not torch.equal(v, before[k])]
+    assert {"tok_embeddings.weight", "layers.0.attention.wq.weight", "layers.0.attention.wq.weight/momentum"} <= set(
+        moved
+    )
+
+
+def test_in_float16_a_gradient_that_no_scale_helps_is_answered_as_any_other(shards, tmp_path):
+    """The scale halves down to 1; the step that still overflows there halts the run, with weights and scale as they were."""
+    runtime = RUNTIME.model_copy(update={"precision": "float16"})
+    train = TRAIN.model_copy(update={"steps": 40})
+    trainer = Trainer.from_shards(MODEL, train, shards, seed=3, runtime=runtime, state=tmp_path)
+    state = trainer._start()
+    state.model.norm.weight.register_hook(lambda g: g * float("nan"))
+    before = kept(state)
+    with pytest.raises(FoundryError, match="step 17: the gradient's norm is nan"):  # 65,536 is 2 to the power of 16
+        trainer.fit()
+    assert state.scaler.get_scale() == 1 and same(before.values(), kept(state).values())
