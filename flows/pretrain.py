@@ -29,7 +29,7 @@ from flows.pages import publish, show
 from flows.runner import die_with_parent, end_with_worker
 from flows.stages import Crew, foundry_command, run_graph
 from flows.workspace import KEPT, Workspace, commit_of, one_at_a_time, prune, workspace
-from foundry.config import ConfigError, FoundryError, load_config
+from foundry.config import ConfigError, FoundryError, load_config, parse_yaml
 
 OWN = "FOUNDRY_OWN_SESSION"
 
@@ -134,13 +134,11 @@ def parse_set(pairs: list[str]) -> dict[str, Any]:
     """`["train.lr=0.002"]` as {key: value}; values are YAML.
 
     Raises:
-        ConfigError: for a pair without `=`.
+        ConfigError: for a pair without `=`, and for a value that is not YAML.
     """
-    import yaml
-
     if bad := [p for p in pairs if "=" not in p]:
         raise ConfigError(f"--set {bad[0]}: write KEY=VALUE, such as --set train.lr=0.002")
-    return {k.strip(): yaml.safe_load(v) for k, v in (p.split("=", 1) for p in pairs)}
+    return {k.strip(): parse_yaml(v, f"--set {k.strip()}") for k, v in (p.split("=", 1) for p in pairs)}
 
 
 def in_own_session() -> int:

@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
 from configobj import ConfigObj  # DVC's own reader of its settings
 
 from flows.graph import reports_of, stage_names
 from flows.settings import environment
-from foundry.config import ConfigError, read_yaml
+from foundry.config import ConfigError, read_yaml, yaml_text
 from foundry.config.profiles import with_values
 from foundry.utils.files import write_json
 from foundry.utils.rwlock import mend_rwlock
@@ -201,7 +200,7 @@ def _forget_lost(root: Path) -> dict[str, str]:
     if lost:
         lock = read_yaml(root / "dvc.lock")
         lock["stages"] = {name: entry for name, entry in lock["stages"].items() if name not in lost}
-        (root / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False), encoding="utf-8")
+        (root / "dvc.lock").write_text(yaml_text(lock), encoding="utf-8")
     return lost
 
 

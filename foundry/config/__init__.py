@@ -13,7 +13,7 @@ from foundry.config.errors import (
     TrackingError,
     UnreachableError,
 )
-from foundry.config.load import describe, load_config, parse_config, read_yaml
+from foundry.config.load import describe, load_config, parse_config, parse_yaml, read_yaml, yaml_text
 from foundry.config.schema import (
     Config,
     Evaluate,
@@ -46,7 +46,9 @@ __all__ = [
     "get_preset_config",
     "load_config",
     "parse_config",
+    "parse_yaml",
     "read_yaml",
+    "yaml_text",
 ]
 
 

@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from foundry.config.errors import ConfigError
-from foundry.config.schema import Config, Section
+from foundry.config.schema import Config
+from foundry.config.section import section_in, shown
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers, as DVC reads them: `3e-4` is a number, not a string. A key given twice is refused."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise ConfigError(
-                    f"line {key.start_mark.line + 1}: the key {key.value!r} is given twice; delete one of the two"
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+DEEPEST = 100  # levels of nested lists and mappings in a file
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Parses a YAML file.
+    """Parses a YAML file as DVC does: see `parse_yaml`.
 
     Raises:
-        ConfigError: if the file is missing or is not YAML; the message names the line.
+        ConfigError: if the file is missing, cannot be read or is not YAML; the message names the line.
     """
     path = Path(path)
     try:
@@ -47,14 +29,68 @@ def read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"{path} does not exist; run the command in the project's folder") from None
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path} is not UTF-8 (byte {e.start}); save it as UTF-8") from None
+    except (OSError, ValueError) as e:  # a folder, no permission; a name that no file can have
+        raise ConfigError(f"{str(path)!r} cannot be read: {getattr(e, 'strerror', None) or e}") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """Parses YAML with the library and the settings of DVC, so that both see the same values: YAML 1.2 by ruamel.yaml.
+
+    `010` is ten, `0o10` is eight, `yes` and `12:30:00` are text, `1e3` is a number. A key that is given twice is refused.
+
+    Raises:
+        ConfigError: naming `origin`, the line, and what is wrong there.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import SafeConstructor
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
+
+    class Constructor(SafeConstructor):
+        """Raises only errors of the library, each with its line: its own conversions leak others (`_`, `0x`, month 13)."""
+
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (ArithmeticError, LookupError, TypeError, ValueError) as e:
+                seen = f"{node.value[:80]!r}" if isinstance(node.value, str) else "this value"
+                raise MarkedYAMLError(problem=f"{seen} cannot be read: {e}", problem_mark=node.start_mark) from None
+
+        def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
+            if key in mapping:
+                problem = f"the key {key!r} is given twice; delete one of the two"
+                raise MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            return super().check_mapping_key(node, key_node, mapping, key, value)
+
+    yaml = YAML(typ="safe")
+    yaml.Constructor = Constructor
+    depth = 0
     try:
-        return yaml.load(text, Loader=_Loader)
-    except ConfigError as e:
-        raise ConfigError(f"{path}: {e}") from None
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
+        for event in yaml.parse(
+            text
+        ):  # its events need no recursion; the composer of libyaml crashes the process at some 25,000 levels
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > DEEPEST:
+                raise MarkedYAMLError(problem="values are nested too deeply", problem_mark=event.start_mark)
+        return yaml.load(text)
+    except YAMLError as e:
+        mark, problem = getattr(e, "problem_mark", None), getattr(e, "problem", None) or str(e)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{path}: {where}not valid YAML: {getattr(e, 'problem', None) or e}") from None
+        hint = "; is a template like {{name}} not filled in?" if "{{" in text else ""
+        raise ConfigError(f"{origin}: {where}not valid YAML: {problem}{hint}") from None
+
+
+def yaml_text(value: Any) -> str:
+    """YAML that `parse_yaml` and DVC read as this value; the order of keys stays."""
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+
+    yaml, out = YAML(), StringIO()
+    yaml.default_flow_style, yaml.width = False, 4096
+    yaml.dump(value, out)
+    return out.getvalue()
 
 
 def load_config(path: str | Path = "params.yaml") -> Any:
@@ -98,7 +134,7 @@ def _tell(error: dict, data: Any) -> str:
         return f"{key}: missing; {_description(loc) or 'it is required'}"
     if error["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key}: {message}, got {error['input']!r}"
+    return f"{key}: {message}, got {shown(error['input'])}"
 
 
 def _fields_at(loc: tuple) -> Iterator[str]:
@@ -119,14 +155,8 @@ def _model_at(loc: tuple) -> type[BaseModel] | None:
         if isinstance(part, int):
             continue
         field = model.model_fields.get(part) if model else None
-        model = _section_in(field.annotation) if field else None
+        model = section_in(field.annotation) if field else None
     return model
-
-
-def _section_in(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next((found for arg in get_args(annotation) if (found := _section_in(arg))), None)
 
 
 def describe() -> list[tuple[str, str, str]]:
@@ -134,7 +164,7 @@ def describe() -> list[tuple[str, str, str]]:
 
     def walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
         for name, field in model.model_fields.items():
-            if section := _section_in(field.annotation):
+            if section := section_in(field.annotation):
                 many = "[]" if field.annotation is not section else ""
                 yield from walk(section, f"{prefix}{name}{many}.")
             else:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from foundry.config.errors import ConfigError
 from foundry.config.schema import ModelConfig, TrainConfig
+from foundry.config.section import shown
 
 _70M = {"vocab_size": 16_384, "dim": 640, "n_layers": 13, "n_heads": 10, "n_kv_heads": 5, "ffn_dim": 1792}
 PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -78,7 +79,7 @@ def _pair(data: dict[str, Any], origin: str) -> tuple[ModelConfig, TrainConfig]:
         except ValidationError as e:
             for error in e.errors():
                 key = ".".join(str(p) for p in (section, *error["loc"]))
-                problems.append(f"{key}: {error['msg'].removeprefix('Value error, ')}, got {error['input']!r}")
+                problems.append(f"{key}: {error['msg'].removeprefix('Value error, ')}, got {shown(error['input'])}")
     if problems:
         raise ConfigError(
             f"{origin} has {len(problems)} problem{'s'[: len(problems) > 1]}:" + "".join(f"\n  - {p}" for p in problems)

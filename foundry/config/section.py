@@ -1,16 +1,69 @@
-"""What all sections of the parameters share."""
+"""What all sections of the parameters share: the rules that hold for every key, whatever its own are."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import reprlib
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+DEPTH = 16  # no key's value is nested as deeply; an alias to itself is nested without end
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxlong, _SHORT.maxlevel = 40, 3
+
+
+def shown(value: Any) -> str:
+    """`repr` of a value for a message: short, whatever the value is (a list of aliases may have 10^9 items)."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+
+
+def problem_of(value: Any, depth: int = DEPTH) -> str | None:
+    """What is wrong with a value in any key: an integer beyond 64 bits, text that no UTF-8 file can hold, a NUL, endless nesting."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return f"must fit 64 bits, got {shown(value)}"
+    if isinstance(value, str):
+        if "\0" in value:
+            return f"must not contain NUL characters, got {shown(value)}"
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return (
+                f"contains half of a surrogate pair, which is no character, got {shown(value)}; "
+                "write the character itself or \\U and eight digits"
+            )
+    if isinstance(value, (dict, list, tuple, set, frozenset)):
+        if not depth:
+            return f"is nested more than {DEPTH} levels deep"
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return next((found for part in parts if (found := problem_of(part, depth - 1))), None)
+    return None
 
 
 class Section(BaseModel):
-    """A section of the parameters: immutable, strict about types, closed to unknown keys."""
+    """A section of the parameters: immutable, strict about types, closed to unknown keys, infinity and NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """Before the key's own rules: pydantic cannot even report an integer of 4,301 digits."""
+        inside = section_in(cls.model_fields[info.field_name].annotation) if info.field_name else None
+        if inside is None and (problem := problem_of(value)):  # a section inside checks its own keys
+            raise ValueError(problem)
+        return value
+
+
+def section_in(annotation: Any) -> type[Section] | None:
+    """The section class of a field, or of the items of a field; None if it has none."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := section_in(arg))), None)
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
