@@ -18,7 +18,7 @@ class DataError(FoundryError):
 
 
 class UnreachableError(DataError):
-    """A publisher did not answer, again and again: what another try later may mend. A stage that ends with it exits with 75."""
+    """A publisher did not answer or broke off, again and again: a later retry may succeed. A stage that ends with it exits with 75."""
 
 
 class CheckpointError(FoundryError):

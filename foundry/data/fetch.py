@@ -43,6 +43,7 @@ def download(config: Config, raw: Path, log: logging.Logger) -> dict[str, Any]:
 
     Raises:
         ConfigError: with every address or template that cannot be understood, before any work.
+        UnreachableError: with every source that could not be fetched, if a later retry may fetch all of them.
         DataError: with every source that could not be fetched, or a damaged lock file; nothing is written then.
     """
     sources = config.download.sources
@@ -94,20 +95,21 @@ def _fetch_all(config: Config, addresses: list[list[Address]], fetcher: _Fetcher
     ):
         meter = Meter(bar, config.runtime.downloads)
         tasks = {key: pool.submit(fetcher.fetch, s, a, meter) for key, (s, a) in wanted.items()}
-        found, problems, mendable = {}, [], True
+        found, problems = {}, {}
         try:
             for key, task in tasks.items():
                 try:
                     found[key] = task.result()
                 except FoundryError as e:
-                    problems.append(f"{wanted[key][0].name}: {e}")
-                    mendable = mendable and isinstance(e, UnreachableError)
+                    problems[wanted[key][0].name] = e
         except BaseException:  # Ctrl-C: the pool would wait for whole files
             meter.stop()
             raise
     if problems:
-        told = "\n  - ".join([f"{len(problems)} of {len(wanted)} sources could not be fetched:", *problems])
-        raise UnreachableError(told) if mendable else DataError(told)
+        lines = [f"{name}: {e}" for name, e in problems.items()]
+        message = "\n  - ".join([f"{len(problems)} of {len(wanted)} sources could not be fetched:", *lines])
+        retry = all(isinstance(e, UnreachableError) for e in problems.values())  # one mistake fails every retry
+        raise UnreachableError(message) if retry else DataError(message)
     return found
 
 
@@ -120,11 +122,16 @@ class _Fetcher:
 
     def fetch(self, source: Source, addresses: list[Address], meter: Meter) -> list[Fetched]:
         """The files of a source, from the first of its addresses that serves them. They bear the names that its url
-        gives, so that the result does not tell who served."""
+        gives, so that the result does not tell who served.
+
+        Raises:
+            UnreachableError: if one of its addresses did not answer, so that a later retry may succeed.
+            FoundryError: that of its only address; DataError if it has mirrors and all failed.
+        """
         if source.sha256 and (hit := stored(self.store, source.sha256, addresses[0].filename or "")):
             check_kind(hit, hit.name, source.format)
             return [Fetched(hit, addresses[0].filename)]
-        problems = []
+        problems: list[FoundryError] = []
         for url, address in zip((source.url, *source.mirrors), addresses, strict=True):
             try:
                 files = self._from(source, address, addresses[0].filename, meter)
@@ -135,12 +142,17 @@ class _Fetcher:
                 if source.sha256 and isinstance(address, Local):
                     pin_of(source, url, {}).check(url, sha256_file(files[0].path), files[0].path.stat().st_size)
             except FoundryError as e:
-                problems.append(str(e))
+                problems.append(e)
                 continue
             if problems:
                 self.log.info("%s: %s failed; served by the mirror %s", source.name, source.url, url)
             return files
-        raise DataError("; then its mirrors: ".join([problems[0], " | ".join(problems[1:])][: len(problems)]))
+        if len(problems) == 1:
+            raise problems[0]
+        message = f"{problems[0]}; then its mirrors: {' | '.join(map(str, problems[1:]))}"
+        raise (
+            UnreachableError(message) if any(isinstance(e, UnreachableError) for e in problems) else DataError(message)
+        )
 
     def _from(self, source: Source, address: Address, name: str | None, meter: Meter) -> list[Fetched]:
         store, pin = self.store, partial(pin_of, source, locked=self.locked)

@@ -15,6 +15,7 @@ from foundry.data.lockfile import Pin
 from foundry.data.sources import Hub
 from foundry.data.store import Fetched, Meter, check_names
 from foundry.utils.files import sha256_file, told_space, write_json
+from foundry.utils.network import causes, is_transient
 
 
 def fetch_hub(
@@ -33,12 +34,13 @@ def fetch_hub(
         check_listing: raises if the addresses that a pattern matches are not those of the last time.
 
     Raises:
-        DataError: if the data set, revision or file does not exist or cannot be reached, or is not what it was.
+        UnreachableError: if the hub does not answer.
+        DataError: if the data set, revision or file does not exist, or is not what it was.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     # The base class of its http client's errors; which client that is changed from version to version.
     http_error = next(c for c in HfHubHTTPError.__mro__ if c.__name__ == "HTTPError")
@@ -60,12 +62,16 @@ def fetch_hub(
 
         with told_space(store):
             return meter.each(one, files)
-    except LocalEntryNotFoundError as e:
-        raise UnreachableError(
-            f"{where} is not in the store and the hub cannot be reached ({e.__cause__ or e}); "
-            "check the network or HF_ENDPOINT"
-        ) from None
     except (http_error, OSError) as e:
+        if any(isinstance(c, OfflineModeIsEnabled) for c in causes(e)):
+            raise DataError(
+                f"{where} is not in the store, and HF_HUB_OFFLINE forbids to ask the hub; unset it for this download"
+            ) from None
+        if is_transient(e):
+            raise UnreachableError(
+                f"{where} is not in the store and the hub cannot be reached ({e.__cause__ or e}); "
+                "check the network or HF_ENDPOINT"
+            ) from None
         first = str(e).strip().split("\n")[0]
         raise DataError(
             f"{where} cannot be fetched: {type(e).__name__}: {first}. Check owner, name, revision, path and HF_ENDPOINT"

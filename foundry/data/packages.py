@@ -14,18 +14,24 @@ import sys
 import tempfile
 from pathlib import Path
 
-from foundry.config import DataError
+from foundry.config import DataError, UnreachableError
 from foundry.data.lockfile import Pin
 from foundry.data.sources import Tarball, Wheel
 from foundry.data.store import Meter
 from foundry.data.web import fetch_url
 from foundry.utils.files import sha256_file, told_space
 
+# pip's and urllib3's words for a connection that was not made, broke or was silent, and for 5xx to the last retry.
+_BROKEN = re.compile(
+    r"Max retries exceeded|IncompleteRead|ProtocolError|ReadTimeoutError|Could not fetch URL .*: timed out"
+)
+
 
 def fetch_wheel(address: Wheel, name: str, pin: Pin, store: Path, meter: Meter) -> Path:
     """A wheel by pip, which knows the user's index, proxy and certificates.
 
     Raises:
+        UnreachableError: if the index does not answer, or breaks off.
         DataError: with the client's own last words.
     """
     spec = f"{address.name}=={address.version}"
@@ -37,9 +43,7 @@ def fetch_wheel(address: Wheel, name: str, pin: Pin, store: Path, meter: Meter) 
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps"]
         command += ["--only-binary", ":all:"]  # a source distribution would run its build code
         command += ["--require-hashes", "--progress-bar", "off", "-d", str(out), "-r", str(wanted)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-        if done.returncode:
-            raise DataError(_pip_failure(spec, pin.sha256, done.stdout + done.stderr))
+        _download(command, spec, pin.sha256, Path(tmp, "pip.log"))
         wheels = sorted(out.glob("*.whl"))
         if len(wheels) != 1 or sha256_file(wheels[0]) != pin.sha256:
             seen = [w.name for w in wheels]
@@ -53,16 +57,48 @@ def fetch_wheel(address: Wheel, name: str, pin: Pin, store: Path, meter: Meter) 
     return path
 
 
-def _pip_failure(spec: str, sha256: str, output: str) -> str:
+def _download(command: list[str], spec: str, sha256: str, log: Path) -> None:
+    """Runs pip; a second time after a file of another hash, since pip takes a body that was cut for a whole one: a
+    file that really is another one comes again with the same hash."""
+    other = None
+    while output := _pip_failure(command, log):
+        before, other = other, _other_hash(output)
+        if other is None:
+            raise _pip_error(spec, output, log)
+        if before == other:
+            raise DataError(f"{spec} is not the file that params.yaml names: sha256 expected {sha256}, got {other}")
+        if before:
+            raise UnreachableError(
+                f"{spec} came with another hash each time ({before}, {other}): the transfer breaks off"
+            )
+
+
+def _pip_failure(command: list[str], log: Path) -> str:
+    """What pip printed, if it failed; else nothing."""
+    log.write_text("", encoding="utf-8")
+    done = subprocess.run(
+        [*command, "--log", str(log)], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+    )
+    return (done.stdout + done.stderr or f"exit code {done.returncode}") if done.returncode else ""
+
+
+def _other_hash(output: str) -> str | None:
+    """The hash of what came, if that is why pip failed."""
+    got = re.search(r"Got\s+([0-9a-f]{64})", output)
+    return got[1] if "DO NOT MATCH THE HASHES" in output and got else None
+
+
+def _pip_error(spec: str, output: str, log: Path) -> DataError:
     if "No module named pip" in output:
-        return f"{spec} is fetched by pip, which {sys.executable} lacks; run: {sys.executable} -m ensurepip"
-    if "DO NOT MATCH THE HASHES" in output:
-        got = re.search(r"Got\s+([0-9a-f]{64})", output)
-        seen = got[1] if got else "another one"
-        return f"{spec} is not the file that params.yaml names: sha256 expected {sha256}, got {seen}"
+        return DataError(f"{spec} is fetched by pip, which {sys.executable} lacks; run: {sys.executable} -m ensurepip")
     lines = [x.strip() for x in output.splitlines() if x.strip()]
     errors = [x for x in lines if x.startswith("ERROR")] or lines
-    return f"pip could not fetch {spec}: {' | '.join(errors[-3:])}. Check the version, the index and the network"
+    message = f"pip could not fetch {spec}: {' | '.join(errors[-3:])}. "
+    # pip ends with the same words and code whether an index lacks a version or does not answer: only its log differs.
+    broken = [x for x in log.read_text(encoding="utf-8", errors="replace").splitlines() if _BROKEN.search(x)]
+    if broken and not any("SSLError" in x for x in broken):
+        return UnreachableError(f"{message}The index did not answer or broke off; check the network")
+    return DataError(f"{message}Check the version, the index and the network")
 
 
 def fetch_tarball(address: Tarball, name: str, pin: Pin, store: Path, meter: Meter, allow_private: bool) -> Path:

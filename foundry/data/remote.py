@@ -2,7 +2,7 @@
 
 Keys, endpoints and proxies come from the driver's environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …; FSSPEC_S3_ANON
 for public buckets), never from the parameters. A file is streamed to a `.part`, its size compared with the listing's,
-then renamed. The driver retries; a broken transfer begins anew. A file whose listing entry has not changed since its
+then renamed. The driver retries; a broken transfer starts from scratch. A file whose listing entry has not changed since its
 transfer is not sent again; one of known hash that lies in the store costs no request. Where a bucket holds both `a` and
 `a/b`, the drivers list `a` as a folder alone: a pattern does not reach the object, its own address does.
 """
@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from foundry.config import DataError, FoundryError
+from foundry.config import DataError, UnreachableError
 from foundry.data.lockfile import Pin
 from foundry.data.sources import Remote
 from foundry.data.store import Fetched, Meter, alone, check_names, check_room, read_facts, stored
 from foundry.utils.files import sha256_file, sha256_json, told_space, write_json
+from foundry.utils.network import is_transient
 
 CHUNK = 1 << 20
 BLOCK = 8 << 20  # bytes of one request
@@ -42,43 +44,61 @@ def fetch_remote(
         check_listing: raises if the addresses that a pattern matches are not those of the last time.
 
     Raises:
+        UnreachableError: if the server does not answer or breaks off.
         DataError: if the driver is missing, nothing matches, or a file cannot be read or is not what it was.
     """
     where = address.address(address.path)
     if name and (pin := pin_of(where)) and (hit := stored(store, pin.sha256, name)):
         return [Fetched(hit, name, where)]
+    fs, root = _open(address)
+    full = f"{root}{address.path}"
+    if name:
+        names = {name: full}
+    else:
+        with _driver(where):
+            listing = fs.glob(full, detail=True)
+        found = sorted(p for p, info in listing.items() if info["type"] == "file")
+        if not found:
+            raise DataError(f"{where} matches no file; {_nearby(fs, root, address)}")
+        names = {p.removeprefix(f"{root}{address.base}").removeprefix("/"): p for p in found}
+        check_names(names, where)
+        check_listing([address.address(p.removeprefix(root)) for p in found])
+    store.mkdir(parents=True, exist_ok=True)
+
+    def one(item: tuple[str, str]) -> Fetched:
+        shown, path = item
+        at = address.address(path.removeprefix(root))
+        with alone(at):
+            return Fetched(_fetch_file(fs, path, at, shown, store, pin_of(at), meter), shown, at)
+
+    files = list(names.items())
+    if fs.async_impl:
+        return meter.each(one, files)
+    return [f for item in files for f in meter.each(one, [item])]  # ftp has one connection, not made for threads
+
+
+@contextmanager
+def _driver(where: str) -> Iterator[None]:
+    """Around calls of a driver and nothing else: each has errors of its own, many of them not of OSError. Python's own
+    others (TypeError, KeyError, …) are bugs and stay what they are.
+
+    Raises:
+        UnreachableError: if a later retry may succeed.
+        DataError: for all else that the driver refuses.
+    """
     try:
-        fs, root = _open(address)
-        full = f"{root}{address.path}"
-        if name:
-            names = {name: full}
-        else:
-            found = sorted(p for p, info in fs.glob(full, detail=True).items() if info["type"] == "file")
-            if not found:
-                raise DataError(f"{where} matches no file; {_nearby(fs, root, address)}")
-            names = {p.removeprefix(f"{root}{address.base}").removeprefix("/"): p for p in found}
-            check_names(names, where)
-            check_listing([address.address(p.removeprefix(root)) for p in found])
-        store.mkdir(parents=True, exist_ok=True)
-
-        def one(item: tuple[str, str]) -> Fetched:
-            shown, path = item
-            at = address.address(path.removeprefix(root))
-            with alone(at):
-                return Fetched(_fetch_file(fs, path, at, shown, store, pin_of(at), meter), shown, at)
-
-        files = list(names.items())
-        if fs.async_impl:
-            return meter.each(one, files)
-        return [f for item in files for f in meter.each(one, [item])]  # ftp has one connection, not made for threads
-    except FoundryError:
-        raise
+        yield
     except FileNotFoundError:
         raise DataError(f"{where} does not exist; check bucket and path") from None
-    except Exception as e:  # each driver has errors of its own, many of them not of OSError
+    except Exception as e:
+        if not isinstance(e, OSError | EOFError | ValueError) and type(e).__module__ == "builtins":
+            raise
+        first = str(e).strip().splitlines()[0] if str(e).strip() else repr(e)
+        message = f"{where} cannot be fetched: {type(e).__name__}: {first}. "
+        if is_transient(e):
+            raise UnreachableError(f"{message}The server did not answer or broke off; check the network") from None
         raise DataError(
-            f"{where} cannot be fetched: {type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else e!r}. "
-            "Check the address, and the keys and endpoint in the driver's environment "
+            f"{message}Check the address, and the keys and endpoint in the driver's environment "
             "(for s3: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …, or FSSPEC_S3_ANON=true for a public bucket)"
         ) from None
 
@@ -90,7 +110,8 @@ def _open(address: Remote) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
         options = {"skip_instance_cache": True, "use_listings_cache": False}
-        fs, path = url_to_fs(address.address(address.path), **options)
+        with _driver(address.address(address.path)):
+            fs, path = url_to_fs(address.address(address.path), **options)
     except ImportError as e:
         driver = DRIVERS.get(address.scheme, "fsspec")
         extra = " (or foundry-lm[s3])" if address.scheme == "s3" else ""
@@ -101,10 +122,11 @@ def _open(address: Remote) -> tuple[Any, str]:
 
 
 def _nearby(fs: Any, root: str, address: Remote) -> str:
-    try:
+    folder = address.address(address.base)
+    with _driver(folder):
+        if not fs.isdir(f"{root}{address.base}"):
+            return f"there is no folder {folder}"
         names = [p.rsplit("/", 1)[-1] for p in fs.ls(f"{root}{address.base}", detail=False)]
-    except OSError:
-        return f"there is no folder {address.address(address.base)}"
     return f"{address.address(address.base)} holds {', '.join(sorted(names)[:8]) or 'nothing'}"
 
 
@@ -112,7 +134,8 @@ def _fetch_file(fs: Any, path: str, address: str, shown: str, store: Path, pin: 
     name = shown.rsplit("/", 1)[-1]
     if pin and (hit := stored(store, pin.sha256, name)):
         return hit
-    info = fs.info(path)
+    with _driver(address):
+        info = fs.info(path)
     if info["type"] != "file":
         raise DataError(f"{address} is a folder; write {address}/** for all files below it")
     version = sha256_json({k: str(v) for k, v in info.items()})
@@ -126,14 +149,16 @@ def _fetch_file(fs: Any, path: str, address: str, shown: str, store: Path, pin: 
         check_room(store, size, address)
         meter.expect(size)
     received = 0
-    with told_space(store), fs.open(path, "rb", block_size=BLOCK) as src, open(part, "wb") as dst:
-        while chunk := src.read(CHUNK):
+    with told_space(store), open(part, "wb") as dst:
+        for chunk in _chunks(fs, path, address):
             dst.write(chunk)
             received += len(chunk)
             meter.advance(len(chunk))
     if size is not None and received != size:
         part.unlink()
-        raise DataError(f"{address}: {received:,} bytes came, the listing says {size:,}; run the same command again")
+        raise UnreachableError(
+            f"{address}: {received:,} bytes came, the listing says {size:,}; run the same command again"
+        )
     digest = sha256_file(part)
     if pin and digest != pin.sha256:
         part.unlink()
@@ -143,3 +168,15 @@ def _fetch_file(fs: Any, path: str, address: str, shown: str, store: Path, pin: 
     os.replace(part, target)
     write_json(facts, {"url": address, "sha256": digest, "version": version})
     return target
+
+
+def _chunks(fs: Any, path: str, address: str) -> Iterator[bytes]:
+    with _driver(address):
+        source = fs.open(path, "rb", block_size=BLOCK)
+    with closing(source):
+        while True:
+            with _driver(address):
+                chunk = source.read(CHUNK)
+            if not chunk:
+                return
+            yield chunk

@@ -29,6 +29,7 @@ from foundry.data.redirects import Redirects
 from foundry.data.sources import is_loopback
 from foundry.data.store import Meter, alone, check_room, read_facts, stored
 from foundry.utils.files import sha256_file, told_space, write_json
+from foundry.utils.network import RETRIED
 
 if TYPE_CHECKING:
     import requests
@@ -38,7 +39,6 @@ FIRST_WAIT = 1.0  # seconds; doubles with each try
 LONGEST_WAIT = 60.0
 TIMEOUT = (15.0, 60.0)  # connect, silence between two reads
 CHUNK = 1 << 16  # what a reset can lose of the bytes that came
-RETRIED = (408, 425, 429, 500, 502, 503, 504)
 
 
 class _Transient(Exception):
@@ -63,6 +63,7 @@ def fetch_url(url: str, name: str, pin: Pin | None, store: Path, meter: Meter, a
         `store/<sha256>/<name>`.
 
     Raises:
+        UnreachableError: if the server does not answer, or breaks off, `TRIES` times in a row.
         DataError: if the file cannot be had, or is not what its hash says.
     """
     with alone(url):

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foundry.config import ConfigError, DataError
+from foundry.config import ConfigError, DataError, UnreachableError
+from foundry.utils.network import is_transient
 
 
 def run_harness(
@@ -29,6 +30,7 @@ def run_harness(
 
     Raises:
         ConfigError: if it is not installed or does not know a task.
+        UnreachableError: if the publisher of a task's data does not answer.
         DataError: if the data of a task cannot be had.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -47,7 +49,8 @@ def run_harness(
     try:
         tasks = list(manager.load(list(names))["tasks"].values())
     except Exception as e:  # every loader of data raises its own
-        raise DataError(f"the data of {', '.join(names)} cannot be had: {_line(e)}") from e
+        message = f"the data of {', '.join(names)} cannot be had: {_line(e)}"
+        raise UnreachableError(message) if is_transient(e) else DataError(message) from e
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     out: dict[str, dict[str, Any]] = {}
