@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 
 from benchmarks.corpus_for_data import clean_texts
-from foundry.data.dedup import BANDS, band_keys, drop_near, equal_pairs, jaccard, shingles
+from foundry.data.dedup import BANDS, NEIGHBOURS, band_keys, comparable, drop_near, equal_pairs, jaccard, shingles
 from foundry.data.words import units
 
 CHUNK = 256
@@ -32,11 +32,13 @@ def _read(path: Path) -> list[str]:
 
 def _keys(path: Path) -> np.ndarray:
     texts = _read(path)
-    return np.concatenate([band_keys([units(t) for t in texts[i : i + CHUNK]]) for i in range(0, len(texts), CHUNK)])
+    return np.concatenate(
+        [band_keys([comparable(t, units(t)) for t in texts[i : i + CHUNK]]) for i in range(0, len(texts), CHUNK)]
+    )
 
 
 def _compare(task: list[tuple[str, str]]) -> list[float]:
-    return [jaccard(shingles(units(a)), shingles(units(b))) for a, b in task]
+    return [jaccard(*(shingles(comparable(t, units(t))) for t in pair)) for pair in task]
 
 
 def ours(folder: Path, out: Path, pool: ProcessPoolExecutor) -> dict:
@@ -44,7 +46,9 @@ def ours(folder: Path, out: Path, pool: ProcessPoolExecutor) -> dict:
     paths = sorted(folder.glob("*.jsonl"))
     keys = np.concatenate(list(pool.map(_keys, paths)))
     pairs = np.unique(
-        np.concatenate([equal_pairs(lambda b=b: iter([keys[:, b]]), len(keys), 512 << 20) for b in range(BANDS)]),
+        np.concatenate(
+            [equal_pairs(lambda b=b: iter([keys[:, b]]), len(keys), 512 << 20, NEIGHBOURS) for b in range(BANDS)]
+        ),
         axis=0,
     )
     records = [orjson.loads(line) for p in paths for line in p.read_bytes().split(b"\n") if line]

@@ -200,10 +200,13 @@ class Clean(Section):
     exact_dedup: bool = Field(True, description="drop documents whose normalised text was seen before")
     near_dedup: Literal["drop", "group", "ignore"] = Field(
         "drop",
-        description="near duplicates (MinHash LSH, 14 bands of 8 rows): drop all but the first; group: keep, in one split",
+        description="near duplicates (MinHash LSH, 28 bands of 4 rows): drop all but the first; group: keep, in one split",
     )
     near_dup_threshold: Fraction = Field(
         0.7, description="Jaccard similarity of 5-word shingles (5-character ones for Chinese, Japanese, Thai)"
+    )
+    split_similarity: Fraction = Field(
+        0.4, description="documents at least this similar are in one split, directly or through others; 1: off"
     )
     max_line_documents: int = Field(
         0,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foundry.config import DataError
+from foundry.data.dedup import BANDS, ROWS
 from foundry.data.formats import EXCERPT
 from foundry.data.prepare import SAMPLES, Counts, Job, Samples, read_rows
 from foundry.data.rules import REASONS
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]  # of a unit: Counts.as_json() and its samples
 CLUSTERS, DOMAINS = 20, 50
+LEAKAGE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # similarities that the report counts at
 
 
 @dataclass
@@ -166,6 +168,33 @@ def count_duplicates(run: Cleaning) -> None:
             samples = run.results[int(run.units_of(np.array([i]))[0])]["samples"]
             samples.setdefault(f"dropped {reason}", []).append(json.dumps(example, ensure_ascii=False))
     run.clusters = [{"copies": int(copies[k]), "excerpt": texts[int(keepers[k])][2][:EXCERPT]} for k in largest]
+
+
+def leakage(run: Cleaning) -> dict[str, Any]:
+    """How similar documents of the held-out splits are to the most similar training document that was found.
+
+    Returns:
+        {held_out: documents of val and test, similar_in_training: {similarity: how many of them have a training document at least
+        that similar}, recall: {similarity: share of the pairs that similar which are found}, groups: groups of similar documents,
+        grouped: documents in them, largest: documents in the largest}; similar_in_training and recall are None where no
+        documents were compared.
+    """
+    held_out = np.array([s in ("val", "test") for s in run.splits], bool)
+    train = np.array([s == "train" for s in run.splits], bool)
+    sizes = run.group_sizes[run.group_sizes > 1]
+    best = np.zeros(len(held_out))
+    for a, b in (run.pairs.T, run.pairs.T[::-1]):
+        across = held_out[a] & train[b]
+        np.maximum.at(best, a[across], run.similarity[across])
+    compared = run.job.compares
+    return {
+        "held_out": int(held_out.sum()),
+        "similar_in_training": {str(s): int((best >= s).sum()) for s in LEAKAGE} if compared else None,
+        "recall": {str(s): round(1 - (1 - s**ROWS) ** BANDS, 4) for s in LEAKAGE} if compared else None,
+        "groups": len(sizes),
+        "grouped": int(sizes.sum()),
+        "largest": int(sizes.max(initial=1)),
+    }
 
 
 def _texts(run: Cleaning, wanted: set[int]) -> dict[int, tuple[str, int, str]]:

@@ -1,7 +1,8 @@
 """The clean stage's work: raw files to checked, deduplicated documents in three splits.
 
-Guarantees: records in = kept + dropped by reason + quarantined, a file and in total; no two documents that stay are
-duplicates that the deduplication can see, so none straddles the splits; a document's split depends on its text alone; equal
+Guarantees: records in = kept + dropped by reason + quarantined, per file and in total; documents that the deduplication finds
+similar (`clean.split_similarity`) are in one split, which the hash of the first of them decides; how similar held-out documents
+still are to the training text is a number of the report (`leakage`); equal
 inputs and parameters give equal bytes, whatever the workers, the units' size or the executor; a killed run keeps its
 finished units under `.foundry/clean/<fingerprint>/`.
 
@@ -23,7 +24,17 @@ import numpy as np
 from foundry.config import Clean
 from foundry.config.schema import Runtime
 from foundry.data import accounting
-from foundry.data.dedup import BANDS, clusters, drop_near, equal_pairs, frequent, jaccard, shingles
+from foundry.data.dedup import (
+    BANDS,
+    NEIGHBOURS,
+    clusters,
+    comparable,
+    drop_near,
+    equal_pairs,
+    frequent,
+    jaccard,
+    shingles,
+)
 from foundry.data.manifest import read_manifest, verified
 from foundry.data.prepare import Job, finish_unit, prepare_unit, read_rows
 from foundry.data.report import write_reports
@@ -104,7 +115,8 @@ class Cleaning:
         self.job, self.params, self.runtime, self.log = job, job.params, runtime, log
         self.results: list[accounting.Result] = []
         self.clusters: list[dict[str, Any]] = []
-        self.group: np.ndarray | None = None
+        self.pairs = np.empty((0, 2), np.int64)  # documents that were compared, and how similar they are
+        self.similarity = np.empty(0)
         self.statistics = accounting.Statistics()
 
     # units
@@ -185,28 +197,41 @@ class Cleaning:
         if self.params.exact_dedup:
             pairs = equal_pairs(lambda: self._column("exact"), count, memory)
             self.first[pairs[:, 1]] = pairs[:, 0]
-        if self.params.near_dedup != "ignore" and count:
-            self._near(count, memory)
+        if self.job.compares and count:
+            self._compare(count, memory)
+        if self.params.near_dedup == "drop":
+            self._drop_near()
         self.dropped = self.first != np.arange(count)
+        self._group(count)
         self.log.info("%d exact and near duplicates among %d documents", self.dropped.sum(), count)
 
-    def _near(self, count: int, memory: int) -> None:
+    def _compare(self, count: int, memory: int) -> None:
+        """Finds pairs of documents that may be similar, and how similar they are."""
         gone = self.first != np.arange(count)
-        found = np.empty((0, 2), np.int64)
         for band in range(BANDS):
-            pairs = equal_pairs(lambda band=band: self._column("bands", band), count, memory)
-            found = np.unique(np.concatenate([found, pairs[~gone[pairs].any(axis=1)]]), axis=0)
-        places = self._places(found)
+            pairs = equal_pairs(lambda band=band: self._column("bands", band), count, memory, NEIGHBOURS)
+            self.pairs = np.unique(np.concatenate([self.pairs, pairs[~gone[pairs].any(axis=1)]]), axis=0)
+        places = self._places(self.pairs)
         tasks = [places[i : i + PAIRS] for i in range(0, len(places), PAIRS)]
-        similarity = np.concatenate([np.empty(0), *map_units(compare, self.job, tasks, self.runtime)])
-        if self.params.near_dedup == "group":
-            self.group = clusters(found[similarity >= self.params.near_dup_threshold], count)
-            return
+        self.similarity = np.concatenate([np.empty(0), *map_units(compare, self.job, tasks, self.runtime)])
 
+    def _drop_near(self) -> None:
         def one(a: int, b: int) -> float:
             return float(compare(self.job, self._places(np.array([[a, b]])))[0])
 
-        self.near = drop_near(found, similarity, one, self.params.near_dup_threshold, self.first)
+        self.near = drop_near(self.pairs, self.similarity, one, self.params.near_dup_threshold, self.first)
+
+    def _group(self, count: int) -> None:
+        """Similar documents share a split: the first one's. A group larger than the smaller held-out share is training text."""
+        least = self.params.split_similarity
+        if self.params.near_dedup == "group":
+            least = min(least, self.params.near_dup_threshold)
+        kept = ~self.dropped
+        together = (self.similarity >= least) & (least < 1) & kept[self.pairs].all(axis=1)
+        self.group = clusters(self.pairs[together], count)
+        self.group_sizes = np.bincount(self.group[kept], minlength=count)
+        most = min(self.params.val_fraction, self.params.test_fraction) * kept.sum()
+        self.in_training = self.group_sizes > max(most, 1)
 
     def _places(self, pairs: np.ndarray) -> np.ndarray:
         """(pairs, 4): unit and row of both documents."""
@@ -218,14 +243,17 @@ class Cleaning:
     def check_amounts(self) -> None:
         """Refuses a corpus that was mostly dropped, or that leaves a split empty; counts what the duplicates are."""
         accounting.count_duplicates(self)
-        accounting.check_amounts(self, Counter(self.split(int(i)) for i in np.flatnonzero(~self.dropped)))
+        self.splits = ["" if gone else self._split(i) for i, gone in enumerate(self.dropped.tolist())]
+        accounting.check_amounts(self, Counter(filter(None, self.splits)))
 
     def units_of(self, documents: np.ndarray) -> np.ndarray:
         """The numbers of documents' units."""
         return np.array(self.prepared, np.int64)[np.searchsorted(self.starts, documents, side="right") - 1]
 
-    def split(self, i: int) -> str:
-        first = i if self.group is None else int(self.group[i])
+    def _split(self, i: int) -> str:
+        first = int(self.group[i])
+        if self.in_training[first]:
+            return "train"
         return split_of(f"{int(self.ids[first]):016x}", self.params.val_fraction, self.params.test_fraction)
 
     def write(self, folder: Path) -> None:
@@ -239,7 +267,7 @@ class Cleaning:
                 for batch in read_rows(self.job, n, ["text", "lang", "domain"]):
                     for text, lang, domain in zip(*(c.to_pylist() for c in batch.columns), strict=True):
                         if not self.dropped[i]:
-                            split = self.split(i)
+                            split = self.splits[i]
                             writers[split].add(names.get(i) or f"{int(self.ids[i]):016x}", text, source, lang)
                             self.statistics.add(n, source, split, text, lang, domain)
                         i += 1
@@ -256,7 +284,8 @@ def compare(job: Job, places: np.ndarray) -> np.ndarray:
         for batch in read_rows(job, unit, ["text"]):
             texts = batch.column(0)
             for row in (r for r in rows if start <= r < start + len(texts)):
-                held[unit, row] = shingles(units(texts[row - start].as_py().decode()))
+                text = texts[row - start].as_py().decode()
+                held[unit, row] = shingles(comparable(text, units(text)))
             start += len(texts)
     return np.array([jaccard(held[a, b], held[c, d]) for a, b, c, d in places.tolist()])
 

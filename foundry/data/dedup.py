@@ -1,13 +1,15 @@
 """Duplicates: exact ones by hash, near ones by MinHash LSH and a check of the real similarity.
 
-The similarity of two documents is the Jaccard index of their sets of 5-unit shingles (units: words, or characters of
-scripts without spaces). 112 permutations in 14 bands of 8 rows make candidates of a pair of similarity s with
-probability 1 - (1 - s^8)^14: 0.56 at 0.7, 0.92 at 0.8, 0.9998 at 0.9 (Lee et al. 2022). Candidates are then compared
-exactly, so nothing is dropped that is less similar than the threshold to a document that stays. The first document in
-order stays.
+The similarity of two documents is the Jaccard index of their sets of 5-unit shingles (see `comparable` for the units). 112
+permutations in 28 bands of 4 rows make candidates of a pair of similarity s with probability 1 - (1 - s^4)^28: 0.51 at 0.4,
+0.84 at 0.5, 0.98 at 0.6, 0.9995 at 0.7 (Lee et al. 2022 take 14 bands of 8 rows: 0.56 at 0.7). Within one band, a document is
+paired with the first one of its key and with the `NEIGHBOURS` before it, so the formula holds for keys that up to
+`NEIGHBOURS` + 2 documents share; in larger groups, pairs far apart are found only through others. Candidates are then
+compared exactly, so nothing is dropped that is less similar than the threshold to a document that is kept. The first document
+in order is kept.
 
 Everything global is a sort: of one 64-bit column at a time, in passes over ranges of its values, so that memory is
-bounded by a parameter. What grows with the corpus is 112 + 16 bytes a document on disk and 16 bytes a candidate in memory.
+bounded by a parameter. What grows with the corpus is 224 + 16 bytes per document on disk and 16 bytes per candidate in memory.
 Broder 1997; rensa computes the signatures.
 """
 
@@ -21,7 +23,8 @@ import numpy as np
 
 from foundry.data.grams import gram_hashes
 
-BANDS, ROWS = 14, 8
+BANDS, ROWS = 28, 4
+NEIGHBOURS = 6  # documents before it in its band's group that a document is paired with, besides the first
 SHINGLE = 5
 SEED = 1  # of the permutations: part of the method, not a parameter
 _SORT_BYTES = 40  # of memory for each value of a pass: value, number, order, and what the sort itself takes
@@ -39,10 +42,27 @@ def shingles(words: list[str]) -> np.ndarray:
     return np.unique(gram_hashes(words, SHINGLE))
 
 
+def comparable(text: str, words: list[str]) -> list[str]:
+    """The units by which a document is compared with others.
+
+    Words are used where they make up at least a third of the text. What is mostly signs (Morse code, tables of figures in
+    ASCII art, emoji) is compared by its runs of characters between white space, or by single characters where it has fewer
+    than five runs: the few words of such a text say nothing about the rest.
+
+    Args:
+        text: the document.
+        words: `units(text)`.
+    """
+    runs = text.split()
+    if 3 * sum(map(len, words)) >= sum(map(len, runs)):
+        return words
+    return runs if len(runs) >= SHINGLE else list("".join(runs))
+
+
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two sets given as sorted arrays without repetition; two empty sets are equal."""
-    if not len(a) and not len(b):
-        return 1.0
+    """Of two sets given as sorted arrays without repetition; an empty set is similar to nothing."""
+    if not len(a) or not len(b):
+        return 0.0
     both = len(np.intersect1d(a, b, assume_unique=True))
     return both / (len(a) + len(b) - both)
 
@@ -58,7 +78,7 @@ def band_keys(documents: list[list[str]]) -> np.ndarray:
     rows = rensa.RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, BANDS * ROWS, SEED).to_rows()
     bands = np.array(rows, np.uint64).reshape(len(documents), BANDS, ROWS)
     keys = np.zeros(bands.shape[:2], np.uint64)
-    for r in range(ROWS):  # eight values mixed into one: multiply and shift, overflow wanted
+    for r in range(ROWS):  # four values mixed into one: multiply and shift, overflow wanted
         keys = (keys ^ bands[:, :, r]) * np.uint64(0x9E3779B97F4A7C15)
         keys ^= keys >> np.uint64(29)
     return keys
@@ -74,12 +94,15 @@ def _shingle_hashes(documents: list[list[str]]) -> list[np.ndarray]:
     ]
 
 
-def equal_pairs(column: Column, count: int, memory: int) -> np.ndarray:
-    """(pairs, 2) int64: (first, other) document for every other document whose value an earlier one has.
+def equal_pairs(column: Column, count: int, memory: int, neighbours: int = 0) -> np.ndarray:
+    """(pairs, 2) int64: (earlier, later) documents of equal value.
+
+    Each document whose value an earlier one has is paired with the first of them, and with the `neighbours` before it.
 
     Args:
         column: the values of all documents, uint64.
         count: of documents.
+        neighbours: 0 pairs with the first only, which is enough where equality is transitive.
         memory: bytes that a pass may take; more documents take more passes over the column.
     """
     passes = max(1, -(-count * _SORT_BYTES // memory))
@@ -95,16 +118,21 @@ def equal_pairs(column: Column, count: int, memory: int) -> np.ndarray:
             values.append(piece)
             numbers.append(here)
         if start:
-            found.append(_pairs(np.concatenate(values), np.concatenate(numbers)))
+            found.append(_pairs(np.concatenate(values), np.concatenate(numbers), neighbours))
     return np.concatenate(found)
 
 
-def _pairs(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+def _pairs(values: np.ndarray, numbers: np.ndarray, neighbours: int) -> np.ndarray:
     order = np.argsort(values, kind="stable")  # equal values stay in the order of documents
     values, numbers = values[order], numbers[order]
-    again = np.r_[False, values[1:] == values[:-1]] if len(values) else np.empty(0, bool)
-    heads = numbers[np.maximum.accumulate(np.where(again, 0, np.arange(len(values))))] if len(values) else numbers
-    return np.stack([heads[again], numbers[again]], axis=1)
+    places = np.arange(len(values))
+    begins = np.r_[True, values[1:] != values[:-1]][: len(values)]
+    first = np.maximum.accumulate(np.where(begins, places, 0))
+    found = [np.stack([numbers[first[~begins]], numbers[~begins]], axis=1)]
+    for back in range(1, neighbours + 1):
+        later = places[places - back > first]  # the first one itself is paired already
+        found.append(np.stack([numbers[later - back], numbers[later]], axis=1))
+    return np.concatenate(found)
 
 
 def frequent(column: Column, count: int, more_than: int, memory: int) -> np.ndarray:

@@ -71,6 +71,11 @@ _TEMPLATE = """<h1>Data report</h1>
 <h2 id="duplicates">Duplicate clusters</h2>
 {% if d.clusters %}<table><tr><th>the document that stays<th>copies dropped</tr>{% for c in d.clusters %}<tr><td>{{ c.excerpt }}<td>{{ n(c.copies) }}</tr>{% endfor %}</table>{% else %}<p>No duplicates were found.</p>{% endif %}
 
+<h2 id="leakage">Leakage between splits</h2>
+{% set l = r.leakage %}{% if l.recall %}<p>{{ n(l.grouped) }} documents are in {{ n(l.groups) }} groups of similar documents (the largest has {{ n(l.largest) }}); each group is in one split.
+Of {{ n(l.held_out) }} held-out documents, so many have a training document that is at least this similar to them, as far as such pairs are found:</p>
+<table><tr><th>similarity<th>held-out documents<th>share of such pairs that is found</tr>{% for s, count in l.similar_in_training.items() %}<tr><td>{{ s }}<td>{{ n(count) }}<td>{{ share(l.recall[s], 1) }}</tr>{% endfor %}</table>{% else %}<p>Similar documents were not looked for (clean.near_dedup, clean.split_similarity).</p>{% endif %}
+
 {% if d.domains %}<h2 id="domains">Top domains</h2>
 <table><tr><th>domain<th>documents</tr>{% for domain, count in d.domains %}<tr><td>{{ domain }}<td>{{ n(count) }}</tr>{% endfor %}</table>{% endif %}
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from foundry.config import Clean
 from foundry.data.decontaminate import Contamination
-from foundry.data.dedup import BANDS, band_keys, exact_key
+from foundry.data.dedup import BANDS, band_keys, comparable, exact_key
 from foundry.data.formats import EXCERPT, Bad, Document
 from foundry.data.language import identify
 from foundry.data.normalize import fix_mojibake, normalize, strip_html, without_meta_space
@@ -68,6 +68,11 @@ class Job:
 
     def path(self, number: int, kind: str) -> Path:
         return self.folder / f"{number:05d}.{kind}"
+
+    @property
+    def compares(self) -> bool:
+        """Whether similar documents are looked for."""
+        return self.params.near_dedup != "ignore" or self.params.split_similarity < 1
 
     @property
     def counts_repeats(self) -> bool:
@@ -286,7 +291,7 @@ def _writing(
     job: Job, number: int, eval_sets: Contamination | None, final: tuple[Counts, Samples] | None, kind: str = "arrow"
 ) -> Iterator[_Rows]:
     with atomic_write(job.path(number, kind)) as f, pa.ipc.new_file(f, ROWS) as writer:
-        rows = _Rows(writer, eval_sets, final, final is not None and job.params.near_dedup != "ignore")
+        rows = _Rows(writer, eval_sets, final, final is not None and job.compares)
         yield rows
         rows.flush()
 
@@ -313,7 +318,7 @@ class _Rows:
         data = text.encode()
         key = int.from_bytes(exact_key(text)[:8], "little")
         self._rows.append((data, record, file, lang, domain, int(doc_id(data), 16), key))
-        self._words.append(words if self.near else [])
+        self._words.append(comparable(text, words) if self.near else [])
         self._bytes += len(data)
         if len(self._rows) == BATCH_DOCUMENTS or self._bytes >= BATCH_BYTES:
             self.flush()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry.config import DataError
-from foundry.data.accounting import DOMAINS, Result, by_file, merged_samples
+from foundry.data.accounting import DOMAINS, Result, by_file, leakage, merged_samples
 from foundry.data.card import write_card
 from foundry.data.page import write_page
 from foundry.data.rules import REASONS
@@ -84,6 +84,7 @@ def _numbers(run: Cleaning) -> dict[str, Any]:
             }
             for split in SPLITS
         },
+        "leakage": leakage(run),
         "languages": dict(sorted(stats.languages.items(), key=lambda x: (-x[1], x[0]))),
         "per_source": {
             source["name"]: {

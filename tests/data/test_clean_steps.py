@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from cleaning import MINE, OUT, REPORTS, refused, rejected, run, texts
+from cleaning import MINE, OUT, REPORTS, refused, rejected, rows, run, texts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -174,12 +174,53 @@ def test_near_duplicates_can_be_kept_in_one_split(project, story, write_jsonl):
     assert report["documents"]["kept"] == 240
     seen = {}
     for split in ("train", "val", "test"):
-        from cleaning import rows
-
         for r in rows(split):
             seen.setdefault(r["text"].split()[40] + r["text"].split()[41], set()).add(split)
     one = sum(len(s) == 1 for s in seen.values())
     assert one >= len(seen) - 3
+
+
+def permuted(story, groups, variants):
+    """Groups of texts of ten sentences of fifteen words in other orders: any two are about 60 % alike."""
+    rng = random.Random(4)
+    for g in range(groups):
+        sentences = [story(1000 * g + k, 15) for k in range(10)]
+        for _ in range(variants):
+            rng.shuffle(sentences)
+            yield " ".join(sentences)
+
+
+def splits_of_groups(groups):
+    """{what every text of a group shares: its splits}"""
+    seen = {}
+    for split in ("train", "val", "test"):
+        for r in rows(split):
+            seen.setdefault(min(r["text"].split(". ")).rstrip("."), set()).add(split)
+    assert len(seen) == groups
+    return seen
+
+
+def test_similar_documents_are_in_one_split_and_leakage_is_counted(project, story, write_jsonl):
+    write_jsonl(project / "corpus/a.jsonl", list(permuted(story, 100, 6)))
+    report = run(MINE, val_fraction=0.1, test_fraction=0.1)
+    assert report["documents"]["kept"] > 400  # the variants are below the threshold of duplicates
+    assert all(len(s) == 1 for s in splits_of_groups(100).values())
+    assert report["leakage"]["similar_in_training"]["0.4"] == 0 < report["leakage"]["held_out"]
+    assert report["leakage"]["groups"] == 100 and report["leakage"]["grouped"] == report["documents"]["kept"]
+    off = run(MINE, val_fraction=0.1, test_fraction=0.1, split_similarity=1)
+    assert off["documents"] == report["documents"] and off["leakage"]["groups"] == 0
+    straddling = sum(len(s) > 1 for s in splits_of_groups(100).values())
+    assert straddling > 50 and off["leakage"]["similar_in_training"]["0.4"] > 50
+
+
+def test_a_group_larger_than_a_held_out_share_is_training_text(project, story, write_jsonl):
+    base = story(77, 140).split()
+    some = [" ".join([*base, *story(k, 80).split()]) for k in range(60)]  # one page's frame around other texts
+    write_jsonl(project / "corpus/a.jsonl", [*some, *(story(500 + k, 80) for k in range(140))])
+    report = run(MINE, val_fraction=0.1, test_fraction=0.1)
+    assert report["leakage"]["largest"] == 60 and report["documents"]["kept"] == 200
+    held_out = [r["text"] for split in ("val", "test") for r in rows(split)]
+    assert held_out and not any(t.startswith(base[0]) for t in held_out)
 
 
 def test_evaluation_text_is_kept_out(project, story, write_jsonl):
