@@ -22,7 +22,7 @@ from foundry.evaluation.samples import samples_page
 from foundry.evaluation.tasks import write_tasks
 from foundry.models import load_model
 from foundry.tokenizers import Tokenizer
-from foundry.utils.files import atomic_dir, read_json, write_json, write_text
+from foundry.utils.files import atomic_dir, atomic_write, read_json, write_json, write_text
 from foundry.utils.stage import run_stage
 
 OUT = Path("artifacts/evaluation")
@@ -42,7 +42,8 @@ def work(cfg: Config, log: logging.Logger) -> None:
     if cfg.evaluate.harness:
         report["harness"] = _harness(model, tokenizer, cfg, log)
     with atomic_dir(OUT) as tmp:
-        pq.write_table(done.losses, tmp / "documents.parquet")
+        with atomic_write(tmp / "documents.parquet") as f:
+            pq.write_table(done.losses, f)
         write_tasks(tmp / "tasks", done.questions, OUT / "tasks")
     curve, validations = _rows("reports/train.csv"), _rows("reports/validation.csv")
     ppmd = report.get("baselines", {}).get("ppmd_order_8", {}).get("given_train")

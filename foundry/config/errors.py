@@ -22,7 +22,44 @@ class UnreachableError(DataError):
 
 
 class CheckpointError(FoundryError):
-    """A checkpoint is damaged, belongs to another run, or is locked by a living one."""
+    """A checkpoint is damaged, or belongs to another run."""
+
+
+class DiskError(FoundryError):
+    """A disk did not take what was to be written; what was there before is as it was.
+
+    Attributes:
+        folder: where it was to be written.
+        free: bytes free there, without what was half written.
+        needed: bytes that the write needs, at least; None where that is not known.
+    """
+
+    def __init__(self, folder: str, reason: str, free: int, needed: int | None = None) -> None:
+        super().__init__(folder, reason, free, needed)
+        self.folder, self.reason, self.free, self.needed = folder, reason, free, needed
+
+    def __str__(self) -> str:
+        needed = "" if self.needed is None else f", at least {_mib(self.needed)} are needed"
+        return (
+            f"cannot write in {self.folder}: {self.reason}; {_mib(self.free)} are free there{needed}. "
+            "Nothing was left half written; make room or fix the permissions, then run the same command again"
+        )
+
+
+def _mib(n: int) -> str:
+    return f"{n / 2**20:,.0f} MiB" if n >= 10 * 2**20 else f"{n / 2**20:,.2f} MiB"
+
+
+class LockError(FoundryError):
+    """Another living process does the same work.
+
+    Attributes:
+        pid: that process, as it wrote it into the lock file; None if it did not.
+    """
+
+    def __init__(self, message: str, pid: int | None = None) -> None:
+        super().__init__(message)
+        self.pid = pid
 
 
 class ExportError(FoundryError):

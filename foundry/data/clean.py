@@ -43,7 +43,7 @@ from foundry.data.streams import Limits
 from foundry.data.units import plan_units
 from foundry.data.words import units
 from foundry.utils.executor import cores, map_units
-from foundry.utils.files import atomic_dir, sha256_file, sha256_json, state_dir
+from foundry.utils.files import atomic_dir, make_folder, sha256_file, sha256_json, state_dir, write_array
 from foundry.utils.log import progress
 from foundry.utils.process import exclusive
 
@@ -97,7 +97,7 @@ def _plan(params: Clean, runtime: Runtime, raw: Path, sources: list[dict[str, An
     for old in folder.parent.glob("*/"):
         if old != folder:
             shutil.rmtree(old)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     log.info(
         "%d file%s in %d unit%s, %d worker%s (%s)",
         *(x for n in (sum(len(s["files"]) for s in sources), len(planned), cores(runtime)) for x in (n, "s"[: n != 1])),
@@ -170,7 +170,7 @@ class Cleaning:
 
             count = sum(len(x) for x in column())
             found = frequent(column, count, limit, self.runtime.memory_bytes) if limit else np.empty(0, np.uint64)
-            np.save(self.job.folder / f"{kind}.npy", found)
+            write_array(self.job.folder / f"{kind}.npy", found)
             self.log.info("%d %s stand in more than %d documents", len(found), kind, limit)
         for n, done in zip(numbers, map_units(finish_unit, self.job, numbers, self.runtime), strict=True):
             accounting.add_up(self.results[n], done)

@@ -30,7 +30,7 @@ from foundry.data.sources import Address, Hub, Local, Remote, Tarball, Web, Whee
 from foundry.data.store import MOST_THREADS, Fetched, Meter, stored
 from foundry.data.template import Template
 from foundry.data.web import fetch_url
-from foundry.utils.files import atomic_dir, project_dir, sha256_file, state_dir, told_space, write_json
+from foundry.utils.files import atomic_dir, make_folder, open_to_write, sha256_file, state_dir, write_json
 from foundry.utils.log import progress
 from foundry.utils.process import exclusive
 
@@ -52,7 +52,7 @@ def download(config: Config, raw: Path, log: logging.Logger) -> dict[str, Any]:
     for s in sources:
         log.info("%s: %s (licence: %s)", s.name, s.url, s.license)
     store = state_dir() / "downloads"
-    with told_space(project_dir()), exclusive(store / "lock", "a download"):
+    with exclusive(store / "lock", "a download"):
         found = _fetch_all(config, addresses, _Fetcher(store, locked, config.download.allow_private, log))
         with atomic_dir(raw) as folder:
             entries = [_place(s, found[_key(s)], folder, locked) for s in sources]
@@ -182,7 +182,7 @@ def _place(source: Source, files: list[Fetched], folder: Path, locked: Locked) -
     listed = []
     for f in sorted(files, key=lambda f: f.name):
         target = folder / source.name / f.name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         _copy(f.path, target)
         sha256, size = sha256_file(target), target.stat().st_size
         if f.address and (pin := pin_of(source, f.address, locked)):
@@ -213,7 +213,7 @@ def _record(
 
 
 def _copy(source: Path, target: Path) -> None:
-    with open(source, "rb") as src, open(target, "wb") as dst:
+    with open(source, "rb") as src, open_to_write(target) as dst:
         try:
             fcntl.ioctl(dst.fileno(), FICLONE, src.fileno())
             return

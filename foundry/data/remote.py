@@ -20,7 +20,7 @@ from foundry.config import DataError, UnreachableError
 from foundry.data.lockfile import Pin
 from foundry.data.sources import Remote
 from foundry.data.store import Fetched, Meter, alone, check_names, check_room, read_facts, stored
-from foundry.utils.files import sha256_file, sha256_json, told_space, write_json
+from foundry.utils.files import disk_errors, make_folder, open_to_write, sha256_file, sha256_json, write_json
 from foundry.utils.network import is_transient
 
 CHUNK = 1 << 20
@@ -63,7 +63,7 @@ def fetch_remote(
         names = {p.removeprefix(f"{root}{address.base}").removeprefix("/"): p for p in found}
         check_names(names, where)
         check_listing([address.address(p.removeprefix(root)) for p in found])
-    store.mkdir(parents=True, exist_ok=True)
+    make_folder(store)
 
     def one(item: tuple[str, str]) -> Fetched:
         shown, path = item
@@ -149,7 +149,7 @@ def _fetch_file(fs: Any, path: str, address: str, shown: str, store: Path, pin: 
         check_room(store, size, address)
         meter.expect(size)
     received = 0
-    with told_space(store), open(part, "wb") as dst:
+    with open_to_write(part) as dst:
         for chunk in _chunks(fs, path, address):
             dst.write(chunk)
             received += len(chunk)
@@ -164,8 +164,9 @@ def _fetch_file(fs: Any, path: str, address: str, shown: str, store: Path, pin: 
         part.unlink()
         pin.check(address, digest, received)
     target = store / digest / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(part, target)
+    make_folder(target.parent)
+    with disk_errors(store):
+        os.replace(part, target)
     write_json(facts, {"url": address, "sha256": digest, "version": version})
     return target
 

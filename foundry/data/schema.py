@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foundry.config import DataError
+from foundry.utils.files import make_folder, open_to_write
 
 COLUMNS = pa.schema(
     [
@@ -154,12 +156,13 @@ class PartWriter:
     """Writes the documents of one split as `part-00000.parquet`, …; each row group is checked before that."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
+        make_folder(folder)
         self._folder = folder
         self._rows: list[tuple] = []
         self._buffered = 0
         self._part_bytes = self._part_rows = 0
         self._parts = 0
+        self._file: ExitStack | None = None  # the open part
         self._writer: pq.ParquetWriter | None = None
         self.documents = 0
         self.bytes = 0
@@ -170,8 +173,13 @@ class PartWriter:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self._flush()
+        self._close()
+
+    def _close(self) -> None:
         if self._writer:
-            self._writer.close()
+            with self._file:
+                self._writer.close()
+            self._writer = None
 
     def add(self, name: str, data: bytes, source: str, lang: str) -> None:
         self._rows.append((name, data.decode(), source, lang, len(data)))
@@ -190,13 +198,18 @@ class PartWriter:
         path = self._folder / f"part-{self._parts:05d}.parquet"
         check_documents(table, str(path), self._part_rows)
         if self._writer is None:
+            self._file = ExitStack()
             self._writer = pq.ParquetWriter(
-                path, COLUMNS, compression="zstd", compression_level=3, write_statistics=True
+                self._file.enter_context(open_to_write(path)),
+                COLUMNS,
+                compression="zstd",
+                compression_level=3,
+                write_statistics=True,
             )
         self._writer.write_table(table, row_group_size=GROUP_ROWS)
         self._part_bytes += self._buffered
         self._part_rows += len(self._rows)
         self._rows, self._buffered = [], 0
         if self._part_bytes >= PART_BYTES:
-            self._writer.close()
-            self._writer, self._part_bytes, self._part_rows, self._parts = None, 0, 0, self._parts + 1
+            self._close()
+            self._part_bytes, self._part_rows, self._parts = 0, 0, self._parts + 1

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry.config import DataError
+from foundry.utils.files import open_to_write
 
 CHUNK = 1 << 20
 SMALL = 64 << 20  # what a file may grow to whatever its ratio
@@ -247,7 +248,7 @@ def on_disk(stream: Any) -> Iterator[Path]:
     """The stream's bytes as a file of its own, for formats that are read from their end."""
     with tempfile.TemporaryDirectory(prefix="foundry-") as folder:
         path = Path(folder) / "spooled"
-        with open(path, "wb") as f:
+        with open_to_write(path) as f:
             while chunk := stream.read(CHUNK):
                 f.write(chunk)
         yield path

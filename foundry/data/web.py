@@ -28,7 +28,7 @@ from foundry.data.lockfile import Pin
 from foundry.data.redirects import Redirects
 from foundry.data.sources import is_loopback
 from foundry.data.store import Meter, alone, check_room, read_facts, stored
-from foundry.utils.files import sha256_file, told_space, write_json
+from foundry.utils.files import disk_errors, make_folder, open_to_write, sha256_file, write_json
 from foundry.utils.network import RETRIED
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def fetch_url(url: str, name: str, pin: Pin | None, store: Path, meter: Meter, a
     with alone(url):
         if pin and (hit := stored(store, pin.sha256, name)):
             return hit
-        store.mkdir(parents=True, exist_ok=True)
+        make_folder(store)
         key = hashlib.sha256(url.encode()).hexdigest()[:16]
         part, facts = store / f"{key}.part", store / f"{key}.json"
         known = read_facts(facts)
@@ -88,9 +88,10 @@ def fetch_url(url: str, name: str, pin: Pin | None, store: Path, meter: Meter, a
             _validators(part).unlink(missing_ok=True)
             pin.check(url, digest, size)
         path = store / digest / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         validators = read_facts(_validators(part))
-        os.replace(part, path)
+        make_folder(path.parent)
+        with disk_errors(store):
+            os.replace(part, path)
         _validators(part).unlink(missing_ok=True)
         write_json(facts, {"url": url, "sha256": digest, **validators})
         return path
@@ -119,7 +120,7 @@ class _Transfer:
     def run(self) -> bool:
         """False if the server says that the known file is still the newest."""
         best, failures = _size(self.part), 0
-        with contextlib.closing(self.session), told_space(self.part.parent):
+        with contextlib.closing(self.session):
             while True:
                 try:
                     return self._attempt() != 304
@@ -180,14 +181,14 @@ class _Transfer:
         length = response.headers.get("Content-Length")
         expected = int(length) if length is not None and length.isdigit() else None
         if expected is not None:
-            self.part.touch()
             if not offset:
-                os.truncate(self.part, 0)  # what lay there is to be replaced, its room is free
+                with open_to_write(self.part):
+                    pass  # what was there is to be replaced, its space is free
             check_room(self.part.parent, expected, self.url)
             self.meter.expect(expected)
         received = 0
         try:
-            with open(self.part, "ab" if offset else "wb") as f:
+            with open_to_write(self.part, "ab" if offset else "wb") as f:
                 for chunk in response.raw.stream(CHUNK, decode_content=False):
                     f.write(chunk)
                     received += len(chunk)

@@ -15,6 +15,7 @@ from foundry.config import ConfigError
 from foundry.models.accounting import train_flops_per_token
 from foundry.training.state import TrainState
 from foundry.utils.device import peak_flops
+from foundry.utils.files import make_folder, write_text
 from foundry.utils.log import get_logger, progress
 
 if TYPE_CHECKING:
@@ -131,14 +132,14 @@ def _profiler(folder: Path) -> Any:
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
 
     def write(p: Any) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         p.export_chrome_trace(str(folder / "trace.json"))
         by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         text = p.key_averages().table(sort_by=by, row_limit=40)
         text += "\n" + p.key_averages().table(sort_by="self_cpu_memory_usage", row_limit=20)
         if torch.cuda.is_available():
             text += "\n" + torch.cuda.memory_summary()
-        (folder / "summary.txt").write_text(text)
+        write_text(folder / "summary.txt", text)
         get_logger().info("wrote the profile of %d steps: %s", PROFILED[1], folder)
 
     wait, active = PROFILED

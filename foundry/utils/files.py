@@ -2,12 +2,17 @@
 
 A file appears under its final name only when it is whole: temporary name in the same folder, flush, fsync, rename, fsync of
 the folder. A reader therefore sees the old bytes or the new ones, never a part. The same for a folder. Disk-full and
-permission errors leave no temporary file behind and become a message that names the folder and the space left.
+permission errors leave no temporary file behind and become a `DiskError` that names the folder, the space needed and the space left.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
+import glob
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -15,9 +20,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from foundry.config import FoundryError
+from foundry.config import DiskError, FoundryError
+from foundry.utils.log import get_logger
+
+if TYPE_CHECKING:
+    import numpy as np
+
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # errors of a disk that a user can act on
 
 
 def project_dir() -> Path:
@@ -38,64 +49,257 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
-@contextmanager
-def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Opens a temporary file that replaces `path` when the block ends without an error (mode `wb` or `w`)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    with told_space(path.parent):
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+class _Raw(io.FileIO):
+    """A file being written whose refused writes become a `DiskError` that names it; errors of other files pass through unchanged."""
+
+    def __init__(self, fd: int, path: Path, needed: int | None, mode: str = "wb") -> None:
+        super().__init__(fd, mode)
+        self._path, self._needed, self._written = path, needed, 0
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
         try:
-            with open(fd, mode, **text) as f:
-                yield f
-                f.flush()
-                os.fsync(f.fileno())
-            os.chmod(name, 0o644)  # mkstemp makes 0600: other users of the machine must be able to read results
-            os.replace(name, path)
-            fsync_dir(path.parent)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            done = super().write(data)
+        except OSError as e:
+            raise _disk_error(e, self._path.parent, self._needed or self._written + size) from e
+        self._written += done
+        return done
+
+
+def _disk_error(e: OSError, folder: Path, needed: int | None = None) -> OSError | DiskError:
+    """The error of a disk that takes nothing more, or of refused permissions; any other error as it is."""
+    if e.errno not in REFUSED:
+        return e
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    return DiskError(str(folder), e.strerror or os.strerror(e.errno), shutil.disk_usage(there).free, needed)
 
 
 @contextmanager
-def atomic_dir(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary folder that takes the place of `path` when the block ends without an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with told_space(path.parent):
-        tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-        try:
-            yield tmp
-            os.chmod(tmp, 0o755)
-            for file in sorted(p for p in tmp.rglob("*") if p.is_file()):
-                with open(file, "rb") as f:
-                    os.fsync(f.fileno())
-            for folder in [*(p for p in tmp.rglob("*") if p.is_dir()), tmp]:
-                fsync_dir(folder)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(tmp, path)
-            fsync_dir(path.parent)
-        except BaseException:
-            shutil.rmtree(tmp, ignore_errors=True)
-            raise
+def disk_errors(folder: Path, needed: int | None = None, unnamed: bool = True) -> Iterator[None]:
+    """Around a library's write into `folder`: no space left, or a refused permission, becomes a `DiskError`.
 
+    Only errors that concern the folder are translated: those that name a file below it, and those that name no file. Keep the block down
+    to the call that writes.
 
-@contextmanager
-def told_space(folder: Path) -> Iterator[None]:
-    """Turns `No space left on device` and refused permissions into an error that a user can act on."""
+    Args:
+        needed: bytes that the write needs, where they are known.
+        unnamed: whether errors without a file's name are of this write: not where the block does other things, too.
+    """
     try:
         yield
     except OSError as e:
-        if e.errno not in (28, 122, 13, 30):  # ENOSPC, EDQUOT, EACCES, EROFS
+        if not (unnamed if e.filename is None else _below(e.filename, folder)):
             raise
-        free = shutil.disk_usage(folder).free
-        raise FoundryError(
-            f"cannot write in {folder}: {e.strerror}; {free / 2**20:,.0f} MiB are free there. "
-            "Nothing was left half written; make room or mend the permissions, then run the same command again"
-        ) from e
+        if (error := _disk_error(e, folder, needed)) is e:
+            raise
+        raise error from e
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, where they are missing.
+
+    Raises:
+        DiskError: if the disk takes no more, or permissions are missing; the folder that it concerns may be one above.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise _disk_error(e, folder) from e
+
+
+def _below(name: str | bytes, folder: Path) -> bool:
+    return Path(os.fsdecode(name)).absolute().is_relative_to(folder.absolute())
+
+
+def _text(raw: _Raw, mode: str) -> IO:
+    buffered = io.BufferedWriter(raw)
+    return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def open_to_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
+    """A file that is not final yet: a download that grows (mode `ab`), or a file of a folder that gets its name by `atomic_dir`.
+
+    Raises:
+        DiskError: if the disk takes no more, or permissions are missing.
+    """
+    path = Path(path)
+    with disk_errors(path.parent):
+        fd = os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if "a" in mode else os.O_TRUNC), 0o644
+        )
+    with _text(_Raw(fd, path, None, mode.replace("t", "").replace("b", "") + "b"), mode) as f:
+        yield f
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "wb", needed: int | None = None) -> Iterator[IO]:
+    """Opens a temporary file that replaces `path` when the block ends without an error (mode `wb` or `w`).
+
+    Args:
+        needed: bytes of the whole file where they are known, for the error of a full disk.
+
+    Raises:
+        DiskError: if the disk takes no more, or permissions are missing; the old file is as it was.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    with disk_errors(path.parent):
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with _text(_Raw(fd, path, needed), mode) as f:
+            yield f
+            f.flush()
+            with disk_errors(path.parent, needed):
+                os.fsync(f.fileno())
+        with disk_errors(path.parent):
+            os.chmod(name, 0o644)  # mkstemp makes 0600: other users of the machine must be able to read results
+            os.replace(name, path)
+            fsync_dir(path.parent)
+    except BaseException as e:
+        Path(name).unlink(missing_ok=True)
+        _measure(e, path.parent, path.parent, needed)
+        raise
+
+
+def _measure(error: BaseException, within: Path, folder: Path, needed: int | None) -> None:
+    """Completes the error of a write `within` a folder: what is needed in all, and what is free once the half-written is removed."""
+    if isinstance(error, DiskError) and _below(error.folder, within):
+        error.folder, error.free = str(folder), shutil.disk_usage(folder).free
+        error.needed = needed or error.needed
+
+
+@contextmanager
+def atomic_dir(path: str | Path, needed: int | None = None) -> Iterator[Path]:
+    """Gives a temporary folder that takes the place of `path` when the block ends without an error.
+
+    At every moment `path` is the old folder or the new one: the two are exchanged by one system call (renameat2, Linux 3.15 and most of
+    its file systems). Where that call is missing, the old folder is moved aside for a moment; a process killed in that moment leaves it
+    as `.NAME.old`, and the next call, or `recover`, puts it back. What earlier killed calls left half written is removed first.
+
+    Args:
+        needed: bytes of the whole folder where they are known, for the error of a full disk.
+
+    Raises:
+        DiskError: if the disk takes no more, or permissions are missing; the old folder is as it was.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    with disk_errors(path.parent):
+        recover(path)
+        tmp, lock = _temporary(path)
+    try:
+        with disk_errors(tmp, needed, unnamed=False):
+            yield tmp
+        with disk_errors(path.parent, needed):
+            _flush(tmp)
+            _replace(tmp, path)
+            fsync_dir(path.parent)
+    except BaseException as e:
+        shutil.rmtree(tmp, ignore_errors=True)
+        _measure(e, tmp, path.parent, needed)
+        raise
+    finally:
+        os.close(lock)
+
+
+def recover(path: Path) -> None:
+    """Repairs what a killed `atomic_dir` left of `path`: the old folder gets its name back if there is no new one, and half-written ones
+    are removed. Those that a living process writes stay: it holds a lock on them."""
+    aside = path.with_name(f".{path.name}.old")
+    if aside.exists():
+        if path.exists():
+            shutil.rmtree(aside)
+        else:
+            os.rename(aside, path)
+    for rest in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        try:
+            lock = _locked(rest)
+        except FileNotFoundError:  # its writer was done just now
+            continue
+        if lock is None:
+            continue
+        shutil.rmtree(rest, ignore_errors=True)
+        os.close(lock)
+
+
+def _temporary(path: Path) -> tuple[Path, int]:
+    """A new folder beside `path`, and the lock that says that its writer lives."""
+    while True:
+        tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        try:
+            lock = _locked(tmp)
+        except FileNotFoundError:
+            continue  # another process took it for a dead one's before it was locked
+        if lock is None:
+            continue
+        if tmp.is_dir():
+            return tmp, lock
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the lock of a folder; None if another process holds it."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _flush(folder: Path) -> None:
+    """Makes everything below readable for others, whatever the umask, and has the disk keep it; folders after what they contain."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            file = os.path.join(place, name)
+            if os.path.islink(file):
+                continue
+            os.chmod(file, os.stat(file).st_mode | 0o644)
+            fsync_dir(Path(file))
+        os.chmod(place, 0o755)
+        fsync_dir(Path(place))
+
+
+def _replace(new: Path, path: Path) -> None:
+    """Puts a folder in the place of another."""
+    if not path.exists():
+        os.rename(new, path)
+        return
+    try:
+        _exchange(new, path)
+    except OSError as e:
+        if e.errno not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+            raise
+        aside = path.with_name(f".{path.name}.old")
+        os.rename(path, aside)
+        try:
+            os.rename(new, path)
+        except BaseException:
+            os.rename(aside, path)
+            raise
+        new = aside
+    try:
+        shutil.rmtree(new)
+    except OSError as e:  # the new folder has its name: the write is done
+        get_logger().warning("the former %s could not be removed and is left as %s: %s", path, new, e)
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Exchanges two names in one step.
+
+    Raises:
+        OSError: ENOSYS, EINVAL or ENOTSUP where the system or the file system cannot.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if call(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(a), None, str(b))
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -106,6 +310,16 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Writes JSON that is the same bytes for the same value; NaN is refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    """Writes a NumPy array (`.npy`). By way of memory: NumPy writes to a file behind Python's back, and a full disk's error lacks its number."""
+    import numpy
+
+    data = io.BytesIO()
+    numpy.save(data, array)
+    with atomic_write(path, needed=data.getbuffer().nbytes) as f:
+        f.write(data.getbuffer())
 
 
 def read_json(path: str | Path, what: str, error: Callable[[str], Exception] = FoundryError) -> Any:

@@ -1,4 +1,4 @@
-"""Process hygiene of long work: die with the parent, stop cleanly, one worker a state folder.
+"""Process hygiene of long work: die with the parent, stop cleanly, one worker per state folder.
 
 Measured needs, each with a test: killing `dvc` leaves its stage running as an orphan unless the kernel passes the death on;
 two trainers on one folder destroy each other's checkpoints unless a lock forbids it.
@@ -13,10 +13,11 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from foundry.config import CheckpointError
+from foundry.config import LockError
+from foundry.utils.files import disk_errors, make_folder
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -71,20 +72,24 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
     """Holds a lock file; the kernel frees it with the process, however it ends.
 
     Raises:
-        CheckpointError: if another process holds it; the message names its pid.
+        LockError: if another process holds it; the message names its pid.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as f:
+    with ExitStack() as stack:
+        make_folder(path.parent)
+        with disk_errors(path.parent):
+            f = stack.enter_context(open(path, "a+"))
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             f.seek(0)
             pid = f.read().strip() or "unknown"
-            raise CheckpointError(
-                f"{what} is already running (pid {pid}, lock {path}); wait for it or stop that process"
+            raise LockError(
+                f"{what} is already running (pid {pid}, lock {path}); wait for it or stop that process",
+                int(pid) if pid.isdigit() else None,
             ) from None
         f.seek(0)
         f.truncate()
-        f.write(str(os.getpid()))
-        f.flush()
+        with disk_errors(path.parent):
+            f.write(str(os.getpid()))
+            f.flush()
         yield

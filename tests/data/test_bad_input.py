@@ -1,6 +1,7 @@
 """Wrong input, each with its outcome: mended and counted, quarantined with its place, or an error that says what to do."""
 
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -155,18 +156,20 @@ def test_no_permission_is_told(project, story, write_jsonl, monkeypatch):
 
 def test_full_disk_in_the_work_folder_is_told_and_nothing_is_left(project, story, write_jsonl, monkeypatch):
     """An injected ENOSPC where a unit's documents are written: an error that names folder and space; the next run succeeds."""
-    import pyarrow as pa
-
-    from foundry.config import FoundryError
+    from foundry.config import DiskError
+    from foundry.utils import files
 
     write_jsonl(project / "corpus/a.jsonl", [story(i) for i in range(100)])
 
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+    def full(dir, prefix, suffix):
+        """A file whose device takes nothing, as /dev/full does."""
+        name = str(dir / f"{prefix}{suffix}")
+        open(name, "x").close()
+        return os.open("/dev/full" if "arrow" in prefix else name, os.O_WRONLY), name
 
     with monkeypatch.context() as m:
-        m.setattr(pa.ipc, "new_file", full)
-        with pytest.raises(FoundryError, match=r"cannot write in .*MiB are free"):
+        m.setattr(files.tempfile, "mkstemp", full)
+        with pytest.raises(DiskError, match=r"cannot write in .*MiB are free"):
             run(MINE)
     assert not OUT.exists() and not list((project / ".foundry").rglob("*.tmp"))
     assert run(MINE)["documents"]["kept"] == 100

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from foundry.config import CheckpointError
+from foundry.config import LockError
 from foundry.utils.process import StopSignal, exclusive
 
 
@@ -62,10 +62,11 @@ def test_a_lock_is_held_once_and_freed_by_a_kill(tmp_path):
     p = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True)
     p.stdout.readline()
     with (
-        pytest.raises(CheckpointError, match=f"training abc is already running \\(pid {p.pid}"),
+        pytest.raises(LockError, match=f"training abc is already running \\(pid {p.pid}") as e,
         exclusive(lock, "training abc"),
     ):
         pass
+    assert e.value.pid == p.pid
     p.kill()
     p.wait()
     with exclusive(lock, "training abc"):
