@@ -1,6 +1,7 @@
 """Stage train_tokenizer: data/clean/train → artifacts/tokenizer/."""
 
 import logging
+from pathlib import Path
 
 from foundry.config import Config
 from foundry.data.shards import read_clean
@@ -9,6 +10,7 @@ from foundry.tokenizers.page import write_page
 from foundry.tokenizers.sample import Sample
 from foundry.tokenizers.train import train_tokenizer
 from foundry.utils.files import atomic_dir, write_json
+from foundry.utils.inputs import refuse_linked
 from foundry.utils.stage import run_stage
 
 
@@ -23,6 +25,8 @@ def work(cfg: Config, log: logging.Logger) -> None:
         cfg.tokenizer.vocab_size, cfg.tokenizer.kind, f"{sample.taken:,}", f"{sample.bytes:,}",
     )  # fmt: skip
     texts = (r["text"] for r in rows("train", "doc_id", "lang", "text") if sample.takes(r["doc_id"], r["lang"]))
+    if cfg.tokenizer.reference:
+        refuse_linked([Path(cfg.tokenizer.reference)], Path(), "tokenizer.reference")
     with atomic_dir("artifacts/tokenizer") as tmp:
         used = train_tokenizer(texts, cfg.tokenizer, tmp / "tokenizer.model")
         held_out = ((r["text"], r["lang"]) for r in rows("val", "text", "lang"))

@@ -214,7 +214,7 @@ def test_an_export_with_a_flipped_byte_is_refused(copy):
     [
         ("train", {"train": {"stesp": 5}}, "did you mean 'steps'"),
         ("train", {"train": {"steps": "many"}}, "train.steps"),
-        ("download", {"download": {"sources": [{"name": "x", "url": "file:nowhere/*.txt"}]}}, "nowhere"),
+        ("download", {"download": {"sources": [{"name": "x", "url": "file:corpus/nowhere/*.txt"}]}}, "nowhere"),
         ("clean", {"clean": {"min_chars": 100_000}}, "too_short"),
         ("train_tokenizer", {"tokenizer": {"vocab_size": 500_000}}, "the largest possible is"),
         ("train", {"train": {"tokens_per_step": 128 * 10_000}}, "fewer than one batch"),

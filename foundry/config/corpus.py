@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from foundry.config.section import Fraction, Name, Section, Sha256
+from foundry.config.section import CorpusPath, Fraction, Name, Section, Sha256, below
 
 SCHEMES = ("pypi", "npm", "https", "http", "file", "hf", "s3", "gs", "az", "abfs", "ftp", "sftp")
 Scrubbed = Literal["email", "phone", "ip", "card", "cn_id"]
@@ -19,7 +19,7 @@ class Source(Section):
     name: Name = Field(description="short unique name; the documents carry it through every stage")
     url: str = Field(
         description="pypi:NAME==VERSION | npm:NAME@VERSION | https://… | http://… (loopback only) | "
-        "file:GLOB (relative to the project) | hf:OWNER/NAME@REVISION/PATH-OR-GLOB (a data set) | "
+        "file:GLOB (below corpus/) | hf:OWNER/NAME@REVISION/PATH-OR-GLOB (a data set) | "
         "s3://BUCKET/GLOB and other fsspec addresses"
     )
     mirrors: list[str] = Field(
@@ -54,6 +54,8 @@ class Source(Section):
     def _check(self) -> Source:
         for url in (self.url, *self.mirrors):
             scheme = url.split(":", 1)[0]
+            if scheme == "file":
+                below("corpus", url.removeprefix("file:"))
             if scheme not in SCHEMES:
                 raise ValueError(f"url must start with one of {', '.join(f'{s}:' for s in SCHEMES)} got {url!r}")
             if scheme == "pypi" and (self.sha256 is None or "==" not in url):
@@ -192,7 +194,7 @@ class Clean(Section):
     gopher_repetition: GopherRepetition = Field(default_factory=GopherRepetition)
     c4: C4 = Field(default_factory=C4)
     fineweb: FineWeb = Field(default_factory=FineWeb)
-    block_lists: list[str] = Field(
+    block_lists: list[CorpusPath] = Field(
         default_factory=list,
         description="files under corpus/ of one word or phrase a line; a document with one is dropped",
     )
@@ -215,7 +217,7 @@ class Clean(Section):
     )
     max_paragraph_documents: int = Field(0, ge=0, description="the same for paragraphs of 100 characters and more")
     # decontamination
-    decontaminate: list[str] = Field(
+    decontaminate: list[CorpusPath] = Field(
         default_factory=list,
         description="globs of evaluation sets under corpus/ (txt, jsonl); documents that share a 13-gram with them are dropped",
     )
@@ -257,7 +259,7 @@ class TokenizerParams(Section):
         default_factory=list, description="strings that are always one piece, in text as well"
     )
     train_threads: int = Field(1, ge=1, le=256, description="part of the identity: a unigram vocabulary depends on it")
-    reference: str | None = Field(
+    reference: CorpusPath | None = Field(
         None, description="a SentencePiece model (a path under corpus/) that the report compares with"
     )
 

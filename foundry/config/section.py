@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import reprlib
+from functools import partial
+from pathlib import PurePosixPath
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 DEPTH = 16  # no key's value is nested as deeply; an alias to itself is nested without end
 
@@ -66,6 +68,23 @@ def section_in(annotation: Any) -> type[Section] | None:
     return next((found for arg in get_args(annotation) if (found := section_in(arg))), None)
 
 
+def below(folder: str, value: str) -> str:
+    """The path or glob itself, if it leads below the folder that the stage depends on: DVC watches nothing else.
+
+    Raises:
+        ValueError: naming the folder.
+    """
+    parts = PurePosixPath(value).parts
+    if parts[:1] != (folder,) or ".." in parts:
+        raise ValueError(
+            f"must be below {folder}/ and relative to the project, got {shown(value)}: a change of a file elsewhere would "
+            f"not be noticed, and results would be stale. Move, copy or link the file into {folder}/"
+        )
+    return value
+
+
+CorpusPath = Annotated[str, AfterValidator(partial(below, "corpus"))]
+TaskPath = Annotated[str, AfterValidator(partial(below, "tasks"))]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -44,6 +44,7 @@ from foundry.data.units import plan_units
 from foundry.data.words import units
 from foundry.utils.executor import cores, map_units
 from foundry.utils.files import atomic_dir, make_folder, sha256_file, sha256_json, state_dir, write_array
+from foundry.utils.inputs import find_inputs
 from foundry.utils.log import progress
 from foundry.utils.process import exclusive
 
@@ -88,9 +89,11 @@ def _plan(params: Clean, runtime: Runtime, raw: Path, sources: list[dict[str, An
     planned = plan_units(raw, sources, runtime.unit_bytes, limits)
     code = {p.name: sha256_file(p) for p in sorted(Path(__file__).parent.glob("*.py"))}
     eval_files = [
-        [p, sha256_file(p)]
-        for g in (*params.decontaminate, *params.block_lists)
-        for p in sorted(map(str, Path().glob(g)))
+        [p.as_posix(), sha256_file(p)]
+        for p in (
+            *(p for g in params.decontaminate for p in find_inputs(g, Path(), "clean.decontaminate")),
+            *(p for p in map(Path, params.block_lists) if p.is_file()),  # what is none, `BlockList` reports
+        )
     ]
     fingerprint = sha256_json([sources, params.model_dump(), [u.__dict__ for u in planned], code, eval_files])[:16]
     folder = state_dir() / "clean" / fingerprint

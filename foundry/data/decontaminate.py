@@ -16,6 +16,7 @@ import numpy as np
 from foundry.config import ConfigError
 from foundry.data.grams import gram_hashes
 from foundry.data.words import units
+from foundry.utils.inputs import find_inputs
 
 
 class Contamination:
@@ -32,7 +33,7 @@ class Contamination:
         self.n = n
         self.texts = self.too_short = 0
         found = [np.empty(0, np.uint64)]
-        for path in (p for pattern in patterns for p in _files(pattern, root)):
+        for path in (p for pattern in patterns for p in find_inputs(pattern, root, "clean.decontaminate")):
             for text in _texts(path):
                 words = units(text)
                 self.texts += 1
@@ -47,13 +48,6 @@ class Contamination:
         if len(words) < self.n or not len(self._grams):
             return 0
         return int(np.isin(gram_hashes(words, self.n), self._grams).sum())
-
-
-def _files(pattern: str, root: Path) -> list[Path]:
-    found = sorted(p for p in root.glob(pattern) if p.is_file())
-    if not found:
-        raise ConfigError(f"clean.decontaminate: {pattern!r} matches no file below {root}")
-    return found
 
 
 def _texts(path: Path) -> Iterator[str]:

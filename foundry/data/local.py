@@ -1,4 +1,4 @@
-"""Files of this machine: what a path or glob of a `file:` source names."""
+"""The user's own files: what a path or glob of a `file:` source names, below corpus/."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from foundry.config import DataError
 from foundry.data.store import Fetched
+from foundry.utils.inputs import refuse_linked
 
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 KNOWN = (
@@ -17,34 +18,52 @@ KNOWN = (
 
 
 def find_files(pattern: str) -> list[Fetched]:
-    """The files of this machine that a glob matches; of a folder, all files below it whose suffix is a known text
+    """The files below the project that a glob matches; of a folder, all files below it whose suffix is a known text
     format.
 
     Names are relative to the last folder before the first wildcard. Hidden files and a folder's own README are left
     out.
 
     Raises:
-        DataError: if nothing matches, with what lies nearby.
+        ConfigError: if a file is behind a linked folder, where DVC does not look.
+        DataError: if nothing matches, with what is nearby; if a file may not be read or its name is not UTF-8.
     """
-    wanted = Path(pattern).expanduser()
-    root = Path(wanted.anchor) if wanted.is_absolute() else Path.cwd()  # whose own name may hold wildcards
-    full = root / wanted
+    root = Path.cwd()  # whose own name may hold wildcards
+    full = root / pattern
     if full.is_dir():
         base = full
-        matches = [p for p in full.rglob("*") if _is_text(p, full)]
+        matches = _below(full, root, pattern)
     elif full.exists():
         base, matches = full.parent, [full]
     else:
-        parts = wanted.relative_to(wanted.anchor).parts
+        parts = Path(pattern).parts
         first = next((i for i, p in enumerate(parts) if glob.has_magic(p)), len(parts) - 1)
         base = root.joinpath(*parts[:first])
         matches = [root / p for p in glob.glob(str(Path(*parts)), root_dir=root, recursive=True)]
     matches = sorted(p for p in matches if p.is_file())
     if not matches:
         raise DataError(f"file:{pattern} matches no file: {full}; {_nearby(base)}")
+    refuse_linked(matches, root, f"file:{pattern}")
     if unreadable := [p for p in matches if not os.access(p, os.R_OK)]:
         raise DataError(f"file:{pattern}: no permission to read {unreadable[0]}")
+    for path in matches:
+        name = os.fsencode(path.relative_to(root))
+        try:
+            name.decode()
+        except UnicodeDecodeError:
+            raise DataError(f"file:{pattern}: the name of the file {name!r} is not UTF-8; rename it") from None
     return [Fetched(p, p.relative_to(base).as_posix()) for p in matches]
+
+
+def _below(folder: Path, root: Path, pattern: str) -> list[Path]:
+    """All files below a folder that are to be read. A linked folder there is refused, not followed: it may lead
+    anywhere."""
+    found = []
+    for here, folders, names in os.walk(folder):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        refuse_linked((Path(here, f, "*") for f in folders), root, f"file:{pattern}")
+        found += [p for name in names if _is_text(p := Path(here, name), folder)]
+    return found
 
 
 def _is_text(path: Path, folder: Path) -> bool:

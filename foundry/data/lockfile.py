@@ -2,7 +2,7 @@
 
 For each published file without a sha256 in the parameters, the first download records hash and size; later ones refuse
 other bytes. The file belongs under version control beside `params.yaml`. `foundry relock` forgets the entries of a
-source, so that the next download records anew. Files of this machine are not in it: DVC tracks their bytes.
+source, so that the next download records anew. Files of this machine are not in it: they are below corpus/, whose bytes DVC tracks.
 """
 
 from __future__ import annotations

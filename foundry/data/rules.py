@@ -14,6 +14,7 @@ from typing import NamedTuple
 from foundry.config import Clean, ConfigError
 from foundry.data.web_rules import c4, fineweb, gopher_quality, gopher_repetition
 from foundry.data.words import spaceless, tokens, units
+from foundry.utils.inputs import refuse_linked
 
 _ASCII_SYMBOLS = "$+<=>^`|~"
 
@@ -120,6 +121,7 @@ class BlockList:
     def __init__(self, paths: list[str], root: Path) -> None:
         self._anywhere: list[str] = []
         self._by_first: dict[str, list[str]] = {}
+        refuse_linked((root / name for name in paths), root, "clean.block_lists")
         for name in paths:
             try:
                 lines = (root / name).read_text(encoding="utf-8-sig").split("\n")

@@ -67,7 +67,7 @@ class Web:
 
 @dataclass(frozen=True)
 class Local:
-    """`file:GLOB`"""
+    """`file:GLOB`, relative to the project and below corpus/ (`foundry.config.section.below`)."""
 
     pattern: str
 
@@ -171,10 +171,7 @@ def parse_address(url: str, where: str) -> Address:
             raise ConfigError(f"{where} is not of the form {scheme}://{_place_of(scheme)}/PATH-OR-GLOB")
         return Remote(scheme, m[1], m[2])
     if scheme == "file":
-        pattern = unquote(rest[2:]) if rest.startswith("///") else rest
-        if not pattern.strip():
-            raise ConfigError(f"{where} names no file; write file:corpus/*.txt, for example")
-        return Local(pattern)
+        return Local(rest)
     check_web(url, where)
     name = re.sub(r"[^\w.-]+", "_", unquote(urlsplit(url).path.rsplit("/", 1)[-1])).lstrip(".")
     return Web(url, name or "download")

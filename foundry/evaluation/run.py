@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from foundry.config import Config, ConfigError
+from foundry.config import Config
 from foundry.data.shards import Shards
 from foundry.evaluation import contamination, samples, tasks
 from foundry.evaluation.baselines import baselines
@@ -20,6 +20,7 @@ from foundry.evaluation.report import evaluate, uniform
 from foundry.inference import Generator
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
+from foundry.utils.inputs import find_inputs
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,5 @@ def _own(patterns: list[str], root: Path) -> dict[str, list[tasks.Question]]:
     """{name of the file: its questions}."""
     out = {}
     for pattern in patterns:
-        paths = sorted(p for p in root.glob(pattern) if p.is_file())
-        if not paths:
-            raise ConfigError(f"evaluate.task_files: {pattern!r} matches no file below {root.resolve()}")
-        out |= {p.stem: tasks.read_questions(p) for p in paths}
+        out |= {p.stem: tasks.read_questions(p) for p in find_inputs(pattern, root, "evaluate.task_files")}
     return out

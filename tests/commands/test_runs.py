@@ -62,7 +62,7 @@ def test_without_dvc_s_project_the_runs_are_listed_and_the_missing_side_is_told(
     with pytest.raises(ConfigError, match="`dvc exp show` failed: "):
         dvc_rows()
     (tmp_path / "params.yaml").write_text(
-        "download:\n  sources:\n    - {name: a, url: 'file:a.txt'}\nruntime:\n  tracking_uri: http://127.0.0.1:9\n"
+        "download:\n  sources:\n    - {name: a, url: 'file:corpus/a.txt'}\nruntime:\n  tracking_uri: http://127.0.0.1:9\n"
     )
     with pytest.raises(SystemExit):
         main(["runs"])

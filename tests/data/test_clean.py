@@ -75,10 +75,10 @@ def test_rerun_is_the_same_bytes(corpus):
 def test_order_is_that_of_sources_files_and_records(project, story, write_jsonl):
     names = ["z", "a"]
     order = [story(i) for i in range(120)]
-    write_jsonl(project / "z/b.jsonl", order[40:80])
-    write_jsonl(project / "z/a.jsonl", order[:40])
-    write_jsonl(project / "a/a.jsonl", order[80:])
-    run(*({"name": n, "url": f"file:{n}/*.jsonl"} for n in names))
+    write_jsonl(project / "corpus/z/b.jsonl", order[40:80])
+    write_jsonl(project / "corpus/z/a.jsonl", order[:40])
+    write_jsonl(project / "corpus/a/a.jsonl", order[80:])
+    run(*({"name": n, "url": f"file:corpus/{n}/*.jsonl"} for n in names))
     for split in SPLITS:
         places = [order.index(r["text"]) for r in rows(split)]
         assert places == sorted(places)
@@ -167,9 +167,9 @@ def test_deduplication_can_be_turned_off(corpus):
 
 def test_max_documents_counts_each_source(project, story, write_jsonl):
     for n in "ab":
-        write_jsonl(project / n / "x.jsonl", [story(f"{n}{i}") for i in range(90)])
-        write_jsonl(project / n / "y.jsonl", [story(f"{n}{i}") for i in range(90, 180)])
-    report = run(*({"name": n, "url": f"file:{n}/*.jsonl"} for n in "ab"), max_documents=100)
+        write_jsonl(project / "corpus" / n / "x.jsonl", [story(f"{n}{i}") for i in range(90)])
+        write_jsonl(project / "corpus" / n / "y.jsonl", [story(f"{n}{i}") for i in range(90, 180)])
+    report = run(*({"name": n, "url": f"file:corpus/{n}/*.jsonl"} for n in "ab"), max_documents=100)
     assert [report["per_source"][n]["in"] for n in "ab"] == [100, 100]
 
 
@@ -283,10 +283,10 @@ def test_stages_run_as_processes_and_import_nothing_heavy(corpus):
 
 def test_users_mistake_has_no_traceback_and_fails(corpus):
     (corpus / "params.yaml").write_text(
-        yaml.safe_dump({"download": {"sources": [{**MINE, "url": "file:texts/*.txt"}]}})
+        yaml.safe_dump({"download": {"sources": [{**MINE, "url": "file:corpus/texts/*.txt"}]}})
     )
     done = stage("download", corpus)
     assert done.returncode == 1 and "error in stage download" in done.stderr and "Traceback" not in done.stderr
-    assert str(corpus / "texts/*.txt") in done.stderr
+    assert str(corpus / "corpus/texts/*.txt") in done.stderr
     done = stage("clean", corpus)
     assert done.returncode == 1 and "Traceback" not in done.stderr

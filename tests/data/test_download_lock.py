@@ -53,8 +53,9 @@ def test_first_sight_is_recorded_and_a_rerun_asks_nothing(site, project):
 
 def test_pinned_and_local_files_are_not_in_it(site, project):
     site.files["/a.txt"] = OLD
-    (project / "mine.txt").write_bytes(NEW)
-    run({"name": "a", "url": f"{site.url}/a.txt", "sha256": sha(OLD)}, {"name": "m", "url": "file:mine.txt"})
+    (project / "corpus").mkdir()
+    (project / "corpus/mine.txt").write_bytes(NEW)
+    run({"name": "a", "url": f"{site.url}/a.txt", "sha256": sha(OLD)}, {"name": "m", "url": "file:corpus/mine.txt"})
     assert not LOCK.exists()
 
 
@@ -152,11 +153,12 @@ def test_mirrors_are_tried_in_order_and_leave_no_trace_in_the_result(site, proje
 
 
 def test_a_vendored_copy_serves_where_all_else_fails_if_it_is_the_same(site, project):
-    (project / "copy.txt").write_bytes(NEW)
-    source = {"name": "s", "url": f"{site.url}/a.txt", "mirrors": ["file:copy.txt"], "sha256": sha(OLD)}
-    with pytest.raises(DataError, match=rf"404(.|\n)*mirrors: file:copy.txt is not the file .*{sha(NEW)}"):
+    (project / "corpus").mkdir()
+    (project / "corpus/copy.txt").write_bytes(NEW)
+    source = {"name": "s", "url": f"{site.url}/a.txt", "mirrors": ["file:corpus/copy.txt"], "sha256": sha(OLD)}
+    with pytest.raises(DataError, match=rf"404(.|\n)*mirrors: file:corpus/copy.txt is not the file .*{sha(NEW)}"):
         run(source)
-    (project / "copy.txt").write_bytes(OLD)
+    (project / "corpus/copy.txt").write_bytes(OLD)
     run(source)
     assert (RAW / "s/a.txt").read_bytes() == OLD
 

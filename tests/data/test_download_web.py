@@ -299,7 +299,7 @@ def test_unreachable_server_is_named(project):
 def test_all_failures_are_told_together_and_old_results_stay(site, project):
     fetch(site)
     sources = [{"name": n, "url": f"{site.url}/missing/{n}.txt"} for n in ("one", "two")]
-    sources += [{"name": "three", "url": "file:nowhere/*.txt"}, {"name": "good", "url": f"{site.url}/x/a.bin"}]
+    sources += [{"name": "three", "url": "file:corpus/nowhere/*.txt"}, {"name": "good", "url": f"{site.url}/x/a.bin"}]
     with pytest.raises(DataError) as e:
         download(make_config(*sources), RAW, LOG)
     message = str(e.value)

@@ -110,7 +110,7 @@ def test_models_are_named_by_table_folder_or_revision_and_scored_anew_on_common_
     monkeypatch.chdir(tmp_path)
     shutil.copytree(clean, "data/clean")
     (tmp_path / "params.yaml").write_text(
-        "download: {sources: [{name: one, url: 'file:x'}]}\nruntime: {experiment: none-such}\n"
+        "download: {sources: [{name: one, url: 'file:corpus/x'}]}\nruntime: {experiment: none-such}\n"
     )
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -188,7 +188,7 @@ def test_the_harness_gives_the_same_answers_and_the_same_bits_per_byte(held, tok
 
     cfg = parse_config(
         {
-            "download": {"sources": [{"name": "one", "url": "file:x"}]},
+            "download": {"sources": [{"name": "one", "url": "file:corpus/x"}]},
             "evaluate": {"harness": ["rolling"], "harness_limit": 2},
         }
     )

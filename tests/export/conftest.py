@@ -57,7 +57,14 @@ def project(root, model, tokenizer):
         root / "reports/evaluate.json",
         {"test": test, "by_source": {}, "weights_sha256": weights, "test_sha256": "3" * 64},
     )
-    source = {"name": "one", "url": "file:x", "license": "MIT", "attribution": "", "lang": "en", "sha256": "4" * 64}
+    source = {
+        "name": "one",
+        "url": "file:corpus/x",
+        "license": "MIT",
+        "attribution": "",
+        "lang": "en",
+        "sha256": "4" * 64,
+    }
     write_json(root / "reports/clean.json", {"sources": [source]})
     raw = {**source, "files": [{"path": "one/x", "sha256": "4" * 64, "bytes": 5}]}
     write_json(root / "data/raw/manifest.json", {"sources": [raw]})

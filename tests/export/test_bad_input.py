@@ -30,7 +30,7 @@ def project(whole, tmp_path, monkeypatch):
 
 
 def run(**export):
-    data = {"download": {"sources": [{"name": "one", "url": "file:x"}]}, "runtime": {"tracking": False}}
+    data = {"download": {"sources": [{"name": "one", "url": "file:corpus/x"}]}, "runtime": {"tracking": False}}
     cfg = parse_config({**data, "export": {"model_name": "tiny", **export}})
     stages.export.work(cfg, logging.getLogger("test"))
 

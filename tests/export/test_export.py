@@ -297,7 +297,7 @@ def bundle(out, model, tokenizer, **change):
     sources = [
         {
             "name": "one",
-            "url": "file:x",
+            "url": "file:corpus/x",
             "license": "CC-BY-SA-4.0",
             "attribution": "the authors",
             "lang": "en",

@@ -82,11 +82,11 @@ def make(root, model, tokenizer, value=1.5, scale=1.0, seed=0, fingerprint="f" *
     test = {"bits_per_byte": {"value": value, "low": value - 0.1, "high": value + 0.1}, "documents": 3}
     report = {"test": test, "by_source": {}, "weights_sha256": fingerprint * 4, "test_sha256": "3" * 64}
     terms = {"license": "CC0-1.0", "attribution": "", "lang": "en"}
-    raw = {"name": "one", "url": "file:x", **terms, "files": [{"path": "one/x", "sha256": "4" * 64, "bytes": 5}]}
+    raw = {"name": "one", "url": "file:corpus/x", **terms, "files": [{"path": "one/x", "sha256": "4" * 64, "bytes": 5}]}
     write_json(root / "data/raw/manifest.json", {"sources": [raw]})
     write_json(root / "data/shards/index.json", {"splits": {}})
     export(
-        root / "artifacts/export", model, facts, tokenizer, report, [{"name": "one", "url": "file:x", **terms, "sha256": "4" * 64}], ["The salt."],
+        root / "artifacts/export", model, facts, tokenizer, report, [{"name": "one", "url": "file:corpus/x", **terms, "sha256": "4" * 64}], ["The salt."],
         ["The"], Export(model_name="tiny", gguf_types=["f32"]), lineage=lineage(root, facts, {"seed": 1}),
     )  # fmt: skip
     write_json(root / "reports/evaluate.json", report)
@@ -103,7 +103,7 @@ def project(model, tokenizer, tmp_path_factory):
 def cfg(project, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(project))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    data = {"download": {"sources": [{"name": "one", "url": "file:x"}]}, "export": {"model_name": "tiny"}}
+    data = {"download": {"sources": [{"name": "one", "url": "file:corpus/x"}]}, "export": {"model_name": "tiny"}}
     return parse_config(data)
 
 
@@ -200,7 +200,9 @@ def test_the_gate_promotes_what_the_paired_comparison_calls_better_and_says_why_
     root.mkdir()
     monkeypatch.setenv("DVC_ROOT", str(root))
     monkeypatch.chdir(root)
-    (root / "params.yaml").write_text("download: {sources: [{name: one, url: 'file:x'}]}\nexport: {model_name: tiny}\n")
+    (root / "params.yaml").write_text(
+        "download: {sources: [{name: one, url: 'file:corpus/x'}]}\nexport: {model_name: tiny}\n"
+    )
     make(root, model, tokenizer)
     assert register_export(cfg, root).champion
     make(root, make_model(model.cfg, 1), tokenizer, scale=1.0, seed=1, fingerprint="a" * 16)  # another seed: noise
@@ -230,7 +232,7 @@ def test_the_gate_promotes_what_the_paired_comparison_calls_better_and_says_why_
     assert "models:/tiny@champion against models:/tiny/1" in out and "\nbetter: " in out and "one: " in out
     main(["trace", "models:/tiny@champion"])
     out = capsys.readouterr().out
-    assert "tiny version 3" in out and "file:x (CC0-1.0)" in out and "4" * 64 in out
+    assert "tiny version 3" in out and "file:corpus/x (CC0-1.0)" in out and "4" * 64 in out
     with pytest.raises(SystemExit):
         main(["trace", "models:/tiny@nobody"])
     assert "nobody" in capsys.readouterr().err
@@ -291,7 +293,7 @@ def test_a_registration_that_could_not_be_made_waits_and_is_delivered(
     monkeypatch.setenv("DVC_ROOT", str(root))
     monkeypatch.chdir(root)
     make(root, model, tokenizer)
-    text = "download: {{sources: [{{name: one, url: 'file:x'}}]}}\nexport: {{model_name: tiny}}\nruntime: {{tracking_uri: {0}}}\n"
+    text = "download: {{sources: [{{name: one, url: 'file:corpus/x'}}]}}\nexport: {{model_name: tiny}}\nruntime: {{tracking_uri: {0}}}\n"
     (root / "params.yaml").write_text(text.format("http://127.0.0.1:9"))
     away = cfg.model_copy(update={"runtime": cfg.runtime.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})})
     with pytest.raises(TrackingError, match="run `foundry register` when MLflow is back"):

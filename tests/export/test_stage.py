@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run(root, code="import stages.export; stages.export.main()", **runtime):
     params = {
-        "download": {"sources": [{"name": "one", "url": "file:x"}]},
+        "download": {"sources": [{"name": "one", "url": "file:corpus/x"}]},
         "export": {"model_name": "tiny"},
         "runtime": runtime,
     }
