@@ -47,6 +47,11 @@ class Source(Section):
         description="regular expression: a line of a txt or md file that matches it begins a new document (chapters)",
     )
     lang: str = Field("und", description="BCP 47 language tag of the text; und: clean.identify_language tells it")
+    html: Literal["auto", "strip", "keep"] = Field(
+        "auto",
+        description="HTML remnants: auto removes markup and leaves code and mentions of tags; strip removes every known element; "
+        "keep changes nothing (clean.strip_html: false keeps them in every source)",
+    )
     license: str = Field("unknown", description="SPDX name; travels to the data card and the model card")
     attribution: str = Field("", description="whom to name; travels to the data card and the model card")
 

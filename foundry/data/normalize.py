@@ -1,9 +1,8 @@
-"""Normal form of a text: mojibake mended, markup remnants gone, one spelling for spaces, line ends and accents.
+"""Normal form of a text: mojibake repaired, one spelling for spaces, line ends and accents.
 
 What changes and what does not:
 - ftfy mends wrongly decoded text and C1 controls; quotes stay curly, ligatures and full-width letters stay as written.
-- Known HTML elements, comments and MediaWiki's `<ref>`, `<nowiki>` go; `a < b`, `<T>` and `x<y` stay. `br` and block
-  elements become line ends. Entities with a semicolon are decoded once, after the tags: an escaped `&lt;b&gt;` is text.
+- Markup is removed by `markup.strip_html`.
 - Every kind of space becomes a space, runs inside a line become one; indentation stays; at most one empty line in a
   row.
 - Control, bidirectional and zero-width characters go; joiners stay between non-ASCII letters, where scripts and emoji
@@ -14,34 +13,10 @@ What changes and what does not:
 
 from __future__ import annotations
 
-import html
 import re
 import unicodedata
 from functools import cache
 from typing import Any
-
-# fmt: off
-_BLOCKS = [
-    "address", "article", "aside", "blockquote", "body", "br", "caption", "center", "dd", "div", "dl", "dt",
-    "fieldset", "figcaption", "figure", "footer", "form", "frame", "frameset", "h1", "h2", "h3", "h4", "h5", "h6",
-    "head", "header", "hr", "html", "li", "main", "nav", "noscript", "ol", "option", "p", "pre", "section", "select",
-    "table", "tbody", "td", "tfoot", "th", "thead", "title", "tr", "ul",
-]
-_INLINE = [
-    "a", "abbr", "acronym", "area", "audio", "b", "base", "basefont", "bdi", "bdo", "big", "button", "canvas", "cite",
-    "code", "col", "colgroup", "data", "datalist", "del", "details", "dfn", "dir", "em", "embed", "font", "i",
-    "iframe", "img", "includeonly", "input", "ins", "kbd", "label", "legend", "link", "map", "mark", "meta", "meter",
-    "noinclude", "nowiki", "object", "onlyinclude", "optgroup", "output", "param", "picture", "progress", "q", "ref",
-    "references", "rp", "rt", "ruby", "s", "samp", "small", "source", "span", "strike", "strong", "sub", "summary",
-    "sup", "svg", "template", "textarea", "time", "tt", "u", "var", "video", "wbr",
-]
-# fmt: on
-# Elements whose content is no running text.
-_DROPPED = re.compile(r"<!--.*?-->|<(script|style|ref)\b(?:\s[^<>]*)?(?<!/)>.*?</\1\s*>", re.I | re.S)
-_ATTRIBUTES = r"""(?:\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=]+))*"""
-_BLOCK = re.compile(rf"[ \t]*</?(?:{'|'.join(_BLOCKS)}){_ATTRIBUTES}\s*/?>[ \t]*", re.I)
-_TAG = re.compile(rf"</?(?:{'|'.join(_INLINE)}){_ATTRIBUTES}\s*/?>|<!doctype\s[^<>]*>", re.I)
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
 _LINE_ENDS = re.compile("\r\n?|[\v\f\x85\u2028\u2029]")
 _SPACES = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000\u2581]")
@@ -76,17 +51,6 @@ def fix_mojibake(text: str) -> str:
         return text
     fix, config = _ftfy()
     return "\n".join(fix(line, config) if _SUSPECT.search(line) else line for line in text.split("\n"))
-
-
-def strip_html(text: str) -> str:
-    """Without tags and with entities decoded; text that only looks like a tag stays."""
-    if "<" in text:
-        text = _DROPPED.sub("", text)
-        text = _BLOCK.sub("\n", text)
-        text = _TAG.sub("", text)
-    if "&" in text:
-        text = _ENTITY.sub(lambda m: html.unescape(m[0]), text)
-    return text
 
 
 def without_meta_space(text: str) -> str:

@@ -28,7 +28,8 @@ from foundry.data.decontaminate import Contamination
 from foundry.data.dedup import BANDS, band_keys, comparable, exact_key
 from foundry.data.formats import EXCERPT, Bad, Document
 from foundry.data.language import identify
-from foundry.data.normalize import fix_mojibake, normalize, strip_html, without_meta_space
+from foundry.data.markup import Treatment, strip_html
+from foundry.data.normalize import fix_mojibake, normalize, without_meta_space
 from foundry.data.repeats import LINE_CHARS, PARAGRAPH_CHARS, piece_hashes, without
 from foundry.data.rules import Rules, Verdict
 from foundry.data.schema import doc_id
@@ -138,7 +139,8 @@ def prepare_unit(job: Job, task: tuple[int, int]) -> dict[str, Any]:
     if marker.exists():
         return read_json(marker, "a finished unit")
     unit, params = job.units[number], job.params
-    lang = job.sources[unit.source]["lang"]
+    source = job.sources[unit.source]
+    lang = source["lang"]
     rules, eval_sets = _tools(job.root, params.model_dump_json())
     counts, samples = Counts(), Samples(SAMPLES)
     lines: list[set[int]] = []
@@ -156,7 +158,7 @@ def prepare_unit(job: Job, task: tuple[int, int]) -> dict[str, Any]:
                 continue
             counts.documents += 1
             counts.in_chars[str(len(item.text).bit_length())] += 1
-            text = _mended(item, params, counts, samples)
+            text = _mended(item, params, source["html"], counts, samples)
             said, score = lang, 1.0
             if params.languages or (lang == "und" and params.identify_language):
                 said, score = identify(text, params.min_language_score)
@@ -241,7 +243,7 @@ def _number(x: float) -> float:
     return round(x, 4) if isinstance(x, float) else x
 
 
-def _mended(item: Document, params: Clean, counts: Counts, samples: Samples) -> str:
+def _mended(item: Document, params: Clean, treatment: Treatment, counts: Counts, samples: Samples) -> str:
     text = item.text
     if item.repaired:
         counts.repaired["invalid_utf8"] += 1
@@ -256,7 +258,7 @@ def _mended(item: Document, params: Clean, counts: Counts, samples: Samples) -> 
     if params.fix_mojibake:
         step("mojibake", fix_mojibake)
     if params.strip_html:
-        step("html", strip_html)
+        step("html", lambda text: strip_html(text, treatment))
     if params.normalize:
         text = text.strip()  # what lies around a text is not worth an example
         step("normalized", normalize)

@@ -154,6 +154,21 @@ def test_text_is_mended_on_its_way(project, story, write_jsonl):
     assert any("cafÃ© sells 2 tbs<nowiki/>p &amp;" in r["text"] for r in rows())
 
 
+def test_a_source_chooses_what_happens_to_html(project, story, write_jsonl):
+    for name in ("auto", "strip", "keep"):
+        some = [story(hash_of, 60) for hash_of in range(ord(name[0]) * 1000, ord(name[0]) * 1000 + 60)]
+        some[0] += f" {name}: an Option<S> and a <b>bold</b> word."
+        write_jsonl(project / f"corpus/{name}.jsonl", some)
+    sources = [MINE | {"name": n, "url": f"file:corpus/{n}.jsonl", "html": n} for n in ("auto", "strip", "keep")]
+    run(*sources)
+    ends = {r["source"]: r["text"].split(": ")[1] for r in rows() if ": " in r["text"]}
+    assert ends == {
+        "auto": "an Option<S> and a bold word.",
+        "strip": "an Option and a bold word.",
+        "keep": "an Option<S> and a <b>bold</b> word.",
+    }
+
+
 def test_deduplication_can_be_turned_off(corpus):
     d = run(MINE, exact_dedup=False, near_dedup="ignore")["documents"]["dropped"]
     assert d["exact_duplicate"] == d["near_duplicate"] == 0

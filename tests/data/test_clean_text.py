@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundry.config import Clean
-from foundry.data.normalize import _ftfy, fix_mojibake, normalize, strip_html
+from foundry.data.markup import strip_html
+from foundry.data.normalize import _ftfy, fix_mojibake, normalize
 from foundry.data.rules import Rules, dup_line_ratio, symbol_ratio, top_ngram_ratio
 from foundry.data.words import units
 
@@ -71,10 +72,52 @@ def test_markup_goes(text, plain):
         "if a <b and c> d",
         "#include <stdio.h>",
         "&unknownentity; stays",
+        "a List<Object> and an Option<S>, a Vec<Option<Table>>, a Map<String, Object>",
+        "std::vector<label> or Box<b> in prose",
+        "markers like <s>, </s> bound a sequence; <s> and </s> are symbols",
+        "write `<b>bold</b>` or `<br>` to break a line",
+        "```\n<p>shown as it is</p>\n<!-- a comment -->\n```",
+        'Run print("<b>hello</b>") and see.',
     ],
 )
 def test_text_that_only_looks_like_markup_stays(text):
     assert strip_html(text) == text
+
+
+CODE = [
+    'String s = "<p>Hello, <b>you</b> &amp; me</p>";\nList<Object> all = new ArrayList<Object>();\nreturn s;',
+    "def page(name):\n    # the page\n    return '<h1>' + name + '</h1><br>'",
+    "fn take(x: Option<S>) -> Vec<u> {\n    x.map(|a| a).collect()\n}",
+    "export const A = () => (\n  <div className={x}>\n    <b>hi</b>\n  </div>\n);\nconst b = 'x';\nlet c = 1;",
+]
+
+
+@pytest.mark.parametrize("code", CODE)
+def test_code_keeps_its_type_parameters_and_string_literals(code):
+    assert strip_html(code) == code
+    assert strip_html(code, "strip") != code
+    # A program inside running text that has markup of its own: the markup is removed, string literals are not.
+    literal = 'let s = "<i>x</i>";'
+    mixed = "<p>Some words.</p>" + "\nMore words that are no code." * 6 + "\n" + literal
+    assert literal in strip_html(mixed) and "<p>" not in strip_html(mixed)
+
+
+def test_markup_between_type_parameters_is_removed_and_they_stay():
+    assert strip_html("<p>A List<Object> of <b>things</b></p>") == "\nA List<Object> of things\n"
+
+
+def test_html_written_without_attributes_or_closing_tags_is_removed():
+    assert strip_html("one<br>two<BR>three") == "one\ntwo\nthree"
+    assert strip_html("<P>First.\n<P>Second.") == "\nFirst.\n\nSecond."
+    assert strip_html("<li>salt\n<li>pepper and <em>oil</em>") == "\nsalt\n\npepper and oil"
+    assert strip_html("broken </b> tag <br> here") == "broken  tag\nhere"
+
+
+def test_the_treatment_is_the_sources_choice():
+    text = "Option<S> &lt; <b>x</b>"
+    assert strip_html(text) == "Option<S> < x"
+    assert strip_html(text, "strip") == "Option < x"
+    assert strip_html(text, "keep") == text
 
 
 @pytest.mark.parametrize(
