@@ -23,27 +23,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from foundry.config import DataError
-from foundry.data.formats import SUFFIXES
-from foundry.data.streams import CHUNK, Meter, packing_of
+from foundry.data.streams import CHUNK, Meter
+from foundry.data.suffixes import archive_of, format_of
 
 log = logging.getLogger(__name__)
 
-_TARS = (".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
-_ZIPS = (".zip", ".whl")
-_SHORT = {".tgz": ".gz", ".tbz": ".bz2", ".tbz2": ".bz2", ".txz": ".xz", ".tzst": ".zst"}
 _NO_DOCUMENTS = re.compile(r"(readme|licen[cs]e|copying|notice|changelog)\b|package(-lock)?\.json$", re.IGNORECASE)
 _NO_FOLDERS = re.compile(r"\..*|__MACOSX|.*\.(dist|egg)-info", re.DOTALL)
-
-
-def archive_of(name: str) -> tuple[str, str] | None:
-    """(`tar` or `zip`, compression's suffix or ""), or None for what is no archive by its name."""
-    suffix = Path(name).suffix.lower()
-    if suffix in _ZIPS:
-        return "zip", ""
-    if suffix in _TARS:
-        return "tar", _SHORT.get(suffix, "")
-    below, packing = packing_of(name)
-    return ("tar", packing) if packing and below.lower().endswith(".tar") else None
 
 
 def wanted(name: str, pattern: str | None, format: str) -> bool:
@@ -57,7 +43,7 @@ def wanted(name: str, pattern: str | None, format: str) -> bool:
     *folders, last = PurePosixPath(name).parts or ("",)
     if any(_NO_FOLDERS.fullmatch(p) for p in folders) or last.startswith(".") or _NO_DOCUMENTS.match(last):
         return False
-    kind = SUFFIXES.get(Path(packing_of(last)[0]).suffix.lower())
+    kind = format_of(last)
     return kind is not None and format in ("auto", kind)
 
 

@@ -23,11 +23,6 @@ from foundry.data.encoding import decode, repair
 from foundry.data.streams import CHUNK, Limits, read_lines, read_whole
 from foundry.data.template import FieldError, Template
 
-SUFFIXES = {
-    ".txt": "txt", ".text": "txt", ".md": "md", ".markdown": "md", ".jsonl": "jsonl", ".ndjson": "jsonl",
-    ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow",
-    ".ipc": "arrow", ".html": "html", ".htm": "html",
-}  # fmt: skip
 SEPARATOR = b"<|endoftext|>"
 EXCERPT = 160
 LONG_LINE = 1 << 16  # a longer line of a text may be taken in parts, of which only the first can begin a document

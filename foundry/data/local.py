@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
+from collections import Counter
 from pathlib import Path
 
 from foundry.config import DataError
 from foundry.data.store import Fetched
+from foundry.data.suffixes import archive_of, format_of, suffix_of
 from foundry.utils.inputs import refuse_linked
 
-PACKED = (".gz", ".zst", ".bz2", ".xz")
-KNOWN = (
-    ".txt", ".text", ".md", ".markdown", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".html",
-    ".htm", ".zip", ".tar", ".tgz", ".tbz2", ".txz",
-)  # fmt: skip
+log = logging.getLogger(__name__)
 
 
 def find_files(pattern: str) -> list[Fetched]:
@@ -56,25 +55,30 @@ def find_files(pattern: str) -> list[Fetched]:
 
 
 def _below(folder: Path, root: Path, pattern: str) -> list[Path]:
-    """All files below a folder that are to be read. A linked folder there is refused, not followed: it may lead
-    anywhere."""
-    found = []
+    """All files below a folder that are to be read, by their suffixes; the log names those that are not. A linked
+    folder there is refused, not followed: it may lead anywhere."""
+    found: list[Path] = []
+    left: Counter[str] = Counter()
     for here, folders, names in os.walk(folder):
         folders[:] = [f for f in folders if not f.startswith(".")]
         refuse_linked((Path(here, f, "*") for f in folders), root, f"file:{pattern}")
-        found += [p for name in names if _is_text(p := Path(here, name), folder)]
+        for path in (Path(here, name) for name in names if not name.startswith(".")):
+            if path.parent == folder and path.name.lower().startswith("readme"):
+                continue
+            if archive_of(path.name) or format_of(path.name):
+                found.append(path)
+            else:
+                left[suffix_of(path.name) or path.name] += 1
+    if left:
+        kinds = ", ".join(f"{ascii(kind)[1:-1]} ({n})" for kind, n in sorted(left.items())[:8]) + ", …" * (
+            len(left) > 8
+        )
+        log.warning(
+            "file:%s: %d file%s left out, because the suffix names no text format: %s. To read such files, name them by "
+            "a pattern and say their `format:`",
+            pattern, left.total(), " is" if left.total() == 1 else "s are", kinds,
+        )  # fmt: skip
     return found
-
-
-def _is_text(path: Path, folder: Path) -> bool:
-    below = path.relative_to(folder).parts
-    name = Path(path.name.lower())
-    suffix = Path(name.stem).suffix if name.suffix in PACKED else name.suffix
-    return (
-        not any(p.startswith(".") for p in below)
-        and suffix in KNOWN
-        and not (len(below) == 1 and name.name.startswith("readme"))
-    )
 
 
 def _nearby(folder: Path) -> str:

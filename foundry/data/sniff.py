@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from foundry.config import DataError
+from foundry.data.suffixes import outer_kind, suffix_of
 
 HEAD = 1024
 # kind -> how its files begin; a kind here can be told from text
@@ -23,12 +24,6 @@ MAGIC = {
     "arrow": (b"ARROW1\x00\x00", b"\xff\xff\xff\xff"),  # file and stream format
     "PDF": (b"%PDF-",),
 }
-SUFFIXES = {
-    ".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".tbz2": "bzip2", ".xz": "xz", ".txz": "xz",
-    ".zip": "zip", ".whl": "zip", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow",
-    ".txt": "txt", ".text": "txt", ".md": "md", ".markdown": "md", ".jsonl": "jsonl", ".ndjson": "jsonl",
-    ".json": "json", ".csv": "csv", ".tsv": "csv", ".html": "html", ".htm": "html",
-}  # fmt: skip
 _PACKED = ("gzip", "zstd", "bzip2", "xz", "zip")
 
 
@@ -42,12 +37,11 @@ def check_kind(path: Path, name: str, format: str) -> None:
     Raises:
         DataError: naming what was promised and what came.
     """
-    suffix = Path(name).suffix.lower()
-    promised = SUFFIXES.get(suffix, "tar" if suffix == ".tar" else None)
+    promised = outer_kind(name)
     if format != "auto" and promised not in (*_PACKED, "tar"):
         promised, why = format, f"format: {format}"
     else:
-        why = f"its name ends in {suffix}"
+        why = f"its name ends in {suffix_of(name)}"
     if promised is None:
         return
     with open(path, "rb") as f:

@@ -30,7 +30,6 @@ from foundry.utils.files import open_to_write
 CHUNK = 1 << 20
 SMALL = 64 << 20  # what a file may grow to whatever its ratio
 XZ_MEMORY = 256 << 20  # a dictionary of xz -9 needs 65 MB
-PACKINGS = (".gz", ".zst", ".bz2", ".xz")
 
 
 @dataclass(frozen=True)
@@ -118,14 +117,8 @@ def damage(shown: str) -> Iterator[None]:
         ) from None
 
 
-def packing_of(name: str) -> tuple[str, str]:
-    """(name without the compression's suffix, that suffix or "")."""
-    suffix = Path(name).suffix.lower()
-    return (name[: -len(suffix)], suffix) if suffix in PACKINGS else (name, "")
-
-
 def unpack(raw: Any, packing: str, shown: str, meter: Meter) -> Stream:
-    """The stream below `packing`, one of `PACKINGS`; `raw` stands at the beginning of its bytes.
+    """The stream below `packing`, one of `suffixes.PACKINGS`; `raw` stands at the beginning of its bytes.
 
     Raises:
         DataError: if there are no bytes at all; reading raises within `damage` for what is damaged.

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from foundry.config import DataError
-from foundry.data.archives import archive_of, open_zip, read_tar, shown_member, zip_members
+from foundry.data.archives import open_zip, read_tar, shown_member, zip_members
 from foundry.data.encoding import Utf8, wide_encoding
-from foundry.data.formats import SUFFIXES, Bad, Document, Recipe, read_json, read_jsonl, read_page, read_text
-from foundry.data.streams import Limits, Meter, Stream, damage, on_disk, packing_of, unpack
+from foundry.data.formats import Bad, Document, Recipe, read_json, read_jsonl, read_page, read_text
+from foundry.data.streams import Limits, Meter, Stream, damage, on_disk, unpack
+from foundry.data.suffixes import FORMATS, archive_of, format_of, packing_of, suffix_of
 from foundry.data.tables import arrow_units, cut, parquet_units, read_arrow, read_csv, read_parquet
 
 __all__ = ["Limits", "Unit", "plan_units", "read_unit"]
@@ -100,12 +101,11 @@ def _format(name: str, format: str, shown: str, head: Callable[[], bytes]) -> st
     """The user's word, else what the suffix tells, else what the first bytes tell beyond doubt."""
     if format != "auto":
         return format
-    suffix = Path(packing_of(name)[0]).suffix.lower()
-    if found := SUFFIXES.get(suffix) or format_by_content(head()):
+    if found := format_of(name) or format_by_content(head()):
         return found
     raise DataError(
-        f"{shown}: neither the suffix {suffix!r} nor the content tells a format; set `format:` to one of "
-        f"{', '.join(sorted(set(SUFFIXES.values())))}"
+        f"{shown}: neither the suffix {suffix_of(packing_of(name)[0])!r} nor the content tells a format; set `format:` to one of "
+        f"{', '.join(sorted(set(FORMATS.values())))}"
     )
 
 

@@ -16,7 +16,10 @@ import pytest
 import yaml
 
 from foundry.config import ConfigError, DataError, parse_config
+from foundry.data.archives import wanted
 from foundry.data.fetch import download
+from foundry.data.local import find_files
+from foundry.data.suffixes import ARCHIVES, FORMATS, archive_of, outer_kind
 
 RAW = Path("data/raw")
 ROOT = Path(__file__).parents[2]
@@ -260,3 +263,25 @@ def test_data_set_files_come_from_the_users_hub_at_the_pinned_revision(project, 
 def test_hub_that_cannot_be_reached_is_told(project):
     done = stage(project, "http://127.0.0.1:9", f"hf:me/set@{COMMIT}/*.jsonl", f"hf:me/set@{COMMIT}/one.jsonl")
     assert done.returncode == 75 and done.stderr.count("HF_ENDPOINT") == 2 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "suffix", [*FORMATS, *ARCHIVES, ".txt.gz", ".jsonl.zst", ".csv.bz2", ".json.xz", ".tar.gz", ".TXT"]
+)
+def test_a_folder_gives_every_file_that_cleaning_can_read(project, suffix):
+    touch(project, f"corpus/deep/a{suffix}", "corpus/README.md")
+    assert [f.name for f in find_files("corpus")] == [f"deep/a{suffix}"]
+    assert wanted(f"a{suffix}", None, "auto") is (
+        archive_of(f"a{suffix}") is None
+    )  # an archive reads no archive inside
+    assert outer_kind(f"a{suffix}") is not None  # its first bytes are checked
+
+
+def test_what_a_folder_source_leaves_out_is_reported(project, caplog):
+    touch(project, "corpus/a.txt", "corpus/b.py", "corpus/c.py", "corpus/d.pdf", "corpus/none", "corpus/.hidden.py")
+    with caplog.at_level("WARNING"):
+        assert [f.name for f in find_files("corpus")] == ["a.txt"]
+    (line,) = caplog.messages
+    assert "4 files are left out" in line and ".pdf (1), .py (2), none (1)" in line and "`format:`" in line
+    caplog.clear()
+    assert [f.name for f in find_files("corpus/*.py")] == ["b.py", "c.py"] and not caplog.messages
