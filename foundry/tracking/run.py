@@ -98,6 +98,11 @@ class Tracker:
         if self.enabled:
             self._delivery.spool.log(step, metrics)
 
+    def back_to(self, step: int) -> None:
+        """Training returned to this step: what was logged of later steps no longer counts."""
+        if self.enabled:
+            self._delivery.spool.back_to(step)
+
     def _work(self) -> None:
         pause = 0.0
         started = False

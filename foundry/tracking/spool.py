@@ -1,8 +1,12 @@
 """Metrics on disk first: an append-only file that no network can slow down, and the mark of what was delivered.
 
 A point is one line, written with one call and its original time; MLflow ignores a point that it has (same key, value, time, step), so delivering twice
-changes nothing. A last line that a kill cut off is passed over. A trainer that goes on from a checkpoint repeats the steps since: their points are here
+changes nothing. A last line that a kill cut off is skipped. A trainer that resumes from a checkpoint repeats the steps since: their points are here
 already and are not written again, so the steps of a metric only grow. Its times do too, when the clock is set back.
+
+A rollback is the exception: training returns to a step and takes other batches from there. A line with `back` says so; the points of later steps before
+it are void: they are not delivered any more, and the steps are written a second time. What MLflow has of them already it cannot forget: of two points of one
+step the one with the later time counts there, as it does for MLflow itself.
 """
 
 from __future__ import annotations
@@ -11,12 +15,14 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from foundry.utils.files import write_text
 from foundry.utils.log import get_logger
+
+SYSTEM = "system/"  # prefix of the machine's metrics: their steps count samples, and no rollback touches them
 
 
 class Spool:
@@ -43,6 +49,14 @@ class Spool:
             self._clock = max(self._clock, int(time.time() * 1000))
             self._write(json.dumps({"t": self._clock, "s": step, "m": new}).encode() + b"\n")
 
+    def back_to(self, step: int) -> None:
+        """Training returned to this step: its points of later steps are void. Never raises for the disk, as `log`."""
+        with self._lock:
+            self._open()
+            self._newest = _after_return(self._newest, step)
+            self._clock = max(self._clock + 1, int(time.time() * 1000))  # what follows is later than what is void
+            self._write(json.dumps({"back": step, "t": self._clock}).encode() + b"\n")
+
     def next_step(self, key: str) -> int:
         """One more than the last step of a metric; 0 when it has none."""
         with self._lock:
@@ -52,8 +66,11 @@ class Spool:
     def _open(self) -> None:
         if self._fd is not None:
             return
-        for point in self._points():
-            self._newest.update(dict.fromkeys(point["m"], point["s"]))
+        for point in self._lines():
+            if "back" in point:
+                self._newest = _after_return(self._newest, point["back"])
+            else:
+                self._newest.update(dict.fromkeys(point["m"], point["s"]))
             self._clock = max(self._clock, point["t"])
         self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         size = os.fstat(self._fd).st_size
@@ -74,7 +91,8 @@ class Spool:
                 )
         self.unwritten = data[written:]
 
-    def _points(self) -> Iterator[dict[str, Any]]:
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """Points, and the returns of training to an earlier step, in their order."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as f:
@@ -83,19 +101,25 @@ class Spool:
                     yield point
 
     def pending(self, limit: int = 500) -> tuple[list[tuple[str, float, int, int]], int]:
-        """([(key, value, time in ms, step)], offset after them): points that were not delivered, about `limit` at a time."""
+        """([(key, value, time in ms, step)], offset after them): points that were not delivered, about `limit` at a time; none: there are no more."""
         offset = int(self._offset.read_text()) if self._offset.exists() else 0
         rows: list[tuple[str, float, int, int]] = []
         if not self.path.exists():
             return rows, offset
         with open(self.path, "rb") as f:
             f.seek(offset)
+            returns = _returns(f, offset)
+            f.seek(offset)
             for line in f:
                 if not line.endswith(b"\n"):
                     break
                 offset += len(line)
-                if point := _parsed(line):
-                    rows += [(k, v, point["t"], point["s"]) for k, v in point["m"].items()]
+                if (point := _parsed(line)) and "m" in point:
+                    step = point["s"]
+                    void = any(offset <= at and step > back for at, back in returns)
+                    rows += [
+                        (k, v, point["t"], step) for k, v in point["m"].items() if not void or k.startswith(SYSTEM)
+                    ]
                 if len(rows) >= limit:
                     break
         return rows, offset
@@ -117,6 +141,21 @@ class Spool:
             if self._fd is not None:
                 os.close(self._fd)
             self._fd = None
+
+
+def _after_return(newest: dict[str, int], step: int) -> dict[str, int]:
+    """The last steps of the metrics when training returned to `step`."""
+    return {k: s if k.startswith(SYSTEM) else min(s, step) for k, s in newest.items()}
+
+
+def _returns(lines: Iterable[bytes], offset: int) -> list[tuple[int, int]]:
+    """[(where its line begins, step that training returned to)] of lines that begin at `offset`."""
+    found = []
+    for line in lines:
+        if line.startswith(b'{"back"') and line.endswith(b"\n") and (point := _parsed(line)):
+            found.append((offset, point["back"]))
+        offset += len(line)
+    return found
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -10,11 +10,10 @@ from typing import Any
 
 import psutil
 
-from foundry.tracking.spool import Spool
+from foundry.tracking.spool import SYSTEM, Spool
 from foundry.utils.log import get_logger
 
 PERIOD = 10.0  # seconds
-PREFIX = "system/"
 
 
 class SystemMetrics(threading.Thread):
@@ -34,12 +33,12 @@ class SystemMetrics(threading.Thread):
         try:
             gpus = _gpus()
             psutil.cpu_percent()  # the first value of a process means nothing
-            step = self._spool.next_step(PREFIX + "cpu_utilization_percentage")
+            step = self._spool.next_step(SYSTEM + "cpu_utilization_percentage")
             stopping = False
             while not stopping:
                 stopping = self._stop_asked.wait(self._period)
                 numbers = {**sample(self._folder), **gpus()}
-                self._spool.log(step, {PREFIX + k: v for k, v in numbers.items()})
+                self._spool.log(step, {SYSTEM + k: v for k, v in numbers.items()})
                 step += 1
         except Exception as e:  # a broken sensor must not be seen by the training
             get_logger().warning("system metrics stopped: %s: %s", type(e).__name__, e)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from foundry.data.inspect import told
 from foundry.data.loader import DataLoader
 from foundry.data.shards import Shards
 from foundry.models import MiniLLM
+from foundry.models.accounting import train_flops_per_token
 from foundry.models.files import weights_sha256
 from foundry.models.scoring import score_documents
 from foundry.training.checkpoints import Checkpoints
@@ -33,13 +34,13 @@ from foundry.training.optimizer import Optimizers
 from foundry.training.parallel import Parallel, whole
 from foundry.training.passed import Passed
 from foundry.training.plan import check_plan, make_plan
-from foundry.training.report import Reporter
+from foundry.training.report import Reporter, Sink, TensorBoard
 from foundry.training.schedule import stable_steps
 from foundry.training.state import TrainState
 from foundry.training.step import NotFinite, TrainStep
 from foundry.utils.allocator import allocator
 from foundry.utils.checkpoint import load_checkpoint, save_checkpoint
-from foundry.utils.device import get_device, resolve_precision
+from foundry.utils.device import get_device, peak_flops, resolve_precision
 from foundry.utils.distributed import World, told_lost_peer
 from foundry.utils.files import read_json, state_dir, write_json
 from foundry.utils.log import get_logger
@@ -69,7 +70,7 @@ class Trainer:
         runtime: where and how; never part of the run's identity.
         world: this process among its peers.
         state: folder of all runs' states; default `.foundry/train`.
-        on_metrics: called on rank 0 with (step, numbers) at each point of the curve; must not raise.
+        sinks: where rank 0 sends the numbers of each point of the curve and of each validation.
 
     Attributes:
         identity, fingerprint: what makes this run this one (law 1).
@@ -91,13 +92,13 @@ class Trainer:
         runtime: Runtime | None = None,
         world: World | None = None,
         state: Path | None = None,
-        on_metrics: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+        sinks: Iterable[Sink] = (),
     ) -> None:
         self.runtime = runtime or Runtime()
         if world is None:
             wish = self.runtime.device if device is None else device
             world = World(0, 1, get_device(wish) if isinstance(wish, str) else wish)
-        self.world, self.loader, self.seed, self.on_metrics = world, data_loader, seed, on_metrics
+        self.world, self.loader, self.seed, self.sinks = world, data_loader, seed, list(sinks)
         self.model = None if isinstance(model, ModelConfig) else model
         self.model_config = model if isinstance(model, ModelConfig) else model.cfg
         self.config = train_config.model_copy(
@@ -169,7 +170,12 @@ class Trainer:
             stop = stack.enter_context(StopSignal())
             stack.enter_context(numerics(self.runtime, self.world))
             state = self._start()
-            with told_lost_peer(self.world), Reporter(self, state) as reporter:
+            sinks = list(self.sinks)
+            if self.runtime.tensorboard and self.world.main:
+                board = TensorBoard(Path(self.runtime.tensorboard) / self.fingerprint, state.step)
+                sinks.append(stack.enter_context(board))
+            reporter = stack.enter_context(self._reporter(state, sinks))
+            with told_lost_peer(self.world):
                 try:
                     self._loop(state, stop, reporter)
                 finally:
@@ -209,6 +215,19 @@ class Trainer:
         check_same(values["identity"], self.identity, str(path))
         self._start().load_state_dict(tensors, values)
 
+    def _reporter(self, state: TrainState, sinks: list[Sink]) -> Reporter:
+        shards = self.loader.shards.infos
+        return Reporter(
+            state,
+            self.config,
+            self.world,
+            flops_per_token=train_flops_per_token(self.model_config),
+            bytes_per_token=sum(i["bytes"] for i in shards) / max(1, sum(i["tokens"] for i in shards)),
+            peak_flops=peak_flops(self.world.device, self.precision) if self.world.main else None,
+            sinks=sinks,
+            profile=self.folder / "profile" if self.runtime.profile else None,
+        )
+
     # the loop
 
     def _loop(self, state: TrainState, stop: StopSignal, reporter: Reporter) -> None:
@@ -218,15 +237,14 @@ class Trainer:
             try:
                 loss, norm, factor = self._step(state)
             except NotFinite as e:
-                self._answer(state, str(e))
+                self._answer(state, str(e), reporter)
                 saved = min(saved, state.step)
                 continue
             state.step += 1
             last = state.step == cfg.steps
             reporter.step(loss, norm, cfg.lr * factor, last)
             if state.step % cfg.eval_interval == 0 or last:
-                self._validate(state)
-                reporter.pause()
+                reporter.validation(self._validation(state))
             stopping = self.world.any(stop.signal is not None)
             due = state.step % self.runtime.checkpoint_interval == 0 or state.step in self.checkpoints.pinned
             if state.step != saved and (stopping or last or due):
@@ -240,7 +258,7 @@ class Trainer:
                 )
                 raise Stopped(stop.signal or 15)
 
-    def _answer(self, state: TrainState, what: str) -> None:
+    def _answer(self, state: TrainState, what: str, reporter: Reporter) -> None:
         """What `train.on_nonfinite` says, on every rank alike.
 
         Raises:
@@ -264,6 +282,7 @@ class Trainer:
                 self.checkpoints.remove_after(first)
             self.world.barrier()
             self._load(state, first)
+            reporter.back()  # before the decision is recorded: a kill between them repeats this, and misses nothing
         if self.world.main:
             self.passed.add(step, window, what)
         else:
@@ -274,22 +293,6 @@ class Trainer:
             get_logger().warning("%s. Passed over: %s%s", where, ", ".join(map(str, window)), back)
 
     # validation
-
-    def _validate(self, state: TrainState) -> None:
-        row = {k: float(f"{v:.6g}") for k, v in self._validation(state).items()}
-        if not row:
-            return
-        state.validations.append({"step": state.step, "tokens": state.step * self.config.tokens_per_step, **row})
-        if state.best is None or row["val_bits_per_byte"] < state.best["val_bits_per_byte"]:
-            state.best = {"step": state.step, "val_bits_per_byte": row["val_bits_per_byte"]}
-        if self.world.main:
-            self.on_metrics(state.step, row)
-            get_logger().info(
-                "step %d: validation %.4f bits per byte, %.4f nats per token",
-                state.step,
-                row["val_bits_per_byte"],
-                row["val_loss"],
-            )
 
     def _validation(self, state: TrainState) -> dict[str, float]:
         """Of fixed documents, sum over sum; draws no random number. Empty on ranks that take no part."""

@@ -129,3 +129,10 @@ class Proxy:
     def close(self):
         self._server.shutdown()
         self._server.server_close()
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from tracking_servers import MlflowServer, Proxy, history, tracker
+from tracking_servers import MlflowServer, Proxy, history, tracker, wait_for
 
 from foundry.config import TrackingError
 from foundry.tracking import sync
@@ -31,13 +31,6 @@ def proxy(server):
 def impatient(monkeypatch):
     monkeypatch.setattr("foundry.tracking.run.LONGEST_PAUSE", 1.0)
     monkeypatch.setattr("foundry.tracking.run.PERIOD", 0.2)
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def delivered_steps(proxy):

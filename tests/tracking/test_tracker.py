@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from tracking_servers import free_port, history, tracker
+from tracking_servers import free_port, history, tracker, wait_for
 
 from foundry.config import Runtime, TrackingError
 from foundry.tracking import sync, tracking_uri
@@ -50,6 +50,27 @@ def test_the_end_of_the_block_is_the_status_of_the_run(root, uri, error, status)
         t.log(1, {"loss": 1.0})
         raise error
     assert history(uri, name)[0].info.status == status
+
+
+def test_after_a_rollback_the_later_point_of_a_step_is_that_of_the_run(root, uri):
+    """The points of the first trajectory are in MLflow already, which cannot forget them; those of the second are later."""
+    folder = root / ".foundry/train/back"
+    with tracker(folder, uri, "back") as t:
+        for step in range(1, 11):
+            t.log(step, {"loss": float(step), **({"val_loss": 1.0} if step == 8 else {})})
+        wait_for(lambda: not Spool(folder).pending(1)[0])
+        t.back_to(5)
+        for step in range(6, 11):
+            t.log(step, {"loss": -float(step), **({"val_loss": 2.0} if step == 8 else {})})
+    run, _ = history(uri, "back")
+    for key, expected in {
+        "loss": {s: float(s) if s < 6 else -float(s) for s in range(1, 11)},
+        "val_loss": {8: 2.0},
+    }.items():
+        points = connect(uri).get_metric_history(run.info.run_id, key)
+        assert {p.step: p.value for p in sorted(points, key=lambda p: p.timestamp)} == expected
+        assert len({(p.step, p.timestamp) for p in points}) == len(points) > len(expected)
+    assert run.data.metrics["loss"] == -10.0 and run.data.metrics["val_loss"] == 2.0
 
 
 def test_an_unreachable_server_loses_nothing_and_the_rest_is_delivered_later(root, uri, tmp_path, caplog):

@@ -40,6 +40,16 @@ def slow_down_saving() -> None:
     checkpoint.sha256_file = slowly
 
 
+class Printed:
+    """A sink that prints the steps."""
+
+    def log(self, step: int, metrics: dict) -> None:
+        print(f"step {step}", flush=True)
+
+    def back_to(self, step: int) -> None:
+        print(f"back to step {step}", flush=True)
+
+
 def overflow(trainer: Trainer, step: int) -> None:
     start = trainer._start
 
@@ -92,12 +102,7 @@ def main() -> None:
             if infinite is not None:
                 overflow(trainer, infinite)
             with tracked(trainer, address) as tracker:
-
-                def told(step: int, metrics: dict) -> None:
-                    tracker.log(step, metrics)
-                    print(f"step {step}", flush=True)
-
-                trainer.on_metrics = told
+                trainer.sinks += [tracker, Printed()]
                 result = trainer.fit()
             if here.main:
                 save_model(out, result.model, result.facts)

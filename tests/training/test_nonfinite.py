@@ -99,6 +99,47 @@ def test_rollback_returns_to_a_checkpoint_and_passes_over_the_window(shards, tmp
     assert same(weights(anew), weights(result))
 
 
+@pytest.mark.parametrize("killed", ["", "before the sinks know", "before it is recorded"])
+def test_after_a_rollback_the_spool_and_tensorboard_have_the_numbers_of_the_curve(
+    shards, tmp_path, monkeypatch, killed
+):
+    """The batch of step 9 is not finite: training returns to step 3, and steps 4 to 8 have other batches the second time."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from foundry.tracking.spool import Spool
+
+    def run():
+        trainer = made(shards, tmp_path / "a", {8}, on_nonfinite="rollback", rollback_steps=4, eval_interval=2)
+        trainer.runtime = trainer.runtime.model_copy(update={"tensorboard": str(tmp_path / "board")})
+        spool = Spool(tmp_path / "spool")
+        spool.log(7, {"system/cpu": 1.0})
+        trainer.sinks.append(spool)
+        return trainer
+
+    first = run()
+    if killed:
+        at = (first.passed, "add") if killed == "before it is recorded" else (first.sinks[0], "back_to")
+        monkeypatch.setattr(*at, lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            first.fit()
+    result = (run() if killed else first).fit()
+    assert result.facts["passed_over"][0]["batches"] == [5, 6, 7, 8]
+    spool, points = Spool(tmp_path / "spool"), {}
+    for key, value, _, step in spool.pending(10**6)[0]:
+        assert points.setdefault(key, {}).setdefault(step, value) == value
+    assert points["system/cpu"] == {7: 1.0}
+    board = EventAccumulator(str(tmp_path / "board" / result.facts["fingerprint"])).Reload()
+    for key, rows in {"loss": result.curve, "val_loss": result.validations}.items():
+        expected = {row["step"]: pytest.approx(row[key], rel=1e-5) for row in rows}
+        assert len(expected) in (6, 12) and points[key] == expected
+        assert [(e.step, e.value) for e in board.Scalars(key)] == list(expected.items())
+    # The trajectory that was left had other losses: there was something to confuse.
+    assert spool.path.read_text().count('"back"') >= 1
+    lines = [json.loads(line) for line in spool.path.read_text().splitlines()]
+    steps = [line["s"] for line in lines if "loss" in line.get("m", {})]
+    assert len(steps) > len(set(steps)) == 12
+
+
 def test_a_run_that_passes_over_too_much_is_given_up(shards, tmp_path):
     with pytest.raises(FoundryError, match="6 batches were passed over before"):
         made(shards, tmp_path, set(range(3, 40)), on_nonfinite="skip").fit()

@@ -1,14 +1,17 @@
 """The trainer's numbers do not depend on how the batch is cut, on how often it validates, or on the number of processes."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from foundry.config import ConfigError, FoundryError, ModelConfig, Runtime, TrainConfig
+from foundry.data.loader import DataLoader
 from foundry.training import Trainer
 from foundry.utils.device import compile_problem
 
@@ -17,14 +20,22 @@ MODEL = ModelConfig(vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1,
 TRAIN = TrainConfig(steps=6, tokens_per_step=256, warmup_steps=1, log_interval=1, eval_interval=3, eval_tokens=600)
 
 
+class Seen(list):
+    """A sink that keeps (step, numbers)."""
+
+    def log(self, step, metrics):
+        self.append((step, metrics))
+
+    def back_to(self, step):
+        raise AssertionError("these runs never roll back")
+
+
 def fit(shards, tmp_path, train=TRAIN, model=MODEL, **runtime):
-    seen = []
+    seen = Seen()
     settings = Runtime(
         **{"device": "cpu", "precision": "float32", "threads": 1, "checkpoint_interval": 1000, **runtime}
     )
-    trainer = Trainer.from_shards(
-        model, train, shards, runtime=settings, state=tmp_path, on_metrics=lambda s, m: seen.append((s, m))
-    )
+    trainer = Trainer.from_shards(model, train, shards, runtime=settings, state=tmp_path, sinks=[seen])
     return trainer.fit(), seen
 
 
@@ -34,6 +45,41 @@ def test_the_loss_falls_and_the_first_one_is_about_ln_v(shards, tmp_path):
     assert losses[0] == pytest.approx(5.99, abs=0.1) and losses[-1] < losses[0] - 1.5
     assert result.validations[-1]["val_bits_per_byte"] < 3
     assert {s for s, _ in seen} == set(range(1, 41)) and "tokens_per_second" in seen[0][1]
+
+
+def test_the_reported_numbers_are_what_their_names_say(clean, shards, tmp_path):
+    """Bits per byte of the text that the shards hold, operations by Kaplan's count, both worked out here from the text and the shapes."""
+    result, seen = fit(shards, tmp_path)
+    training = [m for _, m in seen if "loss" in m]
+    texts = pq.read_table(clean / "train").select(["text", "source"]).to_pylist()
+    n_bytes = sum(len(r["text"].encode()) for r in texts)
+    n_tokens = sum(i["tokens"] for i in DataLoader(shards, 8, 32).shards.infos)
+    weights = (
+        2 * (32 * 16 * (2 * 2 + 2 * 1) + 3 * 32 * 48) + 400 * 32
+    )  # attention and the layer's inner width; the head
+    attention = 2 * 32 * 32  # layers, width, context
+    assert len(training) == 6
+    for row, numbers in zip(result.curve, training, strict=True):
+        assert numbers["loss"] == pytest.approx(row["loss"], rel=1e-5)
+        assert numbers["bits_per_byte"] == pytest.approx(row["loss"] * n_tokens / math.log(2) / n_bytes, rel=1e-5)
+        assert numbers["gflops"] * 1e9 == pytest.approx(
+            numbers["tokens_per_second"] * 6 * (weights + attention), rel=1e-9
+        )
+    (value,) = (row for row in result.validations if row["step"] == 3)
+    assert (3, {k: value[k] for k in ("val_loss", "val_bits_per_byte")}) in seen
+
+
+def test_tensorboard_gets_every_number_of_training_and_validation(shards, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result, seen = fit(shards, tmp_path / "state", tensorboard=str(tmp_path / "board"))
+    board = EventAccumulator(str(tmp_path / "board" / result.facts["fingerprint"])).Reload()
+    tags = {name for _, numbers in seen for name in numbers}
+    assert set(board.Tags()["scalars"]) == tags and {"loss", "bits_per_byte", "val_loss", "val_bits_per_byte"} <= tags
+    for name in tags:
+        written = [(e.step, e.value) for e in board.Scalars(name)]
+        assert written == [(s, pytest.approx(m[name], rel=1e-6)) for s, m in seen if name in m]
+    assert [e.step for e in board.Scalars("val_bits_per_byte")] == [3, 6]
 
 
 def test_accumulated_micro_batches_equal_the_whole_batch(shards, tmp_path):
@@ -120,8 +166,6 @@ def test_a_wrong_vocabulary_is_told(shards, tmp_path):
 
 
 def test_rows_longer_than_the_context_are_told(shards, tmp_path):
-    from foundry.data.loader import DataLoader
-
     with pytest.raises(FoundryError, match="rows have 64 tokens, the model's context is 32"):
         Trainer(MODEL, TRAIN, DataLoader(shards, 4, 64), state=tmp_path)
 
