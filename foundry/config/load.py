@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from foundry.config.errors import ConfigError
-from foundry.config.schema import Config
+from foundry.config.schema import Config, ModelConfig, TrainConfig
 from foundry.config.section import section_in, shown
 
 DEEPEST = 100  # levels of nested lists and mappings in a file
+MOST, LONGEST = 20, 600  # problems, and characters of one, that a message shows
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -58,6 +59,10 @@ def parse_yaml(text: str, origin: str) -> Any:
                 raise MarkedYAMLError(problem=f"{seen} cannot be read: {e}", problem_mark=node.start_mark) from None
 
         def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
+            try:
+                hash(key)  # a list was made a tuple, but what is in it may be a list
+            except TypeError:
+                raise MarkedYAMLError(problem="found unhashable key", problem_mark=key_node.start_mark) from None
             if key in mapping:
                 problem = f"the key {key!r} is given twice; delete one of the two"
                 raise MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
@@ -101,9 +106,7 @@ def load_config(path: str | Path = "params.yaml") -> Any:
     """
     data = read_yaml(path)
     if isinstance(data, dict) and "training" in data and "download" not in data:
-        from foundry.config.presets import read_pair
-
-        return read_pair(data, str(path))
+        return parse_pair(data, str(path))
     return parse_config(data, str(path))
 
 
@@ -114,10 +117,38 @@ def parse_config(data: Any, origin: str = "params") -> Config:
     try:
         return Config.model_validate(data, context={"pipeline": True})
     except ValidationError as e:
-        lines = [_tell(err, data) for err in e.errors()]
-        raise ConfigError(
-            f"{origin} has {len(lines)} problem{'s'[: len(lines) > 1]}:\n" + "\n".join(f"  - {x}" for x in lines)
-        ) from None
+        raise ConfigError(listing(origin, [_tell(err, data) for err in e.errors()])) from None
+
+
+def parse_pair(data: dict[str, Any], origin: str) -> tuple[ModelConfig, TrainConfig]:
+    """(architecture, recipe) of parsed YAML with the sections `model` and `training`.
+
+    Raises:
+        ConfigError: listing every problem.
+    """
+    problems = [
+        f"{name}: unknown section; known: model, training" for name in data if name not in ("model", "training")
+    ]
+    made: list[Any] = []
+    for section, kind in (("model", ModelConfig), ("training", TrainConfig)):
+        try:
+            made.append(kind.model_validate(data.get(section) or {}))
+        except ValidationError as e:
+            problems += [
+                f"{'.'.join(map(str, (section, *err['loc'])))}: {err['msg'].removeprefix('Value error, ')}, got {shown(err['input'])}"
+                for err in e.errors()
+            ]
+    if problems:
+        raise ConfigError(listing(origin, problems))
+    return made[0], made[1]
+
+
+def listing(origin: str, problems: list[str]) -> str:
+    """All problems of a file as one message; a value of megabytes and a list of thousands of wrong items do not fill the screen."""
+    lines = [p if len(p) <= LONGEST else f"{p[: LONGEST // 2]} … {p[-LONGEST // 2 :]}" for p in problems[:MOST]]
+    if len(problems) > MOST:
+        lines.append(f"… and {len(problems) - MOST} more")
+    return f"{origin} has {len(problems)} problem{'s'[: len(problems) > 1]}:" + "".join(f"\n  - {x}" for x in lines)
 
 
 def _tell(error: dict, data: Any) -> str:

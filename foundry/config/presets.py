@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from foundry.config.errors import ConfigError
+from foundry.config.load import parse_pair
+from foundry.config.profiles import profile_names, profile_values
 from foundry.config.schema import ModelConfig, TrainConfig
-from foundry.config.section import shown
 
 _70M = {"vocab_size": 16_384, "dim": 640, "n_layers": 13, "n_heads": 10, "n_kv_heads": 5, "ffn_dim": 1792}
 PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -44,44 +43,12 @@ def get_preset_config(name: str) -> tuple[ModelConfig, TrainConfig]:
     Raises:
         ConfigError: for an unknown name; the known ones are listed.
     """
-    from foundry.config.profiles import profile_names, profile_values
-
     if name in PRESETS:
         model, train = PRESETS[name]
-        return _pair({"model": model, "training": train}, f"preset {name}")
+        return parse_pair({"model": model, "training": train}, f"preset {name}")
     if name not in profile_names():
         raise ConfigError(f"unknown preset {name!r}; presets are {', '.join([*PRESETS, *profile_names()])}")
     values = profile_values(name)
     sections = {s: {k.split(".")[1]: v for k, v in values.items() if k.startswith(f"{s}.")} for s in ("model", "train")}
     model = {"vocab_size": values["tokenizer.vocab_size"], **sections["model"]}
-    return _pair({"model": model, "training": sections["train"]}, f"profile {name}")
-
-
-def read_pair(data: dict[str, Any], origin: str) -> tuple[ModelConfig, TrainConfig]:
-    """(architecture, recipe) of parsed YAML with the sections `model` and `training`.
-
-    Raises:
-        ConfigError: listing every problem.
-    """
-    if extra := sorted(set(data) - {"model", "training"}):
-        raise ConfigError(
-            f"{origin}: unknown section{'s'[: len(extra) > 1]} {', '.join(extra)}; known: model, training"
-        )
-    return _pair(data, origin)
-
-
-def _pair(data: dict[str, Any], origin: str) -> tuple[ModelConfig, TrainConfig]:
-    made: list[Any] = []
-    problems: list[str] = []
-    for section, kind in (("model", ModelConfig), ("training", TrainConfig)):
-        try:
-            made.append(kind.model_validate(data.get(section) or {}))
-        except ValidationError as e:
-            for error in e.errors():
-                key = ".".join(str(p) for p in (section, *error["loc"]))
-                problems.append(f"{key}: {error['msg'].removeprefix('Value error, ')}, got {shown(error['input'])}")
-    if problems:
-        raise ConfigError(
-            f"{origin} has {len(problems)} problem{'s'[: len(problems) > 1]}:" + "".join(f"\n  - {p}" for p in problems)
-        )
-    return made[0], made[1]
+    return parse_pair({"model": model, "training": sections["train"]}, f"profile {name}")

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from foundry.config.corpus import Clean, Download, Shard, TokenizerParams
-from foundry.config.section import Name, Section, TaskPath
+from foundry.config.section import Name, Section, TaskPath, shown
 
 # YAML has no tuples and no sets: a list is what a user writes.
 Pair = Annotated[tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
@@ -33,21 +33,23 @@ class ModelConfig(Section):
         pydantic.ValidationError: (a `ValueError`) with the rule, for a shape that cannot work.
     """
 
-    vocab_size: int = Field(4096, ge=1)
-    dim: int = Field(256, ge=1, description="width of the residual stream")
-    n_layers: int = Field(6, ge=1)
-    n_heads: int = Field(4, ge=1, description="query heads")
-    n_kv_heads: int = Field(2, ge=1, description="key and value heads (grouped-query attention)")
-    ffn_dim: int = Field(768, ge=1, description="inner width of the SwiGLU feed-forward layer")
-    max_seq_len: int = Field(256, ge=2, description="context length in tokens")
-    rope_theta: float = Field(10_000.0, gt=0)
-    norm_eps: float = Field(1e-5, gt=0)
+    vocab_size: int = Field(4096, ge=1, le=2**20)
+    dim: int = Field(256, ge=1, le=2**20, description="width of the residual stream")
+    n_layers: int = Field(6, ge=1, le=10_000)
+    n_heads: int = Field(4, ge=1, le=2**20, description="query heads")
+    n_kv_heads: int = Field(2, ge=1, le=2**20, description="key and value heads (grouped-query attention)")
+    ffn_dim: int = Field(768, ge=1, le=2**22, description="inner width of the SwiGLU feed-forward layer")
+    max_seq_len: int = Field(256, ge=2, le=2**24, description="context length in tokens")
+    rope_theta: float = Field(10_000.0, gt=0, le=1e12)
+    norm_eps: float = Field(1e-5, gt=0, le=1)
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on the residual branches, in training only")
     tie_embeddings: bool = Field(True, description="one matrix for the input embedding and the output head")
     qk_norm: bool = Field(False, description="normalise queries and keys of each head (Qwen3)")
     zero_init: bool = Field(True, description="every block begins as the identity; false: small random outputs (GPT-2)")
-    logit_softcap: float = Field(0.0, ge=0, description="logits stay within it by a tanh (Gemma 2); 0 = off")
-    sliding_window: int = Field(0, ge=0, description="a token sees so many tokens, itself included; 0 = all before it")
+    logit_softcap: float = Field(0.0, ge=0, le=1e6, description="logits stay within it by a tanh (Gemma 2); 0 = off")
+    sliding_window: int = Field(
+        0, ge=0, le=2**24, description="a token sees so many tokens, itself included; 0 = all before it"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -71,19 +73,21 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """The recipe of a training run. Every key is part of the run's identity."""
 
-    steps: int = Field(1000, ge=1, description="optimizer steps")
-    tokens_per_step: int = Field(2048, ge=2, description="global batch in tokens, over all ranks and micro-batches")
+    steps: int = Field(1000, ge=1, le=10**9, description="optimizer steps")
+    tokens_per_step: int = Field(
+        2048, ge=2, le=2**32, description="global batch in tokens, over all ranks and micro-batches"
+    )
     optimizer: Literal["adamw", "muon"] = Field("muon", description="muon: Muon on matrices, fused AdamW on the rest")
-    lr: float = Field(3e-3, gt=0, description="peak learning rate of AdamW")
-    matrix_lr: float = Field(0.02, gt=0, description="peak learning rate of Muon (matrices of the layers)")
+    lr: float = Field(3e-3, gt=0, le=100, description="peak learning rate of AdamW")
+    matrix_lr: float = Field(0.02, gt=0, le=100, description="peak learning rate of Muon (matrices of the layers)")
     betas: Pair = Field((0.9, 0.95), description="AdamW")
-    eps: float = Field(1e-8, gt=0, description="AdamW")
-    weight_decay: float = Field(0.1, ge=0, description="on matrices; norms and embeddings are not decayed")
-    grad_clip: float = Field(1.0, ge=0, description="largest global norm of the gradient; 0 = off")
+    eps: float = Field(1e-8, gt=0, le=1, description="AdamW")
+    weight_decay: float = Field(0.1, ge=0, le=100, description="on matrices; norms and embeddings are not decayed")
+    grad_clip: float = Field(1.0, ge=0, le=1e9, description="largest global norm of the gradient; 0 = off")
     schedule: Literal["wsd", "cosine", "linear", "constant"] = Field(
         "wsd", description="after the warm-up; wsd: stable, then linear decay to min_lr_ratio"
     )
-    warmup_steps: int = Field(40, ge=0)
+    warmup_steps: int = Field(40, ge=0, le=10**9)
     decay_fraction: float = Field(0.6, ge=0.0, le=1.0, description="wsd: share of the steps that decays")
     min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="learning rate at the end, relative to the peak")
     packing: Literal["cut", "best_fit", "document"] = Field(
@@ -92,16 +96,18 @@ class TrainConfig(Section):
     )
     document_mask: bool = Field(False, description="attention ends where a document does")
     z_loss: float = Field(
-        0.0, ge=0, description="weight of (log sum exp of the logits)^2 in what is minimised; 0 = off"
+        0.0, ge=0, le=1e3, description="weight of (log sum exp of the logits)^2 in what is minimised; 0 = off"
     )
     on_nonfinite: Literal["halt", "skip", "rollback"] = Field(
         "halt",
         description="when a loss or gradient is not finite; skip: that step changes nothing; rollback: the batches before it are passed over",
     )
-    rollback_steps: int = Field(5, ge=1, description="batches that a rollback passes over, the offending one included")
-    log_interval: int = Field(10, ge=1, description="steps between two points of the loss curve")
-    eval_interval: int = Field(100, ge=1, description="steps between two validations")
-    eval_tokens: int = Field(32_768, ge=1, description="validation tokens, always the same ones")
+    rollback_steps: int = Field(
+        5, ge=1, le=10**9, description="batches that a rollback passes over, the offending one included"
+    )
+    log_interval: int = Field(10, ge=1, le=10**9, description="steps between two points of the loss curve")
+    eval_interval: int = Field(100, ge=1, le=10**9, description="steps between two validations")
+    eval_tokens: int = Field(32_768, ge=1, le=2**40, description="validation tokens, always the same ones")
 
     _batch_size: int | None = PrivateAttr(None)
 
@@ -138,15 +144,18 @@ class TrainConfig(Section):
 
 
 class Evaluate(Section):
-    bootstrap: int = Field(2000, ge=100, description="resamples of the documents for each interval")
+    bootstrap: int = Field(2000, ge=100, le=10**6, description="resamples of the documents for each interval")
     baselines: bool = Field(True, description="compress the same bytes with xz, zstd and PPMd")
     contamination_ngram: int = Field(
-        13, ge=0, description="words of a run that counts as seen when the training text has it too; 0: not looked for"
+        13,
+        ge=0,
+        le=1000,
+        description="words of a run that counts as seen when the training text has it too; 0: not looked for",
     )
     tasks: list[Literal["cloze", "minimal_pairs"]] = Field(
         default_factory=lambda: ["cloze", "minimal_pairs"], description="multiple choice made from the test text"
     )
-    task_items: int = Field(200, ge=1, description="questions of each of them, at most one a document")
+    task_items: int = Field(200, ge=1, le=10**6, description="questions of each of them, at most one a document")
     task_files: list[TaskPath] = Field(
         default_factory=list, description="globs of your own multiple-choice questions (JSON lines) below tasks/"
     )
@@ -154,11 +163,11 @@ class Evaluate(Section):
         default_factory=list,
         description="tasks of lm-evaluation-harness by name; they may need the internet and pip install 'foundry-lm[eval]'",
     )
-    harness_limit: int = Field(0, ge=0, description="examples of each of those; 0: all")
+    harness_limit: int = Field(0, ge=0, le=10**9, description="examples of each of those; 0: all")
     prompts: list[str] = Field(
         default_factory=lambda: ["The ", "Chocolate Cake\n\nIngredients:\n"], description="fixed prompts of the samples"
     )
-    max_new_tokens: int = Field(120, ge=1)
+    max_new_tokens: int = Field(120, ge=1, le=10**6)
     temperature: float = Field(
         0.8, ge=0.0, le=2.0, description="of the sampled continuations; a greedy one stands beside each"
     )
@@ -171,7 +180,7 @@ class Export(Section):
         min_length=1,
         description="number formats of the matrices, one GGUF file each; q8_0 and q4_0 need widths in multiples of 32",
     )
-    parity_tolerance: float = Field(1e-4, gt=0, description="largest difference of logits that is accepted")
+    parity_tolerance: float = Field(1e-4, gt=0, le=1, description="largest difference of logits that is accepted")
 
     @field_validator("gguf_types")
     @classmethod
@@ -191,7 +200,9 @@ class Runtime(Section):
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="torch.compile; auto: where it works and the run is long enough to pay for it"
     )
-    nproc: int = Field(0, ge=0, description="training processes of this machine; 0: one for each GPU, else one")
+    nproc: int = Field(
+        0, ge=0, le=1024, description="training processes of this machine; 0: one for each GPU, else one"
+    )
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
         description="several processes; ddp: each holds the model; fsdp: they share it, for models that do not fit",
@@ -199,22 +210,27 @@ class Runtime(Section):
     recompute: bool = Field(
         False, description="recompute activations in the backward pass: less memory, a third more work"
     )
-    loss_chunk: int = Field(1024, ge=16, description="tokens whose logits exist at a time in training")
-    threads: int = Field(0, ge=0, description="CPU threads of a process; 0: all cores")
+    loss_chunk: int = Field(1024, ge=16, le=2**32, description="tokens whose logits exist at a time in training")
+    threads: int = Field(0, ge=0, le=4096, description="CPU threads of a process; 0: all cores")
     micro_batch_tokens: int = Field(
-        0, ge=0, description="tokens of one forward pass on one process; 0: as many as is fast"
+        0, ge=0, le=2**32, description="tokens of one forward pass on one process; 0: as many as is fast"
     )
-    checkpoint_interval: int = Field(200, ge=1, description="steps between two checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
-    downloads: int = Field(4, ge=1, description="parallel downloads")
-    workers: int = Field(0, ge=0, description="processes that clean and tokenize; 0: all cores")
+    checkpoint_interval: int = Field(200, ge=1, le=10**9, description="steps between two checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, le=10**6, description="newest checkpoints that are kept")
+    downloads: int = Field(4, ge=1, le=256, description="parallel downloads")
+    workers: int = Field(0, ge=0, le=4096, description="processes that clean and tokenize; 0: all cores")
     executor: Literal["local", "ray"] = Field(
         "local", description="where they run; ray: needs pip install foundry-lm[ray]"
     )
     ray_address: str | None = Field(None, description="an existing Ray cluster; null: one on this machine")
-    unit_bytes: int = Field(8 << 20, ge=1024, description="bytes of a raw file that are one unit of cleaning work")
+    unit_bytes: int = Field(
+        8 << 20, ge=1024, le=1 << 40, description="bytes of a raw file that are one unit of cleaning work"
+    )
     memory_bytes: int = Field(
-        512 << 20, ge=1 << 20, description="memory of one process for sorting and counting; more goes through the disk"
+        512 << 20,
+        ge=1 << 20,
+        le=1 << 50,
+        description="memory of one process for sorting and counting; more goes through the disk",
     )
     tracking: bool = Field(True, description="send metrics and models to MLflow")
     tracking_uri: str | None = Field(
@@ -250,7 +266,9 @@ class Config(Section):
             vocab = tokenizer.get("vocab_size", 4096) if isinstance(tokenizer, dict) else 4096
             given = data["model"].get("vocab_size", vocab)
             if given != vocab:
-                raise ValueError(f"model.vocab_size ({given}) must equal tokenizer.vocab_size ({vocab}): leave it out")
+                raise ValueError(
+                    f"model.vocab_size ({shown(given)}) must equal tokenizer.vocab_size ({shown(vocab)}): leave it out"
+                )
             data = {**data, "model": {**data["model"], "vocab_size": vocab}}
         return data
 

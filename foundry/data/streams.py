@@ -34,7 +34,7 @@ XZ_MEMORY = 256 << 20  # a dictionary of xz -9 needs 65 MB
 
 @dataclass(frozen=True)
 class Limits:
-    """Of `Clean`: `max_record_bytes`, `max_unpack_ratio`, `max_unpacked_bytes`."""
+    """Of `Clean`: `max_record_bytes`, `max_unpack_ratio` (0: no limit), `max_unpacked_bytes`."""
 
     record: int = 64 << 20
     ratio: float = 1000.0
@@ -50,7 +50,7 @@ class Meter:
 
     def __init__(self, shown: str, packed: int, limits: Limits) -> None:
         self.shown, self.packed, self.limits, self.grown = shown, packed, limits, 0
-        self.most = min(limits.unpacked, max(SMALL, int(limits.ratio * packed)))
+        self.most = min(limits.unpacked, max(SMALL, int(limits.ratio * packed))) if limits.ratio else limits.unpacked
 
     def add(self, n: int) -> None:
         self.grown += n

@@ -155,7 +155,7 @@ def test_a_yaml_file_with_model_and_training_is_a_pair(tmp_path):
     model, train = load_config(path)
     assert (model.dim, train.batch_size, train.lr, train.steps) == (64, 4, 1e-3, 50)
     path.write_text("model: {dim: 65}\ntraining: {max_iters: 0}\noptimizer: {}\n")
-    with pytest.raises(ConfigError, match="unknown section optimizer"):
+    with pytest.raises(ConfigError, match="optimizer: unknown section"):
         load_config(path)
     path.write_text("model: {dim: 65}\ntraining: {max_iters: 0}\n")
     with pytest.raises(ConfigError, match="2 problems"):
