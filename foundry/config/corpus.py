@@ -61,7 +61,10 @@ class Source(Section):
         for key, url in (("url", self.url), *(("mirrors", m) for m in self.mirrors)):
             scheme = url.split(":", 1)[0]
             if scheme == "file":
-                below("corpus", url.removeprefix("file:"))
+                try:
+                    below("corpus", url.removeprefix("file:"))
+                except ValueError as e:
+                    raise ValueError(f"{key}: {e}") from None
             if scheme not in SCHEMES:
                 raise ValueError(f"{key}: must start with {', '.join(f'{s}:' for s in SCHEMES)}, got {shown(url)}")
             if scheme == "pypi" and (self.sha256 is None or "==" not in url):
