@@ -90,10 +90,11 @@ def links(ws: Workspace) -> list[tuple[str, str, str]]:
     if not record.exists():
         return plain
     run = json.loads(record.read_text(encoding="utf-8"))
+    from foundry.tracking.address import resolve
     from foundry.tracking.nested import experiment_of
 
     try:
-        where = experiment_of(run["uri"], run["run_id"])
+        where = experiment_of(resolve(run["uri"], ws.home), run["run_id"])
     except Exception as e:  # MLflow raises its own and every network error; the run is built all the same
         get_run_logger().warning("no link to the run in MLflow: %s", e)
         return plain

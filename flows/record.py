@@ -1,6 +1,5 @@
 """A sweep's run in MLflow, its trials nested in it. A tracker that is away fails no trial: what it did not hear of is told at the end, if it is back."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from prefect import get_run_logger
 
 from foundry.config import load_config
+from foundry.tracking.address import portable, resolve
 from foundry.tracking.nested import begin_parent, end_parent, nest
-from foundry.tracking.settings import reason
+from foundry.tracking.settings import reason, tracking_uri
 from foundry.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -26,16 +26,14 @@ class Record:
     """
 
     def __init__(self, home: Path, name: str, options: "Sweep") -> None:
-        self.name, self.options, self.rows = name, options, []
+        self.home, self.name, self.options, self.rows = home, name, options, []
         self.run_id: str | None = None
         self.open = _path(home, name)
         runtime = load_config(home / "params.yaml").runtime
         given = {k.removeprefix("runtime."): v for k, v in options.values().items() if k.startswith("runtime.")}
         runtime = runtime.model_copy(update=given)
         self.experiment, self.tracking = runtime.experiment, runtime.tracking
-        # As foundry.tracking.tracking_uri, which asks where this process stands.
-        here = f"sqlite:///{home / '.foundry' / 'mlflow.db'}"
-        self.uri = runtime.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or here
+        self.uri = tracking_uri(runtime, home)
 
     def __enter__(self) -> "Record":
         self._begin()
@@ -68,7 +66,7 @@ class Record:
         params = {"method": o.method, "space": {k: a.model_dump(exclude_none=True) for k, a in o.space.items()}}
         with _tolerant("no run in MLflow for this sweep yet"):
             self.run_id = begin_parent(self.uri, self.experiment, self.name, params, note)
-            write_json(self.open, {"uri": self.uri, "run_id": self.run_id})
+            write_json(self.open, {"uri": portable(self.uri, self.home), "run_id": self.run_id})
 
     def nest(self, row: dict[str, Any]) -> None:
         """Puts a trial's training under the sweep; one that had none stays out."""
@@ -82,7 +80,7 @@ def close_record(home: Path, name: str) -> None:
     path = _path(home, name)
     if path.exists():
         known = read_json(path, "the sweep's run in MLflow")
-        end_parent(known["uri"], known["run_id"], {}, {}, "KILLED")
+        end_parent(resolve(known["uri"], home), known["run_id"], {}, {}, "KILLED")
         path.unlink()
 
 

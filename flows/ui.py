@@ -20,7 +20,8 @@ from pathlib import Path
 from flows.deploy import POOL, deploy, forget, remember
 from flows.settings import environment, project_root
 from foundry.config import ConfigError, FoundryError
-from foundry.tracking.settings import connect
+from foundry.tracking.address import own_store, sqlite_uri
+from foundry.tracking.settings import artifacts_of, connect
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 180.0  # seconds; a server takes 4 to 10, on a busy machine much longer
@@ -47,16 +48,15 @@ class Ui:
 
     def command(self, name: str) -> list[str]:
         port = urllib.parse.urlsplit(self.prefect_url if name == "prefect-server" else self.mlflow_url).port
-        state = self.root / ".foundry"
         if name == "prefect-server":
             return ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
         if name == "worker":
             return ["prefect", "worker", "start", "--pool", POOL, "--name", socket.gethostname()]
         store = [
             "--backend-store-uri",
-            f"sqlite:///{state / 'mlflow.db'}",
+            sqlite_uri(own_store(self.root)),
             "--artifacts-destination",
-            (state / "mlartifacts").as_uri(),
+            artifacts_of(own_store(self.root)),
         ]
         return ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1", *store]
 
@@ -158,7 +158,7 @@ def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000, webhook
     ui = Ui(root, f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}")
     state = root / ".foundry"
     (state / "ui").mkdir(parents=True, exist_ok=True)
-    store = f"sqlite:///{state / 'mlflow.db'}"
+    store = sqlite_uri(own_store(root))
     try:
         connect(store)  # makes it, if it is not there, under our lock: a training may do the same at this moment
         ui.spawn("prefect-server")

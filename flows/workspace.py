@@ -159,7 +159,10 @@ def prune(home: Path, but: Path | None = None) -> None:
 
 
 def _make(ws: Workspace, tree: Path) -> None:
-    if not (tree / ".git").exists() or _git(tree, "rev-parse", "HEAD", may_fail=True) != ws.commit:
+    link = ws.root / ".foundry"
+    # A worktree that was copied together with the project belongs to the original: its git folder and its state are there.
+    foreign = link.is_symlink() and link.resolve() != (ws.home / ".foundry").resolve()
+    if foreign or not (tree / ".git").exists() or _git(tree, "rev-parse", "HEAD", may_fail=True) != ws.commit:
         _remove(ws.home, tree)
         # Without hooks: DVC's own checks out before it knows the cache.
         _git(
@@ -173,7 +176,6 @@ def _make(ws: Workspace, tree: Path) -> None:
             str(tree),
             ws.commit,
         )
-    link = ws.root / ".foundry"
     if not link.is_symlink():
         link.symlink_to(ws.home / ".foundry")
     config = ConfigObj(str(ws.home / ".dvc" / "config.local"), encoding="utf-8")  # secrets of a remote are in it

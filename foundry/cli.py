@@ -22,7 +22,9 @@ def check(args: argparse.Namespace) -> None:
         for key, default, text in describe():
             print(f"{key}\n    {text}\n    default: {default}")
         return
-    load_config(args.params)
+    from foundry.tracking import tracking_uri
+
+    tracking_uri(load_config(args.params).runtime)
     print(f"{args.params}: every key is known and every value fits")
     if mend_rwlock():
         print("removed .dvc/tmp/rwlock, which a killed DVC left cut off")

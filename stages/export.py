@@ -12,6 +12,7 @@ from foundry.export.lineage import lineage
 from foundry.export.quantised import Scored
 from foundry.models import load_model
 from foundry.tokenizers import Tokenizer
+from foundry.tracking.settings import tracking_uri
 from foundry.utils.files import read_json
 from foundry.utils.stage import run_stage
 
@@ -23,6 +24,8 @@ BATCH_TOKENS = 4096
 
 
 def work(cfg: Config, log: logging.Logger) -> None:
+    if cfg.runtime.tracking:
+        tracking_uri(cfg.runtime)  # refuses an address that can never work before the export is made
     model, facts = load_model("artifacts/model")
     report = read_json("reports/evaluate.json", "the evaluation; run `dvc repro evaluate`")
     cleaning = read_json("reports/clean.json", "the cleaning's report; run `dvc repro clean`")

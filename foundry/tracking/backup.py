@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry.config import TrackingError
+from foundry.tracking.address import sqlite_path
 from foundry.tracking.registry import CONTENT, fetch, reached, versions
 from foundry.utils.files import read_json, write_json
 
@@ -57,8 +58,8 @@ def backup(uri: str, folder: Path) -> dict[str, int]:
                     "versions": rows,
                 }
             )
-    if uri.startswith("sqlite:///"):
-        _copy_sqlite(Path(uri.removeprefix("sqlite:///")), folder / "mlflow.db")
+    if store := sqlite_path(uri):
+        _copy_sqlite(store, folder / "mlflow.db")
     write_json(folder / "registry.json", {"uri": uri, "models": models})
     if problems:
         raise TrackingError("not all could be copied:\n  - " + "\n  - ".join(problems))

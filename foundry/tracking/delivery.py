@@ -1,7 +1,7 @@
 """The copying side: from a run's state folder to one MLflow store. Used by the thread of a training, by the next run, and by `foundry sync`.
 
 `run.json` holds all that is needed to make the run in MLflow, `run_id.json` which one it became. The run carries a random key of the folder as a tag: when an
-answer was lost on its way the run is found by it, not made twice. Every step can be repeated.
+answer was lost on its way the run is found by it, not made twice. A copied folder gets a key of its own. Every step can be repeated.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from foundry.config import FoundryError
+from foundry.tracking.address import portable, resolve
 from foundry.tracking.settings import connect, experiment_id, serialized
 from foundry.tracking.spool import Spool
 from foundry.utils.files import read_json, write_json, write_text
@@ -32,7 +36,9 @@ class RunSpec:
     """Everything that makes the run in MLflow; kept in `run.json`.
 
     Attributes:
+        uri: absolute here; in the file relative to the project, if the store is inside it.
         key: random, of the state folder; tagged on the run.
+        home: the state folder that the key belongs to.
     """
 
     uri: str
@@ -43,10 +49,42 @@ class RunSpec:
     tags: dict[str, str] = field(default_factory=dict)
     datasets: list[dict[str, str]] = field(default_factory=list)
     key: str = ""
+    home: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> RunSpec:
-        return cls(**read_json(folder / "run.json", "a run that was tracked"))
+        """What the folder's `run.json` holds. A folder that was copied gets a new key first, and forgets the run of the original.
+
+        Raises:
+            FoundryError: if the file is missing or is not what Foundry wrote.
+        """
+        spec = cls._as_written(folder)
+        here = str(folder.resolve())
+        if spec.home and spec.home != here:
+            if _key_of(Path(spec.home)) == spec.key:
+                for name in ("run_id.json", "uploaded.offset", "delivered"):
+                    (folder / name).unlink(missing_ok=True)
+                shutil.rmtree(folder / "elsewhere", ignore_errors=True)
+                spec = replace(spec, key=uuid.uuid4().hex)
+            spec = replace(spec, home=here)
+            spec.write(folder)
+        return spec
+
+    @classmethod
+    def _as_written(cls, folder: Path) -> RunSpec:
+        found = read_json(folder / "run.json", "a run that was tracked")
+        return cls(**{**found, "uri": resolve(found["uri"])})
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / "run.json", {**asdict(self), "uri": portable(self.uri)})
+
+
+def _key_of(folder: Path) -> str | None:
+    """The key in another folder's `run.json`; None if there is none that can be read."""
+    try:
+        return read_json(folder / "run.json", "the run that this one may be a copy of").get("key")
+    except (FoundryError, OSError, AttributeError):
+        return None
 
 
 class Delivery:
@@ -83,7 +121,7 @@ class Delivery:
         if not path.exists():
             return None
         known = read_json(path, "the run's id in MLflow")
-        if known["uri"] != self.spec.uri:
+        if resolve(known["uri"]) != self.spec.uri:
             return None
         try:
             run = client.get_run(known["run_id"])
@@ -117,7 +155,7 @@ class Delivery:
             ],
         )
         (self.marks / "uploaded.offset").unlink(missing_ok=True)  # of another store; this one may lack the points
-        write_json(self.marks / "run_id.json", {"uri": self.spec.uri, "run_id": run_id})
+        write_json(self.marks / "run_id.json", {"uri": portable(self.spec.uri), "run_id": run_id})
         return run_id
 
     def _made_before(self, client: MlflowClient, where: str) -> str | None:
@@ -170,8 +208,9 @@ def deliver_folder(folder: Path, uri: str | None = None) -> tuple[int, str | Non
     """
     spec, status = RunSpec.read(folder), _status(folder)
     marks = folder
-    if uri and uri != spec.uri:  # a copy elsewhere: the run's own store still gets all
-        marks, spec = folder / "elsewhere" / hashlib.sha256(uri.encode()).hexdigest()[:16], replace(spec, uri=uri)
+    if uri and (uri := resolve(uri)) != spec.uri:  # a copy elsewhere: the run's own store still gets all
+        mark = hashlib.sha256(portable(uri).encode()).hexdigest()[:16]
+        marks, spec = folder / "elsewhere" / mark, replace(spec, uri=uri)
         marks.mkdir(parents=True, exist_ok=True)
     if status and _is_delivered(folder, marks, status):
         return 0, status

@@ -10,11 +10,12 @@ import threading
 import time
 import uuid
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from foundry.tracking.address import resolve
 from foundry.tracking.delivery import Delivery, RunSpec, deliver_folder, leftovers, tracked
 from foundry.tracking.description import NOTE, run_description
 from foundry.tracking.experiment import experiment_name, experiment_tags
@@ -22,7 +23,7 @@ from foundry.tracking.lineage import lineage_tags
 from foundry.tracking.params import flatten
 from foundry.tracking.settings import reason
 from foundry.tracking.system import SystemMetrics
-from foundry.utils.files import write_json, write_text
+from foundry.utils.files import write_text
 from foundry.utils.log import get_logger
 
 PERIOD, LONGEST_PAUSE, CLOSE_TIMEOUT = 2.0, 60.0, 20.0  # seconds
@@ -57,7 +58,7 @@ class Tracker:
         name = experiment_name()
         note = {NOTE: run_description(fingerprint, params or {})}
         self.spec = RunSpec(
-            uri,
+            resolve(uri),
             experiment,
             f"{run_name} {name}" if name else run_name,
             fingerprint,
@@ -81,8 +82,9 @@ class Tracker:
         if stack.enter_context(tracked(self.folder, wait=2.0)) is None:
             return False
         if (self.folder / "run.json").exists() and (key := RunSpec.read(self.folder).key):
-            self.spec = RunSpec(**{**asdict(self.spec), "key": key})
-        write_json(self.folder / "run.json", asdict(self.spec))
+            self.spec = replace(self.spec, key=key)
+        self.spec = replace(self.spec, home=str(self.folder.resolve()))
+        self.spec.write(self.folder)
         for name in ("status", "delivered"):
             (self.folder / name).unlink(missing_ok=True)
         self._delivery = Delivery(self.folder, self.spec)

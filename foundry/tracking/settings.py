@@ -1,15 +1,22 @@
-"""Where MLflow is, and its environment: no telemetry, quick failures. The only place that decides either."""
+"""Where MLflow is, and its environment: no telemetry, quick failures. The only place that decides either.
+
+MLflow keeps absolute addresses of artifacts in its store. `connect` repairs those of a SQLite store that was moved or copied together with its project.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import glob
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foundry.config import Runtime
+from foundry.config import ConfigError, Runtime
+from foundry.tracking.address import own_store, resolve, sqlite_path, sqlite_uri
 from foundry.tracking.description import EXPERIMENT, NOTE
 from foundry.utils.files import state_dir
 
@@ -17,9 +24,36 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def tracking_uri(runtime: Runtime) -> str:
-    """`runtime.tracking_uri`, else MLFLOW_TRACKING_URI, else SQLite under `.foundry/` by its absolute path."""
-    return runtime.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{state_dir() / 'mlflow.db'}"
+ARTIFACTS = "mlartifacts"  # folder beside a SQLite store
+ADDRESSES = (  # columns of MLflow 3.17 that hold an address of artifacts; a test finds those that are missing here
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("trace_tags", "value"),
+)
+
+
+def tracking_uri(runtime: Runtime, home: Path | None = None) -> str:
+    """`runtime.tracking_uri`, else MLFLOW_TRACKING_URI, else SQLite under `.foundry/`; always absolute.
+
+    Args:
+        home: the project, for a process that may stand elsewhere; by default the one that this process belongs to.
+
+    Raises:
+        ConfigError: for an address that can never work, with the right form and where the wrong one stands.
+    """
+    for where, uri in (
+        ("runtime.tracking_uri", runtime.tracking_uri),
+        ("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI")),
+    ):
+        if uri:
+            try:
+                return resolve(uri, home)
+            except ConfigError as e:
+                raise ConfigError(f"{where}: {e}") from None
+    return sqlite_uri(own_store(home))
 
 
 def prepare_environment() -> None:
@@ -42,7 +76,13 @@ def serialized(name: str) -> Iterator[None]:
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client. The SQLite store is created by one process at a time; its migrations do not stand two at once."""
+    """A client. A SQLite store is created by one process at a time, as is the repair of one that was moved or copied: what it holds lies beside it.
+
+    Raises:
+        ConfigError: for an address that can never work.
+        Exception: MLflow's own, SQLAlchemy's and every network error.
+    """
+    uri = resolve(uri)
     prepare_environment()
     import logging
 
@@ -50,12 +90,13 @@ def connect(uri: str) -> MlflowClient:
 
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if not uri.startswith("sqlite:///"):
+    path = sqlite_path(uri)
+    if path is None:
         return MlflowClient(uri)
     with serialized("mlflow"):
-        path = Path(uri.removeprefix("sqlite:///"))
         if not path.exists():
             _create(path)
+        repair_addresses(path)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
@@ -67,10 +108,47 @@ def _create(path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
-    for left in path.parent.glob(f"{new.name}*"):
+    for left in path.parent.glob(f"{glob.escape(new.name)}*"):
         left.unlink()
-    MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+    MlflowClient(sqlite_uri(new)).search_experiments(max_results=1)
+    with contextlib.closing(sqlite3.connect(new)) as db, db:
+        # MLflow's own experiment would write to `mlruns` in the folder that some process was started in.
+        db.execute("UPDATE experiments SET artifact_location = ?", (artifacts_of(path),))
     os.replace(new, path)
+
+
+def artifacts_of(store: Path) -> str:
+    """Where a SQLite store keeps its files: beside it."""
+    return store.with_name(ARTIFACTS).as_uri()
+
+
+def repair_addresses(store: Path) -> int:
+    """Points a SQLite store at the files beside it: after `mv` the old addresses lead nowhere, after `cp -r` to the original's files.
+
+    One transaction, so that a kill leaves all old or all new. Addresses that were never beside the store (S3, a server's own scheme) stay.
+
+    Returns:
+        The number of addresses that were changed.
+    """
+    here, changed = artifacts_of(store), 0
+    with contextlib.closing(sqlite3.connect(store, timeout=20)) as db, db:
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "experiments" not in tables:
+            return 0
+        found = {at for (at,) in db.execute("SELECT DISTINCT artifact_location FROM experiments")}
+        for old in sorted(at for at in found if at and at != here and _was_beside(at)):
+            for table, column in ADDRESSES:
+                if table in tables:
+                    changed += db.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                        f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                        (here, len(old) + 1, old, len(old) + 1, f"{old}/"),
+                    ).rowcount
+    return changed
+
+
+def _was_beside(location: str) -> bool:
+    return location.startswith("file:///") and location.endswith(f"/{ARTIFACTS}")
 
 
 def reason(error: Exception) -> str:
@@ -85,9 +163,8 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
         found = client.get_experiment_by_name(name)
         if found:
             return found.experiment_id
-        where = None
-        if uri.startswith("sqlite:///"):
-            where = Path(uri.removeprefix("sqlite:///")).with_name("mlartifacts").as_uri()
+        store = sqlite_path(resolve(uri))
+        where = artifacts_of(store) if store else None
         made = client.create_experiment(name, artifact_location=where)
         # MLflow opens on its GenAI pages otherwise.
         client.set_experiment_tag(made, "mlflow.experimentKind", "custom_model_development")
