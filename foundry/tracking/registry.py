@@ -6,6 +6,10 @@ where an earlier call died, how often DVC restores the export, or whether two pr
 
 from __future__ import annotations
 
+import atexit
+import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry.config import ConfigError, FoundryError, TrackingError
+from foundry.tracking.address import sqlite_path
 from foundry.tracking.lineage import lineage_tags
 from foundry.tracking.promotion import Decide, settle
 from foundry.tracking.run import DatasetRef
-from foundry.tracking.settings import connect, experiment_id, serialized
+from foundry.tracking.settings import connect, experiment_id, mlflow_at, serialized
 from foundry.utils.files import sha256_tree
 
 if TYPE_CHECKING:
@@ -88,7 +93,9 @@ def reached(uri: str, what: str, then: str = "") -> Iterator[MlflowClient]:
     """
     try:
         with serialized("register"):
-            yield connect(uri)
+            client = connect(uri)
+            with mlflow_at(uri):
+                yield client
     except FoundryError:
         raise
     except Exception as e:  # MLflow raises its own, SQLAlchemy's and every network error
@@ -97,12 +104,22 @@ def reached(uri: str, what: str, then: str = "") -> Iterator[MlflowClient]:
 
 
 def load_registered(name: str, which: str, uri: str) -> Any:
-    """The pyfunc model of a version (`3`) or an alias (`champion`)."""
+    """The pyfunc model of a version (`3`) or an alias (`champion`).
+
+    MLflow 3.17 takes the path of a local model for an address when it reads it, so that a `?` or a `%20` in a folder's name hides the model: from such
+    a store it is loaded from a copy, which is kept until the process ends, because the model's code is imported from there.
+    """
+    address = f"models:/{name}/{which}" if which.isdigit() else f"models:/{name}@{which}"
     connect(uri)
+    store = sqlite_path(uri)
     import mlflow
 
-    mlflow.set_tracking_uri(uri)
-    return mlflow.pyfunc.load_model(f"models:/{name}/{which}" if which.isdigit() else f"models:/{name}@{which}")
+    with mlflow_at(uri):
+        if store and re.search(r"[?%#]", str(store)):
+            folder = tempfile.mkdtemp(prefix="foundry-model-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            address = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=folder, tracking_uri=uri)
+        return mlflow.pyfunc.load_model(address)
 
 
 def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
@@ -140,12 +157,11 @@ def download(address: str, uri: str, into: Path) -> Path:
 
 
 def fetch(client: MlflowClient, version: ModelVersion, uri: str, into: Path, part: str = "") -> Path:
-    """The artifacts of a version, or one part of them (`documents.parquet`): where they lie now."""
+    """The artifacts of a version, or one part of them (`documents.parquet`), inside `reached`: where they are now."""
     import mlflow
 
-    mlflow.set_tracking_uri(uri)
     where = f"models:/{version.name}/{version.version}/artifacts" + (f"/{part}" if part else "")
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=where, dst_path=str(into)))
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=where, dst_path=str(into), tracking_uri=uri))
 
 
 def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content: str) -> ModelVersion:
@@ -154,7 +170,6 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    mlflow.set_tracking_uri(uri)
     run_id = _run_of(client, uri, experiment, c.fingerprint)
     for key, value in c.metrics.items():
         client.log_metric(run_id, key, value)
@@ -177,7 +192,7 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
         warnings.showwarning = lambda *_, **__: None
         info = mlflow.pyfunc.log_model(
             name=c.name, python_model=str(c.model_code), code_paths=[str(p) for p in c.code_paths], signature=signature, input_example=["The "],
-            artifacts={"export": str(c.export_dir), "scores": str(c.scores)},
+            artifacts={"export": c.export_dir.resolve().as_uri(), "scores": c.scores.resolve().as_uri()},
             pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in REQUIREMENTS] + [f"mlflow=={installed('mlflow')}"],
         )  # fmt: skip
     client.set_terminated(

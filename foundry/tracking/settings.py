@@ -157,6 +157,24 @@ def reason(error: Exception) -> str:
     return (line.partition("(Caused by ")[2].removesuffix(")") or line)[:200]
 
 
+@contextmanager
+def mlflow_at(uri: str) -> Iterator[None]:
+    """MLflow's own global address, only inside the block.
+
+    MLflow writes it into MLFLOW_TRACKING_URI: what follows in this process, and its children, would take it for the user's.
+    """
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """The experiment of that name; made when it is not there, with its artifacts beside a SQLite store."""
     with serialized("experiment"):
