@@ -23,7 +23,7 @@ class Checkpoints:
 
     Args:
         folder: made when the first checkpoint is saved.
-        keep: how many of the newest stay, beside the best and those in `pinned`.
+        keep: how many of the newest stay, beside those in `pinned`.
         pinned: steps whose checkpoints are never removed.
     """
 
@@ -36,17 +36,14 @@ class Checkpoints:
         """Steps that have a checkpoint, ascending; names without a marker are not counted."""
         return sorted(int(p.parent.name.removeprefix("step-")) for p in self.folder.glob("step-*/checkpoint.json"))
 
-    def save(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any], best: int | None = None) -> None:
+    def save(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Begins to write a checkpoint; the tensors must not change any more.
-
-        Args:
-            best: the step with the best validation, whose checkpoint stays.
 
         Raises:
             FoundryError: if the checkpoint before could not be written.
         """
         self.wait()
-        self._thread = threading.Thread(target=self._write, args=(step, tensors, values, best), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(step, tensors, values), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -62,19 +59,19 @@ class Checkpoints:
             error, self._error = self._error, None
             raise error
 
-    def _write(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any], best: int | None) -> None:
+    def _write(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         try:
             save_checkpoint(self._path(step), tensors, values)
-            self._remove_old(best)
+            self._remove_old()
         except BaseException as e:
             self._error = e
 
-    def _remove_old(self, best: int | None) -> None:
+    def _remove_old(self) -> None:
         """Removes what need not stay, once the newest one was read back and holds."""
         for rest in self.folder.glob(".step-*.tmp"):  # of a save that was killed
             shutil.rmtree(rest)
         steps = self.steps()
-        old = [s for s in steps[: -self.keep] if s not in self.pinned and s != best]
+        old = [s for s in steps[: -self.keep] if s not in self.pinned]
         if not old:
             return
         verify_checkpoint(self._path(steps[-1]))

@@ -81,7 +81,7 @@ def check_plan(
     free, needed = shutil.disk_usage(there).free, (runtime.keep_checkpoints + 2) * plan.checkpoint_bytes
     if needed > free:
         problems.append(
-            f"checkpoints need {needed / 2**20:,.0f} MiB ({runtime.keep_checkpoints} newest, the best, one being written), "
+            f"checkpoints need {needed / 2**20:,.0f} MiB ({runtime.keep_checkpoints} newest, one pinned, one being written), "
             f"{free / 2**20:,.0f} MiB are free in {there}: make room or lower runtime.keep_checkpoints"
         )
     if runtime.parallel == "fsdp" and runtime.precision == "float16":

@@ -1,7 +1,7 @@
 """The one state object of training (law 3): what is saved is loaded, and nothing else is needed to go on.
 
 Step, weights, optimizer state, gradient scaler, random generators (Python, NumPy, torch, CUDA), the loss curve, the window that spikes are
-measured against, the best validation and the time spent. The loader has none: its batch is a function of the step. Nor has dropout: the
+measured against and the time spent. The loader has none: its batch is a function of the step. Nor has dropout: the
 generator is set anew for every step, from (seed, step, rank), so that every rank of any number goes on exactly.
 """
 
@@ -30,11 +30,10 @@ class TrainState:
         curve: rows of the loss curve so far.
         validations: rows of the validations so far.
         window: the last losses.
-        best: {step, val_bits_per_byte} of the best validation; None before the first.
         seconds: wall-clock time spent in the loop, over all resumes.
     """
 
-    NAMES = ("step", "curve", "validations", "window", "best", "seconds")
+    NAMES = ("step", "curve", "validations", "window", "seconds")
 
     def __init__(
         self, model: MiniLLM, optimizers: Optimizers, scaler: torch.amp.GradScaler, identity: dict[str, Any]
@@ -44,7 +43,6 @@ class TrainState:
         self.curve: list[dict[str, float]] = []
         self.validations: list[dict[str, float]] = []
         self.window: list[float] = []
-        self.best: dict[str, float] | None = None
         self.seconds = 0.0
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

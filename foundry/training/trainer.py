@@ -313,7 +313,7 @@ class Trainer:
         if self.world.main or self.parallel.mode == "fsdp":
             tensors, values = state.state_dict()
             if self.world.main:
-                self.checkpoints.save(state.step, tensors, values, int(state.best["step"]) if state.best else None)
+                self.checkpoints.save(state.step, tensors, values)
         return time.perf_counter() - begin
 
     def _start(self) -> TrainState:

@@ -21,16 +21,16 @@ def tensors(i):
     return {"x": torch.full((10,), float(i))}
 
 
-def test_the_newest_the_best_and_the_pinned_stay(tmp_path):
+def test_the_newest_and_the_pinned_stay(tmp_path):
     kept = Checkpoints(tmp_path, keep=2, pinned=frozenset({4}))
     for step in range(1, 10):
-        kept.save(step, tensors(step), {"n": step}, best=2)
+        kept.save(step, tensors(step), {"n": step})
     kept.wait()
-    assert kept.steps() == [2, 4, 8, 9]
+    assert kept.steps() == [4, 8, 9]
     assert torch.equal(kept.load_newest()[0]["x"], tensors(9)["x"])
     assert kept.load_newest(before=7)[1] == {"n": 4}
     kept.remove_after(4)
-    assert kept.steps() == [2, 4]
+    assert kept.steps() == [4]
 
 
 def test_nothing_is_removed_before_the_newest_was_read_back(tmp_path, monkeypatch):
