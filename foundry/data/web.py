@@ -1,11 +1,13 @@
 """Files over https: resumed, retried, and whole or not there.
 
-A transfer goes to a `.part` file; a broken one goes on from there with Range + If-Range, so that a file that changed
-meanwhile, or a server that ignores ranges, restarts it from nothing. Bytes are stored as published (no content coding
-is asked for, none is undone). A file of known sha256 that lies in the store costs no request; one of unknown hash costs
-a conditional request. Redirects are followed by hand (`redirects.py`).
+A transfer goes to a `.part` file; a broken one resumes there with Range + If-Range. It restarts from scratch where the
+server ignores ranges, or where the answer is about another version of the file: another ETag, Last-Modified, length or
+content coding, since not every server honours If-Range. Bytes are stored as published: no content coding is asked for,
+and gzip that a server applies uninvited is undone, unless the hash or the name says that it belongs to the file. A file
+of known sha256 that is in the store costs no request; one of unknown hash costs a conditional request. Redirects are
+followed by hand (`redirects.py`).
 
-Does not retry what waiting cannot mend (404, a bad certificate, a full disk). A server that announces fewer bytes than
+Does not retry what waiting cannot fix (404, a bad certificate, a full disk). A server that announces fewer bytes than
 the file has cannot be told from one that serves a shorter file, unless the hash is known.
 """
 
@@ -13,13 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import gzip
 import hashlib
 import os
 import random
 import re
+import shutil
 import time
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from foundry import __version__
@@ -28,6 +33,7 @@ from foundry.data.lockfile import Pin
 from foundry.data.redirects import Redirects
 from foundry.data.sources import is_loopback
 from foundry.data.store import Meter, alone, check_room, read_facts, stored
+from foundry.data.suffixes import outer_kind
 from foundry.utils.files import disk_errors, make_folder, open_to_write, sha256_file, write_json
 from foundry.utils.network import RETRIED
 
@@ -77,11 +83,12 @@ def fetch_url(url: str, name: str, pin: Pin | None, store: Path, meter: Meter, a
         transfer = _Transfer(url, part, known if hit else {}, meter, allow_private)
         if not transfer.run():
             return hit  # not modified
-        digest = sha256_file(part)
+        digest = transfer.finished(pin, name)
         if pin and digest != pin.sha256 and transfer.joined:  # pieces of two versions, perhaps: once more in one piece
             part.unlink()
-            _Transfer(url, part, {}, meter, allow_private).run()
-            digest = sha256_file(part)
+            transfer = _Transfer(url, part, {}, meter, allow_private)
+            transfer.run()
+            digest = transfer.finished(pin, name)
         if pin and digest != pin.sha256:
             size = part.stat().st_size
             part.unlink()
@@ -139,10 +146,8 @@ class _Transfer:
         headers = {"Accept-Encoding": "identity", "User-Agent": f"foundry/{__version__}"}
         offset = _size(self.part)
         before = read_facts(_validators(self.part))
-        etag = before.get("etag") or ""
-        condition = etag if etag and not etag.startswith("W/") else before.get("last_modified")
-        if offset and condition:
-            headers |= {"Range": f"bytes={offset}-", "If-Range": condition}
+        if offset and before.get("if_range"):
+            headers |= {"Range": f"bytes={offset}-", "If-Range": before["if_range"]}
         elif self.known.get("etag"):
             headers["If-None-Match"] = self.known["etag"]
         elif self.known.get("last_modified"):
@@ -152,8 +157,7 @@ class _Transfer:
             if status == 304 and self.known:
                 return status
             if status == 416:
-                self.part.unlink(missing_ok=True)
-                raise _Transient("the server refused to go on in the middle of the file")
+                self._restart("the server refused to resume in the middle of the file")
             if status in RETRIED:
                 raise _Transient(f"the server answered {status} {response.reason}", _retry_after(response))
             if status not in (200, 206):
@@ -161,29 +165,76 @@ class _Transfer:
                     f"{self.url} cannot be fetched: the server answered {status} {response.reason}. Check the address"
                 )
             if status == 206:
-                m = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+                m = re.match(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""), re.ASCII)
                 if not offset or not m or int(m[1]) != offset:
-                    self.part.unlink(missing_ok=True)
-                    raise _Transient("the server sent another range than the one asked for")
+                    self._restart("the server sent another range than the one asked for")
+                version = _version(response, None if m[2] == "*" else int(m[2]))
+                other = any(version[k] not in (None, before.get(k)) for k in ("etag", "last_modified", "length"))
+                if other or version["coding"] != before.get("coding"):
+                    self._restart("the file changed while it was transferred")
                 self.joined = True
             else:
                 offset, self.joined = 0, False
-                write_json(
-                    _validators(self.part),
-                    {"etag": response.headers.get("ETag"), "last_modified": response.headers.get("Last-Modified")},
-                )
+                version = _version(response, _length(response))
+                self.part.unlink(missing_ok=True)  # before the version is noted: these bytes are of another one
+                write_json(_validators(self.part), version)
             self._receive(response, offset)
+            total, came = read_facts(_validators(self.part)).get("length"), _size(self.part)
+            if total is not None and came < total:  # of a range, the server sent a part
+                raise _Transient(f"{came:,} of {total:,} bytes came")
+            if total is not None and came > total:
+                self._restart(f"more bytes came ({came:,}) than the file has ({total:,})")
         return status
+
+    def _restart(self, reason: str) -> NoReturn:
+        self.part.unlink(missing_ok=True)
+        raise _Transient(reason)
+
+    def finished(self, pin: Pin | None, name: str) -> str:
+        """The hash of the transferred file, once a content coding that nobody asked for is undone.
+
+        A coding belongs to the file where the bytes hash to `pin` as they are, or where the name says so: servers
+        label `a.txt.gz` with `Content-Encoding: gzip` and mean the file itself.
+
+        Raises:
+            UnreachableError: if the coded bytes are cut or damaged.
+            DataError: for another coding than gzip.
+        """
+        digest = sha256_file(self.part)
+        coding = (read_facts(_validators(self.part)).get("coding") or "identity").strip().lower().removeprefix("x-")
+        if coding == "identity" or (pin and digest == pin.sha256) or outer_kind(name) == coding:
+            return digest
+        if coding != "gzip":
+            self.part.unlink()
+            raise DataError(
+                f"{self.url}: the server packed the file by Content-Encoding {coding!r}, which was not asked for and is not "
+                "undone here; fetch it by other means and name it as file:corpus/…, or use a mirror"
+            )
+        plain = self.part.with_suffix(".plain")
+        try:
+            with gzip.open(self.part) as packed, open_to_write(plain) as out:
+                shutil.copyfileobj(packed, out, 1 << 20)
+            os.replace(plain, self.part)
+        except gzip.BadGzipFile as e:
+            self.part.unlink()
+            raise DataError(
+                f"{self.url}: the server says Content-Encoding gzip, and what it sends is none ({e}); use another address"
+            ) from None
+        except (EOFError, zlib.error) as e:
+            self.part.unlink()
+            raise UnreachableError(
+                f"{self.url}: the server packed the file by Content-Encoding gzip, and what came is damaged ({e}); run the "
+                "same command again"
+            ) from None
+        finally:
+            plain.unlink(missing_ok=True)
+        return sha256_file(self.part)
 
     def _receive(self, response: requests.Response, offset: int) -> None:
         import urllib3
 
-        length = response.headers.get("Content-Length")
-        expected = int(length) if length is not None and length.isdigit() else None
+        expected = _length(response)
         if expected is not None:
-            if not offset:
-                with open_to_write(self.part):
-                    pass  # what was there is to be replaced, its space is free
             check_room(self.part.parent, expected, self.url)
             self.meter.expect(expected)
         received = 0
@@ -223,12 +274,37 @@ class _Transfer:
             passed.append(url)
 
 
+def _length(response: requests.Response) -> int | None:
+    value = response.headers.get("Content-Length", "")
+    return int(value) if re.fullmatch(r"\d{1,30}", value, re.ASCII) else None
+
+
+def _version(response: requests.Response, length: int | None) -> dict[str, Any]:
+    """What tells one version of a file from another, and `if_range`: the validator that is strong enough to resume
+    with. A date is, if the server had it for a second when it answered (RFC 9110, 8.8.2.2)."""
+    etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
+    since = [_date(response.headers.get(k, "")) for k in ("Last-Modified", "Date")]
+    dated = None not in since and since[1] - since[0] >= 1
+    return {
+        "etag": etag,
+        "last_modified": modified,
+        "length": length,
+        "coding": response.headers.get("Content-Encoding"),
+        "if_range": etag if etag and not etag.startswith("W/") else modified if dated else None,
+    }
+
+
+def _date(value: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(value).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 def _retry_after(response: requests.Response) -> float | None:
     """Seconds that the server asks to wait, from a number or a date."""
     value = response.headers.get("Retry-After", "")
-    if value.isdigit():
+    if re.fullmatch(r"\d+", value, re.ASCII):
         return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
+    date = _date(value)
+    return None if date is None else max(0.0, date - time.time())

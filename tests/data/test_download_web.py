@@ -10,11 +10,12 @@ import tempfile
 import time
 from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tqdm import tqdm
 
-from foundry.config import ConfigError, DataError, FoundryError, parse_config
+from foundry.config import ConfigError, DataError, FoundryError, UnreachableError, parse_config
 from foundry.data import web
 from foundry.data.fetch import download
 from foundry.data.store import Meter, Stopped
@@ -314,3 +315,121 @@ def test_two_members_of_one_file_are_one_transfer(site, project):
     manifest = download(make_config(*sources), RAW, LOG)
     assert len(site.requests) == 1
     assert [s["files"][0]["path"] for s in manifest["sources"]] == ["one/a.zip", "two/a.zip"]
+
+
+LONG_AGO = "Mon, 01 Jan 2024 00:00:00 GMT"
+OTHERS = {
+    "etag": ({}, '"two"', BODY),
+    "last_modified": ({"Last-Modified": "Tue, 02 Jan 2024 00:00:00 GMT"}, '"one"', BODY),
+    "length": ({}, '"one"', BODY[:-1]),
+    "longer": ({}, '"one"', BODY + b"more"),
+    "coding": ({"Content-Encoding": "gzip"}, '"one"', BODY),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_206_of_another_version_restarts_though_the_server_ignores_if_range(site, project, what):
+    """Of bytes A and B, of a file that changed in the middle of its transfer, no mixture is ever stored."""
+    headers, etag, length = OTHERS[what]
+    new = bytes(b ^ 255 for b in length)
+    sent = gzip.compress(new, 0) if what == "coding" else new
+
+    def change(site):
+        site.files["/x/a.bin"], site.etag = sent, etag
+        site.headers = {"Last-Modified": LONG_AGO, **headers}
+
+    site.deaf, site.headers = True, {"Last-Modified": LONG_AGO}
+    site.plan = ["cut", change]
+    assert fetch(site, sha256=None) == new
+    assert [h.get("Range") for _, h in site.requests] == [None, "bytes=50000-", None]
+
+
+def test_a_range_that_is_only_a_part_of_the_rest_is_completed(site, project):
+    site.plan = ["cut", "half range", "half range"]
+    assert fetch(site, sha256=None) == BODY
+    assert [h.get("Range") for _, h in site.requests] == [None, "bytes=50000-", "bytes=75000-", "bytes=87500-"]
+
+
+def test_a_range_beyond_the_end_restarts(site, project):
+    """A 416: the file is shorter now than what came of it before."""
+    new = BODY[:10_000]
+
+    def shrink(site):
+        site.files["/x/a.bin"], site.etag = new, '"two"'
+        return (416, {"Content-Range": f"bytes */{len(new)}"})
+
+    site.plan = ["cut", shrink]
+    assert fetch(site, sha256=None) == new
+
+
+def test_a_kill_between_the_new_version_and_its_first_byte_joins_nothing(site, project, monkeypatch):
+    site.plan = ["cut", (503, {})]
+    monkeypatch.setattr(web, "TRIES", 1)
+    with pytest.raises(DataError):
+        fetch(site, sha256=None)
+    new = os.urandom(80_000)
+    site.files["/x/a.bin"], site.etag = new, '"two"'
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(web._Transfer, "_receive", die)
+        fetch(site, sha256=None)
+    assert fetch(site, sha256=None) == new
+
+
+@pytest.mark.parametrize(("age", "resumes"), [(3600, True), (0, False)])
+def test_a_date_is_a_validator_only_where_the_file_was_older_than_the_answer(site, project, age, resumes):
+    site.etag, site.headers = None, {"Last-Modified": formatdate(time.time() - age, usegmt=True)}
+    site.deaf, site.plan = True, ["cut"]
+    assert fetch(site, sha256=None) == BODY
+    assert ("Range" in site.requests[1][1]) is resumes
+
+
+@pytest.mark.parametrize("coding", ["gzip", "X-Gzip"])
+def test_gzip_that_nobody_asked_for_is_undone(site, project, coding):
+    text = b"some text of a book\n" * 5000
+    site.files["/x/a.txt"] = gzip.compress(text)
+    site.headers = {"Content-Encoding": coding}
+    assert fetch(site, sha256=None, name="a.txt") == text
+    (project / "data.lock.json").unlink()
+    site.headers = {}
+    site.files["/x/b.txt"] = text  # the same file of a better server
+    assert fetch(site, sha256=hashlib.sha256(text).hexdigest(), name="b.txt") == text
+    assert leftovers(project) == [] and not list((project / ".foundry/downloads").glob("*.plain"))
+
+
+def test_a_packed_transfer_resumes_in_its_packed_bytes(site, project):
+    text = BODY[:40_000] * 2
+    site.files["/x/a.txt"] = packed = gzip.compress(text)
+    site.headers, site.plan = {"Content-Encoding": "gzip"}, ["cut"]
+    assert fetch(site, sha256=None, name="a.txt") == text
+    assert site.requests[1][1]["Range"] == f"bytes={len(packed) // 2}-"
+
+
+def test_the_hash_decides_whether_a_coding_belongs_to_the_file(site, project):
+    site.headers = {"Content-Encoding": "gzip"}
+    assert fetch(site) == BODY  # which is no gzip at all, but what the parameters name
+
+
+def test_a_coding_that_is_not_undone_is_refused(site, project):
+    site.headers = {"Content-Encoding": "br"}
+    with pytest.raises(DataError, match="Content-Encoding 'br'"):
+        fetch(site, sha256=None)
+    site.headers = {"Content-Encoding": "gzip"}
+    with pytest.raises(DataError, match="sends is none"):
+        fetch(site, sha256=None)
+    site.files["/x/a.bin"] = gzip.compress(BODY)[:-100]
+    with pytest.raises(UnreachableError, match="damaged"):
+        fetch(site, sha256=None)
+    assert not RAW.exists()
+
+
+@pytest.mark.parametrize("value", ["²", "1e3", "-5", "", "9" * 400])
+def test_nonsense_in_headers_is_no_crash(site, project, value):
+    answer = SimpleNamespace(headers={"Content-Length": value, "Retry-After": value})
+    assert web._length(answer) is None
+    assert web._retry_after(answer) in (None, float("inf"))
+    site.plan = [(503, {"Retry-After": "²"})]
+    assert fetch(site) == BODY
