@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flows.settings import environment
-from foundry.utils.rwlock import mend_rwlock
+from foundry.utils.dvc_files import repair_dvc
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 CHATTER = re.compile(
@@ -111,7 +111,8 @@ class StageRun:
             self.stage,
             *["--force"] * self.force,
         ]
-        mend_rwlock(self.root)
+        for line in repair_dvc(self.root):
+            on_line(line)
         env = {**environment(self.root), "SHELL": "/bin/sh", **self.extra_env}
         self._process = subprocess.Popen(
             command, cwd=self.root, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -4,19 +4,17 @@ So a scheduled run never meets half-edited files, and nobody's `dvc.lock` change
 project restores what the run built from the same commit. What the run was, its parameters, lock and reports, stay in `.foundry/runs/NAME/`.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from configobj import ConfigObj  # DVC's own reader of its settings
 
@@ -24,8 +22,9 @@ from flows.graph import reports_of, stage_names
 from flows.settings import environment
 from foundry.config import ConfigError, read_yaml, yaml_text
 from foundry.config.profiles import with_values
+from foundry.utils.dvc_files import repair_dvc
 from foundry.utils.files import write_json
-from foundry.utils.rwlock import mend_rwlock
+from foundry.utils.process import exclusive, locked_if_free
 
 KEPT = ("params.yaml", "dvc.lock", "data.lock.json")
 Log = Callable[[str], None]
@@ -92,9 +91,7 @@ def workspace(home: Path, name: str, revision: str, log: Log, *, isolated: bool 
         return
     commit = commit_named(home, revision)
     folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder / "lock", wait=10.0) as mine:
-        if mine is None:
-            raise ConfigError(f"another process works in {folder}")
+    with exclusive(folder / "lock", f"run {name}", wait=10.0):
         prune(home, but=folder)
         inside = _git(home, "rev-parse", "--show-prefix")  # a project may be a folder of a larger repository
         ws = Workspace(home, folder / "tree" / inside, folder, commit)
@@ -153,8 +150,8 @@ def prune(home: Path, but: Path | None = None) -> None:
     """Removes the worktrees of runs that died."""
     for tree in (home / ".foundry" / "runs").glob("*/tree"):
         if tree.parent != but:
-            with _held(tree.parent / "lock") as mine:
-                if mine is not None:
+            with locked_if_free(tree.parent / "lock") as free:
+                if free:
                     _remove(home, tree)
 
 
@@ -225,22 +222,9 @@ def _remove(home: Path, tree: Path) -> None:
     _git(home, "worktree", "prune", may_fail=True)
 
 
-@contextmanager
-def _held(path: Path, wait: float = 0.0) -> Iterator[IO | None]:
-    """The file, locked; None when somebody holds it for longer than `wait` seconds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + wait
-    with open(path, "a") as f:
-        while True:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    yield None
-                    return
-                time.sleep(0.05)
-        yield f
+def building(home: Path) -> Path:
+    """The lock of whoever builds the project, with the holder's process and flow run in it."""
+    return home / ".foundry" / "runs" / "building"
 
 
 @contextmanager
@@ -249,19 +233,13 @@ def one_at_a_time(home: Path, log: Log) -> Iterator[None]:
 
     The work pool's limit does the same for runs of one server, but not for a run that was started by hand.
     """
-    path = home / ".foundry" / "runs" / "building"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            f.seek(0)
-            log(f"another run builds this project ({f.read().strip() or 'unknown'}): waiting until it ends")
-            fcntl.flock(f, fcntl.LOCK_EX)
-        f.seek(0)
-        f.truncate()
-        f.write(f"pid {os.getpid()}")
-        f.flush()
+    run = os.environ.get("PREFECT__FLOW_RUN_ID", "")  # set by Prefect's worker
+    with exclusive(
+        building(home),
+        wait=None,
+        note=f"flow run {run}" if run else "",
+        on_wait=lambda e: log(f"another run builds this project (pid {e.pid} {e.note}): waiting until it ends"),
+    ):
         yield
 
 
@@ -284,7 +262,7 @@ def _git(root: Path, *args: str, may_fail: bool = False) -> str:
 
 
 def dvc(root: Path, *args: str, may_fail: bool = False) -> str:
-    mend_rwlock(root)
+    repair_dvc(root)
     return _told([sys.executable, "-m", "dvc", *args], root, may_fail)
 
 

@@ -12,9 +12,9 @@ from foundry import __version__
 from foundry.commands import custody, evaluation, export, generation, registry, runs
 from foundry.config import ConfigError, FoundryError, describe, load_config
 from foundry.config import profiles as profile_table
+from foundry.utils.dvc_files import repair_dvc
 from foundry.utils.files import state_dir, write_text
 from foundry.utils.log import setup_logging
-from foundry.utils.rwlock import mend_rwlock
 
 
 def check(args: argparse.Namespace) -> None:
@@ -26,8 +26,8 @@ def check(args: argparse.Namespace) -> None:
 
     tracking_uri(load_config(args.params).runtime)
     print(f"{args.params}: every key is known and every value fits")
-    if mend_rwlock():
-        print("removed .dvc/tmp/rwlock, which a killed DVC left cut off")
+    for line in repair_dvc():
+        print(line)
 
 
 def profile(args: argparse.Namespace) -> None:

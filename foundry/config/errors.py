@@ -55,11 +55,12 @@ class LockError(FoundryError):
 
     Attributes:
         pid: that process, as it wrote it into the lock file; None if it did not.
+        note: what else it wrote there.
     """
 
-    def __init__(self, message: str, pid: int | None = None) -> None:
+    def __init__(self, message: str, pid: int | None = None, note: str = "") -> None:
         super().__init__(message)
-        self.pid = pid
+        self.pid, self.note = pid, note
 
 
 class ExportError(FoundryError):

@@ -6,23 +6,22 @@ answer was lost on its way the run is found by it, not made twice. A copied fold
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from foundry.config import FoundryError
 from foundry.tracking.address import portable, resolve
 from foundry.tracking.settings import connect, experiment_id, serialized
 from foundry.tracking.spool import Spool
 from foundry.utils.files import read_json, write_json, write_text
+from foundry.utils.process import locked_if_free
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -245,25 +244,12 @@ def _status(folder: Path) -> str | None:
     return status.read_text() if status.exists() else "KILLED"
 
 
-@contextmanager
-def tracked(folder: Path, wait: float) -> Iterator[IO | None]:
-    """Holds the lock of the process that tracks a run; gives None when another one holds it after `wait` seconds.
+def tracked(folder: Path, wait: float) -> AbstractContextManager[bool]:
+    """Holds the lock of the process that tracks a run; gives False when another one holds it after `wait` seconds.
 
-    The kernel frees it with the process. It is not the trainer's own lock, which a reader may not touch for a moment: a trainer that starts then would be
-    refused.
+    It is not the trainer's own lock, which a reader may not touch for a moment: a trainer that starts then would be refused.
     """
-    with open(folder / "tracker.lock", "a") as f:
-        end = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    yield None
-                    return
-                time.sleep(0.02)
-        yield f
+    return locked_if_free(folder / "tracker.lock", wait=wait)
 
 
 def _source(d: dict[str, str]) -> str:

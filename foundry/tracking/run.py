@@ -79,7 +79,7 @@ class Tracker:
     def _begin(self, stack: ExitStack) -> bool:
         """Starts the threads; False when another process tracks this run."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if stack.enter_context(tracked(self.folder, wait=2.0)) is None:
+        if not stack.enter_context(tracked(self.folder, wait=2.0)):
             return False
         if (self.folder / "run.json").exists() and (key := RunSpec.read(self.folder).key):
             self.spec = replace(self.spec, key=key)

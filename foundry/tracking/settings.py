@@ -6,7 +6,6 @@ MLflow keeps absolute addresses of artifacts in its store. `connect` repairs tho
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import os
 import sqlite3
@@ -19,6 +18,7 @@ from foundry.config import ConfigError, Runtime
 from foundry.tracking.address import own_store, resolve, sqlite_path, sqlite_uri
 from foundry.tracking.description import EXPERIMENT, NOTE
 from foundry.utils.files import state_dir
+from foundry.utils.process import exclusive
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,10 +68,7 @@ def prepare_environment() -> None:
 @contextmanager
 def serialized(name: str) -> Iterator[None]:
     """One process of this project at a time: creating the SQLite store, registering a version."""
-    path = state_dir() / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
+    with exclusive(state_dir() / f"{name}.lock", wait=None):
         yield
 
 

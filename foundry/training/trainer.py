@@ -160,7 +160,8 @@ class Trainer:
 
         Raises:
             Stopped: after SIGTERM or SIGINT, with the state saved; exit code 128 + signal.
-            CheckpointError: if another process trains this run, or no checkpoint is whole.
+            LockError: if another process trains this run.
+            CheckpointError: if no checkpoint is whole.
             FoundryError: if a loss or gradient is not finite and the policy is to halt; the weights were not changed by that step.
         """
         with ExitStack() as stack:

@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 from foundry.config import LockError
 from foundry.utils.files import disk_errors, make_folder
@@ -68,28 +69,70 @@ class Stopped(SystemExit):
 
 
 @contextmanager
-def exclusive(path: Path, what: str) -> Iterator[None]:
-    """Holds a lock file; the kernel frees it with the process, however it ends.
+def exclusive(
+    path: Path,
+    what: str = "this work",
+    *,
+    wait: float | None = 0.0,
+    note: str | None = "",
+    on_wait: Callable[[LockError], None] = lambda error: None,
+) -> Iterator[None]:
+    """Holds a lock file (`flock`); the kernel frees it with the process, however it ends.
+
+    The project has no other lock. A child does not inherit it: Python closes the file when the child becomes another program.
+
+    Args:
+        what: names the work in the message.
+        wait: seconds to wait for another holder; None waits for as long as it takes.
+        note: written into the file behind this process's number, for whoever finds it locked; None leaves the file's content as it is.
+        on_wait: called once, with the error that no wait would raise, before waiting.
 
     Raises:
-        LockError: if another process holds it; the message names its pid.
+        LockError: if another process, or another thread, holds it after `wait` seconds; the message names its pid.
+        DiskError: if the disk does not take the file.
     """
+    end = None if wait is None else time.monotonic() + wait
     with ExitStack() as stack:
         make_folder(path.parent)
         with disk_errors(path.parent):
             f = stack.enter_context(open(path, "a+"))
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                error = _held(f, path, what)
+            if end is not None and time.monotonic() >= end:
+                raise error
+            if not waiting:
+                waiting = True
+                on_wait(error)
+            time.sleep(0.05)
+        if note is not None:
             f.seek(0)
-            pid = f.read().strip() or "unknown"
-            raise LockError(
-                f"{what} is already running (pid {pid}, lock {path}); wait for it or stop that process",
-                int(pid) if pid.isdigit() else None,
-            ) from None
-        f.seek(0)
-        f.truncate()
-        with disk_errors(path.parent):
-            f.write(str(os.getpid()))
-            f.flush()
+            f.truncate()
+            with disk_errors(path.parent):
+                f.write(f"{os.getpid()} {note}".strip())
+                f.flush()
         yield
+
+
+def _held(f: IO[str], path: Path, what: str) -> LockError:
+    f.seek(0)
+    number, _, note = f.read().strip().partition(" ")
+    words = ", ".join(filter(None, (f"pid {number or 'unknown'}", note, f"lock {path}")))
+    pid = int(number) if number.isdigit() else None
+    return LockError(f"{what} is already running ({words}); wait for it or stop that process", pid, note)
+
+
+@contextmanager
+def locked_if_free(path: Path, *, wait: float = 0.0, note: str | None = "") -> Iterator[bool]:
+    """As `exclusive`, but gives False, and holds nothing, when another holder keeps it for longer than `wait` seconds."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(path, wait=wait, note=note))
+            free = True
+        except LockError:
+            free = False
+        yield free
