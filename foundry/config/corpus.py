@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from foundry.config.section import CorpusPath, Fraction, Name, Section, Sha256, below, shown
 
 SCHEMES = ("pypi", "npm", "https", "http", "file", "hf", "s3", "gs", "az", "abfs", "ftp", "sftp")
 Length = Annotated[str, Field(pattern=r"^[1-9][0-9]?$")]  # of an n-gram, in words; a key of YAML that JSON has, too
 Scrubbed = Literal["email", "phone", "ip", "card", "cn_id"]
+# llama.cpp ends a generation by the text of the markers, so they have no other meaning here. Spare symbols cost nothing now;
+# adding a token later resizes the embedding and breaks every exported file.
+CHAT_MARKERS = ("<|im_start|>", "<|im_end|>")
+RESERVED = tuple(f"<|reserved_{i}|>" for i in range(14))
+CONTROL_SYMBOLS = ("<unk>", "<s>", "</s>", *CHAT_MARKERS, *RESERVED)
 
 
 class Source(Section):
@@ -281,7 +286,7 @@ class TokenizerParams(Section):
         True, description="share max_train_bytes out evenly over the languages, as far as each has text"
     )
     seed: int = Field(1, ge=0, lt=2**63, description="of the sample of documents")
-    character_coverage: float = Field(0.9995, gt=0.9, le=1.0, description="rarer characters are spelt in bytes")
+    character_coverage: float = Field(0.9995, ge=0.98, le=1.0, description="rarer characters are spelt in bytes")
     byte_fallback: bool = Field(True, description="spell unknown characters in bytes; without it they are lost")
     split_digits: bool = Field(True, description="every digit is a piece of its own")
     whitespace_pieces: bool = Field(True, description="allow pieces of white space alone (indentation)")
@@ -292,6 +297,24 @@ class TokenizerParams(Section):
     reference: CorpusPath | None = Field(
         None, description="a SentencePiece model (a path under corpus/) that the report compares with"
     )
+
+    @field_validator("user_symbols")
+    @classmethod
+    def _can_be_pieces(cls, symbols: list[str]) -> list[str]:
+        """What SentencePiece has no piece for; what an export cannot carry is `foundry.export.exportable`'s to say."""
+        bad = [
+            s
+            for s in symbols
+            if not s or s in CONTROL_SYMBOLS or "\u2581" in s or "\0" in s or re.fullmatch("<0x[0-9A-F]{2}>", s)
+        ]
+        bad += [s for s in symbols if any("\ud800" <= c <= "\udfff" for c in s)]
+        bad += sorted({s for s in symbols if symbols.count(s) > 1})
+        if bad:
+            raise ValueError(
+                f"user_symbols cannot hold {', '.join(map(repr, bad))}: a symbol must be unique, not empty, not a control "
+                "symbol, a chat marker or a byte piece, and without U+2581, NUL and lone surrogates"
+            )
+        return symbols
 
 
 class Shard(Section):

@@ -11,8 +11,9 @@ from typing import Any
 
 from foundry.config import Export, ExportError
 from foundry.export.card import CardFacts, model_card
-from foundry.export.gguf_file import check_formats, export_gguf
-from foundry.export.huggingface import export_huggingface
+from foundry.export.exportable import format_problems, model_problems, name_problems, refuse, tokenizer_problems
+from foundry.export.gguf_file import export_gguf
+from foundry.export.huggingface import export_huggingface, user_tokens
 from foundry.export.licence import licence_notice
 from foundry.export.lineage import NAME as LINEAGE
 from foundry.export.manifest import write_record
@@ -62,7 +63,15 @@ def export(
             What lay under `out` before is untouched then, and nothing else is left.
     """
     _check_belonging(facts, tokenizer, report)
-    check_formats(model.cfg, params.gguf_types)
+    symbols = user_tokens(tokenizer).values()
+    refuse(
+        [
+            *model_problems(model.cfg),
+            *format_problems(model.cfg, params.gguf_types),
+            *tokenizer_problems(tokenizer.kind, tokenizer.byte_fallback, symbols),
+            *name_problems(params.model_name),
+        ]
+    )
     with atomic_dir(out) as tmp:
         hf = tmp / "hf"
         export_huggingface(model, tokenizer, hf)

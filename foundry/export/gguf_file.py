@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-from foundry.config import ExportError, ModelConfig
+from foundry.config import ExportError
+from foundry.config.corpus import CHAT_MARKERS
 from foundry.export.huggingface import CHAT_TEMPLATE
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
-from foundry.tokenizers.tokenizer import BOS_ID, CHAT_MARKERS, EOS_ID, UNK_ID
+from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID, UNK_ID
 from foundry.utils.files import atomic_write
 
 TYPES = {
@@ -30,7 +30,6 @@ TYPES = {
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
     "q4_0": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
-BLOCK = 32  # numbers of a row that share a scale in Q8_0 and Q4_0
 _LAYER = {
     "attention_norm": "attn_norm",
     "attention.wq": "attn_q",
@@ -65,25 +64,6 @@ def gguf_tensors(model: MiniLLM) -> dict[str, np.ndarray]:
     if not cfg.tie_embeddings:
         out["output.weight"] = state["output.weight"]
     return out
-
-
-def check_formats(cfg: ModelConfig, kinds: Iterable[str]) -> None:
-    """Refuses number formats that cannot hold the model's rows, before anything is written.
-
-    Q8_0 and Q4_0 keep 32 numbers of a row as one block. A file that held some matrices in another format would bear a
-    name that is not true of it, so there is no fallback.
-
-    Raises:
-        ExportError: naming the widths and the formats.
-    """
-    odd = {k: n for k, n in (("model.dim", cfg.dim), ("model.ffn_dim", cfg.ffn_dim)) if n % BLOCK}
-    blocked = [k for k in kinds if gguf.GGML_QUANT_SIZES[TYPES[k][0]][0] > 1]
-    if odd and blocked:
-        raise ExportError(
-            f"{' and '.join(f'{k} is {n}' for k, n in odd.items())}: {' and '.join(blocked)} "
-            f"need{'s' if len(blocked) == 1 else ''} multiples of {BLOCK}; leave {'it' if len(blocked) == 1 else 'them'} "
-            "out of export.gguf_types, or train with such widths"
-        )
 
 
 def check_vocabulary(tokenizer: Tokenizer) -> None:
@@ -166,7 +146,7 @@ def _write(path: Path, model: MiniLLM, tokenizer: Tokenizer, kind: str, name: st
     w.add_layer_norm_rms_eps(cfg.norm_eps)
     w.add_tokenizer_model("llama")
     w.add_tokenizer_pre("default")
-    w.add_token_list([tokenizer.piece(i).encode() for i in range(cfg.vocab_size)])
+    w.add_token_list([token_text(tokenizer, i).encode() for i in range(cfg.vocab_size)])
     w.add_token_scores([tokenizer.score(i) for i in range(cfg.vocab_size)])
     w.add_token_types([token_type(tokenizer, i) for i in range(cfg.vocab_size)])
     w.add_bos_token_id(BOS_ID)
@@ -187,10 +167,17 @@ def _write(path: Path, model: MiniLLM, tokenizer: Tokenizer, kind: str, name: st
         w.close()
 
 
+def token_text(tokenizer: Tokenizer, i: int) -> str:
+    """A token's text in the file: user symbols as they are typed, since llama.cpp looks for them in the text itself."""
+    return tokenizer.text_of(i) if tokenizer.is_user_defined(i) else tokenizer.piece(i)
+
+
 def token_type(tokenizer: Tokenizer, i: int) -> gguf.TokenType:
-    """llama.cpp's type of a token; what is marked control is never read out of text."""
+    """llama.cpp's type of a token: what is marked control is never read out of text, user symbols always are."""
     if i == UNK_ID:
         return gguf.TokenType.UNKNOWN
     if tokenizer.is_control(i):
         return gguf.TokenType.CONTROL
+    if tokenizer.is_user_defined(i):
+        return gguf.TokenType.USER_DEFINED
     return gguf.TokenType.BYTE if tokenizer.is_byte(i) else gguf.TokenType.NORMAL

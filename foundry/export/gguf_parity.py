@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from foundry.config import ExportError, ModelConfig
+from foundry.config.corpus import CHAT_MARKERS
 from foundry.export.gguf_read import read_gguf
 from foundry.export.huggingface import CHAT_TEMPLATE
 from foundry.tokenizers import Tokenizer
-from foundry.tokenizers.tokenizer import BOS_ID, CHAT_MARKERS, EOS_ID, UNK_ID
+from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID, UNK_ID
 
 FORMATS = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # llama.cpp's general.file_type
 BLOCK = 32  # numbers of Q8_0 and Q4_0 that share a scale
@@ -97,7 +98,11 @@ def _expected_fields(kind: str, cfg: ModelConfig, tokenizer: Tokenizer) -> dict[
 
     ids = range(cfg.vocab_size)
     arch = "qwen3" if cfg.qk_norm else "llama"
+    user = [i for i in ids if tokenizer.is_user_defined(i)]
     types = [2 if i == UNK_ID else 3 if tokenizer.is_control(i) else 6 if tokenizer.is_byte(i) else 1 for i in ids]
+    texts = [tokenizer.piece(i) for i in ids]
+    for i in user:
+        types[i], texts[i] = 4, tokenizer.decode([i])
     return {
         "general.architecture": arch,
         "general.file_type": FORMATS[kind],
@@ -114,7 +119,7 @@ def _expected_fields(kind: str, cfg: ModelConfig, tokenizer: Tokenizer) -> dict[
         f"{arch}.rope.dimension_count": cfg.head_dim,
         f"{arch}.rope.freq_base": single(cfg.rope_theta),
         "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": [tokenizer.piece(i) for i in ids],
+        "tokenizer.ggml.tokens": texts,
         "tokenizer.ggml.scores": [single(tokenizer.score(i)) for i in ids],
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.bos_token_id": BOS_ID,

@@ -17,9 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from foundry.config import ExportError, ModelConfig
+from foundry.config.corpus import CHAT_MARKERS
+from foundry.export.exportable import model_problems, refuse, tokenizer_problems
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
-from foundry.tokenizers.tokenizer import BOS_ID, CHAT_MARKERS, EOS_ID, UNK_ID
+from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID, UNK_ID
 from foundry.utils.files import atomic_write, read_json, write_json
 
 _LAYER = {
@@ -54,19 +56,6 @@ def tensor_names(cfg: ModelConfig) -> dict[str, str]:
     return names
 
 
-def check_exportable(cfg: ModelConfig) -> None:
-    """Refuses what no class of transformers that this project exports can compute.
-
-    Raises:
-        ExportError: naming the parameters.
-    """
-    if found := [k for k in ("logit_softcap", "sliding_window") if getattr(cfg, k)]:
-        raise ExportError(
-            f"{' and '.join(f'model.{k} ({getattr(cfg, k):g})' for k in found)}: Llama and Qwen3 in transformers have no such thing, "
-            "so the export would be another model; train with 0 to export"
-        )
-
-
 def check_finite(model: MiniLLM) -> None:
     """Refuses weights that hold NaN or infinity.
 
@@ -87,10 +76,15 @@ def export_huggingface(model: MiniLLM, tokenizer: Tokenizer, folder: str | Path)
     The same bytes for the same model.
 
     Raises:
-        ExportError: if model and tokenizer have different vocabularies, a weight is not finite, or transformers has no
-            class for the model.
+        ExportError: if model and tokenizer have different vocabularies, a weight is not finite, or
+            `foundry.export.exportable` refuses the model or the tokenizer.
     """
-    check_exportable(model.cfg)
+    refuse(
+        [
+            *model_problems(model.cfg),
+            *tokenizer_problems(tokenizer.kind, tokenizer.byte_fallback, user_tokens(tokenizer).values()),
+        ]
+    )
     check_finite(model)
     if model.cfg.vocab_size != tokenizer.vocab_size:
         raise ExportError(f"the model has {model.cfg.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
@@ -151,15 +145,31 @@ def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[int, str]:
-    """{id: text} of the unknown and control symbols."""
+    """{id: text} of the unknown and control symbols, which text never becomes."""
     return {i: tokenizer.piece(i) for i in range(tokenizer.vocab_size) if i == UNK_ID or tokenizer.is_control(i)}
+
+
+def user_tokens(tokenizer: Tokenizer) -> dict[int, str]:
+    """{id: text} of `tokenizer.user_symbols`, which every engine cuts out of a text before it merges anything.
+
+    Their spaces are spaces: the engines look for them in the text as it was typed.
+    """
+    return {i: tokenizer.text_of(i) for i in range(tokenizer.vocab_size) if tokenizer.is_user_defined(i)}
+
+
+def added_tokens(tokenizer: Tokenizer) -> dict[int, dict[str, Any]]:
+    """{id: its entry in tokenizer.json and tokenizer_config.json} of all that is not merged from characters."""
+    special = {i: _added(text, True) for i, text in special_tokens(tokenizer).items()}
+    return dict(sorted((special | {i: _added(text, False) for i, text in user_tokens(tokenizer).items()}).items()))
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """SentencePiece's BPE for the `tokenizers` library: spaces as U+2581, nothing else rewritten, byte fallback."""
+    added = added_tokens(tokenizer)
     pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
-    special = special_tokens(tokenizer)
-    normal = {p: i for i, p in enumerate(pieces) if i not in special and not tokenizer.is_byte(i)}
+    for i, entry in added.items():
+        pieces[i] = entry["content"]  # a symbol with a space is looked up as it is typed
+    normal = {p: i for i, p in enumerate(pieces) if i not in added and not tokenizer.is_byte(i)}
     # A SentencePiece model has no merge list: every split of a piece into two pieces is a possible merge, tried in
     # the order of the piece's score.
     merges = []
@@ -169,13 +179,12 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             if left in normal and right in normal:
                 merges.append((-tokenizer.score(i), normal[left], normal[right], left, right))
     merges.sort(key=lambda m: m[:3])
-    added = [{"id": i, **_added(text)} for i, text in special.items()]
     space, mark = {"String": " "}, "▁"
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": added,
+        "added_tokens": [{"id": i, **entry} for i, entry in added.items()],
         "normalizer": {"type": "Replace", "pattern": space, "content": mark},
         "pre_tokenizer": None,
         "post_processor": {
@@ -212,8 +221,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _added(text: str) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+def _added(text: str, special: bool) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
     return {"content": text, **flags}
 
 
@@ -231,7 +240,7 @@ def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
         "eos_token": "</s>",
         "unk_token": "<unk>",
         "additional_special_tokens": list(CHAT_MARKERS),
-        "added_tokens_decoder": {str(i): _added(text) for i, text in special_tokens(tokenizer).items()},
+        "added_tokens_decoder": {str(i): entry for i, entry in added_tokens(tokenizer).items()},
         "chat_template": CHAT_TEMPLATE,
     }
 

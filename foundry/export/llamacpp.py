@@ -24,7 +24,7 @@ from foundry.config import ExportError
 from foundry.export import llamacpp_child
 from foundry.export.gguf_file import export_gguf
 from foundry.export.greedy import same_tokens
-from foundry.export.hostile import HOSTILE
+from foundry.export.hostile import HOSTILE, own_texts
 from foundry.inference import Generator
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
@@ -75,7 +75,7 @@ def prove_llamacpp(
             "vocab_size": model.cfg.vocab_size,
             # One core stays free: llama.cpp's threads wait by spinning, which costs tenfold where a core is shared.
             "threads": max(1, torch.get_num_threads() - 1),
-            "texts": [*HOSTILE, *texts],
+            "texts": [*HOSTILE, *own_texts(tokenizer), *texts],
             "contexts": contexts,
             "prompts": [(ids, len(ours)) for ids, ours in begun],
             "barred": barred,

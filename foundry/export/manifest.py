@@ -14,6 +14,22 @@ from foundry.utils.files import read_json, sha256_file, sha256_json, write_json
 NAME = "proof.json"
 
 
+class ChangedExportError(ExportError):
+    """Files of an export are not what its record says.
+
+    Attributes:
+        states: {file: "missing", "changed" or "not part of the export"}, in the order of the names.
+    """
+
+    def __init__(self, folder: Path, states: dict[str, str]) -> None:
+        self.states = states
+        lines = "\n  - ".join(f"{name}: {state}" for name, state in states.items())
+        super().__init__(
+            f"{folder} is not as it was exported:\n  - {lines}\n"
+            "Restore it with `dvc checkout --force` or run `dvc repro export`"
+        )
+
+
 def write_record(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Writes `proof.json` over the files that lie in the folder; returns its content."""
     record = {**facts, "files": _hashes(folder)}
@@ -26,24 +42,21 @@ def verify_export(folder: str | Path) -> dict[str, Any]:
     """Checks every file against the hash in `proof.json`; returns its content.
 
     Raises:
-        ExportError: naming every file that is missing, changed or too many.
+        ChangedExportError: naming every file that is missing, changed or too many.
+        ExportError: if the record itself is missing or was changed.
     """
     folder = Path(folder)
     record = read_json(folder / NAME, "the proof of an export; run `dvc repro export` or `dvc checkout`", ExportError)
     if not isinstance(record, dict) or record.pop("sha256", None) != sha256_json(record):
         raise ExportError(f"{folder / NAME} was changed after the export: restore it with `dvc checkout --force`")
     expected, seen = record["files"], _hashes(folder)
-    problems = [
-        f"{name}: {'missing' if name not in seen else 'not part of the export' if name not in expected else 'changed'}"
+    states = {
+        name: "missing" if name not in seen else "not part of the export" if name not in expected else "changed"
         for name in sorted({*expected, *seen})
         if seen.get(name) != expected.get(name)
-    ]
-    if problems:
-        told = "\n  - ".join(problems)
-        raise ExportError(
-            f"{folder} is not as it was exported:\n  - {told}\n"
-            "Restore it with `dvc checkout --force` or run `dvc repro export`"
-        )
+    }
+    if states:
+        raise ChangedExportError(folder, states)
     return record
 
 

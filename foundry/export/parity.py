@@ -1,7 +1,7 @@
 """The proof of an export: the written files are read back and compared with the source model, in float32 on the CPU.
 
     weights      every tensor of the Hugging Face folder, read back into a MiniLLM, equals the source bit for bit
-    token ids    transformers' tokenizer on hostile strings and real text, and its way back to text
+    token ids    transformers' tokenizer on hostile strings, the vocabulary's own symbols and pieces, and real text, there and back
     logits       transformers' own class, offline, on random tokens and real text in full contexts
     greedy text  the same continuations of given prompts
     gguf         every tensor and key of each file, read back, equals the source in the file's number format
@@ -23,7 +23,7 @@ import torch
 from foundry.config import ExportError
 from foundry.export.gguf_parity import prove_gguf
 from foundry.export.greedy import NEW_TOKENS, continuation, same_tokens
-from foundry.export.hostile import HOSTILE
+from foundry.export.hostile import HOSTILE, own_texts
 from foundry.export.huggingface import import_huggingface
 from foundry.export.llamacpp import power_of_ten, prove_llamacpp
 from foundry.inference import Generator
@@ -108,8 +108,8 @@ def _prove_weights(folder: Path, model: MiniLLM) -> int:
 
 
 def _prove_ids(hf: Any, tokenizer: Tokenizer, texts: list[str]) -> dict[str, int]:
-    tokens = 0
-    for text in (*HOSTILE, *texts):
+    tokens, own = 0, own_texts(tokenizer)
+    for text in (*HOSTILE, *own, *texts):
         ours = tokenizer.encode(text, bos=True)
         theirs = hf(text, split_special_tokens=True)["input_ids"]
         if ours != theirs:
@@ -123,7 +123,13 @@ def _prove_ids(hf: Any, tokenizer: Tokenizer, texts: list[str]) -> dict[str, int
         if back != text:
             raise ExportError(f"transformers decodes the tokens of {text[:60]!r} to {back[:60]!r}")
         tokens += len(ours)
-    return {"strings": len(HOSTILE) + len(texts), "hostile": len(HOSTILE), "tokens": tokens, "different": 0}
+    return {
+        "strings": len(HOSTILE) + len(own) + len(texts),
+        "hostile": len(HOSTILE),
+        "of_the_vocabulary": len(own),
+        "tokens": tokens,
+        "different": 0,
+    }
 
 
 @torch.inference_mode()

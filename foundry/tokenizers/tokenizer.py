@@ -17,10 +17,6 @@ from foundry.tokenizers.stream import TextStream
 from foundry.utils.files import sha256_file
 
 UNK_ID, BOS_ID, EOS_ID = 0, 1, 2
-# llama.cpp ends a generation by the text of these markers, so they have no other meaning here. Spare ones cost nothing now; adding
-# a token later resizes the embedding and breaks every exported file.
-CHAT_MARKERS = ("<|im_start|>", "<|im_end|>")
-RESERVED = tuple(f"<|reserved_{i}|>" for i in range(14))
 
 
 class Tokenizer:
@@ -49,6 +45,7 @@ class Tokenizer:
             )
         self.sha256 = sha256_file(self.path)
         self.kind = _model_type(self._sp.serialized_model_proto())
+        self._user_defined: frozenset[int] | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -122,6 +119,16 @@ class Tokenizer:
     def is_byte(self, token: int) -> bool:
         return self._sp.is_byte(token)
 
+    def is_user_defined(self, token: int) -> bool:
+        """Whether the piece is a symbol of `tokenizer.user_symbols`, which is cut out of a text before anything is merged."""
+        if self._user_defined is None:  # SentencePiece has no question for it
+            self._user_defined = _user_defined(self._sp.serialized_model_proto())
+        return token in self._user_defined
+
+    def text_of(self, token: int) -> str:
+        """The text that a piece stands for: its spelling with spaces in place of U+2581."""
+        return self.piece(token).replace("\u2581", " ")
+
 
 def _model_type(proto: bytes) -> str:
     """`bpe` or `unigram` (or `other`): field 3 of the trainer's settings, field 2 of the model, in protocol buffers' wire format."""
@@ -129,6 +136,12 @@ def _model_type(proto: bytes) -> str:
         if number == 2 and isinstance(value, bytes):
             return {1: "unigram", 2: "bpe"}.get(dict(_fields(value)).get(3, 1), "other")
     return "unigram"  # the format's default
+
+
+def _user_defined(proto: bytes) -> frozenset[int]:
+    """Ids of the pieces of type 4: field 3 of a piece, field 1 of the model."""
+    pieces = (value for number, value in _fields(proto) if number == 1 and isinstance(value, bytes))
+    return frozenset(i for i, piece in enumerate(pieces) if dict(_fields(piece)).get(3) == 4)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

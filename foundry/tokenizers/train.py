@@ -18,7 +18,8 @@ from typing import Any
 import sentencepiece as spm
 
 from foundry.config import ConfigError, DataError, TokenizerParams
-from foundry.tokenizers.tokenizer import BOS_ID, CHAT_MARKERS, EOS_ID, RESERVED, UNK_ID
+from foundry.config.corpus import CHAT_MARKERS, RESERVED
+from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID, UNK_ID
 from foundry.utils.files import atomic_write
 
 MAX_LINE_BYTES = 4096  # below SentencePiece's max_sentence_length of 4,192
@@ -53,10 +54,8 @@ def train_tokenizer(texts: Iterable[str], params: TokenizerParams, path: str | P
 
     Raises:
         DataError: if there is no text.
-        ConfigError: if the vocabulary is too large or too small for the text (the message names the limit), or a user symbol is
-            reserved, empty or given twice.
+        ConfigError: if the vocabulary is too large or too small for the text (the message names the limit).
     """
-    _check_symbols(params)
     used = {"documents": 0, "lines": 0, "bytes": 0}
 
     def lines() -> Iterator[str]:
@@ -107,20 +106,6 @@ def train_tokenizer(texts: Iterable[str], params: TokenizerParams, path: str | P
     with atomic_write(path) as f:
         f.write(model.getvalue())
     return used
-
-
-def _check_symbols(params: TokenizerParams) -> None:
-    symbols = params.user_symbols
-    taken = {"<unk>", "<s>", "</s>", *CHAT_MARKERS, *RESERVED}
-    bad = [
-        s for s in symbols if not s or s in taken or "\u2581" in s or "\0" in s or re.fullmatch("<0x[0-9A-F]{2}>", s)
-    ]
-    bad += sorted({s for s in symbols if symbols.count(s) > 1})
-    if bad:
-        raise ConfigError(
-            f"tokenizer.user_symbols cannot hold {', '.join(map(repr, bad))}: a symbol must be unique, not empty, not a control "
-            "symbol, a chat marker or a byte piece, and without U+2581 and NUL"
-        )
 
 
 def _explain(message: str, params: TokenizerParams, used: dict) -> None:

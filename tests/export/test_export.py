@@ -16,6 +16,7 @@ from foundry.config import Export, ExportError, ModelConfig
 from foundry.export import export, export_gguf, export_huggingface, import_huggingface, prove, verify_export
 from foundry.export.gguf_file import interleave
 from foundry.export.gguf_parity import prove_gguf
+from foundry.export.manifest import ChangedExportError
 from foundry.models import MiniLLM
 
 TEXTS = ["The salt water and the ancient city.  Two spaces.\nA line.", "Boil 12 onions; add 3 cups of 水."]
@@ -91,7 +92,7 @@ def test_a_model_with_qk_norm_is_exported_as_qwen3(make_model, tokenizer, tmp_pa
 def test_what_no_class_of_transformers_computes_is_refused(make_model, tokenizer, tmp_path, options):
     odd = make_model(ModelConfig(vocab_size=400, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=32, **options))
     (key,) = options
-    with pytest.raises(ExportError, match=rf"model.{key} .* train with 0 to export"):
+    with pytest.raises(ExportError, match=rf"model\.{key} .* train with 0"):
         export_huggingface(odd, tokenizer, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
@@ -363,8 +364,10 @@ def test_a_flipped_byte_a_missing_and_a_foreign_file_are_told(model, tokenizer, 
         path.write_bytes(whole)
     verify_export(tmp_path / "a")
     (tmp_path / "a" / "extra.py").write_text("")
-    with pytest.raises(ExportError, match=r"extra\.py: not part of the export"):
+    (tmp_path / "a/hf/LICENSE").unlink()
+    with pytest.raises(ChangedExportError, match=r"extra\.py: not part of the export") as error:
         verify_export(tmp_path / "a")
+    assert error.value.states == {"extra.py": "not part of the export", "hf/LICENSE": "missing"}
 
 
 def test_the_round_trip_through_the_folder_is_exact(written, model, tokenizer):
