@@ -9,8 +9,7 @@ _HOME = {
     "evaluate": "report",
     "interval": "bits_per_byte",
     "read_documents": "compare",
-    "score_split": "bits_per_byte",
-    "summarize": "bits_per_byte",
+    "score": "bits_per_byte",
 }
 
 __all__ = sorted(_HOME)
