@@ -47,7 +47,13 @@ def compare(a: str, b: str, cfg: Config, root: str | Path = ".") -> Comparison:
         DataError: if there are no losses on common text and no weights to score.
     """
     root = Path(root)
-    one, two = resolve(a, cfg, root), resolve(b, cfg, root)
+    with tempfile.TemporaryDirectory(
+        prefix="foundry-compare-"
+    ) as tmp:  # for what is fetched from MLflow, until it is scored
+        return _compared(resolve(a, cfg, root, Path(tmp) / "a"), resolve(b, cfg, root, Path(tmp) / "b"), cfg, root)
+
+
+def _compared(one: Side, two: Side, cfg: Config, root: Path) -> Comparison:
     if one.table is not None and two.table is not None:
         try:
             return compare_documents(one.table, two.table, cfg.evaluate.bootstrap, cfg.seed)
@@ -58,13 +64,16 @@ def compare(a: str, b: str, cfg: Config, root: str | Path = ".") -> Comparison:
         if side.load is None and side.table is None:
             raise DataError(f"{side.name} has neither losses by document nor weights")
     if one.load and two.load:
-        return compare_documents(losses(one, root), losses(two, root), cfg.evaluate.bootstrap, cfg.seed)
-    tables = [side.table if side.table is not None else losses(side, root) for side in (one, two)]
+        return compare_documents(losses(one, cfg, root), losses(two, cfg, root), cfg.evaluate.bootstrap, cfg.seed)
+    tables = [side.table if side.table is not None else losses(side, cfg, root) for side in (one, two)]
     return compare_documents(*tables, cfg.evaluate.bootstrap, cfg.seed)
 
 
-def resolve(name: str, cfg: Config, root: Path) -> Side:
+def resolve(name: str, cfg: Config, root: Path, scratch: Path) -> Side:
     """Finds what a name means.
+
+    Args:
+        scratch: a folder for a version's files, which has to stay until the side's model was loaded; made if it is needed.
 
     Raises:
         ConfigError: telling what was tried.
@@ -73,8 +82,8 @@ def resolve(name: str, cfg: Config, root: Path) -> Side:
     if name.startswith("models:/"):
         from foundry.tracking.registry import download
 
-        folder = Path(tempfile.mkdtemp(prefix="foundry-compare-"))
-        return in_folder(download(name, tracking_uri(cfg.runtime), folder), name)
+        scratch.mkdir(parents=True)
+        return in_folder(download(name, tracking_uri(cfg.runtime), scratch), name)
     if path.is_file():
         return Side(name, read_documents(path), None)
     if path.is_dir():
@@ -131,20 +140,26 @@ def _of_revision(rev: str, root: Path) -> pa.Table:
         return read_documents(out)
 
 
-def losses(side: Side, root: Path) -> pa.Table:
-    """Scores a model on the project's test text, in its own tokens."""
+def losses(side: Side, cfg: Config, root: Path) -> pa.Table:
+    """Scores a model on the project's test text, in its own tokens, on `runtime.device`.
+
+    Raises:
+        ConfigError: if the device is not there.
+    """
     import numpy as np
 
     from foundry.data.shards import read_clean
     from foundry.evaluation.bits_per_byte import Documents, losses_table, score
+    from foundry.utils.device import get_device
 
+    device = get_device(cfg.runtime.device)
     model, tokenizer = side.load()
     rows = [r for part in read_clean(root / "data/clean/test", ["doc_id", "text", "source", "lang"]) for r in part]
     tokens = [np.array(tokenizer.encode(r["text"], bos=True, eos=True)) for r in rows]
     sizes = np.array([len(r["text"].encode()) for r in rows], np.int64)
     names = ([r[k] for r in rows] for k in ("source", "lang", "doc_id", "text"))
     documents = Documents(tokens, sizes, np.zeros(len(rows), np.int64), *names)
-    return losses_table(documents, score(model, tokens, model.cfg.max_seq_len))
+    return losses_table(documents, score(model.to(device), tokens, model.cfg.max_seq_len))
 
 
 def noise_floor(names: list[str], cfg: Config, root: str | Path = ".") -> dict[str, float]:
@@ -154,8 +169,9 @@ def noise_floor(names: list[str], cfg: Config, root: str | Path = ".") -> dict[s
         names: of three or more such runs, as for `compare`. With none, those that MLflow knows of this recipe.
     """
     if names:
-        sides = [resolve(n, cfg, Path(root)) for n in names]
-        tables = [s.table if s.table is not None else losses(s, Path(root)) for s in sides]
+        with tempfile.TemporaryDirectory(prefix="foundry-compare-") as tmp:
+            sides = [resolve(n, cfg, Path(root), Path(tmp) / str(i)) for i, n in enumerate(names)]
+            tables = [s.table if s.table is not None else losses(s, cfg, Path(root)) for s in sides]
         values = [compare_documents(t, t, 100, 1).overall.bits_a for t in tables]
     else:
         from foundry.tracking.seeds import seed_scores

@@ -148,7 +148,7 @@ def _gate(cfg: Config, mine: pa.Table, uri: str, root: Path | None = None) -> De
                 from foundry.comparing import in_folder, losses
 
                 side = in_folder(fetch(connect(uri), champion, uri, Path(tmp)), f"version {champion.version}")
-                done = compare_documents(losses(side, root), mine, cfg.evaluate.bootstrap, cfg.seed)
+                done = compare_documents(losses(side, cfg, root), mine, cfg.evaluate.bootstrap, cfg.seed)
                 anew = ", which was scored anew on this test text"
         d = done.overall
         figures = {"difference": d.value, "low": d.low, "high": d.high, "win_rate": d.win_rate, "p_value": done.p_value}

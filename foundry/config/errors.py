@@ -10,7 +10,7 @@ class FoundryError(Exception):
 
 
 class ConfigError(FoundryError, ValueError):
-    """A parameter is unknown, of a wrong type, or does not fit another one."""
+    """A parameter, or an argument of the Python interface, is unknown, of a wrong type, or does not fit another one."""
 
 
 class DataError(FoundryError):

@@ -62,7 +62,8 @@ _TEMPLATE = """
 {% for kind, f in r.samples.items() %}<tr><td>{{ kind }}<td>{{ pc(f.distinct_1) }}<td>{{ pc(f.distinct_2) }}<td>{{ pc(f.distinct_3) }}<td>{{ pc(f.repeated_4) }}<td>{% if f.recited is defined %}{{ pc(f.recited) }}{% else %}not looked for{% endif %}</tr>{% endfor %}</table>
 <p class="soft">Recited: runs of {{ r.contamination.ngram if r.contamination is defined else 13 }} words that stand in the training text.</p>
 {% for row in samples %}<details{% if loop.first %} open{% endif %}><summary>{{ row.prompt | trim or "(no prompt)" }}</summary>
-{% for kind in ("greedy", "sampled") %}<div class="soft">{{ kind }}</div><pre><span class="prompt">{{ row.prompt }}</span>{{ row[kind] }}</pre>{% endfor %}</details>{% endfor %}
+{% for kind in ("greedy", "sampled") %}<div class="soft">{{ kind }}</div><pre><span class="prompt">{{ row.prompt }}</span>{{ row[kind] }}</pre>{% endfor %}
+{% if row.note is defined %}<p class="soft">{{ row.note }}</p>{% endif %}</details>{% endfor %}
 
 <h2 id="data">Data</h2>
 <div class="scroll"><table><tr><th>source<th>address<th>language<th>licence<th>attribution<th>records<th>kept<th>dropped</tr>

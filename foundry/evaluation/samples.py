@@ -10,15 +10,19 @@ from foundry.config import Evaluate
 from foundry.data.words import units
 from foundry.evaluation.intervals import ratio_interval
 from foundry.inference import Generator
+from foundry.utils.log import get_logger
 
 KINDS = ("greedy", "sampled")
 
 
 def samples(generator: Generator, params: Evaluate, seed: int) -> list[dict[str, str]]:
-    """[{prompt, greedy, sampled}] in the order of the prompts; the same for the same model and seed."""
+    """[{prompt, greedy, sampled}] in the order of the prompts; the same for the same model and seed.
+
+    Of a prompt that does not fit the context, only the end is read; its row has a `note` that says so, and the log does.
+    """
     rows = []
     for i, prompt in enumerate(params.prompts):
-        common = {"prompt": prompt, "max_new_tokens": params.max_new_tokens}
+        common = {"prompt": prompt, "max_new_tokens": params.max_new_tokens, "cut": True}
         rows.append(
             {
                 "prompt": prompt,
@@ -26,6 +30,10 @@ def samples(generator: Generator, params: Evaluate, seed: int) -> list[dict[str,
                 "sampled": generator.generate_text(**common, temperature=params.temperature, top_p=0.95, seed=seed + i),
             }
         )
+        tokens, read = (len(generator.prompt_ids(prompt, cut)) for cut in (False, True))
+        if read < tokens:
+            rows[-1]["note"] = f"the prompt has {tokens} tokens; the last {read} of them were read (model.max_seq_len)"
+            get_logger().warning("evaluate.prompts[%d]: %s", i, rows[-1]["note"])
     return rows
 
 
@@ -66,6 +74,7 @@ def samples_page(rows: list[dict[str, str]], params: Evaluate) -> str:
     ]
     for row in rows:
         lines += [f"## `{row['prompt'].strip() or ' '}`".replace("\n", " "), ""]
+        lines += [f"Note: {row['note']}.", ""] if "note" in row else []
         for kind in KINDS:
             lines += [f"{kind}:", "", *("    " + line for line in (row["prompt"] + row[kind]).split("\n")), ""]
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from foundry.config import ConfigError
 from foundry.inference.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ def _set(values: dict, line: str, out: TextIO) -> None:
     new = {**values, name: None if name == "seed" and text == "none" else kind(text)}
     Sampling(new["temperature"], new["top_k"], new["top_p"])
     if new["tokens"] < 1:
-        raise ValueError(f"tokens must be at least 1, got {new['tokens']}")
+        raise ConfigError(f"tokens must be at least 1, got {new['tokens']}")
     if new["seed"] is not None and new["seed"] < 0:
-        raise ValueError(f"seed must be none or at least 0, got {new['seed']}")
+        raise ConfigError(f"seed must be none or at least 0, got {new['seed']}")
     values.update(new)
     print(f"{name} = {values[name]}", file=out)

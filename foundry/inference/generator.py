@@ -12,6 +12,7 @@ from typing import TextIO
 
 import torch
 
+from foundry.config import ConfigError
 from foundry.inference.cache import KVCache
 from foundry.inference.sampling import Sampling, choose, whole
 from foundry.models import MiniLLM
@@ -29,12 +30,12 @@ class Generator:
         device: `auto`, `cpu`, `cuda` or `mps`.
 
     Raises:
-        ValueError: if model and tokenizer have different vocabularies, or the device is not there.
+        ConfigError: (a `ValueError`) if model and tokenizer have different vocabularies, or the device is not there.
     """
 
     def __init__(self, model: MiniLLM, tokenizer: Tokenizer, device: str | torch.device = "auto") -> None:
         if model.cfg.vocab_size != tokenizer.vocab_size:
-            raise ValueError(
+            raise ConfigError(
                 f"the model has {model.cfg.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}: "
                 "they do not belong together"
             )
@@ -67,21 +68,21 @@ class Generator:
             seed: of this generation; None draws a fresh one.
 
         Raises:
-            ValueError: for a value that breaks its rule, or a prompt that leaves no room in the context.
+            ConfigError: (a `ValueError`) for a value that breaks its rule, or a prompt that leaves no room in the context.
         """
         how = Sampling(temperature, top_k, top_p)
         if not (whole(max_new_tokens) and max_new_tokens >= 1):
-            raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
+            raise ConfigError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
         if not (seed is None or (whole(seed) and 0 <= seed < 2**63)):
-            raise ValueError(f"seed must be None or a whole number in [0, 2^63), got {seed!r}")
+            raise ConfigError(f"seed must be None or a whole number in [0, 2^63), got {seed!r}")
         context = self.model.cfg.max_seq_len
         if not 1 <= len(ids) <= context - 1:
-            raise ValueError(
+            raise ConfigError(
                 f"the prompt has {len(ids)} tokens with its begin symbol; between 1 and {context - 1} "
                 f"fit the context of {context} (model.max_seq_len) with a new one: shorten it"
             )
         if wrong := [i for i in ids if not 0 <= i < self.model.cfg.vocab_size]:
-            raise ValueError(f"token ids must lie in [0, {self.model.cfg.vocab_size}), got {wrong[0]}")
+            raise ConfigError(f"token ids must lie in [0, {self.model.cfg.vocab_size}), got {wrong[0]}")
         generator = torch.Generator()
         if seed is None:
             generator.seed()
@@ -106,21 +107,36 @@ class Generator:
             ids.append(token)
             new = [token]
 
-    def stream(self, prompt: str = "", **options) -> Iterator[str]:
+    def stream(self, prompt: str = "", *, cut: bool = False, **options) -> Iterator[str]:
         """Pieces of the continuation as soon as they are whole characters.
 
         They join to what `generate_text` gives for the same seed.
 
         Args:
             prompt: text to continue; the begin symbol is put before it. Chat markers in it are read as plain text.
+            cut: read the end of a prompt that does not fit the context, see `prompt_ids`; without it, it is refused.
             options: those of `generate_ids`.
 
         Raises:
-            ValueError: as `generate_ids`, before the first piece; for a prompt that is not text or not valid Unicode.
+            ConfigError: (a `ValueError`) as `generate_ids`, before the first piece; for a prompt that is not text or not
+                valid Unicode.
+        """
+        return self._pieces(self.generate_ids(self.prompt_ids(prompt, cut), **options))
+
+    def prompt_ids(self, prompt: str, cut: bool = False) -> list[int]:
+        """Ids of a prompt, the begin symbol first.
+
+        Args:
+            cut: of a prompt that leaves no room in the context, only the last tokens: half a context of them, as when a
+                text outgrows the context while it is written.
+
+        Raises:
+            ConfigError: (a `ValueError`) for a prompt that is not text or not valid Unicode.
         """
         if not isinstance(prompt, str):
-            raise ValueError(f"prompt must be text, got {type(prompt).__name__}")
-        return self._pieces(self.generate_ids(self.tokenizer.encode(prompt, bos=True), **options))
+            raise ConfigError(f"prompt must be text, got {type(prompt).__name__}")
+        ids, context = self.tokenizer.encode(prompt, bos=True), self.model.cfg.max_seq_len
+        return ids[-(context // 2) :] if cut and len(ids) >= context else ids
 
     def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
         text = self.tokenizer.stream()
@@ -131,7 +147,7 @@ class Generator:
     def generate_text(self, prompt: str = "", **options) -> str:
         """The continuation of a prompt, without the prompt.
 
-        Options are those of `generate_ids`, errors those of `stream`. A character whose last bytes `max_new_tokens`
+        Options are those of `stream`, errors those of `stream`. A character whose last bytes `max_new_tokens`
         cut off is left out.
         """
         return "".join(self.stream(prompt, **options))

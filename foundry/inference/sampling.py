@@ -13,8 +13,9 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from foundry.config import FoundryError
+from foundry.config import ConfigError, FoundryError
 
+HOTTEST = 1000.0  # the distribution is uniform long before, and a temperature beyond float32 makes every logit NaN
 GREEDY_BELOW = 1e-5  # dividing logits by less overflows float32 and gives the most likely token anyway
 
 
@@ -23,12 +24,12 @@ class Sampling:
     """How to choose.
 
     Args:
-        temperature: 0 is greedy; at most 2 is useful, more is allowed.
+        temperature: 0 is greedy; at most 2 is useful, at most 1000 allowed.
         top_k: 0 turns it off.
         top_p: 1 turns it off.
 
     Raises:
-        ValueError: with the rule that a value breaks.
+        ConfigError: (a `ValueError`) with the rule that a value breaks.
     """
 
     temperature: float = 1.0
@@ -36,14 +37,12 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (_number(self.temperature) and math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(
-                f"temperature must be a finite number of at least 0 (0 = greedy), got {self.temperature!r}"
-            )
+        if not (_number(self.temperature) and 0 <= self.temperature <= HOTTEST):
+            raise ConfigError(f"temperature must be a number from 0 (greedy) to {HOTTEST:g}, got {self.temperature!r}")
         if not (whole(self.top_k) and self.top_k >= 0):
-            raise ValueError(f"top_k must be a whole number of at least 0 (0 = off), got {self.top_k!r}")
+            raise ConfigError(f"top_k must be a whole number of at least 0 (0 = off), got {self.top_k!r}")
         if not (_number(self.top_p) and 0 < self.top_p <= 1):
-            raise ValueError(f"top_p must lie in (0, 1] (1 = off), got {self.top_p!r}")
+            raise ConfigError(f"top_p must lie in (0, 1] (1 = off), got {self.top_p!r}")
 
     @property
     def greedy(self) -> bool:

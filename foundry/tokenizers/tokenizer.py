@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from foundry.config import DataError
+from foundry.config import ConfigError, DataError
 from foundry.tokenizers.stream import TextStream
 from foundry.utils.files import sha256_file
 
@@ -74,12 +74,12 @@ class Tokenizer:
         """Ids of a text; control symbols only where `bos` and `eos` ask for them.
 
         Raises:
-            ValueError: for a lone surrogate, which no UTF-8 text can hold.
+            ConfigError: (a `ValueError`) for a lone surrogate, which no UTF-8 text can hold.
         """
         try:
             text.encode()
         except UnicodeEncodeError as e:
-            raise ValueError(
+            raise ConfigError(
                 f"text is not valid Unicode: lone surrogate {text[e.start]!r} at position {e.start}"
             ) from None
         return [BOS_ID] * bos + self._sp.encode(text) + [EOS_ID] * eos
@@ -92,11 +92,11 @@ class Tokenizer:
         """Text of ids; control symbols give no text, an incomplete run of bytes gives U+FFFD.
 
         Raises:
-            ValueError: for an id outside the vocabulary.
+            ConfigError: (a `ValueError`) for an id outside the vocabulary.
         """
         ids = [int(i) for i in ids]
         if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
-            raise ValueError(f"token ids must lie in [0, {self.vocab_size}), got {wrong[0]}")
+            raise ConfigError(f"token ids must lie in [0, {self.vocab_size}), got {wrong[0]}")
         return self._sp.decode(ids)
 
     def stream(self) -> TextStream:

@@ -38,11 +38,15 @@ def get_device(name: str = "auto") -> torch.device:
     mps = torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    kind = name.split(":")[0]
-    if kind not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"unknown device {name!r}: use auto, cpu, cuda or mps")
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (colon and not (kind == "cuda" and number.isascii() and number.isdigit())):
+        raise ConfigError(f"unknown device {name[:80]!r}: use auto, cpu, cuda, cuda:NUMBER or mps")
     if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not mps):
         raise ConfigError(f"device {name!r} is not available on this machine: set runtime.device to auto or cpu")
+    if number and not int(number[:10]) < torch.cuda.device_count():
+        raise ConfigError(
+            f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices, counted from 0"
+        )
     return torch.device(name)
 
 

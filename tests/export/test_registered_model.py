@@ -251,7 +251,7 @@ def test_the_gate_promotes_what_the_paired_comparison_calls_better_and_says_why_
     ]
     pq.write_table(pa.Table.from_pylist(rows), root / "data/clean/test/part-00000.parquet")
     make(root, make_model(model.cfg, 4), tokenizer, fingerprint="d" * 16)
-    mine = score_text(in_folder(root / "artifacts/export", "mine"), root)
+    mine = score_text(in_folder(root / "artifacts/export", "mine"), cfg, root)
     nats = pa.array(np.asarray(mine["nats"]) * 0.5)  # as if it were far better
     pq.write_table(
         mine.set_column(mine.column_names.index("nats"), "nats", nats), root / "artifacts/evaluation/documents.parquet"
