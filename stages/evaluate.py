@@ -3,7 +3,6 @@
 import csv
 import logging
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from foundry.utils.allocator import keep_memory
@@ -14,7 +13,7 @@ if __name__ == "__main__":
 import pyarrow.parquet as pq
 
 from foundry.config import Config
-from foundry.data.shards import Shards, read_clean
+from foundry.data.shards import Shards, part_files, read_clean
 from foundry.evaluation.page import write_page
 from foundry.evaluation.plots import plot_curve, write_rows
 from foundry.evaluation.run import run_evaluation
@@ -22,6 +21,7 @@ from foundry.evaluation.samples import samples_page
 from foundry.evaluation.tasks import write_tasks
 from foundry.models import load_model
 from foundry.tokenizers import Tokenizer
+from foundry.utils.device import prepare_device
 from foundry.utils.files import atomic_dir, atomic_write, read_json, write_json, write_text
 from foundry.utils.stage import run_stage
 
@@ -29,15 +29,14 @@ OUT = Path("artifacts/evaluation")
 
 
 def work(cfg: Config, log: logging.Logger) -> None:
+    device = prepare_device(cfg.runtime)
     model, facts = load_model("artifacts/model")
+    model.to(device)
+    log.info("evaluating on %s", device)
     tokenizer = Tokenizer("artifacts/tokenizer")
     test = Shards("data/shards", "test", tokenizer_sha256=tokenizer.sha256)
-    rows = [row for part in read_clean("data/clean/test", ["doc_id", "text", "lang"]) for row in part]
-
-    def train_texts() -> Iterator[str]:
-        return (row["text"] for part in read_clean("data/clean/train", ["text"]) for row in part)
-
-    done = run_evaluation(model, facts, tokenizer, test, rows, train_texts, cfg, log)
+    rows = (row for part in read_clean("data/clean/test", ["doc_id", "text", "lang"]) for row in part)
+    done = run_evaluation(model, facts, tokenizer, test, rows, part_files("data/clean/train"), cfg, log)
     report = done.report
     if cfg.evaluate.harness:
         report["harness"] = _harness(model, tokenizer, cfg, log)
@@ -66,7 +65,8 @@ def _harness(model, tokenizer: Tokenizer, cfg: Config, log: logging.Logger) -> d
     log.info("lm-evaluation-harness: %s", ", ".join(cfg.evaluate.harness))
     with tempfile.TemporaryDirectory() as tmp:
         export_huggingface(model, tokenizer, tmp)
-        return run_harness(tmp, cfg.evaluate.harness, include="tasks", limit=cfg.evaluate.harness_limit)
+        device = str(next(model.parameters()).device)
+        return run_harness(tmp, cfg.evaluate.harness, "tasks", cfg.evaluate.harness_limit, device=device)
 
 
 def _tell(report: dict, log: logging.Logger) -> None:

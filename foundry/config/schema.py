@@ -144,6 +144,12 @@ class TrainConfig(Section):
 
 
 class Evaluate(Section):
+    test_bytes: int = Field(
+        16_000_000,
+        ge=0,
+        le=10**15,
+        description="test documents are taken evenly from the whole split until about so many bytes are reached; 0: all",
+    )
     bootstrap: int = Field(2000, ge=100, le=10**6, description="resamples of the documents for each interval")
     baselines: bool = Field(True, description="compress the same bytes with xz, zstd and PPMd")
     contamination_ngram: int = Field(

@@ -49,6 +49,13 @@ def read_clean(folder: str | Path, columns: list[str], rows: int = 512) -> Itera
                 yield batch.to_pylist()
 
 
+def read_texts(part: Path) -> Iterator[str]:
+    """The documents of one part file, in order."""
+    with pq.ParquetFile(part) as file:
+        for batch in file.iter_batches(batch_size=512, columns=["text"]):
+            yield from batch.column(0).to_pylist()
+
+
 def source_totals(infos: list[dict[str, Any]]) -> dict[str, tuple[int, float]]:
     """(tokens, weight) of each source, in the order of the shards."""
     totals: dict[str, tuple[int, float]] = {}

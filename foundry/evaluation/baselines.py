@@ -8,10 +8,14 @@ text: a model above it has learnt less than a table of contexts.
 from __future__ import annotations
 
 import lzma
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow as pa
 import pyppmd
+
+from foundry.data.shards import read_texts
 
 PPMD_ORDERS = (6, 8)
 PPMD_MEMORY = 256 << 20  # bytes of its model; more changes nothing at these sizes
@@ -38,15 +42,24 @@ def ppmd_sizes(train: bytes, test: bytes, order: int) -> tuple[int, int]:
     return size, len(both.encode(test)) + len(both.flush())
 
 
+def last_bytes(parts: Sequence[Path], most: int = MAX_TRAIN_BYTES) -> bytes:
+    """The end of the text of `part-*.parquet` files, documents divided by empty lines; at most one part is held besides it."""
+    data = b""
+    for part in reversed(parts):
+        if len(data) >= most:
+            break
+        data = b"".join(text.encode() + b"\n\n" for text in read_texts(part)) + data
+    return data[-most:]
+
+
 def baselines(train: bytes, test: bytes) -> dict[str, dict[str, float]]:
-    """{compressor: {alone, given_train}} in bits per byte of the test text.
+    """{compressor: {alone, given_train}} in bits per byte of the test text; `train` is what they have seen before it.
 
     Raises:
         ValueError: if there is no test text.
     """
     if not test:
         raise ValueError("the test text is empty")
-    train = train[-MAX_TRAIN_BYTES:]
     with ThreadPoolExecutor(4) as pool:  # both compressors release the interpreter's lock
         xz = [pool.submit(xz_size, data) for data in (train + test, train, test)]
         zstd = [pool.submit(zstd_size, data) for data in (train + test, train, test)]

@@ -10,7 +10,10 @@ gives every token of a long document at least half a context.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,25 +40,39 @@ class Documents:
     langs: list[str]
     doc_ids: list[str]
     texts: list[str]
+    every: int = 1  # each so manyth document of the split was taken
+    split: int = 0  # documents of the whole split
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-def held_out(shards: Shards, rows: list[dict]) -> Documents:
-    """Joins a split's tokens with the rows of its clean text (doc_id, text, lang).
+def held_out(shards: Shards, rows: Iterable[dict[str, Any]], most_bytes: int = 0) -> Documents:
+    """Joins a split's tokens with the rows of its clean text (doc_id, text, lang); holds only what is taken.
+
+    Args:
+        most_bytes: every n-th document is taken, with the smallest n that gives about so many bytes of raw text; 0: all. Which
+            documents those are depends on the text only, so models with other tokenizers are scored on the same ones.
 
     Raises:
         DataError: if the split holds no document, or tokens and text are not of the same documents.
     """
-    by_id = {r["doc_id"]: r for r in rows}
-    documents, ids = list(shards.documents()), shards.doc_ids()
-    if not documents:
+    ids = shards.doc_ids()
+    if not ids:
         raise DataError(
             f"the {shards.split} split holds no document: give it a larger share (clean.{shards.split}_fraction) or more text"
         )
-    if len(by_id) != len(ids) or any(i not in by_id for i in ids):
+    size = sum(info["bytes"] for info in shards.infos)
+    every = max(1, -(-size // most_bytes)) if most_bytes else 1
+    wanted, count, by_id = set(ids[::every]), 0, {}
+    for row in rows:
+        count += 1
+        if row["doc_id"] in wanted:
+            by_id[row["doc_id"]] = row
+    if count != len(ids) or len(by_id) != len(wanted):
         raise DataError(f"data/shards and data/clean/{shards.split} hold other documents: run `dvc repro shard`")
+    ids = ids[::every]
+    documents = list(islice(shards.documents(), 0, None, every))
     texts = [by_id[i]["text"] for i in ids]
     return Documents(
         [t for t, _, _ in documents],
@@ -65,6 +82,8 @@ def held_out(shards: Shards, rows: list[dict]) -> Documents:
         [by_id[i]["lang"] for i in ids],
         ids,
         texts,
+        every,
+        count,
     )
 
 

@@ -6,23 +6,31 @@ text is read once, and looked up in the runs of the evaluation's texts; so memor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from foundry.config import Runtime
 from foundry.data.grams import gram_hashes
 from foundry.data.words import units
 from foundry.evaluation.intervals import Interval, ratio_interval
+from foundry.utils.executor import map_units
 
 
 def overlap(
-    groups: Mapping[str, Sequence[str]], train: Iterable[str], n: int
+    groups: Mapping[str, Sequence[str]],
+    n: int,
+    parts: Sequence[Any],
+    read: Callable[[Any], Iterable[str]],
+    runtime: Runtime,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """How many runs of `n` words of each text the training text has.
 
     Args:
         groups: {name: texts}; a text shorter than `n` words has no run.
-        train: the training documents.
+        parts, read: parts of the training text, and what gives the documents of one; parts are read side by side
+            (`runtime.workers`).
 
     Returns:
         {name: (runs that were seen, runs)}, int64 (texts,) each.
@@ -32,10 +40,8 @@ def overlap(
     known = np.unique(np.concatenate(flat)) if flat else np.empty(0, np.uint64)
     seen = np.zeros(len(known), bool)
     if len(known):
-        for text in train:
-            runs = _runs(text, n)
-            at = np.minimum(np.searchsorted(known, runs), len(known) - 1)
-            seen[at[known[at] == runs]] = True
+        for here in map_units(_seen, (known, n, read), parts, runtime):
+            seen |= here
     return {
         name: (
             np.array([int(seen[np.searchsorted(known, h)].sum()) for h in texts], np.int64),
@@ -43,6 +49,17 @@ def overlap(
         )
         for name, texts in hashes.items()
     }
+
+
+def _seen(context: tuple[np.ndarray, int, Callable[[Any], Iterable[str]]], part: Any) -> np.ndarray:
+    """bool (known,): which of the known runs the documents of a part have."""
+    known, n, read = context
+    seen = np.zeros(len(known), bool)
+    for text in read(part):
+        runs = _runs(text, n)
+        at = np.minimum(np.searchsorted(known, runs), len(known) - 1)
+        seen[at[known[at] == runs]] = True
+    return seen
 
 
 def _runs(text: str, n: int) -> np.ndarray:

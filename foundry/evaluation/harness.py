@@ -16,7 +16,12 @@ from foundry.utils.network import is_transient
 
 
 def run_harness(
-    folder: str | Path, names: Sequence[str], include: str | Path | None = None, limit: int = 0, batch_size: int = 16
+    folder: str | Path,
+    names: Sequence[str],
+    include: str | Path | None = None,
+    limit: int = 0,
+    batch_size: int = 16,
+    device: str = "cpu",
 ) -> dict[str, dict[str, Any]]:
     """Scores of tasks by name.
 
@@ -59,7 +64,7 @@ def run_harness(
         if not chosen:
             continue
         wrapped = HFLM(
-            pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=batch_size, add_bos_token=not rolling
+            pretrained=model, tokenizer=tokenizer, device=device, batch_size=batch_size, add_bos_token=not rolling
         )
         try:
             got = simple_evaluate(

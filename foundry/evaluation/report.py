@@ -59,6 +59,7 @@ def evaluate(
             "perplexity_word": perplexity(scores.nats, documents.words, resamples, seed),
             "tokens": int(scores.tokens.sum()),
             "words": int(documents.words.sum()),
+            "split_documents": documents.split,
         },
         "by_source": _by(documents.sources, part),
         "by_lang": _by(documents.langs, part),
@@ -67,12 +68,18 @@ def evaluate(
         "calibration": calibration(tokens, len(documents), resamples, seed),
         "fingerprint": facts["fingerprint"],
         "weights_sha256": facts["weights_sha256"],
-        "test_sha256": sha256_json([s["sha256"] for s in test.infos]),
+        "test_sha256": _test_sha256(test, documents),
     }
     if seen is not None:
         clean = seen[0] == 0
         report["test"]["not_in_training"] = part(clean) if clean.any() else None
     return report, scores
+
+
+def _test_sha256(test: Shards, documents: Documents) -> str:
+    """What was scored: the split's shards, and which of their documents."""
+    shards = [s["sha256"] for s in test.infos]
+    return sha256_json(shards if documents.every == 1 else {"shards": shards, "every": documents.every})
 
 
 def double_entry(scores: Scores, tokens: TokenScores) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from foundry.config import Config
-from foundry.data.shards import Shards
+from foundry.data.shards import Shards, read_texts
 from foundry.evaluation import contamination, samples, tasks
-from foundry.evaluation.baselines import baselines
+from foundry.evaluation.baselines import baselines, last_bytes
 from foundry.evaluation.bits_per_byte import held_out, losses_table
 from foundry.evaluation.leaks import probe_leaks
 from foundry.evaluation.report import evaluate, uniform
@@ -36,8 +36,8 @@ def run_evaluation(
     facts: dict[str, Any],
     tokenizer: Tokenizer,
     test: Shards,
-    rows: list[dict[str, Any]],
-    train_texts: Callable[[], Iterable[str]],
+    rows: Iterable[dict[str, Any]],
+    train_parts: Sequence[Path],
     cfg: Config,
     log: logging.Logger,
     root: str | Path = ".",
@@ -46,8 +46,9 @@ def run_evaluation(
 
     Args:
         facts: `config.json` of the trained model.
+        model: on the device where everything is computed.
         rows: of the test split's clean text: doc_id, text, lang.
-        train_texts: gives the training documents, from the first on at every call.
+        train_parts: the part files of the training split's clean text.
         root: where `evaluate.task_files` are looked for.
 
     Raises:
@@ -55,20 +56,22 @@ def run_evaluation(
         DataError: for an empty test split, a question that is not one, a model that sees its answers or is damaged.
     """
     how, seed = cfg.evaluate, cfg.seed
-    documents = held_out(test, rows)
+    documents = held_out(test, rows, how.test_bytes)
     made = tasks.make_tasks(how.tasks, documents, how.task_items, seed)
     asked = {**{k: v for k, v in made.items() if v}, **_own(how.task_files, Path(root))}
     for name in (k for k, v in made.items() if not v):
         log.warning("no question of %s could be made: the test documents are too few or too short", name)
     leaks = probe_leaks(model, documents.tokens[0], cfg.train.document_mask, seed)
-    written = samples.samples(Generator(model, tokenizer, "cpu"), how, seed)
+    written = samples.samples(Generator(model, tokenizer, next(model.parameters()).device), how, seed)
     found = {}
     if how.contamination_ngram:
         log.info("looking for runs of %d words in the training text", how.contamination_ngram)
         texts = {f"task {n}": [q.context + q.choices[q.label] for q in questions] for n, questions in asked.items()}
         texts |= {kind: [row[kind] for row in written] for kind in samples.KINDS}
-        found = contamination.overlap({"test": documents.texts, **texts}, train_texts(), how.contamination_ngram)
-    log.info("scoring %d test documents", len(documents))
+        found = contamination.overlap(
+            {"test": documents.texts, **texts}, how.contamination_ngram, train_parts, read_texts, cfg.runtime
+        )
+    log.info("scoring %d of %d test documents", len(documents), documents.split)
     report, scores = evaluate(model, facts, test, documents, cfg, found.get("test"))
     if found:
         report["contamination"] = {
@@ -89,8 +92,8 @@ def run_evaluation(
     report["leaks"] = leaks
     if how.baselines:
         log.info("compressing the same bytes with xz, zstd and PPMd")
-        train, held = (b"".join(t.encode() + b"\n\n" for t in texts) for texts in (train_texts(), documents.texts))
-        report["baselines"] = baselines(train, held)
+        held = b"".join(t.encode() + b"\n\n" for t in documents.texts)
+        report["baselines"] = baselines(last_bytes(train_parts), held)
         report["uniform"] = uniform(documents, int(scores.tokens.sum()), model.cfg.vocab_size)
     return Evaluation(report, losses_table(documents, scores), made, written)
 

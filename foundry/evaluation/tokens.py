@@ -11,8 +11,8 @@ from foundry.config import DataError
 from foundry.data.documents import IGNORE, batches, windows
 from foundry.evaluation.intervals import ratio_intervals
 from foundry.models import MiniLLM
+from foundry.models.scoring import LOGITS
 
-LOGITS = 1 << 24  # numbers that exist at a time
 BINS = 10
 
 
@@ -48,7 +48,7 @@ def score_tokens(model: MiniLLM, tokens: list[np.ndarray]) -> TokenScores:
                 "the model's probabilities are not finite numbers: its weights are damaged, run `dvc repro train`"
             )
         parts.append(
-            (numbers[row], column + 1, nats.double().cpu().numpy(), best.double().exp().cpu().numpy(), (guess == target).cpu().numpy())
+            (numbers[row], column + 1, nats.cpu().double().numpy(), best.cpu().double().exp().numpy(), (guess == target).cpu().numpy())
         )  # fmt: skip
     return TokenScores(*(np.concatenate(p) for p in zip(*parts, strict=True)))
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from foundry.models.transformer import IGNORE, MiniLLM
 from foundry.utils.device import settle_vector_math
 
+LOGITS = 1 << 24  # numbers that exist at a time: 64 MiB
+
 
 @torch.inference_mode()
 def score_documents(
@@ -33,6 +35,7 @@ def score_documents(
     """
     settle_vector_math()
     device = model.tok_embeddings.weight.device
+    chunk = max(1, LOGITS // model.cfg.vocab_size)
     nats, counts = np.zeros(documents), np.zeros(documents, np.int64)
     training = model.training
     model.eval()
@@ -41,7 +44,7 @@ def score_documents(
             y = torch.from_numpy(targets).to(device)
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 x = torch.from_numpy(tokens).to(device)
-                loss = nats_of(x, y) if nats_of else model(x, y, reduction="none")[1]
+                loss = nats_of(x, y) if nats_of else model.nats(x, y, chunk=chunk)
             np.add.at(nats, numbers, loss.cpu().double().sum(-1).numpy())
             np.add.at(counts, numbers, (y != IGNORE).sum(-1).cpu().numpy())
     finally:

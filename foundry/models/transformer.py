@@ -166,6 +166,26 @@ class MiniLLM(nn.Module):
         cap = self.cfg.logit_softcap
         return linear_cross_entropy(x_NC, self.head_weight, targets.flatten(), chunk=chunk, cap=cap, z_loss=z_loss)
 
+    @torch.no_grad()
+    def nats(self, tokens: Tensor, targets: Tensor, *, chunk: int) -> Tensor:
+        """For scoring: the cross-entropy of each position in nats, without the full logits.
+
+        Args:
+            tokens, targets: int64 (B, T); positions whose target is -100 get 0.
+            chunk: positions whose logits exist at a time.
+
+        Returns:
+            float32 (B, T).
+        """
+        x_NC, cap = self.hidden(tokens).flatten(0, 1), self.cfg.logit_softcap
+        parts = [
+            F.cross_entropy(
+                soft_cap(F.linear(x, self.head_weight), cap).float(), y, ignore_index=IGNORE, reduction="none"
+            )
+            for x, y in zip(x_NC.split(chunk), targets.flatten().split(chunk), strict=True)
+        ]
+        return torch.cat(parts).view_as(targets)
+
     def get_num_params(self, non_embedding: bool = True) -> int:
         """Number of weights; `non_embedding` leaves out the input embedding (a tied one serves as the head and is left out too)."""
         n = sum(p.numel() for p in self.parameters())

@@ -29,7 +29,7 @@ class SummedLoss(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor, segments: Tensor | None = None, each: bool = False) -> Any:
         """(what is minimised, nats), summed; with `each` the nats of every position (B, T)."""
         if each:
-            return self.model(tokens, targets, reduction="none")[1]
+            return self.model.nats(tokens, targets, chunk=self.chunk)
         return self.model.summed_loss(tokens, targets, segments, chunk=self.chunk, z_loss=self.z_loss)
 
 

@@ -12,6 +12,8 @@ from foundry.config import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from foundry.config import Runtime
+
 
 @functools.cache
 def settle_vector_math() -> None:
@@ -48,6 +50,19 @@ def get_device(name: str = "auto") -> torch.device:
             f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices, counted from 0"
         )
     return torch.device(name)
+
+
+def prepare_device(runtime: Runtime) -> torch.device:
+    """The device of `runtime.device`, for a stage or command that trains nothing; sets `runtime.threads`, too.
+
+    Raises:
+        ConfigError: if the device is not there.
+    """
+    import torch
+
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    return get_device(runtime.device)
 
 
 def get_device_info(device: torch.device | str = "auto") -> dict[str, str | int | bool]:

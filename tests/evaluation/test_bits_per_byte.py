@@ -2,16 +2,22 @@
 
 import lzma
 import math
+from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.nn.functional as F
 
 from foundry.config import DataError, ModelConfig
 from foundry.data.shards import Shards, read_clean
-from foundry.evaluation.baselines import baselines, ppmd_sizes
+from foundry.evaluation.baselines import baselines, last_bytes, ppmd_sizes
 from foundry.evaluation.bits_per_byte import bits_per_byte, held_out, interval, perplexity, score
 from foundry.evaluation.intervals import ratio_intervals
+from foundry.evaluation.report import _test_sha256
 from foundry.models import MiniLLM
 
 
@@ -141,6 +147,62 @@ def test_compressors_gain_from_text_they_have_seen():
     for sizes in got.values():
         assert 0 < sizes["given_train"] < 0.8 * sizes["alone"]
     assert got["xz"]["alone"] == round(8 * len(lzma.compress(test, preset=9 | lzma.PRESET_EXTREME)) / len(test), 4)
+
+
+def test_the_end_of_the_training_text_is_read_part_by_part(clean, tmp_path):
+    texts = [t for part in read_clean(clean / "train", ["text"]) for t in (r["text"] for r in part)]
+    whole = b"".join(t.encode() + b"\n\n" for t in texts)
+    for n in range(3):
+        rows = [{"text": t} for t in texts[n * 40 : (n + 1) * 40]]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"part-{n}.parquet")
+    parts = sorted(tmp_path.iterdir())
+    for most in (1, 1000, len(whole) // 2, len(whole), len(whole) + 1):
+        assert last_bytes(parts, most) == whole[-most:]
+    parts[0].unlink()  # what is not needed is not read
+    assert last_bytes(parts, 1000) == whole[-1000:]
+
+
+def test_a_bounded_evaluation_takes_documents_evenly_by_their_bytes_only(model, documents, shards, clean):
+    def rows():
+        return (r for part in read_clean(clean / "test", ["doc_id", "text", "lang"]) for r in part)
+
+    half = held_out(Shards(shards, "test"), rows(), (int(documents.n_bytes.sum()) + 1) // 2)
+    assert half.doc_ids == documents.doc_ids[::2] and half.texts == documents.texts[::2]
+    assert half.every == 2 and half.split == len(documents) == documents.split and documents.every == 1
+    assert [t.tolist() for t in half.tokens] == [t.tolist() for t in documents.tokens[::2]]
+    np.testing.assert_array_equal(half.n_bytes, documents.n_bytes[::2])
+    nats = score(model, half.tokens, 16).nats
+    np.testing.assert_allclose(nats, score(model, documents.tokens, 16).nats[::2], rtol=1e-6)
+    assert held_out(Shards(shards, "test"), rows(), 10**9).doc_ids == documents.doc_ids
+    assert _test_sha256(Shards(shards, "test"), half) != _test_sha256(Shards(shards, "test"), documents)
+
+
+def test_nats_of_positions_do_not_depend_on_how_many_logits_exist_at_a_time(model):
+    x, y = torch.randint(0, 400, (3, 16)), torch.randint(0, 400, (3, 16))
+    y[1, 4:] = -100
+    expected = model(x, y, reduction="none")[1]
+    largest = []
+    for chunk in (1, 7, 48, 1000):
+        with torch.no_grad(), _largest_linear(largest):
+            got = model.nats(x, y, chunk=chunk)
+        assert got.shape == (3, 16) and (got[1, 4:] == 0).all()
+        torch.testing.assert_close(got, expected)
+    assert largest == [1, 7, 48, 48]
+
+
+@contextmanager
+def _largest_linear(seen):
+    """Appends the most rows that the output head was given at a time."""
+    inner, rows = F.linear, []
+
+    def linear(x, weight, bias=None):
+        if len(weight) == 400:
+            rows.append(x.shape[0])
+        return inner(x, weight, bias)
+
+    with mock.patch("foundry.models.transformer.F.linear", linear):
+        yield
+    seen.append(max(rows))
 
 
 def test_ppmd_sizes_are_those_of_a_stream_that_decodes():

@@ -8,7 +8,7 @@ import pytest
 from scoring import tiny
 
 from foundry.config import Config, Download
-from foundry.data.shards import Shards, read_clean
+from foundry.data.shards import Shards, part_files, read_clean
 from foundry.evaluation.page import write_page
 from foundry.evaluation.run import run_evaluation
 from foundry.utils.log import get_logger
@@ -33,7 +33,14 @@ def evaluation(shards, clean, tokenizer):
     rows = [r for part in read_clean(clean / "test", ["doc_id", "text", "lang"]) for r in part]
     facts = {"fingerprint": "f" * 16, "weights_sha256": "0" * 64}
     return run_evaluation(
-        tiny(max_seq_len=64), facts, tokenizer, Shards(shards, "test"), rows, lambda: texts("train"), cfg, get_logger()
+        tiny(max_seq_len=64),
+        facts,
+        tokenizer,
+        Shards(shards, "test"),
+        rows,
+        part_files(clean / "train"),
+        cfg,
+        get_logger(),
     )
 
 

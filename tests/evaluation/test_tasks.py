@@ -8,7 +8,7 @@ import pytest
 import torch
 from scoring import tiny
 
-from foundry.config import ConfigError, DataError, parse_config
+from foundry.config import ConfigError, DataError, Runtime, parse_config
 from foundry.evaluation import contamination, tasks
 from foundry.evaluation.bits_per_byte import Documents, bits_per_byte, score
 from foundry.utils.log import get_logger
@@ -139,7 +139,11 @@ def test_runs_of_words_are_found_in_the_training_text_and_only_where_they_stand(
     seen = " ".join(words[10:30])  # 8 runs of 13
     half = " ".join(words[90:110])  # crosses two documents: each half has no run of 13
     got = contamination.overlap(
-        {"a": [seen, half, "too short"], "b": [seen.upper() + "!", "x " + " ".join(words[:13])]}, train, 13
+        {"a": [seen, half, "too short"], "b": [seen.upper() + "!", "x " + " ".join(words[:13])]},
+        13,
+        [train[:2], train[2:]],
+        iter,
+        Runtime(workers=1),
     )
     assert got["a"][0].tolist() == [8, 0, 0] and got["a"][1].tolist() == [8, 8, 0]
     assert got["b"][0].tolist() == [8, 1] and got["b"][1].tolist() == [8, 2]
