@@ -113,8 +113,23 @@ class TrainConfig(Section):
 
     @property
     def batch_size(self) -> int | None:
-        """Sequences of a step, if that is how the recipe was given; the loader then has it."""
+        """Sequences of a step, if that is how the recipe was given; the loader must have as many."""
         return self._batch_size
+
+    @property
+    def learning_rate(self) -> float:
+        """Another name of `lr`."""
+        return self.lr
+
+    @property
+    def max_iters(self) -> int:
+        """Another name of `steps`."""
+        return self.steps
+
+    @property
+    def decay_steps(self) -> int:
+        """Steps at the end in which the rate of `wsd` decays."""
+        return max(1, round(self.decay_fraction * self.steps))
 
     @model_validator(mode="wrap")
     @classmethod
@@ -124,12 +139,14 @@ class TrainConfig(Section):
             return handler(data)
         rows = data.get("batch_size")
         names = {"learning_rate": "lr", "max_iters": "steps"}
+        if twice := [f"{k} and {v}" for k, v in names.items() if k in data and v in data]:
+            raise ValueError(f"{twice[0]} are two names of one key: give one of them")
         values = {names.get(k, k): v for k, v in data.items() if k != "batch_size"}
         if "steps" in values and "warmup_steps" not in values and isinstance(values["steps"], int):
             values["warmup_steps"] = min(cls.model_fields["warmup_steps"].default, values["steps"] // 10)
         made = handler(values)
         if rows is not None:
-            if not isinstance(rows, int) or rows < 1:
+            if type(rows) is not int or rows < 1:
                 raise ValueError(f"batch_size must be a positive number of sequences, got {rows!r}")
             made._batch_size = rows
         return made
@@ -138,6 +155,11 @@ class TrainConfig(Section):
     def _check(self) -> TrainConfig:
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
+        if self.schedule == "wsd" and self.warmup_steps > self.steps - self.decay_steps:
+            raise ValueError(
+                f"the warm-up ({self.warmup_steps} steps) does not fit before the decay of wsd, which begins after step "
+                f"{self.steps - self.decay_steps} of {self.steps}: lower warmup_steps or decay_fraction ({self.decay_fraction})"
+            )
         if not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}")
         return self

@@ -32,5 +32,5 @@ def stable_steps(cfg: TrainConfig) -> int:
     if cfg.schedule == "constant":
         return cfg.steps
     if cfg.schedule == "wsd":
-        return cfg.steps - max(1, round(cfg.decay_fraction * cfg.steps))
+        return cfg.steps - cfg.decay_steps
     return min(cfg.warmup_steps, cfg.steps)

@@ -1,5 +1,6 @@
 """Schedules, optimizers and accounting are what their sources say."""
 
+import itertools
 import math
 
 import pytest
@@ -18,13 +19,29 @@ TINY = ModelConfig(vocab_size=50, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, f
 def test_the_rate_warms_up_peaks_and_ends_at_its_floor(schedule):
     cfg = TrainConfig(steps=1000, warmup_steps=100, schedule=schedule, decay_fraction=0.3, min_lr_ratio=0.1)
     f = [lr_factor(s, cfg) for s in range(1000)]
-    assert 0 < f[0] < 0.02 and max(f) == f[100] == 1.0
-    assert f[:100] == sorted(f[:100]) and f[100:] == sorted(f[100:], reverse=True)
+    assert f[:101] == pytest.approx(
+        [(s + 1) / 101 for s in range(101)], rel=1e-12
+    )  # linear; the peak at warmup_steps, not before
+    assert max(f) == f[100] == 1.0 and f[100:] == sorted(f[100:], reverse=True)
     assert f[-1] == pytest.approx(0.1, abs=0.005)
     if schedule == "wsd":
         assert set(f[100:700]) == {1.0} and f[850] == pytest.approx(0.1 + 0.9 * 0.5)
     else:
         assert f[550] == pytest.approx(0.1 + 0.9 * 0.5, abs=1e-9)
+
+
+def test_the_rate_of_every_accepted_recipe_moves_in_small_steps():
+    """wsd with a warm-up that ended within the decay would jump; it is refused."""
+    with pytest.raises(
+        ValueError,
+        match=r"the warm-up \(40 steps\) does not fit before the decay of wsd, which begins after step 20 of 50",
+    ):
+        TrainConfig(steps=50, warmup_steps=40, decay_fraction=0.6)
+    for schedule in ("wsd", "cosine", "linear", "constant"):
+        for warmup in (0, 10, 20):
+            cfg = TrainConfig(steps=50, warmup_steps=warmup, decay_fraction=0.6, schedule=schedule)
+            f = [lr_factor(s, cfg) for s in range(50)]
+            assert max(abs(a - b) for a, b in itertools.pairwise(f)) < 0.1 and max(f) == 1.0, (schedule, warmup)
 
 
 def test_orthogonalize_brings_singular_values_near_one_and_keeps_the_singular_vectors():
