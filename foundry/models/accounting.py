@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from foundry.config import ModelConfig
 
+STATE_BYTES = 16  # of a weight in training: itself, its gradient and two moments in float32
+
 
 def count_params(cfg: ModelConfig, non_embedding: bool = False) -> int:
     """Weights of `MiniLLM(cfg)`; a test compares it with the module's own count."""
@@ -43,4 +45,4 @@ def train_memory_bytes(
     )  # norms and residuals, q and output, k and v, the three inner ones
     kept = cfg.n_layers * cfg.dim + layer if recompute else cfg.n_layers * layer
     head = 3 * min(tokens, chunk) * cfg.vocab_size * 4 + 2 * cfg.vocab_size * cfg.dim * 4
-    return 16 * count_params(cfg) + tokens * kept * width + head
+    return STATE_BYTES * count_params(cfg) + tokens * kept * width + head

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from foundry.config import ConfigError, ModelConfig, Runtime, TrainConfig
-from foundry.models.accounting import count_params, train_flops_per_token, train_memory_bytes
+from foundry.models.accounting import STATE_BYTES, count_params, train_flops_per_token, train_memory_bytes
 from foundry.utils.log import get_logger
 
 
@@ -60,18 +59,24 @@ def make_plan(model: ModelConfig, train: TrainConfig, tokens_per_epoch: int) -> 
     )
 
 
-def host_memory() -> int | None:
-    """Bytes of this machine's memory; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
 def check_plan(
-    plan: Plan, model: ModelConfig, train: TrainConfig, runtime: Runtime, micro_rows: int, folder: Path
+    plan: Plan,
+    model: ModelConfig,
+    train: TrainConfig,
+    runtime: Runtime,
+    micro_rows: int,
+    folder: Path,
+    *,
+    precision: str,
+    processes: int,
+    memory: int | None,
 ) -> None:
-    """Refuses what cannot work, with all problems told at once; warns of what may not.
+    """Refuses what cannot work, with all problems reported at once; warns of what may not.
+
+    Args:
+        precision: what `runtime.precision` came to on the device: float32, bfloat16 or float16.
+        processes: that train together.
+        memory: bytes that one of them may use on its device; None if unknown.
 
     Raises:
         ConfigError: listing every problem.
@@ -84,16 +89,36 @@ def check_plan(
             f"checkpoints need {needed / 2**20:,.0f} MiB ({runtime.keep_checkpoints} newest, one pinned, one being written), "
             f"{free / 2**20:,.0f} MiB are free in {there}: make room or lower runtime.keep_checkpoints"
         )
-    if runtime.parallel == "fsdp" and runtime.precision == "float16":
-        problems.append("runtime.parallel fsdp needs bfloat16 or float32: set runtime.precision")
+    divided = runtime.parallel == "fsdp" and processes > 1
+    if divided and precision == "float16":
+        problems.append(
+            f"runtime.parallel fsdp needs bfloat16 or float32, and runtime.precision {runtime.precision} is float16 on this device: "
+            "set runtime.precision: float32"
+        )
     if problems:
         raise ConfigError("training cannot begin:" + "".join(f"\n  - {p}" for p in problems))
-    memory = train_memory_bytes(
-        model, micro_rows, runtime.precision != "float32", runtime.recompute, runtime.loss_chunk
-    )
-    if runtime.device == "cpu" and (has := host_memory()) and memory > has:
+    needs = train_memory_bytes(model, micro_rows, precision != "float32", runtime.recompute, runtime.loss_chunk)
+    if divided:
+        needs -= int(STATE_BYTES * plan.params * (1 - 1 / processes))
+    if memory and needs > memory:
         get_logger().warning(
-            "training may need %.1f GiB, this machine has %.1f: set runtime.recompute, or lower runtime.micro_batch_tokens",
+            "training may need %.1f GiB, its device has %.1f for each process: set runtime.recompute, or lower runtime.micro_batch_tokens",
+            needs / 2**30,
             memory / 2**30,
-            has / 2**30,
+        )
+
+
+def check_batch(recipe: TrainConfig, loaders: dict[str, Any]) -> None:
+    """Refuses a recipe that says something else of the batch than the loader has.
+
+    Raises:
+        ConfigError: naming the keys that differ.
+    """
+    said = {k: getattr(recipe, k) for k in ("tokens_per_step", "packing") if k in recipe.model_fields_set}
+    if recipe.batch_size is not None:
+        said["batch_size"] = recipe.batch_size
+    if differ := [f"{k} {v} there, {loaders[k]} of the loader" for k, v in said.items() if v != loaders[k]]:
+        raise ConfigError(
+            f"the recipe and the data loader have different batches ({'; '.join(differ)}): leave these keys out of the recipe, or "
+            "make the loader with the same"
         )

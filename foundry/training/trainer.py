@@ -33,14 +33,14 @@ from foundry.training.numerics import compiled, environment, numerics, precision
 from foundry.training.optimizer import Optimizers
 from foundry.training.parallel import Parallel, whole
 from foundry.training.passed import Passed
-from foundry.training.plan import check_plan, make_plan
+from foundry.training.plan import check_batch, check_plan, make_plan
 from foundry.training.report import Reporter, Sink, TensorBoard
 from foundry.training.schedule import stable_steps
 from foundry.training.state import TrainState
 from foundry.training.step import NotFinite, TrainStep
 from foundry.utils.allocator import allocator
 from foundry.utils.checkpoint import load_checkpoint, save_checkpoint
-from foundry.utils.device import get_device, peak_flops, resolve_precision
+from foundry.utils.device import device_memory, get_device, peak_flops, resolve_precision
 from foundry.utils.distributed import World, told_lost_peer
 from foundry.utils.files import read_json, state_dir, write_json
 from foundry.utils.log import get_logger
@@ -64,7 +64,7 @@ class Trainer:
 
     Args:
         model: a model, which is trained in place; or an architecture, whose first weights the seed gives.
-        train_config: the recipe. The batch is the loader's: `tokens_per_step` is set to it.
+        train_config: the recipe. Where it says nothing of the batch (`batch_size`, `tokens_per_step`, `packing`), that is the loader's.
         data_loader: batches of the training split.
         device: default: `runtime.device`.
         runtime: where and how; never part of the run's identity.
@@ -101,9 +101,9 @@ class Trainer:
         self.world, self.loader, self.seed, self.sinks = world, data_loader, seed, list(sinks)
         self.model = None if isinstance(model, ModelConfig) else model
         self.model_config = model if isinstance(model, ModelConfig) else model.cfg
-        self.config = train_config.model_copy(
-            update={"tokens_per_step": data_loader.batch_size * data_loader.seq_len, "packing": data_loader.packing}
-        )
+        batch = {"tokens_per_step": data_loader.batch_size * data_loader.seq_len, "packing": data_loader.packing}
+        check_batch(train_config, {**batch, "batch_size": data_loader.batch_size})
+        self.config = train_config.model_copy(update=batch)
         index = data_loader.shards.index
         if index["vocab_size"] != self.model_config.vocab_size:
             raise FoundryError(
@@ -127,7 +127,17 @@ class Trainer:
         self.precision = resolve_precision(self.runtime.precision, self.world.device)
         self.micro_rows = self._micro_rows()
         self.plan = make_plan(self.model_config, self.config, data_loader.tokens_per_epoch)
-        check_plan(self.plan, self.model_config, self.config, self.runtime, self.micro_rows, self.folder)
+        check_plan(
+            self.plan,
+            self.model_config,
+            self.config,
+            self.runtime,
+            self.micro_rows,
+            self.folder,
+            precision=str(self.precision).removeprefix("torch."),
+            processes=self.world.size,
+            memory=device_memory(self.world.device),
+        )
         self.validation = first_documents(Shards(data_loader.shards.folder, "val"), self.config.eval_tokens)
         self.compiled, self._compile_reason = wants_compile(
             self.runtime, self.precision, self.plan.flops, self.world.device
@@ -144,7 +154,7 @@ class Trainer:
         """A run on `data/shards` with the batch that the recipe says; the other arguments are `Trainer`'s."""
         loader = DataLoader(
             data,
-            train.tokens_per_step // model.max_seq_len,
+            train.batch_size or train.tokens_per_step // model.max_seq_len,
             model.max_seq_len,
             seed,
             rank=world.rank if world else 0,

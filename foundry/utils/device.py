@@ -92,6 +92,22 @@ def get_device_info(device: torch.device | str = "auto") -> dict[str, str | int 
     return info
 
 
+def device_memory(device: torch.device) -> int | None:
+    """Bytes of memory that this process may use on a device; None where the system does not say.
+
+    On a CPU, and with Apple's GPUs, which share its memory, that is its share among the training processes of this machine.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+    return total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def cpu_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -55,6 +55,7 @@ def test_from_a_text_file_to_a_trained_model(book):
     )  # fmt: skip
     config = TrainConfig(batch_size=4, learning_rate=5e-3, max_iters=60, eval_interval=20)
     assert (config.batch_size, config.lr, config.steps) == (4, 5e-3, 60)
+    assert (config.learning_rate, config.max_iters) == (5e-3, 60)
     trainer = Trainer(model=model, train_config=config, data_loader=loader, device="cpu")
     before = trainer.evaluate()
     done = trainer.train()
@@ -66,6 +67,29 @@ def test_from_a_text_file_to_a_trained_model(book):
         done["val_losses"][-1], rel=1e-5
     )
     assert next(model.parameters()) is next(trainer.model.parameters())  # trained in place
+
+
+def test_a_recipe_that_says_another_batch_than_the_loader_has_is_refused(book):
+    loader = DataLoader(file_path=book, batch_size=8, block_size=32, vocab_size=400)
+    cfg = ModelConfig(vocab_size=400, dim=32, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=64, max_seq_len=32)
+    for wrong, told in (
+        ({"batch_size": 4}, "batch_size 4 there, 8 of the loader"),
+        ({"tokens_per_step": 512}, "tokens_per_step 512 there, 256 of the loader"),
+        ({"packing": "document"}, "packing document there, cut of the loader"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            Trainer(cfg, TrainConfig(max_iters=5, **wrong), loader, "cpu")
+    right = TrainConfig(max_iters=5, batch_size=8, tokens_per_step=256, packing="cut")
+    prints = {Trainer(cfg, c, loader, "cpu").fingerprint for c in (right, TrainConfig(max_iters=5))}
+    assert len(prints) == 1
+    own = Trainer.from_shards(cfg, TrainConfig(max_iters=5, batch_size=4), loader.shards.folder, device="cpu")
+    assert own.loader.batch_size == 4
+
+
+def test_two_names_of_one_key_are_refused():
+    for twice in ({"lr": 1e-3, "learning_rate": 1e-3}, {"steps": 60, "max_iters": 50}):
+        with pytest.raises(ValueError, match="are two names of one key"):
+            TrainConfig(**twice)
 
 
 def test_a_checkpoint_written_by_hand_comes_back_and_another_runs_is_refused(book):

@@ -67,15 +67,51 @@ def test_the_memory_estimate_is_near_what_a_step_takes():
     assert train_memory_bytes(cfg, 8, False, True, 256) < estimate
 
 
+def checked(plan, runtime, folder, **resolved):
+    known = {"precision": "float32", "processes": 1, "memory": None}
+    check_plan(plan, MODEL, TRAIN, runtime, 8, folder, **{**known, **resolved})
+
+
+def test_memory_is_checked_on_the_device_and_in_the_precision_that_the_run_gets(shards, tmp_path, monkeypatch, caplog):
+    """With `auto` for both, as with their names: float32 on this CPU, half of the activations with bfloat16."""
+    from foundry.training import Trainer
+    from foundry.utils.log import get_logger
+
+    get_logger().propagate = True
+    single, half = (train_memory_bytes(MODEL, 8, h) for h in (False, True))
+    monkeypatch.setattr("foundry.training.trainer.device_memory", lambda device: (single + half) // 2)
+    monkeypatch.setattr("foundry.utils.device.native_bfloat16", lambda device: False)
+    for device, precision, warned in (("auto", "auto", True), ("cpu", "float32", True), ("cpu", "bfloat16", False)):
+        caplog.clear()
+        runtime = Runtime(device=device, precision=precision, micro_batch_tokens=256, threads=1)
+        Trainer.from_shards(MODEL, TRAIN, shards, runtime=runtime, state=tmp_path)
+        assert ("training may need" in caplog.text) == warned, (device, precision)
+
+
+def test_with_fsdp_each_process_holds_its_part_and_one_process_holds_all(tmp_path, caplog):
+    from foundry.utils.log import get_logger
+
+    get_logger().propagate = True
+    plan, runtime = make_plan(MODEL, TRAIN, 10_000), Runtime(parallel="fsdp")
+    memory = train_memory_bytes(MODEL, 8, False) - 4 * plan.params
+    checked(plan, runtime, tmp_path, memory=memory, processes=2)
+    assert "training may need" not in caplog.text
+    checked(plan, runtime, tmp_path, memory=memory)
+    assert "training may need" in caplog.text
+    checked(plan, runtime, tmp_path, precision="float16")  # alone nothing is divided
+
+
 def test_all_that_cannot_work_is_told_together(tmp_path, monkeypatch):
     import shutil
 
     plan = make_plan(MODEL, TRAIN, 10_000)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda p: usage._replace(free=1000))
-    runtime = Runtime(parallel="fsdp", precision="float16")
-    with pytest.raises(ConfigError, match=r"(?s)checkpoints need 1 MiB.*are free.*fsdp needs bfloat16"):
-        check_plan(plan, MODEL, TRAIN, runtime, 8, tmp_path / "not" / "there")
+    runtime = Runtime(parallel="fsdp")  # whose precision auto comes to float16 on an older GPU
+    with pytest.raises(
+        ConfigError, match=r"(?s)checkpoints need 1 MiB.*are free.*fsdp needs bfloat16.*auto is float16"
+    ):
+        checked(plan, runtime, tmp_path / "not" / "there", precision="float16", processes=2)
 
 
 def test_time_on_a_gpu_comes_from_its_data_sheet():
