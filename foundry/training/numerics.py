@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
 
 import torch
 
 from foundry.config import ConfigError, Runtime
-from foundry.utils.device import compile_problem, cpu_cores, native_bfloat16, settle_vector_math
+from foundry.utils.device import (
+    compile_problem,
+    cpu_cores,
+    device_name,
+    local_processes,
+    native_bfloat16,
+    settle_vector_math,
+)
 from foundry.utils.distributed import World
 from foundry.utils.log import get_logger
 
+# What makes torch, oneDNN, MKL, cuBLAS or Apple's kernels compute another way, with other last bits.
+VARIABLES = (
+    "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_CPU_ISA_HINTS", "DNNL_CPU_ISA_HINTS",
+    "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "MKL_DYNAMIC",
+    "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTORCH_MPS_FAST_MATH",
+)  # fmt: skip
 COMPILE_FROM_FLOPS = 5e12  # compiling takes 20-60 s on two cores; a shorter run does not win that back
 
 
@@ -47,24 +61,47 @@ def _onednn(on: bool) -> Iterator[None]:
         torch.backends.mkldnn.matmul.fp32_precision = before
 
 
+def thread_count(runtime: Runtime) -> int:
+    """CPU threads of one training process."""
+    return runtime.threads or max(1, cpu_cores() // local_processes())
+
+
 @contextmanager
 def numerics(runtime: Runtime, world: World) -> Iterator[None]:
-    """Threads and deterministic kernels for the run; the former settings come back."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(runtime.threads or max(1, cpu_cores() // world.size))
-    torch.use_deterministic_algorithms(True, warn_only=world.device.type != "cpu")
-    # It would write NaN into every fresh tensor, for nothing: no kernel here reads memory that it did not write.
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.set_flush_denormal(True)
-    settle_vector_math()
-    try:
-        with _onednn(world.device.type == "cpu" and faster_float32()):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+    """Threads and deterministic kernels for the run; the former settings come back.
+
+    On a GPU an operation that has no deterministic kernel warns, on a CPU it raises.
+    """
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(thread_count(runtime))
+        stack.callback(
+            torch.use_deterministic_algorithms,
+            torch.are_deterministic_algorithms_enabled(),
+            warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        torch.use_deterministic_algorithms(True, warn_only=world.device.type != "cpu")
+        # It would write NaN into every fresh tensor, for nothing: no kernel here reads memory that it did not write.
+        stack.callback(
+            setattr,
+            torch.utils.deterministic,
+            "fill_uninitialized_memory",
+            torch.utils.deterministic.fill_uninitialized_memory,
+        )
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        stack.callback(torch.set_flush_denormal, _flushes_denormals())
+        torch.set_flush_denormal(True)
+        if world.device.type == "cuda" and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+            # cuBLAS reads it with its first product; without it products on several streams differ from run to run.
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+            stack.callback(os.environ.pop, "CUBLAS_WORKSPACE_CONFIG")
+        settle_vector_math()
+        stack.enter_context(_onednn(world.device.type == "cpu" and faster_float32()))
+        yield
+
+
+def _flushes_denormals() -> bool:
+    return (torch.tensor(1e-40) * 1).item() == 0
 
 
 def precision_reason(runtime: Runtime, precision: torch.dtype, device: torch.device) -> str:
@@ -111,8 +148,14 @@ def environment(
 ) -> dict[str, Any]:
     """What decides the last bits of a result, besides the run's identity."""
     return {
-        "machine": platform.machine(), "isa": torch.backends.cpu.get_cpu_capability(), "device": world.device.type, "torch": torch.__version__,
-        "processes": world.size, "threads": runtime.threads or cpu_cores(), "precision": str(precision), "compiled": is_compiled,
-        "micro_rows": micro_rows, "parallel": runtime.parallel if world.size > 1 else "alone", "loss_chunk": runtime.loss_chunk,
-        "recompute": runtime.recompute, "float32": "onednn" if world.device.type == "cpu" and faster_float32() else "default",
+        "machine": platform.machine(), "isa": torch.backends.cpu.get_cpu_capability(), "device": world.device.type,
+        "device_name": device_name(world.device), "torch": torch.__version__, "processes": world.size, "threads": thread_count(runtime),
+        "precision": str(precision), "compiled": is_compiled, "micro_rows": micro_rows, "parallel": runtime.parallel if world.size > 1 else "alone",
+        "loss_chunk": runtime.loss_chunk, "recompute": runtime.recompute,
+        "float32": "onednn" if world.device.type == "cpu" and faster_float32() else "default", **variables(),
     }  # fmt: skip
+
+
+def variables() -> dict[str, str | None]:
+    """The variables of the environment that choose other kernels in torch and its libraries, each with its value; None: not set."""
+    return {name: os.environ.get(name) for name in VARIABLES}

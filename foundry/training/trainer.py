@@ -29,7 +29,7 @@ from foundry.models.files import weights_sha256
 from foundry.models.scoring import score_documents
 from foundry.training.checkpoints import Checkpoints
 from foundry.training.identity import check_same, extends, fingerprint, identity
-from foundry.training.numerics import compiled, environment, numerics, precision_reason, wants_compile
+from foundry.training.numerics import compiled, environment, numerics, precision_reason, variables, wants_compile
 from foundry.training.optimizer import Optimizers
 from foundry.training.parallel import Parallel, whole
 from foundry.training.passed import Passed
@@ -404,7 +404,7 @@ class Trainer:
         return best[1].load_newest(best[0])
 
     def _check_folder(self) -> None:
-        """Records the run's identity and its environment; tells when the environment differs from the one that began the run."""
+        """Records the run's identity and its environment; warns when the environment differs from the one that began the run."""
         path = self.folder / "identity.json"
         if path.exists():
             check_same(read_json(path, "identity of a run"), self.identity, str(self.folder))
@@ -415,11 +415,13 @@ class Trainer:
         if path.exists() and (old := read_json(path, "environment of a run")) != now:
             changed = ", ".join(f"{k} {old.get(k)} → {now[k]}" for k in now if old.get(k) != now[k])
             get_logger().warning(
-                "the run was begun with other execution settings (%s): it goes on, but not to the same last bits",
+                "the run was begun with other execution settings (%s): it resumes, but not to the same last bits",
                 changed,
             )
-        else:
+        elif not path.exists():
             write_json(path, now)
+            if found := ", ".join(f"{k}={v}" for k, v in variables().items() if v is not None):
+                get_logger().warning("the environment sets %s: without it the result has other last bits", found)
 
     def _loss_function(self) -> Callable[..., tuple[Tensor, Tensor]]:
         """(tokens, targets, segments) → (what is minimised, nats), summed; under autocast, compiled as the run needs."""

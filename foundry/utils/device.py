@@ -85,11 +85,25 @@ def get_device_info(device: torch.device | str = "auto") -> dict[str, str | int 
         }
     else:
         info |= {
-            "name": platform.processor() or platform.machine(),
+            "name": device_name(device),
             "cores": cpu_cores(),
             "isa": torch.backends.cpu.get_cpu_capability(),
         }
     return info
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the GPU or of the processor, as its driver or the kernel reports it."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            names = [line.partition(":")[2].strip() for line in f if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def device_memory(device: torch.device) -> int | None:
@@ -105,7 +119,12 @@ def device_memory(device: torch.device) -> int | None:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
-    return total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return total // local_processes()
+
+
+def local_processes() -> int:
+    """Training processes of this machine; one, unless torchrun started this one."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def cpu_cores() -> int:

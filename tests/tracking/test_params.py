@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tracking_servers import history, tracker
@@ -23,7 +22,6 @@ def read_back(text, path):
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    torch.set_flush_denormal(False)  # a training in this process sets it, and hypothesis wants all floats
     return tmp_path_factory.mktemp("yaml") / "p.yaml"
 
 
