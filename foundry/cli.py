@@ -13,7 +13,7 @@ from foundry.commands import custody, evaluation, export, generation, registry, 
 from foundry.config import ConfigError, FoundryError, describe, load_config
 from foundry.config import profiles as profile_table
 from foundry.utils.dvc_files import repair_dvc
-from foundry.utils.files import state_dir, write_text
+from foundry.utils.files import project_dir, state_dir, write_text
 from foundry.utils.log import setup_logging
 
 
@@ -22,10 +22,12 @@ def check(args: argparse.Namespace) -> None:
         for key, default, text in describe():
             print(f"{key}\n    {text}\n    default: {default}")
         return
-    from foundry.tracking import tracking_uri
+    from foundry.checking import checked
 
-    tracking_uri(load_config(args.params).runtime)
+    found = checked(load_config(args.params), project_dir(), args.params)
     print(f"{args.params}: every key is known and every value fits")
+    for line in found.lines():
+        print(line)
     for line in repair_dvc():
         print(line)
 
@@ -53,12 +55,14 @@ def profile(args: argparse.Namespace) -> None:
 
 
 def plan(args: argparse.Namespace) -> None:
+    from foundry.checking import checked
     from foundry.models.accounting import train_memory_bytes
     from foundry.training.plan import make_plan
     from foundry.training.probe import UTILISATION, gpu_seconds, probe_seconds
     from foundry.utils.files import read_json
 
     cfg = profile_table.profile_config(args.profile, args.params) if args.profile else load_config(args.params)
+    found = checked(cfg, project_dir(), f"profile {args.profile}" if args.profile else args.params)
     index = Path("data/shards/index.json")
     known = index.exists() and not args.profile
     per_epoch = (
@@ -68,9 +72,9 @@ def plan(args: argparse.Namespace) -> None:
     )
     made = make_plan(cfg.model, cfg.train, per_epoch)
     if args.json:
-        print(json.dumps(made.to_dict()))
+        print(json.dumps({**made.to_dict(), "will_not_export": found.export, "notes": found.notes}))
         return
-    for line in made.lines():
+    for line in (*made.lines(), *found.lines()):
         print(line)
     rows = max(1, (cfg.runtime.micro_batch_tokens or 4096) // cfg.model.max_seq_len)
     for half in (False, True):

@@ -16,6 +16,7 @@ from foundry.evaluation import contamination, samples, tasks
 from foundry.evaluation.baselines import baselines, last_bytes
 from foundry.evaluation.bits_per_byte import held_out, losses_table
 from foundry.evaluation.leaks import probe_leaks
+from foundry.evaluation.questions import read_questions
 from foundry.evaluation.report import evaluate, uniform
 from foundry.inference import Generator
 from foundry.models import MiniLLM
@@ -102,5 +103,5 @@ def _own(patterns: list[str], root: Path) -> dict[str, list[tasks.Question]]:
     """{name of the file: its questions}."""
     out = {}
     for pattern in patterns:
-        out |= {p.stem: tasks.read_questions(p) for p in find_inputs(pattern, root, "evaluate.task_files")}
+        out |= {p.stem: read_questions(p) for p in find_inputs(pattern, root, "evaluate.task_files")}
     return out

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,25 +22,16 @@ from typing import Any
 import numpy as np
 import yaml
 
-from foundry.config import DataError
 from foundry.data.documents import Window, batches
 from foundry.evaluation.bits_per_byte import BATCH_TOKENS, Documents
 from foundry.evaluation.intervals import ratio_interval
+from foundry.evaluation.questions import Question
 from foundry.models import MiniLLM
 from foundry.models.scoring import score_documents
 from foundry.tokenizers import Tokenizer
 from foundry.utils.files import write_text
 
 CONTEXT, CHOICE, OPTIONS = 300, 60, 4  # characters of a context and of a choice; choices of a cloze question
-FIELDS = {"context": str, "choices": list, "label": int}
-
-
-@dataclass(frozen=True)
-class Question:
-    id: str
-    context: str
-    choices: tuple[str, ...]
-    label: int
 
 
 def make_tasks(names: Sequence[str], documents: Documents, items: int, seed: int) -> dict[str, list[Question]]:
@@ -112,47 +102,6 @@ def _minimal_pairs(d: int, cuts: dict, documents: Documents, rng: np.random.Gene
     return Question(
         documents.doc_ids[d], documents.texts[d][begin:at], (right, wrong) if label == 0 else (wrong, right), label
     )
-
-
-def read_questions(path: Path) -> list[Question]:
-    """A file of the user's own, one JSON object a line.
-
-    Raises:
-        DataError: naming the line and the field that is missing or wrong.
-    """
-    out: list[Question] = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {e}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as e:
-            raise DataError(f"{path}, line {number} is not JSON: {e}") from None
-        if problem := _problem(row):
-            raise DataError(f"{path}, line {number}: {problem}; a question is {{context, choices, label}}")
-        out.append(Question(str(row.get("id", number)), row["context"], tuple(row["choices"]), row["label"]))
-    if not out:
-        raise DataError(f"{path} holds no question")
-    return out
-
-
-def _problem(row: Any) -> str | None:
-    if not isinstance(row, dict):
-        return f"is {type(row).__name__}, not an object"
-    for name, kind in FIELDS.items():
-        if name not in row:
-            return f"has no field {name!r} (it has {', '.join(map(repr, row)) or 'none'})"
-        if not isinstance(row[name], kind) or isinstance(row[name], bool):
-            return f"{name!r} is {row[name]!r:.60}, not {kind.__name__}"
-    if len(row["choices"]) < 2 or not all(isinstance(c, str) and c for c in row["choices"]):
-        return "'choices' must be two or more texts that are not empty"
-    if not 0 <= row["label"] < len(row["choices"]):
-        return f"'label' is {row['label']}, there are {len(row['choices'])} choices counted from 0"
-    return None
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, choice: str) -> tuple[list[int], int]:

@@ -11,6 +11,7 @@ from scoring import tiny
 from foundry.config import ConfigError, DataError, Runtime, parse_config
 from foundry.evaluation import contamination, tasks
 from foundry.evaluation.bits_per_byte import Documents, bits_per_byte, score
+from foundry.evaluation.questions import read_questions
 from foundry.utils.log import get_logger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +112,7 @@ def test_a_wrong_question_is_told_by_line_and_field(tmp_path, line, told):
     good = json.dumps({"context": "a", "choices": ["b", "c"], "label": 1})
     (tmp_path / "mine.jsonl").write_text(f"{good}\n\n{line}\n")
     with pytest.raises(DataError, match=rf"mine.jsonl, line 3.*{told}"):
-        tasks.read_questions(tmp_path / "mine.jsonl")
+        read_questions(tmp_path / "mine.jsonl")
 
 
 def test_an_empty_file_of_questions_and_a_pattern_without_file_are_told(tmp_path):
@@ -126,7 +127,7 @@ def test_an_empty_file_of_questions_and_a_pattern_without_file_are_told(tmp_path
 
 
 def test_the_shipped_questions_are_balanced():
-    questions = tasks.read_questions(ROOT / "tasks/agreement-en.jsonl")
+    questions = read_questions(ROOT / "tasks/agreement-en.jsonl")
     assert len({(q.context, q.choices[q.label]) for q in questions}) == len(questions) == 48
     for word in ("is", "are", "was", "were"):
         assert sum(q.choices[q.label].split()[0] == word for q in questions) == 12

@@ -1,0 +1,116 @@
+"""What parameters decide beyond the rules of the parameter file: found before any work, by `foundry check` and `foundry plan`.
+
+A problem ends a stage in an error, maybe after days; a note says what the run will do that its user may not expect, an
+export that will be refused above all. Nothing here computes or fetches, and torch is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from foundry.config import Config, ConfigError, FoundryError
+from foundry.config.load import listing
+
+# What a parameter needs that `pip install foundry-lm` does not bring: (key, whether it is asked for, module, extra).
+_OPTIONAL: tuple[tuple[str, Callable[[Config], bool], str, str], ...] = (
+    ("runtime.executor", lambda cfg: cfg.runtime.executor == "ray", "ray", "ray"),
+    ("runtime.tensorboard", lambda cfg: cfg.runtime.tensorboard is not None, "tensorboard", "tensorboard"),
+    ("evaluate.harness", lambda cfg: bool(cfg.evaluate.harness), "lm_eval", "eval"),
+)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Sentences that name their parameters.
+
+    Attributes:
+        problems: each ends a stage in an error.
+        export: why the trained model will not be exported; empty if nothing that parameters decide stands in the way.
+        notes: what else to know before the run.
+    """
+
+    problems: list[str]
+    export: list[str]
+    notes: list[str]
+
+    def lines(self) -> list[str]:
+        return [*(f"will not export: {reason}" for reason in self.export), *(f"note: {note}" for note in self.notes)]
+
+
+def findings(cfg: Config, root: Path) -> Findings:
+    """All that can be known of a run from its parameters and the files that they name.
+
+    Args:
+        root: the project's folder.
+    """
+    from foundry.export.exportable import export_problems
+
+    return Findings(list(_problems(cfg, root)), export_problems(cfg), list(_notes(cfg)))
+
+
+def checked(cfg: Config, root: Path, origin: str) -> Findings:
+    """`findings`, if a run can get through.
+
+    Raises:
+        ConfigError: listing every problem.
+    """
+    found = findings(cfg, root)
+    if found.problems:
+        raise ConfigError(listing(origin, found.problems))
+    return found
+
+
+def _problems(cfg: Config, root: Path) -> Iterator[str]:
+    for key, asked, module, extra in _OPTIONAL:
+        if asked(cfg) and find_spec(module) is None:
+            yield f"{key}: {module} is not installed: pip install 'foundry-lm[{extra}]' -c constraints.txt"
+    for call in _calls(cfg, root):
+        try:
+            call()
+        except FoundryError as e:
+            yield str(e)
+
+
+def _calls(cfg: Config, root: Path) -> Iterator[Callable[[], object]]:
+    """The readers of the stages, for what they would refuse."""
+    from foundry.data.decontaminate import Contamination
+    from foundry.data.rules import BlockList
+    from foundry.data.sources import parse_source
+    from foundry.data.template import Template
+    from foundry.evaluation.questions import read_questions
+    from foundry.tracking import tracking_uri
+    from foundry.utils.inputs import find_inputs
+
+    for source in cfg.download.sources:
+        yield lambda source=source: parse_source(source)
+        yield lambda source=source: _named(source.name, lambda: Template(source.text))
+    clean = cfg.clean
+    yield lambda: Contamination(clean.decontaminate, root, clean.decontaminate_ngram)
+    yield lambda: BlockList(clean.block_lists, root)
+    if cfg.tokenizer.reference is not None:
+        yield lambda: find_inputs(cfg.tokenizer.reference, root, "tokenizer.reference")
+    for pattern in cfg.evaluate.task_files:
+        yield lambda pattern=pattern: [read_questions(p) for p in find_inputs(pattern, root, "evaluate.task_files")]
+    yield lambda: tracking_uri(cfg.runtime)
+
+
+def _named(source: str, call: Callable[[], object]) -> None:
+    try:
+        call()
+    except ConfigError as e:
+        raise ConfigError(f"download.sources {source!r}: {e}") from None
+
+
+def _notes(cfg: Config) -> Iterator[str]:
+    context = cfg.model.max_seq_len
+    for i, prompt in enumerate(cfg.evaluate.prompts):
+        if len(prompt.encode()) >= context - 1:  # a token is a byte or more, and the begin symbol is one
+            yield (
+                f"evaluate.prompts[{i}] has {len(prompt.encode())} bytes: if these are {context} tokens or more (model.max_seq_len), "
+                f"its last {context // 2} are read"
+            )
+    if not cfg.tokenizer.byte_fallback:
+        yield "tokenizer.byte_fallback is false: characters that the vocabulary lacks are lost"

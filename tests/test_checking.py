@@ -1,0 +1,114 @@
+"""What parameters alone decide is said by `foundry check` and `foundry plan`, before any work."""
+
+import json
+
+import pytest
+
+from foundry import cli
+from foundry.checking import findings
+from foundry.config import ExportError, load_config
+from foundry.export import exportable
+
+BASE = "download: {{sources: [{{name: one, url: 'file:corpus/x', text: '{text}'}}]}}\n"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def write(sections: str = "", text: str = "{{text}}") -> None:
+        (tmp_path / "params.yaml").write_text(BASE.format(text=text.format()) + sections)
+
+    write()
+    return write
+
+
+def run(capsys, *args: str) -> tuple[int, str, str]:
+    code = 0
+    try:
+        cli.main(list(args))
+    except SystemExit as e:
+        code = int(e.code or 0)
+    seen = capsys.readouterr()
+    return code, seen.out, seen.err
+
+
+@pytest.mark.parametrize(
+    ("sections", "names"),
+    [
+        ("model: {dim: 40, n_heads: 2}\nexport: {gguf_types: [f32, q8_0]}", ["model.dim is 40", "q8_0"]),
+        ("tokenizer: {byte_fallback: false}", ["tokenizer.byte_fallback"]),
+        ("tokenizer: {kind: unigram}", ["tokenizer.kind"]),
+        ("tokenizer: {user_symbols: ['<|eot_id|>']}", ["tokenizer.user_symbols", "<|eot_id|>"]),
+        ("model: {logit_softcap: 30.0, sliding_window: 64}", ["model.logit_softcap", "model.sliding_window"]),
+        ("export: {model_name: phi-3-mini}", ["export.model_name"]),
+    ],
+)
+def test_what_will_not_export_is_said_by_check_and_plan_in_the_words_of_the_export(project, capsys, sections, names):
+    project(sections)
+    cfg = load_config("params.yaml")
+    reasons = findings(cfg, None).export
+    with pytest.raises(ExportError) as e:
+        exportable.refuse(exportable.export_problems(cfg))
+    for args in (["check"], ["plan"]):
+        code, out, _ = run(capsys, *args)
+        assert code == 0
+        said = [
+            line.removeprefix("will not export: ") for line in out.splitlines() if line.startswith("will not export")
+        ]
+        assert said == reasons and all(reason in str(e.value) for reason in said)
+        assert all(any(name in line for line in said) for name in names)
+    code, out, _ = run(capsys, "plan", "--json")
+    assert json.loads(out)["will_not_export"] == reasons
+
+
+def test_what_exports_is_not_warned_of(project, capsys):
+    for args in (["check"], ["plan"]):
+        code, out, _ = run(capsys, *args)
+        assert code == 0 and "will not export" not in out and "note:" not in out
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ("evaluate: {task_files: [tasks/*.jsonl]}", "evaluate.task_files"),
+        ("evaluate: {task_files: [tasks/bad]}", "'choices'"),
+        ("clean: {block_lists: [corpus/none.txt]}", "clean.block_lists"),
+        ("clean: {decontaminate: [corpus/none.txt]}", "clean.decontaminate"),
+        ("clean: {decontaminate: [corpus/odd.pdf]}", "neither .txt nor .jsonl"),
+        ("tokenizer: {reference: corpus/none.model}", "tokenizer.reference"),
+    ],
+)
+def test_a_file_that_a_later_stage_would_miss_is_reported_before_the_first(project, capsys, tmp_path, sections, told):
+    for folder in ("tasks", "corpus"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "tasks/bad").write_text('{"context": "a", "choices": ["b"], "label": 0}\n')
+    (tmp_path / "corpus/odd.pdf").write_text("x")
+    project(sections)
+    for args in (["check"], ["plan"]):
+        code, _, err = run(capsys, *args)
+        assert code == 1 and err.startswith("error: params.yaml has 1 problem:") and told in err
+
+
+def test_every_problem_of_the_sources_and_packages_is_reported_at_once(project, capsys, monkeypatch):
+    from foundry import checking
+
+    monkeypatch.setattr(checking, "find_spec", lambda name: None)
+    project("runtime: {executor: ray, tensorboard: board}\nevaluate: {harness: [piqa]}", text="{{x!r}}")
+    code, _, err = run(capsys, "check")
+    assert code == 1 and "4 problems" in err
+    for told in (
+        "foundry-lm[ray]",
+        "foundry-lm[tensorboard]",
+        "foundry-lm[eval]",
+        "download.sources 'one': text template",
+    ):
+        assert told in err
+
+
+def test_a_prompt_that_may_not_fit_the_context_is_noted(project, capsys):
+    project("evaluate: {prompts: ['short', '" + "x" * 127 + "', '" + "x" * 126 + "']}\nmodel: {max_seq_len: 128}")
+    code, out, _ = run(capsys, "check")
+    assert code == 0 and "note: evaluate.prompts[1] has 127 bytes" in out and "prompts[2]" not in out
