@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from typing import Annotated, Literal
 
@@ -17,6 +18,24 @@ Scrubbed = Literal["email", "phone", "ip", "card", "cn_id"]
 CHAT_MARKERS = ("<|im_start|>", "<|im_end|>")
 RESERVED = tuple(f"<|reserved_{i}|>" for i in range(14))
 CONTROL_SYMBOLS = ("<unk>", "<s>", "</s>", *CHAT_MARKERS, *RESERVED)
+
+
+def _is_encoding(name: str) -> bool:
+    """Whether text files can be in it: not base64, rot13 or the escapes of programs and host names."""
+    try:
+        found = codecs.lookup(name).name
+        "a".encode(name)  # raises for what is no encoding of text
+        codecs.getincrementaldecoder(name)
+    except (LookupError, UnicodeError, ValueError):
+        return False
+    return found not in (
+        "idna",
+        "punycode",
+        "raw-unicode-escape",
+        "raw_unicode_escape",
+        "unicode-escape",
+        "unicode_escape",
+    )
 
 
 class Source(Section):
@@ -43,6 +62,11 @@ class Source(Section):
     format: Literal["auto", "txt", "md", "jsonl", "json", "csv", "parquet", "arrow", "html"] = Field(
         "auto",
         description="how documents lie in a file; auto goes by the suffix. .gz .zst .bz2 .xz are undone, zip and tar opened",
+    )
+    encoding: str | None = Field(
+        None,
+        description="encoding of the text files (gb18030, cp1251, shift_jis, utf-16-le, …); null: UTF-8, or UTF-16 or UTF-32 "
+        "with a byte order mark",
     )
     text: str = Field(
         "{text}",
@@ -84,6 +108,10 @@ class Source(Section):
                 raise ValueError(f"{key}: an hf: source needs a pinned revision: hf:OWNER/NAME@REVISION/PATH")
         if self.mirrors and self.sha256 is None:
             raise ValueError("mirrors need sha256: only the hash tells that they hold the same bytes")
+        if self.encoding is not None and not _is_encoding(self.encoding):
+            raise ValueError(
+                f"encoding is not one that Python knows for text files (gb18030, cp1251, …): {self.encoding!r}"
+            )
         try:
             re.compile(self.cut)
         except (re.error, OverflowError, RecursionError) as e:  # the last two: of a{10^10} and of ((((…

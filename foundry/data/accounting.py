@@ -85,9 +85,33 @@ def by_file(job: Job) -> dict[tuple[int, int], list[int]]:
     return out
 
 
+def encoding_doubts(job: Job, results: list[Result]) -> list[str]:
+    """What is wrong and what to do, for each source with files most of whose records are not in the encoding that they
+    are read in."""
+    found: dict[tuple[int, str], list[str]] = {}
+    for (s, f), numbers in by_file(job).items():
+        records = sum(results[n]["documents"] + results[n]["bad"] for n in numbers)
+        wrong = sum(
+            results[n]["repaired"].get("invalid_utf8", 0) + results[n]["bad_reasons"].get("binary", 0) for n in numbers
+        )
+        if 2 * wrong > records:
+            guess = next((g for n in numbers if (g := results[n]["encoding"])), "")
+            found.setdefault((s, guess), []).append(job.sources[s]["files"][f]["path"])
+    doubts = []
+    for (s, guess), files in found.items():
+        source = job.sources[s]
+        more = f" and {len(files) - 1} more file{'s'[: len(files) > 2]}" if len(files) > 1 else ""
+        if guess and not source["encoding"]:
+            remedy = f"it looks like {guess}: set `encoding: {guess}` for the source {source['name']}"
+        else:
+            remedy = f"set `encoding:` of the source {source['name']} to the one that it is in, or convert the file"
+        doubts.append(f"{files[0]}{more}: most of the text is not valid {source['encoding'] or 'UTF-8'}; {remedy}")
+    return doubts
+
+
 def check_files(job: Job, results: list[Result]) -> None:
     """Refuses files with too many unreadable records, and sources without documents; all of them told together."""
-    problems = []
+    problems: list[str] = []
     for (s, f), numbers in by_file(job).items():
         bad, documents = (sum(results[n][k] for n in numbers) for k in ("bad", "documents"))
         share = bad / (bad + documents) if bad else 0.0
@@ -109,6 +133,7 @@ def check_files(job: Job, results: list[Result]) -> None:
                 f"what {source['url']} points to, its format ({source['format']}) and its text template"
             )
     if problems:
+        problems = [*encoding_doubts(job, results), *problems]
         raise DataError(
             "\n  - ".join(problems) if len(problems) == 1 else "\n  - ".join(["the corpus is not readable:", *problems])
         )
@@ -218,17 +243,21 @@ def check_amounts(run: Cleaning, splits: Counter[str]) -> None:
     worst = max(REASONS, key=lambda r: dropped[r])  # of equal counts the first rule in order
     told = ", ".join(f"{r} {dropped[r]}" for r in REASONS if dropped[r]) or "nothing"
     most = f"Dropped: {told}. The rule {worst} dropped most; see {REASONS[worst]}" if dropped else "No rule dropped any"
+    doubts = encoding_doubts(run.job, run.results)
+    if doubts:  # what the rules measured is not the text: no hint to loosen them
+        most = f"Dropped: {told}"
+    first = "".join(f"{x}. " for x in doubts)
     kept = splits.total()
     if not kept:
-        raise DataError(f"every one of the {total} documents was dropped. {most}")
+        raise DataError(f"{first}every one of the {total} documents was dropped. {most}")
     if (share := dropped.total() / total) > params.max_rejected:
         raise DataError(
-            f"{dropped.total()} of {total} documents were dropped ({share:.1%}; clean.max_rejected allows "
+            f"{first}{dropped.total()} of {total} documents were dropped ({share:.1%}; clean.max_rejected allows "
             f"{params.max_rejected:.1%}). {most}"
         )
     if empty := [s for s in SPLITS if not splits[s]]:
         raise DataError(
-            f"no document for {' and '.join(empty)}: {kept} of {total} documents were kept, and a hash draws each one's split "
+            f"{first}no document for {' and '.join(empty)}: {kept} of {total} documents were kept, and a hash draws each one's split "
             f"(clean.val_fraction {params.val_fraction}, clean.test_fraction {params.test_fraction}). Add documents or raise "
             "the fractions; a text file is one document unless lines that read <|endoftext|> or match the source's `cut` "
             f"divide it. {most}"

@@ -134,6 +134,8 @@ class Cleaning:
                 bar.update(sizes[len(self.results) - 1])
         self.bases = accounting.record_bases(self.job, self.results)
         accounting.check_files(self.job, self.results)
+        for doubt in accounting.encoding_doubts(self.job, self.results):
+            self.log.warning("%s", doubt)
 
     def _bytes(self, number: int) -> int:
         """About how many bytes of its file a unit is."""

@@ -1,8 +1,8 @@
 """Bytes to text that every later stage can write again as UTF-8.
 
 JSON escapes may hold lone surrogates, files may hold bytes of another encoding: both would raise far from their cause.
-They are mended here, and the caller learns that they were. Files with the byte order mark of UTF-16 or UTF-32 are read
-through `Utf8`, so that every reader sees UTF-8.
+They are repaired here, and the caller learns that they were. Files in an encoding that their source names, or with the
+byte order mark of UTF-16 or UTF-32, are read through `Utf8`, so that every reader sees UTF-8.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import codecs
 import re
 from typing import Any
 
+SAMPLE = 4096  # bytes that an encoding is guessed from
 _HIGH = bytes(range(0x80, 0x100))
 # What `surrogateescape` does not use for a raw byte.
 _LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -37,7 +38,47 @@ def repair(text: str) -> tuple[str, bool]:
         text.encode("utf-8")
         return text, False
     except UnicodeEncodeError:
-        return decode(_LONE.sub("\ufffd", text).encode("utf-8", "surrogateescape"))[0], True
+        return decode(as_bytes(text))[0], True
+
+
+def as_bytes(text: str) -> bytes:
+    """JSON's or `surrogateescape`'s text as the bytes that it came from."""
+    return _LONE.sub("\ufffd", text).encode("utf-8", "surrogateescape")
+
+
+def foreign(raw: bytes) -> bytes:
+    """A piece of the bytes to guess their encoding from: it begins with what is no ASCII."""
+    found = re.search(rb"[\x00\x80-\xff]", raw)
+    start = max(0, found.start() - 64) & ~1 if found else 0  # even: UTF-16 has two bytes for each character
+    return raw[start : start + SAMPLE]
+
+
+def guess_encoding(sample: bytes) -> str | None:
+    """The encoding that bytes are likely in, by a name that Python knows; None for UTF-8 and where nothing is likely.
+
+    UTF-16 without a byte order mark shows by zero bytes, its line ends at least, that are all at even or all at odd
+    places; for the rest uchardet is asked.
+    """
+    from resiliparse.parse.encoding import detect_encoding
+
+    sample = sample[: len(sample) & ~1]
+    even, odd = sample[::2].count(0), sample[1::2].count(0)
+    if even or odd:
+        found = "utf-16-le" if not even else "utf-16-be" if not odd else None
+    elif _reads(sample, "utf-8"):
+        found = None
+    else:
+        found = detect_encoding(sample, html5_compatible=False)
+    return found if found and _reads(sample, found) else None
+
+
+def _reads(sample: bytes, encoding: str) -> bool:
+    """Whether all of it is in that encoding, but for a character at its end that may be cut."""
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(sample)
+    except (UnicodeDecodeError, LookupError):
+        return False
+    return True
 
 
 def wide_encoding(head: bytes) -> str | None:
@@ -50,7 +91,7 @@ def wide_encoding(head: bytes) -> str | None:
 
 
 class Utf8:
-    """A stream of UTF-16 or UTF-32 with a byte order mark, read as UTF-8; what cannot be decoded becomes U+FFFD."""
+    """A stream in another encoding, read as UTF-8; what cannot be decoded becomes U+FFFD."""
 
     def __init__(self, stream: Any, encoding: str) -> None:
         self._stream = stream

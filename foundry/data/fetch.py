@@ -194,7 +194,7 @@ def _place(source: Source, files: list[Fetched], folder: Path, locked: Locked) -
             f"{source.name}: {source.url} is not the one file that sha256 {source.sha256} names; "
             f"{len(listed)} found: {seen}"
         )
-    keys = ("name", "url", "license", "attribution", "lang", "format", "text", "cut", "html", "member")
+    keys = ("name", "url", "license", "attribution", "lang", "format", "encoding", "text", "cut", "html", "member")
     return {**{k: getattr(source, k) for k in keys}, "files": listed}
 
 

@@ -12,6 +12,7 @@ that says an id twice has two records.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from foundry.config import DataError
-from foundry.data.encoding import decode, repair
+from foundry.data.encoding import as_bytes, decode, foreign, repair
 from foundry.data.streams import CHUNK, Limits, read_lines, read_whole
 from foundry.data.template import FieldError, Template
 
@@ -30,30 +31,36 @@ LONG_LINE = 1 << 16  # a longer line of a text may be taken in parts, of which o
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text as published; `repaired` tells that its bytes were not UTF-8; `url` is the record's field of that name."""
+    """A text as published; `repaired` tells that its bytes were not UTF-8, `sample` is a piece of them; `url` is the
+    record's field of that name."""
 
     file: str
     record: int
     text: str
     repaired: bool
     url: str = ""
+    sample: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """A record that holds no readable text; `offset` is in bytes of the decompressed file, where known."""
+    """A record that holds no readable text; `offset` is in bytes of the decompressed file, where known; `sample` is a
+    piece of what is no text."""
 
     file: str
     record: int
     offset: int | None
     reason: str
     excerpt: str
+    sample: bytes = b""
 
 
 class Recipe:
-    """How records become documents: a template, where texts are cut, and how large things may be."""
+    """How records become documents: a template, where texts are cut, how large things may be, and the encoding that the
+    user named (None: UTF-8, or what a byte order mark says)."""
 
-    def __init__(self, text: str, cut: str, limits: Limits) -> None:
+    def __init__(self, text: str, cut: str, limits: Limits, encoding: str | None = None) -> None:
+        self.encoding = None if encoding and codecs.lookup(encoding).name in ("utf-8", "utf-8-sig") else encoding
         self.template = Template(text)
         self.cut = re.compile(cut) if cut else None
         self.limits, self.limit = limits, limits.record
@@ -61,15 +68,21 @@ class Recipe:
         self.keys = frozenset(k for f in self.fields for k in (f, *f.split(".")))
 
     def build(
-        self, shown: str, record: int, fields: dict[str, Any], offset: int | None = None, repaired: bool = False
+        self, shown: str, record: int, fields: dict[str, Any], offset: int | None = None, sample: bytes = b""
     ) -> Document | Bad:
+        """
+        Args:
+            sample: of a record whose bytes had to be repaired, a piece of them.
+        """
         try:
-            text, mended = repair(self.template.render(fields))
+            text, repaired = repair(rendered := self.template.render(fields))
         except FieldError as e:
             return Bad(shown, record, offset, str(e), excerpt(json.dumps(fields, default=repr)))
         if 4 * len(text) > self.limit and len(text.encode("utf-8")) > self.limit:
             return Bad(shown, record, offset, "record_too_long", excerpt(text))
-        return Document(shown, record, text, repaired or mended, url_of(fields))
+        if repaired:
+            sample = foreign(as_bytes(rendered))
+        return Document(shown, record, text, bool(sample), url_of(fields), sample)
 
     def plain(self) -> Callable[[dict[str, Any]], str | None]:
         """The template for records whose fields are all strings; None for the others, which `build` reads."""
@@ -117,9 +130,10 @@ def read_text(stream: Any, shown: str, recipe: Recipe) -> Iterator[Document | Ba
         if size - held.endswith(b"\n") > recipe.limit:
             return Bad(shown, record, start, "record_too_long", excerpt(raw))
         if b"\0" in raw:
-            return Bad(shown, record, start, "binary", excerpt(raw))
+            return Bad(shown, record, start, "binary", excerpt(raw), foreign(raw))
         text, repaired = decode(raw.removeprefix(b"\xef\xbb\xbf") if start == 0 else raw)
-        return recipe.build(shown, record, {"text": text}, start, repaired) if raw.strip() else None
+        sample = foreign(raw) if repaired else b""
+        return recipe.build(shown, record, {"text": text}, start, sample) if raw.strip() else None
 
     for offset, run, begins in _runs(stream, recipe.cut):
         if begins:
@@ -233,7 +247,7 @@ def _records(shown: str, recipe: Recipe) -> Callable[[int, int, bytes, bool, str
         if not reason and not isinstance(fields, dict):
             reason = "not_an_object"
         if reason:
-            return Bad(shown, record, offset, reason, excerpt(raw))
+            return Bad(shown, record, offset, reason, excerpt(raw), foreign(raw) if reason == "binary" else b"")
         return recipe.build(shown, record, fields if key is None else {"id": key, **fields}, offset)
 
     return make
@@ -383,7 +397,7 @@ def read_page(stream: Any, shown: str, recipe: Recipe) -> Iterator[Document | Ba
     if not whole:
         yield Bad(shown, 0, 0, "record_too_long", excerpt(raw))
     elif b"\0" in raw:
-        yield Bad(shown, 0, 0, "binary", excerpt(raw))
+        yield Bad(shown, 0, 0, "binary", excerpt(raw), foreign(raw))
     elif raw.strip():
         fields, repaired = page_fields(raw)
-        yield recipe.build(shown, 0, fields, 0, repaired)
+        yield recipe.build(shown, 0, fields, 0, foreign(raw) if repaired else b"")

@@ -8,7 +8,20 @@ from typing import Any
 from foundry.config import DataError
 from foundry.utils.files import read_json, sha256_file
 
-_KEYS = {"name", "url", "license", "attribution", "lang", "format", "text", "cut", "html", "member", "files"}
+_KEYS = {
+    "name",
+    "url",
+    "license",
+    "attribution",
+    "lang",
+    "format",
+    "text",
+    "encoding",
+    "cut",
+    "html",
+    "member",
+    "files",
+}
 
 
 def read_manifest(raw: Path) -> list[dict[str, Any]]:

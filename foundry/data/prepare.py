@@ -26,6 +26,7 @@ import pyarrow as pa
 from foundry.config import Clean
 from foundry.data.decontaminate import Contamination
 from foundry.data.dedup import BANDS, band_keys, comparable, exact_key
+from foundry.data.encoding import guess_encoding
 from foundry.data.formats import EXCERPT, Bad, Document
 from foundry.data.language import identify
 from foundry.data.markup import Treatment, strip_html
@@ -39,6 +40,7 @@ from foundry.data.units import Unit, read_unit
 from foundry.data.words import units
 from foundry.utils.files import atomic_write, read_json, write_array, write_json
 
+FOREIGN = 1 << 14  # bytes of a unit that its encoding is guessed from
 SAMPLES = 40  # examples of each reason that a unit keeps
 BATCH_DOCUMENTS, BATCH_BYTES = 1024, 8 << 20
 ROWS = pa.schema(
@@ -116,6 +118,7 @@ class Counts:
     repaired: Counter[str] = field(default_factory=Counter)
     bad_reasons: Counter[str] = field(default_factory=Counter)
     in_chars: Counter[str] = field(default_factory=Counter)  # log2 of the characters as they came
+    encoding: str = ""  # that the bytes which are not UTF-8 are likely in
 
     def as_json(self) -> dict[str, Any]:
         return {k: dict(sorted(v.items())) if isinstance(v, Counter) else v for k, v in vars(self).items()}
@@ -145,11 +148,14 @@ def prepare_unit(job: Job, task: tuple[int, int]) -> dict[str, Any]:
     counts, samples = Counts(), Samples(SAMPLES)
     lines: list[set[int]] = []
     paragraphs: list[set[int]] = []
+    foreign = bytearray()
     with (
         _writing(job, number, eval_sets, None if job.counts_repeats else (counts, samples)) as rows,
         atomic_write(job.path(number, "bad.jsonl"), "w") as bad,
     ):
         for item in read_unit(job.raw, job.sources, unit, job.limits):
+            if not foreign or (len(foreign) < FOREIGN and b"\0" not in item.sample + foreign):
+                foreign += item.sample  # of UTF-16, which is cut amid its line ends, the first record only
             if isinstance(item, Bad):
                 counts.bad += 1
                 counts.bad_reasons[item.reason] += 1
@@ -181,6 +187,8 @@ def prepare_unit(job: Job, task: tuple[int, int]) -> dict[str, Any]:
                 )
             if counts.documents == most:
                 break
+    if foreign:
+        counts.encoding = guess_encoding(bytes(foreign)) or ""
     for kind, found in (("lines", lines), ("paragraphs", paragraphs)):
         if job.counts_repeats:
             write_array(job.path(number, f"{kind}.npy"), np.fromiter((h for s in found for h in sorted(s)), np.uint64))

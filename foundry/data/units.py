@@ -10,6 +10,7 @@ Everything else is one unit a file, and streams.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,7 +91,7 @@ def _ranges(
         return parquet_units(path, shown, unit_bytes, meter)
     if format == "arrow":
         return arrow_units(path, shown, unit_bytes)
-    if format == "jsonl" and size > unit_bytes:
+    if format == "jsonl" and size > unit_bytes and not source["encoding"]:
         with open(path, "rb") as f:
             if not wide_encoding(f.read(4)):
                 return [(at, at + unit_bytes if at + unit_bytes < size else None) for at in range(0, size, unit_bytes)]
@@ -142,7 +143,7 @@ def read_unit(raw: Path, sources: list[dict[str, Any]], unit: Unit, limits: Limi
     source = sources[unit.source]
     shown = source["files"][unit.file]["path"]
     path = raw / shown
-    recipe = Recipe(source["text"], source["cut"], limits)
+    recipe = Recipe(source["text"], source["cut"], limits, source["encoding"])
     with damage(shown):
         meter = Meter(shown, path.stat().st_size, limits)
         if unit.format == "zip":
@@ -183,6 +184,9 @@ def _read(
     head = stream.peek(_LOOK) if start == 0 else b""
     _refuse_other(head, shown, format, trusted)
     encoding = wide_encoding(head[:4])
+    if recipe.encoding:
+        _refuse_mark(head, shown, recipe.encoding)
+        encoding = recipe.encoding
     text: Any = Utf8(stream, encoding) if encoding else stream
     if format == "jsonl":
         items = read_jsonl(text, shown, recipe, start, stop)
@@ -202,6 +206,16 @@ def _read(
             yield replace(item, offset=None)
         else:
             yield replace(item, repaired=item.repaired or "\ufffd" in item.text)
+
+
+def _refuse_mark(head: bytes, shown: str, encoding: str) -> None:
+    """Raises where a byte order mark says another encoding than the one that the source names."""
+    mark = "utf-8" if head.startswith(b"\xef\xbb\xbf") else wide_encoding(head[:4])
+    if mark and not codecs.lookup(encoding).name.startswith(mark):
+        raise DataError(
+            f"{shown} begins with the byte order mark of {mark.upper()}, but its source says encoding: {encoding}; leave "
+            "`encoding:` out for it, in a source of its own if the others need it"
+        )
 
 
 def _refuse_other(head: bytes, shown: str, format: str, trusted: bool) -> None:

@@ -23,7 +23,9 @@ LIMITS = Limits(1 << 20, 1000, 1 << 30)
 
 
 def read(path, member=None, format="auto", text="{text}", limits=LIMITS, unit_bytes=1 << 40):
-    sources = [{"format": format, "text": text, "member": member, "cut": "", "files": [{"path": path.name}]}]
+    sources = [
+        {"format": format, "text": text, "member": member, "cut": "", "encoding": None, "files": [{"path": path.name}]}
+    ]
     units = plan_units(path.parent, sources, unit_bytes, limits)
     return [i for u in units for i in read_unit(path.parent, sources, u, limits)]
 

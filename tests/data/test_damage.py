@@ -23,7 +23,9 @@ from foundry.data.units import Limits, plan_units, read_unit
 
 def read(path, text="{text}", format="auto", limits=None, cut=""):
     limits = limits or Limits(1 << 20, 1000, 1 << 30)
-    sources = [{"format": format, "text": text, "member": None, "cut": cut, "files": [{"path": path.name}]}]
+    sources = [
+        {"format": format, "text": text, "member": None, "cut": cut, "encoding": None, "files": [{"path": path.name}]}
+    ]
     units = plan_units(path.parent, sources, 1 << 40, limits)
     return [i for u in units for i in read_unit(path.parent, sources, u, limits)]
 
@@ -90,7 +92,16 @@ def test_an_empty_file_that_cannot_be_empty_is_damaged(tmp_path, name):
 
 def test_missing_files_and_missing_permission_are_told(tmp_path):
     path = put(tmp_path, "a.jsonl", b"{}")
-    sources = [{"format": "auto", "text": "{text}", "member": None, "cut": "", "files": [{"path": "a.jsonl"}]}]
+    sources = [
+        {
+            "format": "auto",
+            "text": "{text}",
+            "member": None,
+            "cut": "",
+            "encoding": None,
+            "files": [{"path": "a.jsonl"}],
+        }
+    ]
     (unit,) = plan_units(tmp_path, sources, 1 << 40, limits := Limits(1 << 20, 1000, 1 << 30))
     path.unlink()
     with pytest.raises(DataError, match="does not exist"):
@@ -166,7 +177,16 @@ def test_wide_encodings_with_a_byte_order_mark_are_read_by_every_text_format(tmp
             assert [d.text for d in documents] == [HARD] * text.count("e\u0301")
             assert not any(d.repaired for d in documents)
             assert all(i.offset is None for i in items if isinstance(i, Bad))
-    sources = [{"format": "auto", "text": "{text}", "member": None, "cut": "", "files": [{"path": "a.jsonl"}]}]
+    sources = [
+        {
+            "format": "auto",
+            "text": "{text}",
+            "member": None,
+            "cut": "",
+            "encoding": None,
+            "files": [{"path": "a.jsonl"}],
+        }
+    ]
     assert len(plan_units(tmp_path, sources, 10, Limits(1 << 20, 1000, 1 << 30))) == 1  # lines end in two bytes
 
 
@@ -236,7 +256,7 @@ from pathlib import Path
 from foundry.data.units import Limits, plan_units, read_unit
 
 def read(name, limits):
-    sources = [{"format": "auto", "text": "{text}", "member": None, "cut": "", "files": [{"path": name}]}]
+    sources = [{"format": "auto", "text": "{text}", "member": None, "cut": "", "encoding": None, "files": [{"path": name}]}]
     found = []
     for unit in plan_units(Path(sys.argv[1]), sources, 10 << 20, limits):
         for item in read_unit(Path(sys.argv[1]), sources, unit, limits):

@@ -178,6 +178,7 @@ def test_manifest_is_the_same_bytes_and_keeps_the_order_of_the_parameters(projec
         "text": "{text}",
         "cut": "",
         "html": "auto",
+        "encoding": None,
         "member": None,
         "files": [{"path": "b/b.txt", "sha256": hashlib.sha256(b"corpus/b.txt").hexdigest(), "bytes": 12}],
     }

@@ -22,7 +22,14 @@ from foundry.data.units import Limits, plan_units, read_unit
 
 def read(path, text="{text}", format="auto", cut="", limit=1 << 20):
     """All of one file, as a plan of one unit reads it."""
-    source = {"format": format, "text": text, "cut": cut, "member": None, "files": [{"path": path.name}]}
+    source = {
+        "format": format,
+        "text": text,
+        "cut": cut,
+        "member": None,
+        "encoding": None,
+        "files": [{"path": path.name}],
+    }
     limits = Limits(limit, 1000, 1 << 30)
     (unit,) = plan_units(path.parent, [source], 1 << 40, limits)
     return list(read_unit(path.parent, [source], unit, limits))

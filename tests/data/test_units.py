@@ -24,7 +24,14 @@ WHOLE = 1 << 40
 
 
 def source(*names, text="{text}", format="auto", member=None, cut=""):
-    return {"format": format, "text": text, "member": member, "cut": cut, "files": [{"path": n} for n in names]}
+    return {
+        "format": format,
+        "text": text,
+        "member": member,
+        "cut": cut,
+        "encoding": None,
+        "files": [{"path": n} for n in names],
+    }
 
 
 def items(raw, sources, unit_bytes, limits=LIMITS):

@@ -7,10 +7,10 @@ from foundry.data.streams import Limits
 from foundry.data.units import plan_units, read_unit
 
 
-def read(path, text="{text}", format="auto", member=None, cut="", limits=None, unit_bytes=1 << 30):
+def read(path, text="{text}", format="auto", member=None, cut="", limits=None, unit_bytes=1 << 30, encoding=None):
     """All items of a file, read in units of that size; records numbered through the file."""
     file = {"path": path.name}
-    sources = [{"format": format, "text": text, "member": member, "cut": cut, "files": [file]}]
+    sources = [{"format": format, "text": text, "member": member, "cut": cut, "encoding": encoding, "files": [file]}]
     out = []
     limits = limits or Limits()
     for unit in plan_units(path.parent, sources, unit_bytes, limits):
