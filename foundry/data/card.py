@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry.utils.files import write_text
+from foundry.utils.markdown import code, inline
 
 
 def write_card(path: Path, report: dict[str, Any]) -> None:
@@ -20,10 +21,10 @@ def card(report: dict[str, Any]) -> str:
         lines += [
             f"### {s['name']}",
             "",
-            f"- address: `{s['url']}`" + (f", member `{s['member']}`" if s["member"] else ""),
+            f"- address: {code(s['url'])}" + (f", member {code(s['member'])}" if s["member"] else ""),
             f"- language: {s['lang']}",
-            f"- licence: {s['license']}",
-            f"- attribution: {s['attribution'] or 'none given'}",
+            f"- licence: {inline(s['license'])}",
+            f"- attribution: {inline(s['attribution']) or 'none given'}",
             f"- sha256{' of the list of files and their hashes' if s['files'] > 1 else ''}: `{s['sha256']}`",
             f"- published: {s['files']} file{'s'[: s['files'] > 1]}, {s['bytes']:,} bytes",
             "",

@@ -11,6 +11,7 @@ from foundry.data.words import units
 from foundry.evaluation.intervals import ratio_interval
 from foundry.inference import Generator
 from foundry.utils.log import get_logger
+from foundry.utils.markdown import code
 
 KINDS = ("greedy", "sampled")
 
@@ -75,6 +76,7 @@ def samples_page(rows: list[dict[str, str]], params: Evaluate) -> str:
     for row in rows:
         lines += [f"## `{row['prompt'].strip() or ' '}`".replace("\n", " "), ""]
         lines += [f"Note: {row['note']}.", ""] if "note" in row else []
+        lines += [f"## {code(row['prompt']) or '(empty)'}", ""]
         for kind in KINDS:
             lines += [f"{kind}:", "", *("    " + line for line in (row["prompt"] + row[kind]).split("\n")), ""]
     return "\n".join(lines)

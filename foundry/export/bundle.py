@@ -95,6 +95,7 @@ def export(
             quantised=cost,
             samples=greedy_samples(model, tokenizer),
             files={p.relative_to(tmp).as_posix(): (p.stat().st_size, sha256_file(p)) for p in written},
+            symbols=list(symbols),
         )
         write_text(hf / "README.md", model_card(card))
         if lineage:

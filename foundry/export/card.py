@@ -15,8 +15,10 @@ from foundry.config import ModelConfig
 from foundry.export.card_data import data, terms
 from foundry.export.card_numbers import evaluation, formats, proof
 from foundry.export.licence import HUB_NAMES, one_licence
-from foundry.export.markdown import fenced, table
 from foundry.models.accounting import count_params, train_flops_per_token
+from foundry.utils.markdown import code, fenced, table
+
+SYMBOLS = 50  # that the card lists
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class CardFacts:
         quantised: of `quantised.measure`, or None.
         samples: [(prompt, greedy continuation)].
         files: {exported weight file: (bytes, sha256)}.
+        symbols: the tokenizer's user symbols.
     """
 
     name: str
@@ -43,6 +46,7 @@ class CardFacts:
     quantised: dict[str, Any] | None
     samples: list[tuple[str, str]]
     files: dict[str, tuple[int, str]]
+    symbols: list[str]
 
 
 def model_card(c: CardFacts) -> str:
@@ -53,7 +57,7 @@ def model_card(c: CardFacts) -> str:
     parts = [
         _head(c.name, c.cfg, c.report, sources),
         _what(c.name, c.cfg),
-        _tokenizer(c.cfg),
+        _tokenizer(c.cfg, c.symbols),
         data(c.cleaning),
         _training(c.cfg, c.facts),
         evaluation(c.report),
@@ -129,13 +133,19 @@ def _what(name: str, cfg: ModelConfig) -> list[str]:
     ]
 
 
-def _tokenizer(cfg: ModelConfig) -> list[str]:
-    return [
+def _tokenizer(cfg: ModelConfig, symbols: list[str]) -> list[str]:
+    """An export has no other tokenizer than this: `foundry.export.exportable` refuses every other."""
+    lines = [
         "## Tokenizer",
         "",
         f"SentencePiece BPE with {cfg.vocab_size:,} pieces and byte fallback, trained on the training split. Lossless: no "
         "normalisation, no added space. Chat markers are control symbols, which typed text never becomes.",
     ]
+    if symbols:
+        shown = ", ".join(code(repr(s)[1:-1]) for s in symbols[:SYMBOLS])
+        more = f" and {len(symbols) - SYMBOLS:,} more" if len(symbols) > SYMBOLS else ""
+        lines += ["", f"Symbols that are one piece wherever they stand in a text: {shown}{more}."]
+    return lines
 
 
 def _training(cfg: ModelConfig, facts: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from foundry.export.licence import UNKNOWN, one_licence
-from foundry.export.markdown import table
+from foundry.utils.markdown import code, inline, table
 
 
 def data(cleaning: dict[str, Any]) -> list[str]:
@@ -15,7 +15,14 @@ def data(cleaning: dict[str, Any]) -> list[str]:
         cleaning: `sources`, and as far as they are there `per_source`, `splits` and `documents`.
     """
     rows = [
-        [s["name"], f"`{s['url']}`", s["lang"], s["license"], s["attribution"] or "none given", f"`{s['sha256']}`"]
+        [
+            s["name"],
+            code(s["url"]),
+            s["lang"],
+            inline(s["license"]),
+            inline(s["attribution"]) or "none given",
+            code(s["sha256"]),
+        ]
         for s in cleaning["sources"]
     ]
     lines = ["## Data", "", *table(["source", "address", "language", "licence", "attribution", "sha256"], rows)]
@@ -48,13 +55,13 @@ def terms(sources: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Licence",
         "",
-        f"Licences of the texts: {', '.join(licences)}. Whoever shares this model names the sources above.",
+        f"Licences of the texts: {', '.join(map(inline, licences))}. Whoever shares this model names the sources above.",
     ]
     if one_licence(sources):
         lines.append("`LICENSE` beside this file has the notice.")
     if share_alike := [x for x in licences if "-SA-" in x.upper()]:
         lines.append(
-            f"The texts are under {', '.join(share_alike)}, a share-alike licence. Whether weights adapt "
+            f"The texts are under {', '.join(map(inline, share_alike))}, a share-alike licence. Whether weights adapt "
             "their training text is not settled; sharing them under the same licence is the safe reading."
         )
     if UNKNOWN in licences:

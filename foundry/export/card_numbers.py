@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foundry.export.markdown import table
+from foundry.utils.markdown import table
 
 
 def evaluation(report: dict[str, Any]) -> list[str]:
@@ -101,6 +101,7 @@ def proof(p: dict[str, Any]) -> list[str]:
             f"{logits['tokens']:,} tokens, off by less than {logits['largest_difference_below']:g}",
         ],
         ["greedy text", "transformers", f"{greedy['tokens']} tokens of {greedy['prompts']} prompts, {_ties(greedy)}"],
+        ["symbols, chat template and other settings", "transformers", f"{p['settings']['compared']}, none different"],
     ]
     for g in p["gguf"].values():
         rounding = "bit for bit" if g["format"] == "f32" else f"largest rounding {g['largest_rounding']:g}"
@@ -112,6 +113,7 @@ def proof(p: dict[str, Any]) -> list[str]:
         ids, logs, greedy = cpp["token_ids"], cpp["log_probs"], cpp["greedy"]
         rows += [
             ["token ids", "llama.cpp", f"{ids['tokens']:,} tokens of {ids['strings']} strings, none different"],
+            ["settings", "llama.cpp", f"{cpp['settings']['compared']}, none different"],
             [
                 "log-probabilities, GGUF f32",
                 "llama.cpp",

@@ -26,6 +26,8 @@ FORMATS = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # llama.cpp's 
 BLOCK = 32  # numbers of Q8_0 and Q4_0 that share a scale
 _TYPE = gguf.GGMLQuantizationType
 _BLOCKED = {"q8_0": _TYPE.Q8_0, "q4_0": _TYPE.Q4_0}
+# What the package writes of its own, and the name.
+_FREE = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.name", "general.quantization_version")
 _HALF = 2**-11  # largest relative rounding of float16; the tiniest lose 2^-25 absolute
 
 
@@ -39,11 +41,14 @@ def prove_gguf(path: Path, kind: str, cfg: ModelConfig, tokenizer: Tokenizer, we
         ExportError: naming the key or the first tensor that differs, and by how much.
     """
     file = read_gguf(path, cfg)
-    for key, value in _expected_fields(kind, cfg, tokenizer).items():
+    expected = _expected_fields(kind, cfg, tokenizer)
+    for key, value in expected.items():
         if key not in file.fields:
             raise ExportError(f"{path.name}: {key} is missing, expected {str(value)[:80]}")
         if file.fields[key] != value:
             raise ExportError(f"{path.name}: {key} {_difference(file.fields[key], value)}")
+    if extra := sorted(set(file.fields) - set(expected) - set(_FREE)):
+        raise ExportError(f"{path.name}: {extra[0]} = {str(file.fields[extra[0]])[:80]} is not part of such a file")
     source, worst = load_file(weights), 0.0
     for hf_name, stored in file.tensors.items():
         w = source[hf_name]
@@ -119,6 +124,7 @@ def _expected_fields(kind: str, cfg: ModelConfig, tokenizer: Tokenizer) -> dict[
         f"{arch}.rope.dimension_count": cfg.head_dim,
         f"{arch}.rope.freq_base": single(cfg.rope_theta),
         "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": texts,
         "tokenizer.ggml.scores": [single(tokenizer.score(i)) for i in ids],
         "tokenizer.ggml.token_type": types,

@@ -24,13 +24,14 @@ def licence_notice(name: str, sources: list[dict[str, Any]]) -> str | None:
     licence = one_licence(sources)
     if licence is None:
         return None
+    licence = " ".join(licence.split())
     lines = [
         f"The weights of {name} were trained on texts under one licence, {licence}, and are shared under the same.",
         "",
         "Name these sources wherever you share the weights:",
         "",
         *(
-            f"- {s['name']} ({s['url']}): {' '.join((s['attribution'] or 'no attribution given').split())}"
+            f"- {s['name']} ({' '.join(s['url'].split())}): {' '.join((s['attribution'] or 'no attribution given').split())}"
             for s in sources
         ),
         "",

@@ -25,6 +25,7 @@ from foundry.export import llamacpp_child
 from foundry.export.gguf_file import export_gguf
 from foundry.export.greedy import same_tokens
 from foundry.export.hostile import HOSTILE, own_texts
+from foundry.export.settings import CHAT, control_symbols, plain_pieces, prove_llamacpp_settings
 from foundry.inference import Generator
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
@@ -79,24 +80,30 @@ def prove_llamacpp(
             "contexts": contexts,
             "prompts": [(ids, len(ours)) for ids, ours in begun],
             "barred": barred,
+            "chat": CHAT,
+            "pieces": plain_pieces(tokenizer),
+            # Control symbols and some pieces; a piece that ends a text would have been forced to be a control symbol.
+            "possible_ends": [*control_symbols(tokenizer), *plain_pieces(tokenizer)[:4]],
             "plain": next(
                 i for i in range(tokenizer.vocab_size) if i not in barred and not tokenizer.is_byte(i) and i != EOS_ID
             ),
         }
         answer = _ask(request, Path(folder))
         real = contexts[-ROUNDED:]
-        short = {**request, "texts": [], "prompts": [], "contexts": real}
+        short = {**request, "texts": [], "prompts": [], "contexts": real, "possible_ends": []}
         rounded = {
             kind: _ask({**short, "model": str(path.resolve())}, Path(folder))["log_probs"]
             for kind, path in files.items()
             if kind != "f32"
         }
     tokens = _same_ids(answer["ids"], request["texts"], tokenizer)
+    settings = prove_llamacpp_settings(answer["settings"], model.cfg, tokenizer)
     worst = _same_log_probs(answer["log_probs"], contexts, model, tolerance)
     same, ties = _same_greedy(answer["greedy"], begun, model, tokenizer, tolerance)
     return {
         "proved": True,
         "token_ids": {"strings": len(request["texts"]), "tokens": tokens, "different": 0},
+        "settings": {"compared": settings, "different": 0},
         "log_probs": {
             "positions": len(contexts),
             "vocabulary": model.cfg.vocab_size,

@@ -24,6 +24,7 @@ def main(request_path: str, answer_path: str) -> None:
             _log_probs(url, context, request["vocab_size"], request["plain"]) for context in request["contexts"]
         ],
         "greedy": [_greedy(url, ids, n, request["barred"]) for ids, n in request["prompts"]],
+        "settings": _settings(url, request["chat"], request["pieces"], request["possible_ends"]),
     }
     with open(answer_path, "w", encoding="utf-8") as f:
         json.dump(answer, f)
@@ -43,6 +44,37 @@ def _serve(request: dict[str, Any]) -> tuple[Any, str]:
     p.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(p)
     return server, server.listening_address
+
+
+def _settings(url: str, chat: list[dict[str, str]], pieces: list[int], possible_ends: list[int]) -> dict[str, Any]:
+    """What the server reports about the file: its settings, a conversation as text, pieces as text, tokens that end a text.
+
+    Args:
+        possible_ends: tokens that are tried: each is forced, and ends the text or not.
+    """
+    ends = []
+    for token in possible_ends:
+        body = {
+            "prompt": [token],
+            "n_predict": 2,
+            "temperature": 0,
+            "cache_prompt": False,
+            "logit_bias": [[token, 1e6]],
+        }
+        if _post(url, "/completion", body)["stop_type"] == "eos":
+            ends.append(token)
+    return {
+        "props": _get(url, "/props"),
+        "meta": _get(url, "/v1/models")["data"][0]["meta"],
+        "chat": _post(url, "/apply-template", {"messages": chat})["prompt"],
+        "pieces": _post(url, "/detokenize", {"tokens": pieces})["content"],
+        "ends": sorted(ends),
+    }
+
+
+def _get(url: str, path: str) -> Any:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url + path) as f:
+        return json.load(f)
 
 
 def _post(url: str, path: str, body: dict[str, Any]) -> Any:

@@ -4,8 +4,9 @@
     token ids    transformers' tokenizer on hostile strings, the vocabulary's own symbols and pieces, and real text, there and back
     logits       transformers' own class, offline, on random tokens and real text in full contexts
     greedy text  the same continuations of given prompts
+    settings     everything beside the weights as transformers loaded it: symbols, chat template, context, generation
     gguf         every tensor and key of each file, read back, equals the source in the file's number format
-    llama.cpp    token ids, log-probabilities and greedy text of the float32 GGUF, where `xllamacpp` is installed
+    llama.cpp    token ids, settings, log-probabilities and greedy text of the float32 GGUF, where `xllamacpp` is installed
 
 Any difference is an `ExportError` that says which and by how much; the caller gives nothing a final name before all
 of it holds. Costs the import of transformers (some seconds) and about thirty forward passes of a full context.
@@ -24,8 +25,8 @@ from foundry.config import ExportError
 from foundry.export.gguf_parity import prove_gguf
 from foundry.export.greedy import NEW_TOKENS, continuation, same_tokens
 from foundry.export.hostile import HOSTILE, own_texts
-from foundry.export.huggingface import import_huggingface
 from foundry.export.llamacpp import power_of_ten, prove_llamacpp
+from foundry.export.settings import prove_settings, prove_weights
 from foundry.inference import Generator
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
@@ -57,7 +58,7 @@ def prove(
     """
     folder = Path(folder)
     model = model.float().cpu().eval()
-    tensors = _prove_weights(folder, model)
+    tensors = prove_weights(folder, model)
     hf_model, hf_tokenizer = _load_transformers(folder)
     generator = Generator(model, tokenizer, "cpu")
     begun = [continuation(generator, prompt) for prompt in prompts]
@@ -66,6 +67,7 @@ def prove(
         "token_ids": _prove_ids(hf_tokenizer, tokenizer, texts),
         "logits": _prove_logits(hf_model, model, tokenizer, texts, tolerance),
         "greedy": _prove_greedy(hf_model, generator, begun, tolerance),
+        "settings": prove_settings(folder, hf_model, hf_tokenizer, model, tokenizer),
     }
     del hf_model
     weights = folder / "model.safetensors"
@@ -92,19 +94,6 @@ def _load_transformers(folder: Path) -> tuple[Any, Any]:
     if odd := {k: sorted(map(str, v)) for k, v in info.items() if v}:
         raise ExportError(f"transformers loads {folder.name} with {odd}")
     return hf.eval(), tokenizer
-
-
-def _prove_weights(folder: Path, model: MiniLLM) -> int:
-    back, _ = import_huggingface(folder)
-    state = back.state_dict()
-    for name, value in model.state_dict().items():
-        if not torch.equal(state[name], value):
-            off = (state[name] - value).abs().max().item()
-            raise ExportError(f"the exported tensor {name} differs from the source by {off:.3g}")
-    # Dropout and the first weights are of training alone.
-    if back.cfg != model.cfg.model_copy(update={"dropout": 0.0, "zero_init": True}):
-        raise ExportError(f"the exported configuration reads back as {back.cfg!r}, the source is {model.cfg!r}")
-    return len(state)
 
 
 def _prove_ids(hf: Any, tokenizer: Tokenizer, texts: list[str]) -> dict[str, int]:

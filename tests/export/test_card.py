@@ -1,11 +1,13 @@
 """The card names whom to thank and under what terms, in the hub's format; nothing in a source's text can break it."""
 
 import dataclasses
+import re
 
 import pytest
 import yaml
 
 from foundry.config import ModelConfig
+from foundry.data.card import card as data_card
 from foundry.export.card import CardFacts, model_card
 from foundry.export.licence import licence_notice
 from foundry.models.accounting import train_flops_per_token
@@ -43,6 +45,7 @@ PROOF = {
     "token_ids": {"strings": 126, "hostile": 62, "tokens": 34567, "different": 0},
     "logits": {"tokens": 2048, "tolerance": 1e-4, "largest_difference_below": 1e-5},
     "greedy": {"prompts": 8, "tokens": 509, "ties": 1, "different": 0},
+    "settings": {"compared": 91, "different": 0},
     "gguf": {"q8_0": {"format": "q8_0", "tensors": 29, "tokens": 400, "largest_rounding": 0.0123}},
     "llama_cpp": {"proved": False, "why": "not proved here: xllamacpp is not installed"},
 }
@@ -61,7 +64,16 @@ def source(**changes):
 
 def card(sources, **changes):
     facts = CardFacts(
-        "lm", ModelConfig(), FACTS, REPORT, {**CLEANING, "sources": sources}, PROOF, COST, [("The ", "salt.")], FILES
+        "lm",
+        ModelConfig(),
+        FACTS,
+        REPORT,
+        {**CLEANING, "sources": sources},
+        PROOF,
+        COST,
+        [("The ", "salt.")],
+        FILES,
+        [],
     )
     return model_card(dataclasses.replace(facts, **changes))
 
@@ -125,6 +137,7 @@ def test_tasks_and_contamination_are_told_where_they_were_measured():
 def test_a_run_of_llama_cpp_is_told_with_its_figures():
     ran = {
         "proved": True,
+        "settings": {"compared": 10, "different": 0},
         "token_ids": {"strings": 126, "tokens": 777, "different": 0},
         "log_probs": {"positions": 8, "vocabulary": 400, "tolerance": 1e-4, "largest_difference_below": 1e-6},
         "greedy": {"prompts": 8, "tokens": 512, "ties": 0, "different": 0},
@@ -163,8 +176,48 @@ def test_a_card_of_the_least_inputs_is_whole():
     assert "| lm-q8_0.gguf | 2,222 | not measured |" in text and "| lm-f32.gguf | 9,000 | as the model |" in text
 
 
+def test_the_tokenizer_is_described_as_it_is():
+    assert "Symbols that are one piece" not in card([source()])
+    text = card([source()], symbols=["<think>", "a\nb", "x`y|z"])
+    assert "in a text: `<think>`, `a\\nb`, ``x`y|z``." in text
+    assert "and 7 more." in card([source()], symbols=[f"<{i}>" for i in range(57)])
+
+
 def test_hostile_text_stays_where_it_belongs():
     text = card([source(attribution="a | b\n| c |\n# title")], samples=[("The ", "```\n# escaped\n```")])
     (row,) = [line for line in text.split("\n") if "pypi:x==1" in line]
     assert r"a \| b \| c \| # title" in row and "\n# title" not in text
     assert "````text\nThe ```\n# escaped\n```\n````" in text
+
+
+HOSTILE = "one\n\n# a title\n| a | b |\n<script>x</script> [y](javascript:z) `code` **bold** &lt; \\| end\r\n---\n"
+
+
+def test_text_of_a_user_is_one_line_and_never_markup_in_both_cards_and_the_notice():
+    hostile = source(attribution=HOSTILE, license=HOSTILE, url=f"file:{HOSTILE}")
+    for text in (card([hostile]), data_card(data_report(hostile))):
+        body = text.split("\n---\n", 1)[1] if text.startswith("---") else text
+        lines = body.split("\n")
+        assert not [x for x in lines if x.strip() in ("# a title", "| a | b |", "---") or x.startswith("<script>")]
+        shown = [x for x in lines if "bold" in x]
+        assert shown and all(
+            r"\<script\>x\</script\> \[y\](javascript:z) \`code\` \*\*bold\*\* \&lt;" in x for x in shown
+        )
+    rows = [x for x in card([hostile]).split("\n") if x.startswith("| wiki |")]
+    assert len(rows) == 2 and all(len(cells(x)) == n for x, n in zip(rows, (6, 5), strict=True))
+    notice = licence_notice("lm", [hostile])
+    assert len(notice.split("\n")) == 8 and "\n# a title" not in notice
+
+
+def cells(row):
+    """The cells as a GitHub reader cuts them: a backslash takes the next character with it."""
+    return re.findall(r"((?:\\.|[^|\\])*)\|", row[1:])
+
+
+def data_report(*sources):
+    counts = {"in": 1, "kept": 1, "bytes": 9, "dropped": {}, "repaired": {}, "quarantined": 0}
+    return {
+        "sources": [{**s, "member": HOSTILE, "files": 1, "bytes": 9} for s in sources],
+        "per_source": {"wiki": counts}, "documents": counts, "records": {"quarantined": 0},
+        "splits": {"test": {"documents": 1, "bytes": 9}},
+    }  # fmt: skip

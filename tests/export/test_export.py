@@ -167,7 +167,7 @@ CONFIGURED = {
 @pytest.mark.parametrize("key", CONFIGURED)
 def test_the_logits_alone_tell_a_wrong_configuration(written, model, tokenizer, monkeypatch, key):
     """transformers runs what config.json says, so the comparison of logits must bite without the checks before it."""
-    monkeypatch.setattr("foundry.export.parity._prove_weights", lambda folder, model: 0)
+    monkeypatch.setattr("foundry.export.parity.prove_weights", lambda folder, model: 0)
     edit(written / "hf/config.json", lambda c: c.update({key: CONFIGURED[key]}))
     if key == "max_position_embeddings":
         proved(written, model, tokenizer)
@@ -177,7 +177,7 @@ def test_the_logits_alone_tell_a_wrong_configuration(written, model, tokenizer, 
 
 
 def test_the_logits_alone_tell_swapped_heads_and_another_rotary_layout(written, model, tokenizer, monkeypatch):
-    monkeypatch.setattr("foundry.export.parity._prove_weights", lambda folder, model: 0)
+    monkeypatch.setattr("foundry.export.parity.prove_weights", lambda folder, model: 0)
     path = written / "hf" / "model.safetensors"
     whole = path.read_bytes()
     swap_heads(written)
