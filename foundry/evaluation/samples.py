@@ -74,9 +74,8 @@ def samples_page(rows: list[dict[str, str]], params: Evaluate) -> str:
         "",
     ]
     for row in rows:
-        lines += [f"## `{row['prompt'].strip() or ' '}`".replace("\n", " "), ""]
-        lines += [f"Note: {row['note']}.", ""] if "note" in row else []
         lines += [f"## {code(row['prompt']) or '(empty)'}", ""]
+        lines += [f"Note: {row['note']}.", ""] if "note" in row else []
         for kind in KINDS:
             lines += [f"{kind}:", "", *("    " + line for line in (row["prompt"] + row[kind]).split("\n")), ""]
     return "\n".join(lines)
