@@ -24,6 +24,7 @@ from foundry.data.encoding import as_bytes, decode, foreign, repair
 from foundry.data.streams import CHUNK, Limits, read_lines, read_whole
 from foundry.data.template import FieldError, Template
 
+_LINE_END = re.compile(rb"\r\n?|\n")
 SEPARATOR = b"<|endoftext|>"
 EXCERPT = 160
 LONG_LINE = 1 << 16  # a longer line of a text may be taken in parts, of which only the first can begin a document
@@ -122,7 +123,8 @@ def excerpt(value: bytes | str) -> str:
 
 
 def read_text(stream: Any, shown: str, recipe: Recipe) -> Iterator[Document | Bad]:
-    """A file is a document, or several: lines `<|endoftext|>` separate, lines that match `cut` begin a new one."""
+    """A file is a document, or several: lines `<|endoftext|>` separate, lines that match `cut` begin a new one. A line
+    ends with a line feed, a return, or both."""
     record, start, size, held = 0, 0, 0, bytearray()
 
     def finish() -> Document | Bad | None:
@@ -154,7 +156,8 @@ def _runs(stream: Any, cut: re.Pattern[str] | None) -> Iterator[tuple[int, bytes
     while True:
         chunk = stream.read(CHUNK)
         block = tail + chunk
-        end = block.rfind(b"\n") + 1 if chunk else len(block)
+        # A return at the end may be half of a line end. Files of old Macs have returns and nothing else.
+        end = max(block.rfind(b"\n"), block.rfind(b"\r", 0, len(block) - 1)) + 1 if chunk else len(block)
         if not end and len(block) >= LONG_LINE:
             end = len(block)
         at = 0
@@ -165,7 +168,7 @@ def _runs(stream: Any, cut: re.Pattern[str] | None) -> Iterator[tuple[int, bytes
             yield base + at, block[at:end], begins
             begins = False
         if end:
-            amid = block[end - 1] != 10
+            amid = block[end - 1] not in b"\r\n"
         base, tail = base + end, block[end:]
         if not chunk:
             return
@@ -178,8 +181,9 @@ def _marks(lines: bytes, cut: re.Pattern[str] | None, amid: bool) -> Iterator[tu
         if cut is None:
             if (found := lines.find(SEPARATOR, at)) < 0:
                 return
-            at = max(at, lines.rfind(b"\n", at, found) + 1)
-        after = lines.find(b"\n", at) + 1 or len(lines)
+            at = max(at, lines.rfind(b"\n", at, found) + 1, lines.rfind(b"\r", at, found) + 1)
+        line_end = _LINE_END.search(lines, at)
+        after = line_end.end() if line_end else len(lines)
         line = lines[at:after]
         if not (amid and at == 0):
             if line.strip() == SEPARATOR:
@@ -194,7 +198,8 @@ class _DuplicateKey(ValueError):
 
 
 def _parse(raw: bytes, keys: frozenset[str]) -> Any:
-    """JSON with NaN and Infinity read as null; bytes that are not UTF-8 stay visible as escaped surrogates."""
+    """JSON with NaN and Infinity read as null; bytes that are not UTF-8 stay visible as escaped surrogates. An integer
+    of more digits than Python converts (4,300) stays its digits, which is what a template would write."""
 
     def strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
@@ -206,8 +211,14 @@ def _parse(raw: bytes, keys: frozenset[str]) -> Any:
                 seen.add(key)
         return value
 
+    def number(digits: str) -> int | str:
+        try:
+            return int(digits)
+        except ValueError:
+            return digits
+
     text = raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-    return json.loads(text, parse_constant=lambda _: None, object_pairs_hook=strict)
+    return json.loads(text, parse_constant=lambda _: None, parse_int=number, object_pairs_hook=strict)
 
 
 def _records(shown: str, recipe: Recipe) -> Callable[[int, int, bytes, bool, str | None], Document | Bad]:
@@ -240,7 +251,7 @@ def _records(shown: str, recipe: Recipe) -> Callable[[int, int, bytes, bool, str
             reason = "duplicate_key"
         except RecursionError:
             reason = "too_deep"
-        except ValueError:  # a syntax error, or a number of more than 4,300 digits
+        except ValueError:
             reason = "binary" if b"\0" in raw else "broken_json"
         if isinstance(fields, str):
             fields = {"text": fields}

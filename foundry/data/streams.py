@@ -50,7 +50,8 @@ class Meter:
 
     def __init__(self, shown: str, packed: int, limits: Limits) -> None:
         self.shown, self.packed, self.limits, self.grown = shown, packed, limits, 0
-        self.most = min(limits.unpacked, max(SMALL, int(limits.ratio * packed))) if limits.ratio else limits.unpacked
+        by_ratio = max(SMALL, limits.ratio * packed) if limits.ratio else limits.unpacked
+        self.most = int(min(limits.unpacked, by_ratio))  # the ratio may be infinite
 
     def add(self, n: int) -> None:
         self.grown += n

@@ -98,7 +98,7 @@ BAD_LINES = [
     (b'{"text": "says \\"text\\": twice", "kind": "text"}', 'says "text": twice'),
     (b'{"text": "one", "n": 1, "n": 2}', "one"),
     (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too_deep"),
-    (b'{"text": 1' + b"0" * 5000 + b"}", "broken_json"),
+    (b'{"text": 1' + b"0" * 5000 + b"}", "1" + "0" * 5000),
     (b'{"text": 12345678901234567890123}', "12345678901234567890123"),
     (b'{"text": true}', "not_text text"),
     (b'{"text": "good", "score": NaN}', "good"),
@@ -263,21 +263,48 @@ def test_a_text_file_is_cut_at_the_lines_that_match(tmp_path):
     assert texts(read(put(tmp_path, "c.txt", "\n\n第一回\n"), cut="^第.回")) == ["第一回"]
 
 
-@given(st.lists(st.sampled_from(["a", "", " ", "b c", "<|endoftext|>", "# x", "é"]), max_size=12), st.integers(1, 9))
-@settings(max_examples=100, deadline=None)
-def test_text_loses_nothing_but_separators_and_blank_documents(lines, chunk):
-    data = "\n".join(lines).encode()
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_of_every_kind_of_line_end_separate_and_cut(tmp_path, end):
+    book = end.join(["Preface", "第一回 a", "x", "<|endoftext|>", "y", " <|endoftext|> ", "第二回 b", "z", ""])
+    whole = texts(read(put(tmp_path, "a.txt", book)))
+    assert [t.split() for t in whole] == [["Preface", "第一回", "a", "x"], ["y"], ["第二回", "b", "z"]]
+    cut = texts(read(put(tmp_path, "b.txt", book), cut="^第.回"))
+    assert [t.split() for t in cut] == [["Preface"], ["第一回", "a", "x"], ["y"], ["第二回", "b", "z"]]
+    long = put(
+        tmp_path, "c.txt", end.join(["word " * 40_000, "<|endoftext|>", "word " * 300_000, "<|endoftext|>", "end"])
+    )
+    assert [len(t.split()) for t in texts(read(long, limit=1 << 22))] == [40_000, 300_000, 1]
+
+
+def test_a_number_of_more_digits_than_python_converts_harms_no_record(tmp_path):
+    digits = "7" * 5000
+    rows = f'{{"id": {digits}, "text": "one"}}\n{{"id": -{digits}, "text": "two"}}\n'
+    items = read(put(tmp_path, "a.jsonl", rows))
+    assert texts(items) == ["one", "two"]
+    assert texts(read(put(tmp_path, "b.json", f"[{rows.splitlines()[0]}]"))) == ["one"]
+    assert texts(read(put(tmp_path, "c.jsonl", rows), text="{id} {text}")) == [f"{digits} one", f"-{digits} two"]
+    assert texts(read(put(tmp_path, "d.jsonl", f'{{"id": {digits}, "text": "one"\n'))) == ["broken_json"]
+
+
+@given(
+    st.lists(st.sampled_from(["a", "", " ", "b c", "<|endoftext|>", "# x", "é"]), max_size=12),
+    st.integers(1, 9),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+)
+@settings(max_examples=200, deadline=None)
+def test_text_loses_nothing_but_separators_and_blank_documents(lines, chunk, end):
+    data = end.join(lines).encode()
     expected, now = [], []
     for line in [*lines, "<|endoftext|>"]:
         if line == "<|endoftext|>" or line.startswith("#"):
-            expected.append("\n".join(now))
+            expected.append(end.join(now))
             now = []
         if line != "<|endoftext|>":
             now.append(line)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(formats, "CHUNK", chunk)
         got = texts(read_text(io.BytesIO(data), "a", Recipe("{text}", "^#", LIMITS)))
-    assert [t.rstrip("\n") for t in got] == [t.rstrip("\n") for t in expected if t.strip()]
+    assert [t.rstrip("\r\n") for t in got] == [t.rstrip("\r\n") for t in expected if t.strip()]
 
 
 PAGE = """<html><head><title>T</title><meta charset="{}"><script>var x = 1;</script></head><body>
