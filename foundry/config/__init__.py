@@ -14,6 +14,7 @@ from foundry.config.errors import (
     LockError,
     TrackingError,
     UnreachableError,
+    VocabularyError,
 )
 from foundry.config.load import describe, load_config, parse_config, parse_yaml, read_yaml, yaml_text
 from foundry.config.schema import (
@@ -46,6 +47,7 @@ __all__ = [
     "TrackingError",
     "TrainConfig",
     "UnreachableError",
+    "VocabularyError",
     "describe",
     "get_preset_config",
     "load_config",

@@ -13,6 +13,25 @@ class ConfigError(FoundryError, ValueError):
     """A parameter, or an argument of the Python interface, is unknown, of a wrong type, or does not fit another one."""
 
 
+class VocabularyError(ConfigError):
+    """A vocabulary is larger than its training text allows.
+
+    Attributes:
+        asked: pieces that were asked for.
+        largest: the most pieces that the text allows.
+    """
+
+    def __init__(self, asked: int, largest: int, size: int) -> None:
+        super().__init__(asked, largest, size)
+        self.asked, self.largest, self.size = asked, largest, size
+
+    def __str__(self) -> str:
+        return (
+            f"tokenizer.vocab_size ({self.asked}) is too large for {self.size:,} bytes of text: the largest possible is "
+            f"{self.largest}"
+        )
+
+
 class DataError(FoundryError):
     """Input data or a shard is missing, broken, empty or not what its hash says."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from foundry.config import DataError
+from foundry.config import ConfigError, DataError
 from foundry.data.order import key, permute
 from foundry.data.packing import make_layout
 from foundry.data.shards import Shards
@@ -41,7 +41,7 @@ class DataLoader:
 
     Raises:
         DataError: if the split holds fewer samples than one batch, or packing is unknown.
-        ValueError: if batch_size is not divisible by world_size.
+        ConfigError: for a number out of its range, or a batch_size that is not divisible by world_size.
     """
 
     def __init__(
@@ -56,8 +56,9 @@ class DataLoader:
         world_size: int = 1,
         packing: str = "cut",
     ) -> None:
-        if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
-            raise ValueError(
+        check_numbers(batch_size, seq_len, seed)
+        if world_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
+            raise ConfigError(
                 f"batch_size ({batch_size}) must be a positive multiple of world_size ({world_size}), rank {rank} below it"
             )
         self.shards = data if isinstance(data, Shards) else Shards(data, split)
@@ -78,7 +79,13 @@ class DataLoader:
         return sum(info["tokens"] for info in self.shards.infos)
 
     def samples(self, first: int, steps: int = 1) -> list[tuple[int, np.ndarray]]:
-        """(epoch, its sample numbers) of this rank's rows of some steps, in their order."""
+        """(epoch, its sample numbers) of this rank's rows of some steps, in their order.
+
+        Raises:
+            ConfigError: for a step below 0 or beyond what 64 bits number.
+        """
+        if first < 0 or (first + steps) * self.batch_size >= 2**63:
+            raise ConfigError(f"a step must be from 0 to 2^63 / batch_size, got {first}")
         n = np.arange(first, first + steps, dtype=np.int64)[:, None] * self.batch_size + np.array(self.rows)
         epochs, places = np.divmod(n.reshape(-1), self.windows)
         return [
@@ -87,7 +94,11 @@ class DataLoader:
         ]
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(tokens, targets) of a step, counted from 0."""
+        """(tokens, targets) of a step, counted from 0.
+
+        Raises:
+            ConfigError: for a step below 0.
+        """
         block, i = divmod(step, self._steps)
         if block != self._block:
             parts = [self._layout.read(e, s) for e, s in self.samples(block * self._steps, self._steps)]
@@ -110,6 +121,20 @@ class DataLoader:
         """
         segments, positions = _joined([self._layout.boundaries(e, s) for e, s in self.samples(step)])
         return torch.from_numpy(segments), torch.from_numpy(positions)
+
+
+def check_numbers(batch_size: int, seq_len: int, seed: int) -> None:
+    """
+    Raises:
+        ConfigError: naming the first argument that is out of its range.
+    """
+    for name, value, least, end in (
+        ("batch_size", batch_size, 1, 2**31),
+        ("seq_len (block_size)", seq_len, 1, 2**31),
+        ("seed", seed, 0, 2**63),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value < end:
+            raise ConfigError(f"{name} must be an integer from {least} to {end - 1:,}, got {value!r}")
 
 
 def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

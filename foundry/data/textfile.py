@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from foundry.config import ConfigError, DataError, Shard, TokenizerParams
+from foundry.config import ConfigError, DataError, Shard, TokenizerParams, VocabularyError
 from foundry.data import loader
+from foundry.data.loader import check_numbers
 from foundry.data.schema import PartWriter, doc_id
 from foundry.data.shard_writer import write_shards
 from foundry.data.shards import Shards
@@ -26,6 +27,7 @@ from foundry.utils.files import atomic_dir, sha256_file, sha256_json
 PIECE = 4000  # characters of a document, about, where the file has no separators
 HELD_OUT = 0.1  # share of the documents that validate; as many test
 LARGEST = 4096  # pieces, where none are asked for
+SMALLEST = 300  # of `TokenizerParams.vocab_size`: 256 bytes, control symbols and some pieces
 _SEPARATOR = re.compile(r"^<\|endoftext\|>[ \t]*\r?\n?", re.MULTILINE)
 
 
@@ -61,12 +63,14 @@ class DataLoader(loader.DataLoader):
         **rest: Any,
     ) -> None:
         if (data is None) == (file_path is None) or (seq_len is None) == (block_size is None):
-            raise ValueError("give shards or file_path, and seq_len or block_size: one of each two")
+            raise ConfigError("give shards or file_path, and seq_len or block_size: one of each two")
+        length = block_size if seq_len is None else seq_len
+        check_numbers(batch_size, length, seed)  # before a tokenizer is trained
         self.tokenizer: Tokenizer | None = None
         if file_path is not None:
             folder = make_shards(file_path, vocab_size)
             data, self.tokenizer = folder / "shards", Tokenizer(folder / "tokenizer")
-        super().__init__(data, batch_size, seq_len or block_size, seed, **rest)
+        super().__init__(data, batch_size, length, seed, **rest)
         self.device = get_device(device) if isinstance(device, str) else device
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,16 +86,18 @@ def make_shards(path: str | Path, vocab_size: int | None) -> Path:
 
     Raises:
         DataError: if the file is missing, empty, not UTF-8, or too short to hold anything out.
-        ConfigError: if the vocabulary is too large for the text.
+        ConfigError: if the vocabulary is too large for the text, or the text for any; with the largest possible.
     """
     path = Path(path)
+    if vocab_size is not None and not (isinstance(vocab_size, int) and vocab_size >= SMALLEST):
+        raise ConfigError(f"vocab_size must be a number of pieces, at least {SMALLEST}, or None; got {vocab_size!r}")
     if not path.is_file():
         raise DataError(f"{path} does not exist or is no file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
         raise DataError(
-            f"{path} is not UTF-8 (byte {e.start}); save it as UTF-8, or use the pipeline, which mends it"
+            f"{path} is not UTF-8 (byte {e.start}); save it as UTF-8, or use the pipeline, which repairs it and reads other encodings"
         ) from None
     what = sha256_json([sha256_file(path), vocab_size, PIECE, HELD_OUT, 1])[:16]
     folder = path.parent / f"{path.name}.foundry" / what
@@ -134,10 +140,15 @@ def _write(documents: list[str], source: str, vocab_size: int | None, folder: Pa
 
 
 def _train(texts: list[str], vocab_size: int | None, path: Path) -> None:
+    asked = LARGEST if vocab_size is None else vocab_size
     try:
-        train_tokenizer(texts, TokenizerParams(vocab_size=vocab_size or LARGEST), path)
-    except ConfigError as e:
-        found = re.search(r"the largest possible is (\d+)", str(e))
-        if vocab_size or not found:
+        train_tokenizer(texts, TokenizerParams(vocab_size=asked), path)
+    except VocabularyError as e:
+        if e.largest < SMALLEST:
+            raise DataError(
+                f"the text is too short for a tokenizer: its {e.size:,} bytes of training text allow a vocabulary of at most "
+                f"{e.largest} pieces, and {SMALLEST} are the fewest; add text"
+            ) from None
+        if vocab_size is not None:
             raise
-        train_tokenizer(texts, TokenizerParams(vocab_size=int(found[1])), path)
+        train_tokenizer(texts, TokenizerParams(vocab_size=e.largest), path)

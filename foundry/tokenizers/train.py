@@ -17,7 +17,7 @@ from typing import Any
 
 import sentencepiece as spm
 
-from foundry.config import ConfigError, DataError, TokenizerParams
+from foundry.config import ConfigError, DataError, TokenizerParams, VocabularyError
 from foundry.config.corpus import CHAT_MARKERS, RESERVED
 from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID, UNK_ID
 from foundry.utils.files import atomic_write
@@ -113,9 +113,7 @@ def _explain(message: str, params: TokenizerParams, used: dict) -> None:
     if not used["lines"] or "sentences_.empty" in message:
         raise DataError("there is no training text: data/clean/train is empty; look at reports/clean.json") from None
     if found := re.search(r"Vocabulary size too high \((\d+)\).*?<= (\d+)", message):
-        raise ConfigError(
-            f"tokenizer.vocab_size ({found[1]}) is too large for {used['bytes']:,} bytes of text: the largest possible is {found[2]}"
-        ) from None
+        raise VocabularyError(int(found[1]), int(found[2]), used["bytes"]) from None
     if "smaller than required_chars" in message or "required_chars" in message:
         found = re.search(r"(\d+) vs (\d+)", message)
         need = found[2] if found else "the number of distinct characters"

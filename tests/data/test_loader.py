@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from foundry import DataLoader
-from foundry.config import DataError
+from foundry.config import ConfigError, DataError
 from foundry.data.order import key, mix, permute
 from foundry.data.shards import Shards
 
@@ -126,3 +126,33 @@ def test_fewer_tokens_than_one_batch_is_told_with_the_numbers(shards):
         DataLoader(shards, 4096, 32)
     with pytest.raises(ValueError, match="multiple of world_size"):
         DataLoader(shards, 3, 32, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": -4}, "batch_size"),
+        ({"batch_size": 4.0}, "batch_size"),
+        ({"seq_len": 0}, "seq_len"),
+        ({"seq_len": -1}, "seq_len"),
+        ({"seq_len": "32"}, "seq_len"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"world_size": 0}, "world_size"),
+        ({"rank": 1}, "rank"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named(shards, change, name):
+    with pytest.raises(ConfigError, match=name):
+        DataLoader(shards, **({"batch_size": 4, "seq_len": 32} | change))
+
+
+@pytest.mark.parametrize("step", [-1, -(2**40), 2**62])
+def test_a_step_that_no_run_has_is_refused(shards, step):
+    loader = DataLoader(shards, 4, 32)
+    loader.batch(0)
+    for call in (loader.batch, loader.batch_documents, loader.contents):
+        with pytest.raises(ConfigError, match="a step must be from 0"):
+            call(step)

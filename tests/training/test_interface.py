@@ -145,6 +145,30 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path, content, message):
         DataLoader(batch_size=2, block_size=16)
 
 
+def test_a_text_that_allows_no_tokenizer_is_told_with_the_largest_vocabulary(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n<|endoftext|>\n".join(["aa bb", "cc", "dd ee"]))
+    with pytest.raises(DataError, match=r"allow a vocabulary of at most 2\d\d pieces, and 300 are the fewest") as e:
+        DataLoader(file_path=path, batch_size=2, block_size=16)
+    assert "bytes of training text" in str(e.value) and not list((tmp_path / "a.txt.foundry").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"vocab_size": 299}, "vocab_size"),
+        ({"vocab_size": 10**6}, "largest possible is"),
+        ({"block_size": 0}, "block_size"),
+        ({"block_size": -1}, "block_size"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_an_argument_of_a_text_files_loader_that_cannot_be_is_named(book, arguments, name):
+    with pytest.raises(ConfigError, match=name):
+        DataLoader(file_path=book, **({"batch_size": 2, "block_size": 16} | arguments))
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_preset_is_of_the_size_it_says_and_builds(name):
     model, train = get_preset_config(name)
