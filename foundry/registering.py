@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import foundry
-from foundry.config import Config, DataError, TrackingError, load_config
+from foundry.config import Config, DataError, FoundryError, TrackingError, load_config
 from foundry.evaluation.compare import compare_documents, read_documents
 from foundry.export.manifest import verify_export
 from foundry.tracking import DatasetRef, Registration, register, tracking_uri
 from foundry.tracking.lineage import lineage_tags
 from foundry.tracking.promotion import Decide, Decision, force, settle, whoami
 from foundry.tracking.promotion import rollback as roll_back
-from foundry.tracking.registry import SCORES, Candidate, fetch, find, reached
+from foundry.tracking.registry import SCORES, Candidate, fetch, find, reached, stored
 from foundry.utils.files import read_json, sha256_tree, state_dir, write_json
 
 if TYPE_CHECKING:
@@ -58,12 +58,20 @@ def deliver_registrations(cfg: Config) -> list[str]:
     """Registers what could not be registered before, at today's address: a line for each registration that waited.
 
     Raises:
-        TrackingError: if MLflow is still away.
+        TrackingError: if MLflow is still away, or one that waits cannot be registered; the others are.
     """
-    told = []
+    told, problems = [], []
     for folder in sorted(p.parent for p in (state_dir() / "register").glob("*/waiting.json")):
-        done = register_export(load_config(folder / "params.yaml").model_copy(update={"runtime": cfg.runtime}), folder)
+        try:
+            waiting = load_config(folder / "params.yaml").model_copy(update={"runtime": cfg.runtime})
+            done = register_export(waiting, folder)
+        except FoundryError as e:
+            problems.append(f"{folder.name[:12]}: {e}")
+            continue
         told.append(f"version {done.version} of {done.name}: {done.reason}")
+    if problems:
+        lines = [*told, "not every model that waits could be registered; run `foundry sync` again later:", *problems]
+        raise TrackingError("\n  - ".join(lines))
     return told
 
 
@@ -113,7 +121,6 @@ def rollback(cfg: Config, why: str) -> tuple[str, str]:
     """
     name = cfg.export.model_name
     with reached(tracking_uri(cfg.runtime), f"roll {name} back") as client:
-        find(client, address(name, "champion"))
         return roll_back(client, name, why)
 
 
@@ -131,15 +138,15 @@ def _gate(cfg: Config, mine: pa.Table, uri: str, root: Path | None = None) -> De
     def decide(champion: ModelVersion | None) -> Decision:
         if champion is None:
             return Decision(True, "there was no champion")
-        from foundry.tracking.settings import connect
-
         anew = ""
         with tempfile.TemporaryDirectory(prefix="foundry-") as tmp:
+            path, missing = _kept(champion, uri, Path(tmp), SCORES)
+            if path is None:
+                return Decision(False, missing)
             try:
-                theirs = read_documents(fetch(connect(uri), champion, uri, Path(tmp), SCORES))
-            except Exception:  # a version from before losses were kept, or whose store is gone; mlflow raises its own
-                why = f"the champion (version {champion.version}) has no losses by document to compare with"
-                return Decision(False, f"{why}; `foundry promote … --force --why …` decides")
+                theirs = read_documents(path)
+            except DataError as e:
+                return Decision(False, _cannot(champion, f"has losses by document that cannot be read ({e})"))
             try:
                 done = compare_documents(theirs, mine, cfg.evaluate.bootstrap, cfg.seed)
             except DataError as e:
@@ -147,7 +154,10 @@ def _gate(cfg: Config, mine: pa.Table, uri: str, root: Path | None = None) -> De
                     return Decision(False, f"the champion (version {champion.version}) was tested on other text ({e})")
                 from foundry.comparing import in_folder, losses
 
-                side = in_folder(fetch(connect(uri), champion, uri, Path(tmp)), f"version {champion.version}")
+                path, missing = _kept(champion, uri, Path(tmp), "export")
+                if path is None:
+                    return Decision(False, missing)
+                side = in_folder(path, f"version {champion.version}")
                 done = compare_documents(losses(side, cfg, root), mine, cfg.evaluate.bootstrap, cfg.seed)
                 anew = ", which was scored anew on this test text"
         d = done.overall
@@ -157,6 +167,33 @@ def _gate(cfg: Config, mine: pa.Table, uri: str, root: Path | None = None) -> De
         )
 
     return decide
+
+
+def _kept(champion: ModelVersion, uri: str, into: Path, part: str) -> tuple[Path | None, str]:
+    """(a part of the champion, copied into a folder; nothing), or (None, why it does not exist any more).
+
+    Raises:
+        TrackingError: if the store does not answer now: that is no decision, and is asked again later.
+    """
+    from foundry.tracking.settings import connect, reason
+
+    try:
+        client = connect(uri)
+        parts, where = stored(client, champion, uri)
+        if part in parts:
+            return fetch(client, champion, uri, into, part), ""
+    except Exception as e:  # MLflow raises its own and every store's
+        raise TrackingError(
+            f"the gate cannot decide now: the files of the champion (version {champion.version}) do not answer "
+            f"({reason(e)}). `foundry sync` asks it again, as does `foundry promote`"
+        ) from e
+    if not parts:
+        return None, _cannot(champion, f"has no files any more at {where}")
+    return None, _cannot(champion, f"has no {'losses by document' if part == SCORES else part} to compare with")
+
+
+def _cannot(champion: ModelVersion, why: str) -> str:
+    return f"the champion (version {champion.version}) {why}; `foundry promote … --force --why …` decides"
 
 
 def _root_of(version: ModelVersion) -> Path | None:

@@ -11,18 +11,20 @@ import contextlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry.config import TrackingError
 from foundry.tracking.address import sqlite_path
-from foundry.tracking.registry import CONTENT, fetch, reached, versions
+from foundry.tracking.names import CONTENT
+from foundry.tracking.registry import fetch, reached
+from foundry.tracking.search import every_model, every_version
 from foundry.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.entities import RunData
+    from mlflow.entities.model_registry import ModelVersion
 
 
 def backup(uri: str, folder: Path) -> dict[str, int]:
@@ -35,9 +37,9 @@ def backup(uri: str, folder: Path) -> dict[str, int]:
     known = _known(folder)
     copied, models, problems = 0, [], []
     with reached(uri, "back up the registry") as client:
-        for model in _models(client):
+        for model in every_model(client):
             rows = []
-            for version in versions(client, model.name):
+            for version in every_version(client, model.name):
                 row = _version(client, version)
                 to = folder / model.name / row["version"]
                 if not to.exists() or known.get((model.name, row["version"])) != row["source"]:
@@ -66,16 +68,6 @@ def backup(uri: str, folder: Path) -> dict[str, int]:
     return {"models": len(models), "versions": sum(len(m["versions"]) for m in models), "copied": copied}
 
 
-def _models(client: MlflowClient) -> Iterator[RegisteredModel]:
-    token = None
-    while True:
-        page = client.search_registered_models(page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
 def _known(folder: Path) -> dict[tuple[str, str], str]:
     """{(model, version): where its files came from} of the backup that is there: a folder may hold one of another registry."""
     path = folder / "registry.json"
@@ -97,12 +89,24 @@ def _copy(client: MlflowClient, version: ModelVersion, uri: str, to: Path) -> No
 
 
 def _version(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
-    run = client.get_run(version.run_id).data if version.run_id else None
+    run = _run(client, version.run_id) if version.run_id else None
     return {
         "version": str(version.version), "description": version.description, "tags": version.tags, "run_id": version.run_id,
         "created": version.creation_timestamp, "source": f"{version.source} {version.tags.get(CONTENT, '')}".strip(),
         "run": {"params": run.params, "metrics": run.metrics, "tags": {k: v for k, v in run.tags.items() if k != "mlflow.log-model.history"}} if run else None,
     }  # fmt: skip
+
+
+def _run(client: MlflowClient, run_id: str) -> RunData | None:
+    """What the run behind a version holds; None if somebody removed it from the store."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).data
+    except MlflowException as e:
+        if e.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _copy_sqlite(source: Path, to: Path) -> None:

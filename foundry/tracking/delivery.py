@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from foundry.config import FoundryError
 from foundry.tracking.address import portable, resolve
+from foundry.tracking.names import FINGERPRINT, KEY, RESTORED
 from foundry.tracking.settings import connect, experiment_id, serialized
 from foundry.tracking.spool import Spool
 from foundry.utils.files import read_json, write_json, write_text
@@ -26,7 +27,6 @@ from foundry.utils.process import locked_if_free
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-KEY, PRINT, RESTORED = "foundry.key", "foundry.fingerprint", "foundry.restored"
 MOST_PARAMS = 100  # of one request, by MLflow's own limit
 
 
@@ -138,7 +138,7 @@ class Delivery:
         where = experiment_id(client, self.spec.uri, self.spec.experiment)
         run_id = self._made_before(client, where) or self._restored(client, where)
         if run_id is None:
-            tags = {**self.spec.tags, PRINT: self.spec.fingerprint, KEY: self.spec.key}
+            tags = {**self.spec.tags, FINGERPRINT: self.spec.fingerprint, KEY: self.spec.key}
             run_id = client.create_run(where, run_name=self.spec.run_name, tags=tags).info.run_id
         params = [Param(k, v) for k, v in self.spec.params.items()]
         for i in range(0, len(params), MOST_PARAMS):
@@ -166,7 +166,7 @@ class Delivery:
 
     def _restored(self, client: MlflowClient, where: str) -> str | None:
         """The run that a registration made in the place of this one, when MLflow had not yet heard of the training; it becomes this one."""
-        query = f"tags.`{PRINT}` = '{self.spec.fingerprint}' and tags.`{RESTORED}` = 'true'"
+        query = f"tags.`{FINGERPRINT}` = '{self.spec.fingerprint}' and tags.`{RESTORED}` = 'true'"
         found = client.search_runs([where], query, max_results=1)
         if not found:
             return None

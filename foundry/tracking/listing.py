@@ -15,7 +15,9 @@ from typing import Any
 
 from foundry.config import ConfigError, TrackingError
 from foundry.tracking.experiment import NAME
+from foundry.tracking.names import FINGERPRINT
 from foundry.tracking.params import flatten
+from foundry.tracking.search import every_run
 from foundry.tracking.settings import connect, reason
 
 REV = "dvc.exp_rev"
@@ -113,13 +115,13 @@ def mlflow_rows(uri: str, experiment: str) -> list[Row]:
     try:
         client = connect(uri)
         found = client.get_experiment_by_name(experiment)
-        runs = client.search_runs([found.experiment_id], max_results=1000) if found else []
+        runs = list(every_run(client, found.experiment_id)) if found else []
     except Exception as e:  # MLflow raises its own, SQLAlchemy's and every network error
         raise TrackingError(f"MLflow at {uri} did not answer: {reason(e)}") from e
     rows = []
     for run in runs:
         tags, metrics = run.data.tags, run.data.metrics
-        if not (fingerprint := tags.get("foundry.fingerprint")):
+        if not (fingerprint := tags.get(FINGERPRINT)):
             continue
         steps = run.data.params.get("train.steps", "")
         rows.append(

@@ -6,10 +6,9 @@ from typing import Any
 
 from foundry.tracking.description import NOTE
 from foundry.tracking.experiment import NAME, PARENT
+from foundry.tracking.names import FINGERPRINT, STAGE, SWEEP
 from foundry.tracking.params import flatten
 from foundry.tracking.settings import connect, experiment_id
-
-PRINT, SWEEP = "foundry.fingerprint", "foundry.sweep"
 
 
 def experiment_of(uri: str, run_id: str) -> str:
@@ -26,7 +25,7 @@ def begin_parent(uri: str, experiment: str, name: str, params: dict[str, Any], n
     if found := client.search_runs([where], f"tags.`{SWEEP}` = '{name}'", max_results=1):
         client.update_run(found[0].info.run_id, status="RUNNING")
         return found[0].info.run_id
-    tags = {NOTE: note, "foundry.stage": "sweep", SWEEP: name}
+    tags = {NOTE: note, STAGE: "sweep", SWEEP: name}
     run_id = client.create_run(where, run_name=f"sweep {name}", tags=tags).info.run_id
     client.log_batch(run_id, params=[Param(k, v) for k, v in flatten(params).items()][:100])
     return run_id
@@ -36,7 +35,7 @@ def nest(uri: str, experiment: str, fingerprint: str, parent: str, trial: str) -
     """Puts a training's run under a parent, also one that an earlier sweep made and DVC restored; None if MLflow has none."""
     client = connect(uri)
     where = experiment_id(client, uri, experiment)
-    runs = client.search_runs([where], f"tags.`{PRINT}` = '{fingerprint}'", max_results=1)
+    runs = client.search_runs([where], f"tags.`{FINGERPRINT}` = '{fingerprint}'", max_results=1)
     if not runs:
         return None
     run_id = runs[0].info.run_id

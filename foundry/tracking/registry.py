@@ -10,6 +10,7 @@ import atexit
 import re
 import shutil
 import tempfile
+import urllib.parse
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 from foundry.config import ConfigError, FoundryError, TrackingError
 from foundry.tracking.address import sqlite_path
 from foundry.tracking.lineage import lineage_tags
+from foundry.tracking.names import CONTENT, FINGERPRINT, RESTORED
 from foundry.tracking.promotion import Decide, settle
 from foundry.tracking.run import DatasetRef
+from foundry.tracking.search import every_version
 from foundry.tracking.settings import connect, experiment_id, mlflow_at, serialized
 from foundry.utils.files import sha256_tree
 
@@ -30,10 +33,15 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CONTENT, PRINT = "foundry.content_sha256", "foundry.fingerprint"
 REQUIREMENTS = ("torch", "sentencepiece", "safetensors", "numpy", "pydantic", "pyyaml", "gguf")
 SCORES = "documents.parquet"
 DESCRIPTION = "A language model trained by Foundry. `champion` is the best by paired comparison on the test text, `challenger` the newest."
+
+
+ALIASES = {  # what brings an alias back that somebody removed
+    "challenger": "`foundry register` sets it to the newest version again",
+    "champion": "`foundry promote` asks the gate for one, `foundry rollback` takes the one before",
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ def register(candidate: Candidate, *, uri: str, experiment: str, decide: Decide)
     with reached(uri, "register", "The export is whole; run `foundry register` when MLflow is back") as client:
         content = sha256_tree(candidate.export_dir)
         name = candidate.name
-        found = next((v for v in versions(client, name) if v.tags.get(CONTENT) == content), None)
+        found = next((v for v in every_version(client, name) if v.tags.get(CONTENT) == content), None)
         version = found or _log(client, candidate, uri, experiment, content)
         champion, reason = settle(client, name, version, decide)
     return Registration(name, str(version.version), found is None, champion, reason)
@@ -122,15 +130,11 @@ def load_registered(name: str, which: str, uri: str) -> Any:
         return mlflow.pyfunc.load_model(address)
 
 
-def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
-    return list(client.search_model_versions(f"name='{name}'"))
-
-
 def find(client: MlflowClient, address: str) -> ModelVersion:
     """The version of `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
     Raises:
-        ConfigError: if it is not such an address, or there is no such version.
+        ConfigError: if it is not such an address, or there is no such version or alias.
     """
     from mlflow.exceptions import MlflowException
 
@@ -142,7 +146,10 @@ def find(client: MlflowClient, address: str) -> ModelVersion:
     try:
         return client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, alias)
     except MlflowException as e:
-        raise ConfigError(f"{address}: {str(e).splitlines()[0][:200]}") from None
+        if e.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise  # the store is away
+        then = f"; {ALIASES[alias]}" if at and alias in ALIASES else ""
+        raise ConfigError(f"{address}: {str(e).splitlines()[0][:200]}{then}") from None
 
 
 def download(address: str, uri: str, into: Path) -> Path:
@@ -162,6 +169,28 @@ def fetch(client: MlflowClient, version: ModelVersion, uri: str, into: Path, par
 
     where = f"models:/{version.name}/{version.version}/artifacts" + (f"/{part}" if part else "")
     return Path(mlflow.artifacts.download_artifacts(artifact_uri=where, dst_path=str(into), tracking_uri=uri))
+
+
+def stored(client: MlflowClient, version: ModelVersion, uri: str) -> tuple[list[str], str]:
+    """What the store holds of a version (`documents.parquet`, `export`) and where; nothing if somebody deleted its files.
+
+    Raises:
+        TrackingError: if the store's own folder is not there, as on a disk that is not mounted.
+        Exception: MLflow's own and every network error, if the store does not answer.
+    """
+    import mlflow
+
+    where = str(version.source)
+    if where.startswith("models:/m-"):
+        where = client.get_logged_model(where.removeprefix("models:/")).artifact_location
+    found = mlflow.artifacts.list_artifacts(
+        artifact_uri=f"models:/{version.name}/{version.version}/artifacts", tracking_uri=uri
+    )
+    if not found and where.startswith("file:"):
+        folder = Path(urllib.parse.unquote(urllib.parse.urlsplit(where).path))  # ROOT/models/m-ID/artifacts
+        if not folder.exists() and not folder.parents[2].exists():
+            raise TrackingError(f"{folder.parents[2]} is not there")
+    return sorted(Path(f.path).name for f in found), where
 
 
 def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content: str) -> ModelVersion:
@@ -203,7 +232,7 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
     except MlflowException as e:
         if e.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {**c.tags, CONTENT: content, PRINT: c.fingerprint}
+    tags = {**c.tags, CONTENT: content, FINGERPRINT: c.fingerprint}
     return client.create_model_version(
         c.name, info.model_uri, run_id=run_id, tags=tags, model_id=info.model_id, description=c.description
     )
@@ -212,10 +241,10 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
 def _run_of(client: MlflowClient, uri: str, experiment: str, fingerprint: str) -> str:
     """The training's run, by its fingerprint; one is made when the model was trained elsewhere and restored here."""
     where = experiment_id(client, uri, experiment)
-    runs = client.search_runs([where], f"tags.`{PRINT}` = '{fingerprint}'", max_results=1)
+    runs = client.search_runs([where], f"tags.`{FINGERPRINT}` = '{fingerprint}'", max_results=1)
     if runs:
         return runs[0].info.run_id
-    tags = {**lineage_tags(), PRINT: fingerprint, "foundry.restored": "true"}
+    tags = {**lineage_tags(), FINGERPRINT: fingerprint, RESTORED: "true"}
     return client.create_run(where, run_name=f"restored-{fingerprint[:8]}", tags=tags).info.run_id
 
 

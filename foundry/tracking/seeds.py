@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from foundry.config import TrackingError
+from foundry.tracking.search import every_run
 from foundry.tracking.settings import connect
 
 METRIC = "test_bits_per_byte"
@@ -17,7 +18,7 @@ def seed_scores(uri: str, experiment: str) -> list[float]:
     try:
         client = connect(uri)
         found = client.get_experiment_by_name(experiment)
-        runs = client.search_runs([found.experiment_id], max_results=1000) if found else []
+        runs = list(every_run(client, found.experiment_id)) if found else []
     except Exception as e:  # MLflow raises its own, SQLAlchemy's and every network error
         raise TrackingError(
             f"MLflow at {uri} did not answer: {(str(e).splitlines() or [type(e).__name__])[0][:300]}"

@@ -114,7 +114,7 @@ def test_options_of_an_address_and_databases_stay():
 def test_check_refuses_an_address_that_can_never_work_and_names_the_right_form(project, monkeypatch, capsys, uri, told):
     import json
 
-    text = "download: {sources: [{name: one, url: 'file:x'}]}\nruntime: {tracking_uri: %s}\n"
+    text = "download: {sources: [{name: one, url: 'file:corpus/x'}]}\nruntime: {tracking_uri: %s}\n"
     (project / "params.yaml").write_text(text % json.dumps(uri))
     monkeypatch.chdir(project)
     with pytest.raises(ConfigError) as e:

@@ -12,7 +12,7 @@ from foundry.tracking import Candidate, load_registered, register
 from foundry.tracking.promotion import CHALLENGED, HISTORY, ROLLED_BACK, WHY, Decision, _told, force, rollback, settle
 from foundry.tracking.registry import download, fetch, find, reached
 from foundry.tracking.run import DatasetRef
-from foundry.tracking.settings import connect
+from foundry.tracking.settings import connect, mlflow_at
 
 CODE = """
 import mlflow
@@ -162,7 +162,8 @@ def test_a_registered_model_predicts_and_holds_no_pickle(call, uri):
     model = load_registered("predicts", "champion", uri)
     assert model.predict(["you"], params={"max_tokens": 3}) == ["hello you3"]
     (version,) = connect(uri).search_model_versions("name='predicts'")
-    folder = Path(mlflow.artifacts.download_artifacts(version.source, tracking_uri=uri))
+    with mlflow_at(uri):
+        folder = Path(mlflow.artifacts.download_artifacts(version.source))
     files = [p.name for p in folder.rglob("*") if p.is_file()]
     assert "MLmodel" in files and "input_example.json" in files
     assert not [n for n in files if n.endswith((".pkl", ".pickle", ".cloudpickle", ".pt", ".bin"))]
