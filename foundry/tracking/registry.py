@@ -38,6 +38,7 @@ SCORES = "documents.parquet"
 DESCRIPTION = "A language model trained by Foundry. `champion` is the best by paired comparison on the test text, `challenger` the newest."
 
 
+ODD = re.compile(r"[?%#]")  # what MLflow 3.17 takes for parts of an address when it is given a local path
 ALIASES = {  # what brings an alias back that somebody removed
     "challenger": "`foundry register` sets it to the newest version again",
     "champion": "`foundry promote` asks the gate for one, `foundry rollback` takes the one before",
@@ -123,7 +124,7 @@ def load_registered(name: str, which: str, uri: str) -> Any:
     import mlflow
 
     with mlflow_at(uri):
-        if store and re.search(r"[?%#]", str(store)):
+        if store and ODD.search(str(store)):
             folder = tempfile.mkdtemp(prefix="foundry-model-")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             address = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=folder, tracking_uri=uri)
@@ -221,7 +222,7 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
         warnings.showwarning = lambda *_, **__: None
         info = mlflow.pyfunc.log_model(
             name=c.name, python_model=str(c.model_code), code_paths=[str(p) for p in c.code_paths], signature=signature, input_example=["The "],
-            artifacts={"export": c.export_dir.resolve().as_uri(), "scores": c.scores.resolve().as_uri()},
+            artifacts={"export": _readable(c.export_dir), "scores": _readable(c.scores)},
             pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in REQUIREMENTS] + [f"mlflow=={installed('mlflow')}"],
         )  # fmt: skip
     client.set_terminated(
@@ -236,6 +237,12 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
     return client.create_model_version(
         c.name, info.model_uri, run_id=run_id, tags=tags, model_id=info.model_id, description=c.description
     )
+
+
+def _readable(path: Path) -> str:
+    """A local path as MLflow reads it. It would keep the last part of a URI encoded, so an ordinary path stays one."""
+    path = path.resolve()
+    return path.as_uri() if ODD.search(str(path)) else str(path)
 
 
 def _run_of(client: MlflowClient, uri: str, experiment: str, fingerprint: str) -> str:

@@ -40,7 +40,9 @@ def write_losses(path, scale):
 
 @pytest.fixture
 def cfg():
-    return parse_config({"download": {"sources": [{"name": "one", "url": "file:corpus/x"}]}, "export": {"model_name": "lm"}})
+    return parse_config(
+        {"download": {"sources": [{"name": "one", "url": "file:corpus/x"}]}, "export": {"model_name": "lm"}}
+    )
 
 
 @pytest.fixture
