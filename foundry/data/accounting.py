@@ -91,11 +91,11 @@ def encoding_doubts(job: Job, results: list[Result]) -> list[str]:
     found: dict[tuple[int, str], list[str]] = {}
     for (s, f), numbers in by_file(job).items():
         records = sum(results[n]["documents"] + results[n]["bad"] for n in numbers)
-        wrong = sum(
-            results[n]["repaired"].get("invalid_utf8", 0) + results[n]["bad_reasons"].get("binary", 0) for n in numbers
-        )
+        guess = next((g for n in numbers if (g := results[n]["encoding"])), "")
+        wrong = sum(results[n]["repaired"].get("invalid_utf8", 0) for n in numbers)
+        if guess:  # with zero bytes it is text; without a guess a binary record is just that
+            wrong += sum(results[n]["bad_reasons"].get("binary", 0) for n in numbers)
         if 2 * wrong > records:
-            guess = next((g for n in numbers if (g := results[n]["encoding"])), "")
             found.setdefault((s, guess), []).append(job.sources[s]["files"][f]["path"])
     doubts = []
     for (s, guess), files in found.items():

@@ -21,9 +21,9 @@ from foundry.data.store import Meter
 from foundry.data.web import fetch_url
 from foundry.utils.files import disk_errors, make_folder, sha256_file, write_text
 
-# pip's and urllib3's words for a connection that was not made, broke or was silent, and for 5xx to the last retry.
+# The errors of pip and its urllib3 for a connection that was not made, broke or was silent, and for 5xx to the last retry.
 _BROKEN = re.compile(
-    r"Max retries exceeded|IncompleteRead|ProtocolError|ReadTimeoutError|Could not fetch URL .*: timed out"
+    r"Max retries exceeded|IncompleteRead|ProtocolError|TimeoutError|Connection\w*Error|URL .*: timed out"
 )
 
 
@@ -96,7 +96,7 @@ def _pip_error(spec: str, output: str, log: Path) -> DataError:
     message = f"pip could not fetch {spec}: {' | '.join(errors[-3:])}. "
     # pip ends with the same words and code whether an index lacks a version or does not answer: only its log differs.
     broken = [x for x in log.read_text(encoding="utf-8", errors="replace").splitlines() if _BROKEN.search(x)]
-    if broken and not any("SSLError" in x for x in broken):
+    if broken and not any(re.search(r"SSL\w*Error", x) for x in broken):
         return UnreachableError(f"{message}The index did not answer or broke off; check the network")
     return DataError(f"{message}Check the version, the index and the network")
 

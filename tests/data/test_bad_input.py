@@ -1,7 +1,10 @@
 """Wrong input, each with its outcome: mended and counted, quarantined with its place, or an error that says what to do."""
 
+import gzip
 import json
+import lzma
 import os
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +26,7 @@ OUTCOMES = {
     "two objects": (b'{"text": "a"}{"text": "b"}', "broken_json"),
     "NaN beside": (b'{"text": "a", "score": NaN}', "a"),
     "duplicate key": (b'{"text": "a", "text": "b"}', "duplicate_key"),
-    "huge number": (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "broken_json"),
+    "huge number": (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "a"),
     "too deep": (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too_deep"),
     "null": (b'{"text": null}', "missing_field text"),
     "number": (b'{"text": {"a": 1}}', "not_text text"),
@@ -173,3 +176,55 @@ def test_full_disk_in_the_work_folder_is_told_and_nothing_is_left(project, story
             run(MINE)
     assert not OUT.exists() and not list((project / ".foundry").rglob("*.tmp"))
     assert run(MINE)["documents"]["kept"] == 100
+
+
+NAMES = [
+    "line\nend.txt",
+    "tab\t.txt",
+    "esc\x1b.txt",
+    " space .txt",
+    "-dash.txt",
+    "back\\slash.txt",
+    "quote\"'.txt",
+    "*.txt",
+    "[a].txt",
+]
+NOTHING = {
+    "empty.txt": b"", "empty.jsonl": b"", "empty.json": b"", "empty.csv": b"", "empty.html": b"", "space.txt": b"\n \r\n",
+    "mark.jsonl": b"\xff\xfe", "packed.txt.gz": gzip.compress(b""), "packed.jsonl.xz": lzma.compress(b""), "list.json": b"[]",
+    "header.csv": b"text\n",
+}  # fmt: skip
+ONE_BYTE = {"a.txt": b"x", "b.txt": b"\xff", "c.md": b"#"}
+BAD = {"d.jsonl": b"{", "e.txt": b"\0", "f.csv": b'text\n"x'}
+
+
+def test_odd_names_and_files_of_almost_nothing_are_accounted_for(project, story):
+    """Records in = kept + dropped + quarantined, in total and for each file, whatever a file holds or is called."""
+    folder = project / "corpus"
+    folder.mkdir()
+    for i, name in enumerate(NAMES):
+        (folder / name).write_text("\n<|endoftext|>\n".join(story(100 * i + k) for k in range(12)))
+    for name, data in (NOTHING | ONE_BYTE | BAD).items():
+        (folder / name).write_bytes(data)
+    report = run({"name": "s", "url": "file:corpus"}, max_bad_fraction=1.0, val_fraction=0.2, test_fraction=0.2)
+    documents, records = report["documents"], report["records"]
+    assert documents["kept"] == 12 * len(NAMES) and records["quarantined"] == len(BAD) == len(quarantined())
+    assert documents["dropped"]["too_short"] == len(ONE_BYTE) == sum(documents["dropped"].values())
+    assert records["in"] == documents["kept"] + len(ONE_BYTE) + len(BAD)
+    assert {q["file"] for q in quarantined()} == {f"s/{name}" for name in BAD}
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.parquet", "a.gz", "a.txt.gz", "a.tar", "a.tgz", "a.arrow"])
+@pytest.mark.parametrize("size", [0, 1, 12])
+def test_what_is_left_of_a_binary_file_is_refused_with_its_name(project, name, size):
+    """A container that was cut near its beginning is never an empty corpus."""
+    whole = {
+        ".zip": b"PK\x03\x04",
+        ".parquet": b"PAR1",
+        ".gz": b"\x1f\x8b\x08",
+        ".tgz": b"\x1f\x8b\x08",
+        ".arrow": b"ARROW1\0\0",
+    }
+    (project / "corpus").mkdir()
+    (project / "corpus" / name).write_bytes((whole.get(Path(name).suffix, b"") + bytes(12))[:size])
+    assert f"{name} " in refused(name, {"name": "s", "url": f"file:corpus/{name}"})
