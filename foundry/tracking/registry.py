@@ -31,6 +31,7 @@ from foundry.utils.files import sha256_tree
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
 
 REQUIREMENTS = ("torch", "sentencepiece", "safetensors", "numpy", "pydantic", "pyyaml", "gguf")
@@ -196,17 +197,22 @@ def stored(client: MlflowClient, version: ModelVersion, uri: str) -> tuple[list[
 
 def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content: str) -> ModelVersion:
     import mlflow
+    from mlflow.entities import LoggedModelStatus
     from mlflow.exceptions import MlflowException
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    run_id = _run_of(client, uri, experiment, c.fingerprint)
+    run = _run_of(client, uri, experiment, c.fingerprint)
+    run_id = run.info.run_id
     for key, value in c.metrics.items():
-        client.log_metric(run_id, key, value)
+        if run.data.metrics.get(key) != value:  # a repeated call adds no second point
+            client.log_metric(run_id, key, value)
     for path in c.artifacts:
         client.log_artifact(run_id, str(path))
     _log_datasets(client, run_id, c.datasets)
-    status = client.get_run(run_id).info.status
+    if RESTORED in run.data.tags:  # nobody else ends it
+        client.set_terminated(run_id, "FINISHED")
+    model = _logged_model(client, run, c.name, content)
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.string)]),
         outputs=Schema([ColSpec(DataType.string)]),
@@ -217,17 +223,17 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
             ]
         ),
     )  # fmt: skip
-    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        # It asks for type hints, which would drop the parameters from the signature, behind a filter of its own.
-        warnings.showwarning = lambda *_, **__: None
-        info = mlflow.pyfunc.log_model(
-            name=c.name, python_model=str(c.model_code), code_paths=[str(p) for p in c.code_paths], signature=signature, input_example=["The "],
-            artifacts={"export": _readable(c.export_dir), "scores": _readable(c.scores)},
-            pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in REQUIREMENTS] + [f"mlflow=={installed('mlflow')}"],
-        )  # fmt: skip
-    client.set_terminated(
-        run_id, status if status in ("FINISHED", "FAILED", "KILLED") else "FINISHED"
-    )  # start_run reopened it
+    if model.status != LoggedModelStatus.READY or not mlflow.artifacts.list_artifacts(artifact_uri=model.model_uri):
+        with warnings.catch_warnings():
+            # It asks for type hints, which would drop the parameters from the signature, behind a filter of its own.
+            warnings.showwarning = lambda *_, **__: None
+            # As mlflow.pyfunc.log_model, which would set an ended run to RUNNING: a kill would leave it so.
+            Model.log(
+                None, flavor=mlflow.pyfunc, name=c.name, run_id=run_id, model_id=model.model_id, python_model=str(c.model_code),
+                code_paths=[str(p) for p in c.code_paths], signature=signature, input_example=["The "],
+                artifacts={"export": _readable(c.export_dir), "scores": _readable(c.scores)},
+                pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in (*REQUIREMENTS, "mlflow")],
+            )  # fmt: skip
     try:
         client.create_registered_model(c.name, description=DESCRIPTION)
     except MlflowException as e:
@@ -235,8 +241,18 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
             raise
     tags = {**c.tags, CONTENT: content, FINGERPRINT: c.fingerprint}
     return client.create_model_version(
-        c.name, info.model_uri, run_id=run_id, tags=tags, model_id=info.model_id, description=c.description
+        c.name, model.model_uri, run_id=run_id, tags=tags, model_id=model.model_id, description=c.description
     )
+
+
+def _logged_model(client: MlflowClient, run: Run, name: str, content: str) -> LoggedModel:
+    """MLflow's entry for the files of this content: the one that an earlier call made, whole or not, or a new one."""
+    where = run.info.experiment_id
+    found = client.search_logged_models([where], f"tags.`{CONTENT}` = '{content}'", max_results=100)
+    mine = next((m for m in found if m.source_run_id == run.info.run_id and m.name == name), None)
+    if mine:
+        return mine
+    return client.create_logged_model(where, name, run.info.run_id, {CONTENT: content}, dict(run.data.params))
 
 
 def _readable(path: Path) -> str:
@@ -245,14 +261,17 @@ def _readable(path: Path) -> str:
     return path.as_uri() if ODD.search(str(path)) else str(path)
 
 
-def _run_of(client: MlflowClient, uri: str, experiment: str, fingerprint: str) -> str:
+def _run_of(client: MlflowClient, uri: str, experiment: str, fingerprint: str) -> Run:
     """The training's run, by its fingerprint; one is made when the model was trained elsewhere and restored here."""
     where = experiment_id(client, uri, experiment)
-    runs = client.search_runs([where], f"tags.`{FINGERPRINT}` = '{fingerprint}'", max_results=1)
-    if runs:
-        return runs[0].info.run_id
-    tags = {**lineage_tags(), FINGERPRINT: fingerprint, RESTORED: "true"}
-    return client.create_run(where, run_name=f"restored-{fingerprint[:8]}", tags=tags).info.run_id
+    with serialized(
+        "run"
+    ):  # as a training does that is being delivered: one of them makes the run, the other one finds it
+        runs = client.search_runs([where], f"tags.`{FINGERPRINT}` = '{fingerprint}'", max_results=1)
+        if runs:
+            return runs[0]
+        tags = {**lineage_tags(), FINGERPRINT: fingerprint, RESTORED: "true"}
+        return client.create_run(where, run_name=f"restored-{fingerprint[:8]}", tags=tags)
 
 
 def _log_datasets(client: MlflowClient, run_id: str, datasets: list[DatasetRef]) -> None:
