@@ -54,7 +54,9 @@ class _Head(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             w = weight.to(x.dtype)
             train = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-            grad_x = torch.empty_like(x) if train else None
+            half = x.dtype == torch.float16
+            # In float16 the gradient waits in float32 for the loss's scale, without which its small values are 0.
+            grad_x = torch.empty_like(x, dtype=torch.float32 if half else x.dtype) if train else None
             grad_w = torch.zeros(weight.shape, dtype=torch.float32, device=x.device) if train else None
             total = torch.zeros((), dtype=wide(x.device), device=x.device)
             nats = torch.zeros_like(total)
@@ -80,6 +82,13 @@ class _Head(torch.autograd.Function):
                 d *= valid
                 if slope is not None:
                     d *= slope
+                if half:
+                    # A probability below 6e-8 is 0 in float16: the largest entry is brought near the end of its range first.
+                    scale = torch.exp2(torch.floor(torch.log2(2.0**14 / d.abs().amax().clamp(min=1e-30))))
+                    d = (d * scale).to(x.dtype)
+                    g_i.copy_(_float32_product(d, w) / scale)
+                    grad_w += _float32_product(d.T, x_i) / scale
+                    continue
                 d = d.to(x.dtype)
                 torch.mm(d, w, out=g_i)
                 if x.dtype == torch.float32:
@@ -88,7 +97,7 @@ class _Head(torch.autograd.Function):
                     grad_w += d.T @ x_i
         if train:
             ctx.save_for_backward(grad_x, grad_w)
-        ctx.dtype = weight.dtype
+        ctx.dtypes = x.dtype, weight.dtype
         nats = nats.float()
         ctx.mark_non_differentiable(nats)
         return total.float(), nats
@@ -96,4 +105,13 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple:
         grad_x, grad_w = ctx.saved_tensors
-        return grad_x * grad.to(grad_x.dtype), (grad_w * grad).to(ctx.dtype), None, None, None, None
+        x_dtype, w_dtype = ctx.dtypes
+        scaled = (grad_x * grad.to(grad_x.dtype)).to(x_dtype)
+        return scaled, (grad_w * grad).to(w_dtype), None, None, None, None
+
+
+def _float32_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of float16 matrices, summed and given in float32."""
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()

@@ -145,6 +145,28 @@ def test_the_chunked_loss_and_its_gradients_are_those_of_the_full_logits(cap, z_
     torch.testing.assert_close(b.grad, full_w.grad, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1.0, 65536.0])
+def test_in_float16_probabilities_below_its_range_still_have_their_gradient(scale):
+    """Every token is predicted with confidence: what is left for each other one is about 1e-9, and float16 ends at 6e-8."""
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(24, 16, generator=g) * 0.1, torch.randn(50, 16, generator=g) * 0.1
+    x[:, 0], w[:, 0] = 4.0, 0.0
+    w[7], w[7, 0] = 0.0, 5.0  # its logit is about 20, those of the others are about 0
+    a, b = x.half().requires_grad_(), w.half().float().requires_grad_()
+    (linear_cross_entropy(a, b, torch.full((24,), 7), chunk=10)[0] * scale).backward()
+    # The other tokens and columns: of the likely token float32 itself no longer tells its probability from 1.
+    likely, other = F.linear(a.detach(), b.detach().half()).double().softmax(1).split([8, 42], dim=1)
+    d = torch.cat([likely[:, :7], other], dim=1)
+    assert 1e-10 < d.min() < d.max() < 1e-8
+    rows = torch.arange(50) != 7
+    expected = d.T @ a.detach().double() * scale
+    torch.testing.assert_close(b.grad[rows].double(), expected, atol=0.01 * expected.abs().max().item(), rtol=0.01)
+    if scale > 1:  # the gradient of x is float16's own, and without the scale below its range
+        expected = (d @ b.detach()[rows].double() * scale)[:, 1:]
+        assert expected.abs().max() > 1e-6
+        torch.testing.assert_close(a.grad[:, 1:].double(), expected, atol=0.02 * expected.abs().max().item(), rtol=0.02)
+
+
 def test_the_chunked_loss_never_holds_more_than_a_chunk_of_logits(monkeypatch):
     from foundry.models import loss
 
