@@ -23,7 +23,7 @@ from benchmarks.throughput import GPT
 from foundry.config import ModelConfig
 from foundry.data.shards import Shards, read_clean
 from foundry.tokenizers.tokenizer import EOS_ID
-from foundry.utils.device import native_bfloat16
+from foundry.utils.device import native_bfloat16, quote_library_folders
 
 IGNORED = -100
 
@@ -125,6 +125,7 @@ def _half(loss: Callable) -> Callable:
         with torch.autocast("cpu", torch.bfloat16):
             return loss(x, y)
 
+    quote_library_folders()
     return torch.compile(under_autocast)
 
 
@@ -188,6 +189,7 @@ def nanochat(project: Path, checkout: Path | None) -> tuple[Peer, Text]:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * share
 
+    quote_library_folders()
     inner = torch.compile(model, dynamic=False)
 
     def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from foundry.utils.device import (
     device_name,
     local_processes,
     native_bfloat16,
+    quote_library_folders,
     settle_vector_math,
 )
 from foundry.utils.distributed import World
@@ -140,6 +141,7 @@ def wants_compile(runtime: Runtime, precision: torch.dtype, flops: float, device
 def compiled(function: Callable) -> Callable:
     # The rotations' table is complex; reading it is not compiled, and costs nothing.
     warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex")
+    quote_library_folders()
     return torch.compile(function, dynamic=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import shlex
 from typing import TYPE_CHECKING
 
 from foundry.config import ConfigError
@@ -155,13 +156,23 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
+@functools.cache
+def quote_library_folders() -> None:
+    """Has torch.compile work where a folder's name needs quotes in a command: torch 2.13 quotes the folders of headers, not those of libraries."""
+    from torch._inductor.cpp_builder import BuildOptionsBase
+
+    folders = BuildOptionsBase.get_libraries_dirs
+    BuildOptionsBase.get_libraries_dirs = lambda self: [shlex.quote(folder) for folder in folders(self)]
+
+
 def compile_problem(device: torch.device) -> str | None:
-    """Why torch.compile does not work here (no compiler, no Python headers, a space in torch's path, ...); None when it does.
+    """Why torch.compile does not work here (no compiler, no Python headers, ...); None when it does.
 
     Compiles one tiny function: some seconds the first time.
     """
     import torch
 
+    quote_library_folders()
     try:
         torch.compile(lambda x: x * 2 + 1, dynamic=False)(torch.ones(64, device=device))
     except Exception as e:  # whatever the compiler, the linker or torch raises is the answer

@@ -118,7 +118,7 @@ def test_bfloat16_autocast_stays_near_float32(shards, tmp_path):
 
 @pytest.mark.slow
 def test_compiled_training_stays_near_eager_and_is_deterministic(shards, tmp_path):
-    """Where torch.compile cannot work (its linker call breaks at a space in torch's own path), the wish is refused with the reason."""
+    """Where torch.compile cannot work (no compiler), the wish is refused with the reason."""
 
     def run(name, *pairs):
         command = [sys.executable, str(RUNNER), str(shards), str(tmp_path / f"state-{name}"), str(tmp_path / name)]
