@@ -3,10 +3,8 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sqlite3
-import subprocess
 import time
 import urllib.error
 import urllib.parse
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from browser import look, look_and_listen, needs_browser
 from prefect_api import Api, wait_for_text, wait_gone, wait_until
 from toy import ROOT, git, make_toy
 from tracking_servers import tracker
@@ -22,7 +21,6 @@ from flows import ui as module
 from foundry.tracking.nested import begin_parent, end_parent, nest
 from foundry.tracking.settings import connect
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.slow
 STAGES = ("one", "two", "side", "three")
 FINE = {"Completed", "Restored", "UpToDate"}
@@ -90,6 +88,7 @@ def test_a_killed_worker_takes_its_run_along_and_a_retry_goes_on(served):
     ui, api, toy = served
     (toy / "todo-two").write_text("sleep")
     run, pid = begin(api, toy, "two")
+    assert {name.partition("-")[0] for name in api.tasks(run)} == set(STAGES)  # also of those that wait
     os.kill(ui.children["worker"].pid, signal.SIGKILL)
     ui.children["worker"].wait()
     assert wait_gone(pid) and (toy / "two.saved").exists()
@@ -152,10 +151,11 @@ def test_a_locked_database_of_prefects_delays_a_run_and_fails_none(served):
 def test_of_two_runs_that_are_due_at_once_the_second_waits_and_finds_everything_built(served):
     _, api, toy = served
     (toy / "todo-two").write_text("nap 5")
-    first, second = api.start("pretrain/manual"), api.start("pretrain/manual")
+    first, second = api.start("pretrain/manual", "a name that I typed"), api.start("pretrain/manual")
     one, two = sorted((api.until(r) for r in (first, second)), key=lambda r: r["start_time"])
     assert one["state_type"] == two["state_type"] == "COMPLETED"
     assert two["start_time"] >= one["end_time"]
+    assert api.run(first)["name"] == "a name that I typed" and api.run(second)["name"].startswith("pretrain ")
     assert set(api.tasks(two["id"]).values()) == {"Restored"} and "progress-two" in api.artifacts(one["id"])
     runs = str(toy / ".foundry/runs")
     assert not [p for p in psutil.process_iter(["cmdline"]) if runs in " ".join(p.info["cmdline"] or [])]
@@ -169,26 +169,24 @@ def test_a_bad_value_is_refused_by_the_server_and_no_run_is_made(served):
         assert refused.value.code in (409, 422), wrong
 
 
-def look(url, profile, budget=25_000):
-    """The page as the browser has drawn it."""
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-    ]
-    options += [
-        f"--user-data-dir={profile}",
-        "--window-size=1500,1000",
-        f"--virtual-time-budget={budget}",
-        "--dump-dom",
-    ]
-    return subprocess.run([CHROMIUM, *options, url], capture_output=True, text=True, timeout=150, check=True).stdout
+@pytest.mark.browser
+@needs_browser
+def test_no_page_asks_another_host(served, tmp_path):
+    """Prefect's first page and a run's, MLflow's first page; `tests/test_dvc.py` has the pages that are files."""
+    ui, api, _ = served
+    run = api.start("pretrain/manual", target="one")
+    assert api.until(run)["state_type"] == "COMPLETED"
+    for url, words in (
+        (f"{ui.prefect_url}/", "Flow Runs"),
+        (f"{ui.prefect_url}/runs/flow-run/{run}", api.run(run)["name"]),
+        (f"{ui.mlflow_url}/#/experiments?workflowType=machine_learning", "Experiments"),
+    ):
+        page, hosts = look_and_listen(url, tmp_path)
+        assert words in page and hosts == set(), (url, hosts)
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+@needs_browser
 def test_prefects_pages_show_the_run_its_artifacts_and_the_form(served, tmp_path):
     ui, api, _ = served
     run = api.start("pretrain/manual", others={"train.lr": 0.004})
@@ -211,7 +209,7 @@ def test_prefects_pages_show_the_run_its_artifacts_and_the_form(served, tmp_path
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+@needs_browser
 def test_mlflows_pages_show_the_sweep_its_trials_and_the_model_with_its_alias(served, tmp_path):
     ui, _, toy = served
     uri = f"sqlite:///{toy}/.foundry/mlflow.db"

@@ -44,10 +44,11 @@ class Api:
         with urllib.request.urlopen(f"{self.url}/api/{path}", timeout=30) as answer:
             return json.loads(answer.read())
 
-    def start(self, deployment, **options):
+    def start(self, deployment, name=None, **options):
         """Starts a run of a deployment (`pretrain/manual`); returns its id."""
         found = self.get(f"deployments/name/{deployment}")
-        return self.post(f"deployments/{found['id']}/create_flow_run", {"parameters": {"options": options}})["id"]
+        body = {"parameters": {"options": options}, **({"name": name} if name else {})}
+        return self.post(f"deployments/{found['id']}/create_flow_run", body)["id"]
 
     def run(self, run_id):
         """The run, also while the server is away for a moment."""
