@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from flows.options import Form
+from flows.outcome import RunFailed, reported
 from flows.pages import show
 from flows.stages import command, foundry_command
 from flows.workspace import dvc
@@ -25,7 +26,9 @@ class Backup(Form):
 
     push: bool = Field(True, description="send what was built, and DVC's run cache, to the default remote")
     registry: bool = Field(True, description="copy registered models, aliases, tags and runs to a folder")
-    folder: str = Field(".foundry/backup", min_length=1, description="of the registry's copy; relative to the project")
+    folder: str = Field(
+        ".foundry/backup", min_length=1, max_length=200, description="of the registry's copy; inside the project"
+    )
 
 
 @task(
@@ -42,22 +45,39 @@ def export_registry(folder: str) -> str:
     return foundry_command(project_root(), ["backup", folder], get_run_logger().info)[-1]
 
 
+def inside(home: Path, folder: str) -> Path:
+    """The folder, below the project's: whoever reaches the form may not write anywhere else.
+
+    Raises:
+        ConfigError: if it is elsewhere, also through a link, or is the project itself.
+    """
+    path = (home / folder).resolve()
+    if home not in path.parents:
+        raise ConfigError(
+            f"folder: {folder!r} is {path}, which is not inside the project: name a folder relative to it, such as .foundry/backup; "
+            "`foundry backup FOLDER` in a terminal writes anywhere"
+        )
+    return path
+
+
 @flow(name="backup", log_prints=True)
+@reported
 def backup(options: Backup = Backup()) -> dict[str, str]:
     """Sends results to DVC's remote and the registry to a folder; one that fails does not keep the other from being done."""
     home = project_root()
+    folder = inside(home, options.folder)
     if options.push and not dvc(home, "remote", "default", may_fail=True):
         raise ConfigError("there is no default remote to push to: `make remote url=…` names one, or switch `push` off")
     states = {}
     if options.push:
         states["dvc push"] = push(return_state=True)
     if options.registry:
-        states["registry"] = export_registry(str(home / Path(options.folder)), return_state=True)
+        states["registry"] = export_registry(str(folder), return_state=True)
     rows = [
         {"what": name, "state": s.name, "told": s.result() if s.is_completed() else (s.message or "")[-600:]}
         for name, s in states.items()
     ]
     show(create_table_artifact, "backup", table=rows, description="what was saved")
     if bad := [r for r in rows if r["state"] != "Completed"]:
-        raise RuntimeError("; ".join(f"{r['what']}: {r['told']}" for r in bad))
+        raise RunFailed("; ".join(f"{r['what']}: {r['told']}" for r in bad))
     return {r["what"]: r["told"] for r in rows}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,8 @@ import yaml
 
 from flows.settings import environment, project_root
 from foundry.config import ConfigError, FoundryError, read_yaml
-from foundry.utils.files import write_json, write_text
+from foundry.utils.files import write_text
+from foundry.utils.served import addresses
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 POOL = "foundry"
 HOOK = "foundry-webhook"
 EVENTS = ("Late", "Failed", "Crashed")
-PAYLOAD = """{"flow": "{{ flow.name }}", "run": "{{ flow_run.name }}", "state": "{{ flow_run.state.name }}",
-"message": {{ flow_run.state.message | tojson }}, "page": "{{ flow_run | ui_url }}"}"""
+PAYLOAD = """{"flow": {{ flow.name | tojson }}, "run": {{ flow_run.name | tojson }}, "state": {{ flow_run.state.name | tojson }},
+"message": {{ flow_run.state.message | tojson }}, "page": {{ flow_run | ui_url | tojson }}}"""
 
 
 def deploy(root: Path, api_url: str, webhook: str = "") -> list[str]:
@@ -130,29 +130,14 @@ def notify(webhook: str) -> None:
     ).create()
 
 
-def remember(root: Path, prefect_url: str, mlflow_url: str) -> None:
-    """Where `make ui` serves, for the commands beside it."""
-    write_json(_addresses(root), {"prefect": prefect_url, "mlflow": mlflow_url})
-
-
-def forget(root: Path) -> None:
-    """Another project's server may get the port."""
-    _addresses(root).unlink(missing_ok=True)
-
-
-def _addresses(root: Path) -> Path:
-    return root / ".foundry" / "ui" / "addresses.json"
-
-
 def server(root: Path) -> str:
     """The API's address: PREFECT_API_URL, else that of the `make ui` that runs here.
 
     Raises:
         ConfigError: if none answers.
     """
-    told = _addresses(root)
-    known = json.loads(told.read_text(encoding="utf-8"))["prefect"] + "/api" if told.exists() else ""
-    url = os.environ.get("PREFECT_API_URL") or known
+    here = addresses(root)
+    url = os.environ.get("PREFECT_API_URL") or (f"{here['prefect']}/api" if here else "")
     if not url:
         raise ConfigError("no Prefect server is known: start one with `make ui`, or set PREFECT_API_URL")
     try:

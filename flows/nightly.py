@@ -16,7 +16,9 @@ from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows.names import name_of_run
 from flows.options import Build
+from flows.outcome import reported
 from flows.pretrain import build, clear_up, run_id
 from flows.runner import end_with_worker
 from flows.stages import foundry_command
@@ -37,10 +39,11 @@ class Nightly(Build):
 
 def _name_of_run() -> str:
     when = flow_run.scheduled_start_time
-    return f"nightly {when:%Y-%m-%d}" if when else "nightly"
+    return name_of_run(f"nightly {when:%Y-%m-%d}" if when else "nightly")
 
 
 @flow(name="nightly", flow_run_name=_name_of_run, log_prints=True, on_crashed=[clear_up])
+@reported
 def nightly(options: Nightly = Nightly()) -> dict[str, str]:
     """Downloads newer data, rebuilds, compares with the champion, and promotes by the gate."""
     end_with_worker()

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
 from flows.graph import plan, stage_names
+from flows.names import shortened
 from flows.settings import project_root
 from foundry.config import Config, ConfigError
 from foundry.config.profiles import profile_names, profile_values, with_values
@@ -95,7 +96,7 @@ class Recipe(Form):
             for w in (
                 "" if self.profile == AS_IT_IS else self.profile,
                 "" if self.target == ALL else f"to {self.target}",
-                *(f"{k}={v}" for k, v in list((self.overrides_only()).items())[:3]),
+                *(shortened(f"{k}={v}", 40) for k, v in list(self.overrides_only().items())[:3]),
             )
             if w
         )

@@ -24,7 +24,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows.graph import plan
+from flows.names import name_of_run
 from flows.options import ALL, Build
+from flows.outcome import RunFailed, reported
 from flows.pages import publish, show
 from flows.runner import die_with_parent, end_with_worker
 from flows.stages import Crew, foundry_command, run_graph
@@ -40,7 +42,7 @@ def run_name(options: Build) -> str:
 
 def _name_of_run() -> str:
     options = flow_run.parameters.get("options")
-    return run_name(options if isinstance(options, Build) else Build.model_validate(options or {}))
+    return name_of_run(run_name(options if isinstance(options, Build) else Build.model_validate(options or {})))
 
 
 def clear_up(flow: Any, flow_run: Any, state: Any) -> None:
@@ -49,6 +51,7 @@ def clear_up(flow: Any, flow_run: Any, state: Any) -> None:
 
 
 @flow(name="pretrain", flow_run_name=_name_of_run, log_prints=True, on_crashed=[clear_up])
+@reported
 def pretrain(options: Build = Build()) -> dict[str, str]:
     """From raw text to a registered model: every stage that changed, in the order of the graph."""
     end_with_worker()
@@ -72,7 +75,7 @@ def build(ws: Workspace, options: Build, force: frozenset[str] = frozenset()) ->
     """Runs the graph in a workspace, keeps and publishes what came of it.
 
     Raises:
-        RuntimeError: naming each stage that did not end well.
+        RunFailed: naming each stage that did not end well.
     """
     nodes = plan(ws.root, options.target)
     force |= frozenset(n.name for n in nodes) if options.force else frozenset()
@@ -94,7 +97,7 @@ def build(ws: Workspace, options: Build, force: frozenset[str] = frozenset()) ->
         show(create_markdown_artifact, "champion", markdown=register(ws.root), description="what the gate said")
     publish(ws, rows, how_to_get(ws, fresh=not (force or options.values() or ws.lost)))
     if bad:
-        raise RuntimeError("; ".join(f"{r['stage']}: {r['state']} {r['message']}" for r in bad))
+        raise RunFailed("; ".join(f"{r['stage']}: {r['state']} {r['message']}" for r in bad))
     return rows
 
 
@@ -122,11 +125,14 @@ def how_to_get(ws: Workspace, fresh: bool) -> str:
     """
     if not ws.isolated:
         return ""
-    if not fresh:
-        kept = ",".join(n for n in KEPT if (ws.folder / n).exists())
-        return f"To have these results in your folder: `cp .foundry/runs/{ws.folder.name}/{{{kept}}} . && dvc checkout`"
+    at = f"To have these results in your folder, at {ws.commit[:9]}:"
+    if fresh:
+        return f"{at} `dvc repro` restores them without running anything."
+    kept = ",".join(n for n in KEPT if (ws.folder / n).exists())
+    # Not `dvc checkout`: it leaves the reports, which git keeps, as those of another model.
     return (
-        f"To have these results in your folder: `dvc repro` at {ws.commit[:9]} restores them without running anything."
+        f"{at} `cp .foundry/runs/{ws.folder.name}/{{{kept}}} . && dvc repro` restores files and reports together, without "
+        "running anything."
     )
 
 

@@ -11,7 +11,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from pydantic import Field, model_validator
 
+from flows.names import name_of_run
 from flows.options import Form
+from flows.outcome import reported
 from flows.pages import show
 from flows.stages import foundry_command
 
@@ -19,24 +21,25 @@ from flows.stages import foundry_command
 class Promote(Form):
     """Which version, and why."""
 
-    which: str = Field("challenger", pattern=r"^\S+$", description="a version number or an alias")
+    which: str = Field("challenger", pattern=r"^[\w.][\w.-]*$", description="a version number or an alias")
     force: bool = Field(False, description="against the gate; who and why are recorded")
     why: str = Field("", description="the reason, with force")
 
     @model_validator(mode="after")
     def _reason(self) -> "Promote":
         if self.force != bool(self.why.strip()):
-            raise ValueError("force needs a reason in `why`, and a reason is for force alone")
+            raise ValueError("force needs a reason in `why`, and a reason is only for force")
         return self
 
 
 def _name_of_run() -> str:
     options = flow_run.parameters.get("options") or {}
     which = options.which if isinstance(options, Promote) else options.get("which", "challenger")
-    return f"promote {which}"
+    return name_of_run(f"promote {which}")
 
 
 @flow(name="promote", flow_run_name=_name_of_run, log_prints=True)
+@reported
 def promote(options: Promote = Promote()) -> str:
     """Lets the gate decide about a version, or overrides it with a reason."""
     command = ["promote", options.which, *(["--force", "--why", options.why] if options.force else [])]

@@ -3,18 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect import get_run_logger
 
+from flows.search import Sweep
 from foundry.config import load_config
 from foundry.tracking.address import portable, resolve
 from foundry.tracking.nested import begin_parent, end_parent, nest
 from foundry.tracking.settings import reason, tracking_uri
 from foundry.utils.files import read_json, write_json
-
-if TYPE_CHECKING:
-    from flows.sweep import Sweep
 
 
 class Record:
@@ -25,7 +23,7 @@ class Record:
         run_id: None while MLflow has not made it.
     """
 
-    def __init__(self, home: Path, name: str, options: "Sweep") -> None:
+    def __init__(self, home: Path, name: str, options: Sweep) -> None:
         self.home, self.name, self.options, self.rows = home, name, options, []
         self.run_id: str | None = None
         self.open = _path(home, name)

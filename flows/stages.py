@@ -21,6 +21,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.graph import Node
+from flows.outcome import RunFailed
 from flows.remember import left_out
 from flows.runner import PROGRESS, StageFailed, StageRun, Stopped, die_with_parent
 from flows.settings import environment
@@ -147,7 +148,8 @@ def run_graph(
     futures: dict[str, Any] = {}
     try:
         for node in nodes:
-            futures[node.name] = dvc_stage.with_options(**retrying(node, lambda: crew.cancelled)).submit(
+            named = dvc_stage.with_options(name=node.name, **retrying(node, lambda: crew.cancelled))
+            futures[node.name] = named.submit(
                 node.name,
                 crew,
                 (limits or {}).get(node.name, node.policy.get("timeout_s")),
@@ -251,7 +253,7 @@ def command(root: Path, args: list[str], on_line: Callable[[str], None]) -> list
     """Runs a command of the project's, streaming its lines; returns them. It dies with this process.
 
     Raises:
-        RuntimeError: with its last lines, if it fails.
+        RunFailed: with its last lines, if it fails.
     """
     process = subprocess.Popen(
         args, cwd=root, env={**environment(root), "FOUNDRY_PROGRESS": "0"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -267,7 +269,7 @@ def command(root: Path, args: list[str], on_line: Callable[[str], None]) -> list
         process.terminate()
         raise
     if code:
-        raise RuntimeError("\n".join(lines[-10:]) or f"{' '.join(args)} ended with {code}")
+        raise RunFailed("\n".join(lines[-10:]) or f"{' '.join(args)} ended with {code}")
     return lines or [""]
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -21,16 +21,17 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.graph import Node, plan
+from flows.names import squeezed
+from flows.outcome import RunFailed
 from flows.pages import show
 from flows.pretrain import run_id
 from flows.record import Record, best
 from flows.runner import Stopped
+from flows.search import Sweep, is_number, value_of
 from flows.shares import Share, shares
 from flows.stages import Crew, retrying
 from flows.workspace import save_experiment, workspace
-
-if TYPE_CHECKING:
-    from flows.sweep import Sweep
+from foundry.config import ConfigError
 
 
 class Search:
@@ -42,15 +43,21 @@ class Search:
 
     record: Record
 
-    def __init__(self, home: Path, options: "Sweep", commit: str) -> None:
+    def __init__(self, home: Path, options: Sweep, commit: str) -> None:
         self.home, self.options, self.commit, self.name = home, options, commit, run_id()
         self.crews: set[Crew] = set()
         self.locks: dict[str, threading.Lock] = {}
         self.slots: SimpleQueue[Share] = SimpleQueue()
         self.cancelled = False
+        self.refused: ConfigError | None = None  # what is wrong with every trial
 
     def run(self) -> dict[str, Any]:
-        """Runs all; the best one. Raises RuntimeError if none came to an end."""
+        """Runs all; the best one.
+
+        Raises:
+            RunFailed: if none came to an end.
+            ConfigError: if the first report shows that none will have the metric.
+        """
         points, tried = self.options.points(), []
         for number, (count, more) in enumerate(self.options.rungs()):
             rows = self._rung([{**p, **more} for p in points[:count]], number)
@@ -60,7 +67,7 @@ class Search:
         self._publish(tried)
         found = best(tried)
         if found is None:
-            raise RuntimeError(f"none of the {len(tried)} trials came to an end: {tried[0]['state']}")
+            raise RunFailed(f"none of the {len(tried)} trials came to an end: {tried[0]['state']}")
         return found
 
     def _rung(self, points: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
@@ -80,12 +87,14 @@ class Search:
                 one = again.with_options(task_run_name=words[:100] or row["trial"])
                 futures.append((row, one.submit(self, row)))
             wait([f for _, f in futures])
+            if self.refused:
+                raise self.refused
         except BaseException:
             self.stop()
             raise
         ended = {r["trial"]: r for r in self.record.rows}
         return [
-            ended.get(row["trial"], {**row, "state": (f.state.message or f.state.name)[-300:]}) for row, f in futures
+            ended.get(row["trial"], {**row, "state": squeezed(f.state.message or f.state.name)}) for row, f in futures
         ]
 
     @contextmanager
@@ -163,7 +172,12 @@ def trial(search: Search, row: dict[str, Any]):
                             crew.run(node.name, log, limit)
             except Stopped as e:
                 return Cancelled(message=str(e)) if search.cancelled else Failed(name="TimedOut", message=str(e))
-            value = metric_of(ws.root / o.report, o.metric)
+            try:
+                value = metric_of(ws.root / o.report, o.metric)
+            except ConfigError as e:
+                search.refused = e
+                search.stop()
+                raise
             facts = ws.root / "reports/train.json"
             known = json.loads(facts.read_text(encoding="utf-8")) if "train" in {n.name for n in nodes} else {}
             built = [n.name for n in nodes]
@@ -181,17 +195,14 @@ def metric_of(path: Path, name: str) -> float:
     """A number of a report by its dotted name.
 
     Raises:
-        RuntimeError: naming what is there.
+        ConfigError: if the report has no such value; no other trial will have it.
+        RunFailed: if it is no finite number.
     """
-    at: Any = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for key in name.split("."):
-        found = sorted(at) if isinstance(at, dict) else []
-        if key not in found:
-            raise RuntimeError(f"{path.name} has no {name!r}; {key!r} is not among {', '.join(found) or 'nothing'}")
-        at = at[key]
-    if isinstance(at, bool) or not isinstance(at, int | float) or not math.isfinite(at):
-        raise RuntimeError(f"{name} of {path.name} is no finite number, but {at!r}")
-    return float(at)
+    report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    value = value_of(report, name, path.name)
+    if not is_number(value) or not math.isfinite(value):
+        raise RunFailed(f"{name} of {path.name} is no finite number, but {value!r}")
+    return float(value)
 
 
 def _short(value: Any) -> Any:

@@ -1,12 +1,14 @@
 """`make ui`: Prefect server, a worker and MLflow on loopback, until Ctrl-C.
 
-Each child lives in its own session and is ended by its process group. Ports are checked before anything starts. A child that dies is told and started again;
-one that keeps dying ends all, with the tail of its log.
+One per project, by a lock. Each child has its own session and is ended by its process group; it dies with this process, however that ends. Ports are checked
+before anything starts. A child that dies is reported and started again; one that keeps dying ends all, with the tail of its log. On Ctrl-C, SIGTERM and SIGHUP
+(a closed terminal) the worker ends first: a run saves and reports its state while Prefect's server still hears it.
 """
 
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,23 +16,38 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.deploy import POOL, deploy, forget, remember
+import psutil
+
+from flows.deploy import POOL, deploy
+from flows.recovery import MARK, SAVING, Records, end_processes, processes
+from flows.runner import die_with_parent
 from flows.settings import environment, project_root
-from foundry.config import ConfigError, FoundryError
+from foundry.config import ConfigError, FoundryError, LockError
 from foundry.tracking.address import own_store, sqlite_uri
 from foundry.tracking.settings import artifacts_of, connect
+from foundry.utils.process import exclusive
+from foundry.utils.served import addresses, lock_path, remove_addresses, write_addresses
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 180.0  # seconds; a server takes 4 to 10, on a busy machine much longer
+LOG_MOST = 8_000_000  # bytes of a log before it is set aside as NAME.log.1; the one before it goes
+GUARD = Path(__file__).with_name("guard.py")
 RESTARTS, RESTART_SPAN = 3, 300.0  # a child that dies more often in so many seconds is not started again
 
 
 @dataclass
 class Ui:
-    """What was started."""
+    """What was started.
+
+    Attributes:
+        deaths: when each child died.
+        found: what a killed `make ui` had left, and what was done about it: one sentence each.
+        held: the project's lock.
+    """
 
     root: Path
     prefect_url: str
@@ -38,6 +55,8 @@ class Ui:
     deployments: list[str] = field(default_factory=list)
     children: dict[str, subprocess.Popen] = field(default_factory=dict)
     deaths: dict[str, list[float]] = field(default_factory=dict)
+    found: list[str] = field(default_factory=list)
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def log(self, name: str) -> Path:
         return self.root / ".foundry" / "ui" / f"{name}.log"
@@ -61,13 +80,24 @@ class Ui:
         return ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1", *store]
 
     def spawn(self, name: str) -> None:
-        """Starts a child, or starts it again; its output goes to its log."""
-        more = {"PREFECT_API_URL": f"{self.prefect_url}/api", "FOUNDRY_MLFLOW_URL": self.mlflow_url}
+        """Starts a child, or starts it again; its output goes to its log. It dies with this process, and so does what it started."""
+        urls = {"PREFECT_API_URL": f"{self.prefect_url}/api", "FOUNDRY_MLFLOW_URL": self.mlflow_url}
+        env = {**environment(self.root), **urls, MARK: str(self.root)}
+        # The runs of a worker that dies end by themselves (flows.runner.end_with_worker).
+        guard = [] if name == "worker" else [sys.executable, "-S", str(GUARD)]
         with open(self.log(name), "ab") as log:
             self.children[name] = subprocess.Popen(
-                [sys.executable, "-m", *self.command(name)], cwd=self.root, env={**environment(self.root), **more},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                [*guard, sys.executable, "-m", *self.command(name)], cwd=self.root, env=env, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
+
+    def rotate_logs(self) -> None:
+        """Sets a long log aside. Its child goes on writing to the same file, which it opened for appending."""
+        for name in self.children:
+            log = self.log(name)
+            if log.stat().st_size > LOG_MOST:
+                shutil.copyfile(log, f"{log}.1")
+                os.truncate(log, 0)
 
     def watch(self) -> None:
         """Starts again what died; returns never.
@@ -82,9 +112,10 @@ class Ui:
                 how = f"{name} ended ({_ending(self.children[name].returncode)})"
                 if len(self.deaths[name]) > RESTARTS:
                     raise FoundryError(f"{how} again and again; the end of {self.log(name)}:\n{tail(self.log(name))}")
-                print(f"{how}: starting it again; its log is {self.log(name)}", flush=True)
+                say(f"{how}: starting it again; its log is {self.log(name)}")
                 self.end(name)
                 self.spawn(name)
+            self.rotate_logs()
             time.sleep(1)
 
     def wait_for(self, url: str) -> None:
@@ -108,11 +139,31 @@ class Ui:
         )
 
     def stop(self) -> None:
-        """Ends every child: worker first, so that a running stage is stopped cleanly."""
+        """Ends every child. A run that is at work ends first: it saves, and reports to the server how it ended."""
+        if "worker" in self.children:
+            self.end_runs()
         for name in reversed(self.children):
             self.end(name)
         self.children.clear()
-        forget(self.root)
+        remove_addresses(self.root)
+        self.held.close()
+
+    def end_runs(self) -> None:
+        """Ends the runs of the worker, as a time limit does. The worker is held meanwhile: it would start the next run, and kills its runs when it ends."""
+        worker = self.children["worker"]
+        runs = processes(self.root)[1]
+        if not runs or worker.poll() is not None:
+            return
+        say(f"a run is at work: it saves and reports its state (up to {SAVING:.0f} s) ...")
+        worker.send_signal(signal.SIGSTOP)
+        for p in runs:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if p.ppid() == worker.pid:
+                    p.terminate()
+        _, living = psutil.wait_procs(runs, SAVING)
+        for p in living:
+            say(f"process {p.pid} of the run did not end")
+        worker.kill()
 
     def end(self, name: str) -> None:
         """Ends a child's whole group; a dead one may have left processes in it, which hold its port."""
@@ -138,8 +189,8 @@ def free_port(port: int, option: str) -> int:
             s.bind((HOST, port))
         except OSError as e:
             raise ConfigError(
-                f"port {port} on {HOST} is in use ({e.strerror}): stop what listens there, or choose another with {option} N "
-                "(0 = any free one)"
+                f"port {port} on {HOST} is in use ({e.strerror}): stop what listens there, or choose another with "
+                f"`make ui {option}=N` (0 = any free one)"
             ) from None
         return s.getsockname()[1]
 
@@ -151,20 +202,25 @@ def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000, webhook
         webhook: is told of runs that are late, fail or crash.
 
     Raises:
+        LockError: if another one runs in this project; its addresses are named.
         ConfigError: if a port is in use; nothing was started.
         FoundryError: if a child ends or does not answer; everything was stopped again.
     """
-    prefect_port, mlflow_port = free_port(prefect_port, "--prefect-port"), free_port(mlflow_port, "--mlflow-port")
-    ui = Ui(root, f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}")
-    state = root / ".foundry"
-    (state / "ui").mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(only_one(root))
+        found = end_processes(root)
+        remove_addresses(root)
+        prefect_port, mlflow_port = free_port(prefect_port, "prefect_port"), free_port(mlflow_port, "mlflow_port")
+        urls = (f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}")
+        ui = Ui(root, *urls, found=found, held=stack.pop_all())
     store = sqlite_uri(own_store(root))
     try:
         connect(store)  # makes it, if it is not there, under our lock: a training may do the same at this moment
         ui.spawn("prefect-server")
         ui.spawn("mlflow")
         ui.wait_for(f"{ui.prefect_url}/api/health")
-        remember(root, ui.prefect_url, ui.mlflow_url)
+        write_addresses(root, ui.prefect_url, ui.mlflow_url)
+        ui.found += Records(f"{ui.prefect_url}/api", POOL).recover(root)
         ui.deployments = deploy(root, f"{ui.prefect_url}/api", webhook)
         ui.spawn("worker")
         ui.wait_for(f"{ui.mlflow_url}/health")
@@ -172,6 +228,25 @@ def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000, webhook
         ui.stop()
         raise
     return ui
+
+
+@contextlib.contextmanager
+def only_one(root: Path) -> Iterator[None]:
+    """Holds the project's lock: two servers on one SQLite file harm each other."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(lock_path(root)))
+        except LockError as e:
+            here = addresses(root)
+            where = f"{here['prefect']} (Prefect), {here['mlflow']} (MLflow)" if here else "it is starting or stopping"
+            raise LockError(f"`make ui` already runs here: {where}; pid {e.pid}", e.pid) from None
+        yield
+
+
+def say(words: str) -> None:
+    """Prints, unless the terminal is gone."""
+    with contextlib.suppress(OSError):
+        print(words, flush=True)
 
 
 def _ending(code: int) -> str:
@@ -190,13 +265,16 @@ def main() -> None:
     parser.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s; 0 = any free one")
     parser.add_argument("--webhook", default="", metavar="URL", help="is told of runs that are late, fail or crash")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, lambda number, frame: sys.exit(128 + number))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
     print("starting Prefect and MLflow (some seconds) ...", flush=True)
     ui = None
     try:
         ui = start(project_root(), args.prefect_port, args.mlflow_port, args.webhook)
         query = urllib.parse.urlencode({"workflowType": "machine_learning"})
+        for line in ui.found:
+            say(line)
         print(f"Prefect   {ui.prefect_url}/deployments   {', '.join(ui.deployments)}")
         print(f"MLflow    {ui.mlflow_url}/#/experiments?{query}")
         print("a schedule is off until you switch it on; Ctrl-C stops all; logs are in .foundry/ui/", flush=True)
@@ -204,7 +282,7 @@ def main() -> None:
     except FoundryError as e:
         sys.exit(f"error: {e}")
     except KeyboardInterrupt:
-        print("stopping ...", flush=True)
+        say("stopping ...")
     finally:
         if ui is not None:
             ui.stop()

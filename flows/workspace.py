@@ -132,6 +132,11 @@ def commit_of(home: Path, revision: str) -> str:
     return _git(home, "rev-parse", "--verify", "-q", f"{revision}^{{commit}}", may_fail=True)
 
 
+def file_at(home: Path, commit: str, path: str) -> str:
+    """The text of a file of the project in a commit; empty if it has none."""
+    return _git(home, "show", f"{commit}:./{path}", may_fail=True)
+
+
 _SAVING = threading.Lock()
 
 
@@ -233,11 +238,11 @@ def one_at_a_time(home: Path, log: Log) -> Iterator[None]:
 
     The work pool's limit does the same for runs of one server, but not for a run that was started by hand.
     """
-    run = os.environ.get("PREFECT__FLOW_RUN_ID", "")  # set by Prefect's worker
+    run = os.environ.get("PREFECT__FLOW_RUN_ID", "")  # set by Prefect's worker; flows/recovery.py reads it there
     with exclusive(
         building(home),
         wait=None,
-        note=f"flow run {run}" if run else "",
+        note=run,
         on_wait=lambda e: log(f"another run builds this project (pid {e.pid} {e.note}): waiting until it ends"),
     ):
         yield

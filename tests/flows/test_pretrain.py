@@ -1,6 +1,7 @@
 """The flow over a toy pipeline on a real Prefect server: isolation, states, order, retries, limits, artifacts."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -128,8 +129,10 @@ def test_overrides_reach_the_stage_and_the_numbers_stand_beside_the_last_runs(fl
     assert f"cp .foundry/runs/{kept(toy).name}/" in page
     for name in ("params.yaml", "dvc.lock"):
         shutil.copy(kept(toy) / name, toy / name)
-    subprocess.run([sys.executable, "-m", "dvc", "checkout", "-q"], cwd=toy, check=True)
+    assert "&& dvc repro`" in page and "checkout" not in page
     assert "Running stage" not in repro(toy)
+    for report in ("reports/train.json", "params.yaml", "dvc.lock"):  # files and reports of one model
+        assert (toy / report).read_bytes() == (kept(toy) / report).read_bytes(), report
 
 
 def test_what_the_commits_lock_names_and_the_cache_has_not_is_built_once(flow, toy):
@@ -184,6 +187,22 @@ def test_what_cannot_work_is_refused_before_anything_starts(flow, toy, wrong, to
     with pytest.raises(ConfigError, match=told):
         flow(build(**wrong))
     assert not (toy / "one.pid").exists()
+
+
+def test_a_users_mistake_fails_the_run_with_its_message_and_without_a_traceback(flow, toy):
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger = logging.getLogger("prefect.flow_runs")
+    logger.addHandler(handler)
+    try:
+        state = flow(build(others={"train.lrr": 1}), return_state=True)
+    finally:
+        logger.removeHandler(handler)
+    assert state.name == "Failed" and "train.lrr: unknown key; did you mean 'lr'" in state.message
+    words = [r.getMessage() for r in records]
+    assert any("unknown key" in w for w in words) and not [r for r in records if r.exc_info], words
+    assert not any("Traceback" in w for w in words)
 
 
 @pytest.mark.parametrize(

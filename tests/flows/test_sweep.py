@@ -75,12 +75,40 @@ def test_a_metric_that_is_not_there_is_told_with_those_that_are(tmp_path):
 
     (tmp_path / "r.json").write_text('{"a": {"b": 2, "n": NaN, "o": null}}')
     assert metric_of(tmp_path / "r.json", "a.b") == 2.0
-    with pytest.raises(RuntimeError, match="'c' is not among b, n, o"):
+    with pytest.raises(ConfigError, match="'c' is not among b, n, o"):
         metric_of(tmp_path / "r.json", "a.c")
 
     for name in ("a.n", "a.o"):
         with pytest.raises(RuntimeError, match="no finite number"):
             metric_of(tmp_path / "r.json", name)
+
+
+def test_a_metric_that_no_trial_will_have_is_refused_before_anything_runs(flow, toy):
+    with pytest.raises(ConfigError, match=r"report: the stages up to three write reports/train.json; 'reports/x.json'"):
+        flow(options(report="reports/x.json"))
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=toy, check=True)
+    git(toy, "add", "-A")
+    git(toy, "commit", "-qm", "built")
+    (toy / "one.pid").unlink()
+    with pytest.raises(ConfigError, match="'val_bpb' is not among fingerprint, params, val_bits_per_byte"):
+        flow(options(metric="val_bpb"))
+    with pytest.raises(ConfigError, match="is no number, but str"):
+        flow(options(metric="fingerprint"))
+    assert not (toy / "one.pid").exists() and not list((toy / ".foundry/runs").glob("sweep-*"))
+
+
+def test_without_a_report_in_the_commit_the_first_trial_ends_a_search_for_a_wrong_metric(flow, toy):
+    with pytest.raises(ConfigError, match="'val_bpb' is not among fingerprint"):
+        flow(options(metric="val_bpb", space={"train.lr": {"choices": [0.001, 0.002, 0.004]}}))
+    assert len(list((toy / ".foundry/runs").glob("sweep-*"))) == 1 and experiments(toy) == []
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end():
+    from flows.names import squeezed
+
+    assert squeezed("a" * 600) == "a" * 600
+    text = squeezed("stage two failed" + "x" * 9000 + "the reason")
+    assert text.startswith("stage two failed") and text.endswith("the reason") and len(text) < 610
 
 
 def test_trials_of_a_stage_before_training_and_of_one_commit(flow, toy):

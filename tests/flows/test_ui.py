@@ -1,10 +1,12 @@
 """The real servers: a run that the server itself schedules completes, a port in use is told, and nothing stays behind."""
 
+import contextlib
 import json
 import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -13,12 +15,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psutil
 import pytest
-from prefect_api import Api, wait_until
+from prefect_api import Api, wait_for_text, wait_gone, wait_until
 from toy import ROOT, git
 
 from flows import ui as module
 from flows.deploy import deploy
+from flows.recovery import processes
 from foundry.config import ConfigError
+from foundry.utils.served import addresses
 
 
 def test_a_port_in_use_is_told_with_the_option_and_nothing_starts(tmp_path):
@@ -26,13 +30,17 @@ def test_a_port_in_use_is_told_with_the_option_and_nothing_starts(tmp_path):
         s.bind(("127.0.0.1", 0))
         s.listen()
         port = s.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port {port} on 127.0.0.1 is in use .* --mlflow-port"):
+        with pytest.raises(ConfigError, match=f"port {port} on 127.0.0.1 is in use .* `make ui mlflow_port=N`"):
             module.start(tmp_path, 0, port)
         done = subprocess.run(
-            [sys.executable, "-m", "flows.ui", "--prefect-port", str(port)], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-m", "flows.ui", "--prefect-port", str(port)],
+            cwd=ROOT,
+            env={**os.environ, "FOUNDRY_ROOT": str(tmp_path)},
+            capture_output=True,
+            text=True,
         )
-    assert done.returncode == 1 and "--prefect-port" in done.stderr and "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert done.returncode == 1 and "make ui prefect_port=N" in done.stderr and "Traceback" not in done.stderr
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == [".foundry/ui/lock"]
 
 
 @pytest.fixture
@@ -56,8 +64,8 @@ def heard():
 
 
 @pytest.fixture
-def served(toy, tmp_path, heard):
-    """`make ui`'s process, what it prints, Prefect's API, MLflow's address."""
+def start(toy, tmp_path):
+    """Starts `make ui`'s process: it, what it prints, Prefect's API, MLflow's address."""
     for name in ("flows", "foundry"):
         (toy / name).symlink_to(ROOT / name)
     text = (ROOT / "prefect.yaml").read_text()
@@ -67,17 +75,27 @@ def served(toy, tmp_path, heard):
     late = {f"PREFECT_SERVER_SERVICES_LATE_RUNS_{k}_SECONDS": "2" for k in ("AFTER", "LOOP")}
     env = {**os.environ, **late, "PREFECT_HOME": str(tmp_path / "prefect-home"), "FOUNDRY_ROOT": str(toy)}
     env.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-m", "flows.ui", "--prefect-port", "0", "--mlflow-port", "0", "--webhook", heard[0]]
-    p = subprocess.Popen(command, cwd=toy, env=env, stdout=subprocess.PIPE, text=True)
-    lines = []
-    threading.Thread(target=lambda: lines.extend(iter(p.stdout.readline, "")), daemon=True).start()
-    assert wait_until(lambda: "Ctrl-C stops all" in "".join(lines[-1:]), 180), lines
-    prefect, mlflow = (
-        re.search(rf"^{name} +(http://[^/]+)/", "".join(lines), re.M)[1] for name in ("Prefect", "MLflow")
-    )
-    yield p, lines, Api(prefect), mlflow
-    p.terminate()
-    p.wait()
+    started = []
+
+    def begin(*options):
+        command = [sys.executable, "-m", "flows.ui", "--prefect-port", "0", "--mlflow-port", "0", *options]
+        p = subprocess.Popen(command, cwd=toy, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started.append(p)
+        lines = []
+        threading.Thread(target=lambda: lines.extend(iter(p.stdout.readline, "")), daemon=True).start()
+        assert wait_until(lambda: p.poll() is not None or "Ctrl-C stops all" in "".join(lines[-1:]), 240), lines
+        found = [re.search(rf"^{name} +(http://[^/]+)/", "".join(lines), re.M) for name in ("Prefect", "MLflow")]
+        return p, lines, *(Api(m[1]) if i == 0 else m[1] for i, m in enumerate(found) if m)
+
+    yield begin
+    for p in started:
+        p.terminate()
+        p.wait()
+
+
+@pytest.fixture
+def served(start, heard):
+    return start("--webhook", heard[0])
 
 
 @pytest.mark.slow
@@ -97,7 +115,8 @@ def test_the_servers_schedule_run_tell_come_back_when_killed_and_leave_nothing(t
     assert {"Completed"} <= set(api.tasks(run["id"]).values())
     assert [p.parent.name for p in (toy / ".foundry/runs").glob("*/dvc.lock")] == [run["id"][:8]]
 
-    children = psutil.Process(p.pid).children()
+    ours = psutil.Process(p.pid).children()
+    children = [c.children()[0] if "guard.py" in " ".join(c.cmdline()) else c for c in ours]
     assert [" ".join(c.cmdline()[2:4]) for c in children] == ["prefect server", "mlflow server", "prefect worker"]
     for child in children:
         child.kill()
@@ -133,12 +152,72 @@ def test_the_servers_schedule_run_tell_come_back_when_killed_and_leave_nothing(t
     assert told["run"] == failed["name"] and failed["id"] in told["page"]
     assert "the reason of the failure" in told["message"]
 
-    children = psutil.Process(p.pid).children(recursive=True)
-    assert len(children) >= 3
+    assert len(processes(toy)[0]) >= 5
     p.send_signal(signal.SIGINT)
     assert p.wait(60) == 0 and "stopping ..." in "".join(lines[-1:])
-    _, still = psutil.wait_procs(children, timeout=20)
-    assert not [c for c in still if c.status() != psutil.STATUS_ZOMBIE]
+    assert processes(toy) == ([], [])
+
+
+def begin_run(api, toy, number):
+    """A run whose first stage is at work: (its id, the stage's process)."""
+    (toy / "one.pid").unlink(missing_ok=True)
+    (toy / "todo-one").write_text("sleep")
+    (toy / "in-one").write_text(f"input {number}")
+    git(toy, "commit", "-qam", f"input {number}")
+    run = api.start("pretrain/manual")
+    return run, int(wait_for_text(toy / "one.pid", 120))
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_a_power_cut_and_a_kill_leave_no_process_no_blocked_queue_and_no_worktree(
+    toy, start, tmp_path
+):
+    p, lines, api, _ = start()
+    second, words = start()[:2]
+    assert second.wait(60) == 1 and f"`make ui` already runs here: {api.url}" in "".join(words), words
+    assert addresses(toy)["prefect"] == api.url and "Traceback" not in "".join(words)
+
+    run, stage = begin_run(api, toy, 1)
+    p.send_signal(signal.SIGHUP)  # the terminal is closed
+    assert p.wait(120) == 128 + signal.SIGHUP and "a run is at work" in "".join(lines), lines
+    assert wait_gone(stage, 1) and (toy / "one.saved").exists() and processes(toy) == ([], [])
+    with contextlib.closing(sqlite3.connect(tmp_path / "prefect-home/prefect.db")) as db:
+        (state,) = db.execute("SELECT state_type FROM flow_run WHERE id = ?", [run]).fetchone()
+    assert state == "CRASHED"  # told before the server ended
+    assert addresses(toy) is None and list((toy / ".foundry/runs").glob("*/tree")) == []
+
+    p, _, api, _ = start()
+    run, stage = begin_run(api, toy, 2)
+    everything = [psutil.Process(p.pid), *(q for found in processes(toy) for q in found)]
+    assert stage in [q.pid for q in everything]
+    for q in everything:  # the machine loses its power
+        with contextlib.suppress(psutil.NoSuchProcess):
+            q.kill()
+    psutil.wait_procs(everything, 30)
+    assert list((toy / ".foundry/runs").glob("*/tree"))
+    with contextlib.closing(sqlite3.connect(tmp_path / "prefect-home/prefect.db")) as db, db:  # and is off for a day
+        (count,) = db.execute(
+            "SELECT count(*) FROM flow_run WHERE auto_scheduled AND state_type = 'SCHEDULED'"
+        ).fetchone()
+        db.execute(
+            "UPDATE flow_run SET expected_start_time = datetime(expected_start_time, '-1 year'), "
+            "next_scheduled_start_time = datetime(next_scheduled_start_time, '-1 year') "
+            "WHERE auto_scheduled AND state_type = 'SCHEDULED'"
+        )
+    assert count > 1
+
+    p, lines, api, _ = start()
+    crashed = api.run(run)
+    assert crashed["state_type"] == "CRASHED" and "its process is gone" in crashed["state"]["message"], crashed["state"]
+    assert set(api.tasks(run).values()) <= {"Crashed", "Pending"} and "Crashed now" in "".join(lines), lines
+    skipped = api.post("flow_runs/filter", {"flow_runs": {"state": {"name": {"any_": ["Skipped"]}}}})
+    assert len(skipped) == count and f"{count} scheduled runs are skipped" in "".join(lines), lines
+    assert list((toy / ".foundry/runs").glob("*/tree")) == []
+    (toy / "todo-one").unlink()
+    assert api.until(api.start("pretrain/manual"), seconds=240)["state_type"] == "COMPLETED"  # no slot is held
+
+    p.kill()  # alone
+    assert wait_until(lambda: processes(toy) == ([], []), 60), processes(toy)
 
 
 def answers(url):

@@ -1,0 +1,127 @@
+"""What the next `make ui` finds of one that was killed, or of a machine that lost its power: processes, runs, schedules.
+
+A run whose process is gone stays `Running` in Prefect's records, holds the work pool's only slot, and every later run is late. This is plain HTTP: importing
+Prefect's client takes seconds.
+"""
+
+import json
+import os
+import signal
+import urllib.request
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from flows.workspace import building, prune
+from foundry.config import LockError
+from foundry.utils.process import exclusive
+
+MARK = "FOUNDRY_UI"  # in the environment of everything that a `make ui` starts: its project
+RUN = "PREFECT__FLOW_RUN_ID"  # in the environment of a run's processes, by Prefect's worker
+SAVING = 45.0  # seconds: a stage has 30 to save, then DVC and Prefect end
+ENDING = 20.0  # seconds that a server has
+GONE = "its process is gone: `make ui` or the machine ended while it ran. Retry resumes it: what was built is restored"
+SKIPPED = "its time passed while `make ui` was not running"
+LATE = timedelta(minutes=1)
+
+
+def processes(root: Path) -> tuple[list[psutil.Process], list[psutil.Process]]:
+    """(servers and workers, processes of runs) that a `make ui` of this project started, whichever it was."""
+    servers, runs = [], []
+    for p in psutil.process_iter():
+        try:
+            env = p.environ()
+        except psutil.Error:
+            continue
+        if env.get(MARK) == str(root) and p.pid != os.getpid() and p.status() != psutil.STATUS_ZOMBIE:
+            (runs if RUN in env else servers).append(p)
+    return servers, runs
+
+
+def end_processes(root: Path) -> list[str]:
+    """Ends servers and workers that a killed `make ui` left, and waits for its run, which saves: it hears that its worker is gone.
+
+    Returns:
+        One sentence for each thing that was done.
+
+    Raises:
+        LockError: if a run does not end.
+    """
+    servers, runs = processes(root)
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        for p in servers:
+            try:
+                p.send_signal(signum)
+            except psutil.NoSuchProcess:
+                continue
+        _, servers = psutil.wait_procs(servers, ENDING)
+    _, living = psutil.wait_procs(runs, SAVING)
+    if living:
+        numbers = ", ".join(str(p.pid) for p in living)
+        raise LockError(
+            f"a run of the last `make ui` still works here (pid {numbers}): wait for it or end it", living[0].pid
+        )
+    return ["ended what a killed `make ui` had left running"] if servers or runs else []
+
+
+class Records:
+    """Prefect's records of the runs of one work pool."""
+
+    def __init__(self, api_url: str, pool: str) -> None:
+        self.api_url, self.pool = api_url, {"work_pools": {"name": {"any_": [pool]}}}
+
+    def recover(self, root: Path) -> list[str]:
+        """Runs whose process is gone become `Crashed`, missed times of schedules `Skipped`; worktrees go. To be called before a worker starts.
+
+        Returns:
+            One sentence for each run.
+        """
+        prune(root)
+        return self._crash(root) + self._skip()
+
+    def _crash(self, root: Path) -> list[str]:
+        at_work = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+        runs = [r for r in self._post("flow_runs/filter", flow_runs=at_work, **self.pool) if r["id"] != _builder(root)]
+        if not runs:
+            return []
+        which = {"flow_runs": {"id": {"any_": [r["id"] for r in runs]}}}
+        for task in self._post("task_runs/filter", task_runs=at_work, **which):
+            self._set(f"task_runs/{task['id']}", "CRASHED", "Crashed", GONE)
+        for run in runs:
+            self._set(f"flow_runs/{run['id']}", "CRASHED", "Crashed", GONE)
+            if (root / ".foundry" / "runs" / run["id"][:8] / "sweep.json").exists():
+                from flows.record import close_record  # MLflow: seconds
+
+                close_record(root, run["id"][:8])
+        return [f"the run {r['name']} was {r['state_name']}: Crashed now, {GONE}" for r in runs]
+
+    def _skip(self) -> list[str]:
+        before = (datetime.now(UTC) - LATE).isoformat()
+        due = {"state": {"name": {"any_": ["Scheduled", "Late"]}}, "expected_start_time": {"before_": before}}
+        missed = [r for r in self._post("flow_runs/filter", flow_runs=due, **self.pool) if r["auto_scheduled"]]
+        for run in missed:
+            self._set(f"flow_runs/{run['id']}", "CANCELLED", "Skipped", SKIPPED)
+        return [f"{len(missed)} scheduled runs are skipped: their time passed while `make ui` was not running"] * bool(
+            missed
+        )
+
+    def _set(self, what: str, kind: str, name: str, message: str) -> None:
+        self._post(f"{what}/set_state", state={"type": kind, "name": name, "message": message}, force=True)
+
+    def _post(self, path: str, **body: Any) -> Any:
+        request = urllib.request.Request(
+            f"{self.api_url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
+
+
+def _builder(root: Path) -> str:
+    """The flow run that builds the project at this moment; empty if none does, or one that no server knows."""
+    try:
+        with exclusive(building(root), note=None):
+            return ""
+    except LockError as e:
+        return e.note

@@ -1,0 +1,41 @@
+"""Where `make ui` serves: `.foundry/ui/addresses.json`, written by flows/ui.py and read by the commands beside it.
+
+    {"prefect": "http://127.0.0.1:4200", "mlflow": "http://127.0.0.1:5000"}
+
+Addresses of the pages, without a path; Prefect's API is at `/api` below its address. A living `make ui` holds `.foundry/ui/lock`: without that lock the file is
+what a killed one left, and another program may have its ports.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foundry.utils.files import read_json, write_json
+from foundry.utils.process import locked_if_free
+
+
+def lock_path(root: Path) -> Path:
+    return root / ".foundry" / "ui" / "lock"
+
+
+def addresses(root: Path) -> dict[str, str] | None:
+    """The addresses of the `make ui` that runs in this project; None when none runs, or it has not started its servers yet."""
+    path = _path(root)
+    if not path.exists():
+        return None
+    with locked_if_free(lock_path(root), note=None) as free:
+        if free:
+            return None
+    return read_json(path, "the addresses of `make ui`")
+
+
+def write_addresses(root: Path, prefect: str, mlflow: str) -> None:
+    write_json(_path(root), {"prefect": prefect, "mlflow": mlflow})
+
+
+def remove_addresses(root: Path) -> None:
+    _path(root).unlink(missing_ok=True)
+
+
+def _path(root: Path) -> Path:
+    return root / ".foundry" / "ui" / "addresses.json"
