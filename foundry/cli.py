@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from foundry.config import profiles as profile_table
 from foundry.utils.dvc_files import repair_dvc
 from foundry.utils.files import project_dir, state_dir, write_text
 from foundry.utils.log import setup_logging
+
+LONGEST = 6000  # characters of an error: an argument may have 100,000, and is often repeated in it
 
 
 def check(args: argparse.Namespace) -> None:
@@ -61,6 +64,8 @@ def plan(args: argparse.Namespace) -> None:
     from foundry.training.probe import UTILISATION, gpu_seconds, probe_seconds
     from foundry.utils.files import read_json
 
+    if args.gpus is not None and not args.gpu:
+        raise ConfigError("--gpus needs --gpu: the time is predicted for GPUs of a kind")
     cfg = profile_table.profile_config(args.profile, args.params) if args.profile else load_config(args.params)
     found = checked(cfg, project_dir(), f"profile {args.profile}" if args.profile else args.params)
     index = Path("data/shards/index.json")
@@ -88,10 +93,9 @@ def plan(args: argparse.Namespace) -> None:
             "the number of epochs is known after the shard stage: data/shards is not there yet, or of another profile"
         )
     if args.gpu:
-        seconds = gpu_seconds(made, args.gpu, args.gpus)
-        print(
-            f"time: about {_hours(seconds)} on {args.gpus} x {args.gpu}, at {UTILISATION:.0%} of its peak (an assumption)"
-        )
+        gpus = 1 if args.gpus is None else args.gpus
+        seconds = gpu_seconds(made, args.gpu, gpus)
+        print(f"time: about {_hours(seconds)} on {gpus} x {args.gpu}, at {UTILISATION:.0%} of its peak (an assumption)")
     elif args.probe:
         if not known:
             raise ConfigError("a probe needs data/shards: run `dvc repro shard` with these parameters first")
@@ -180,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
         "--probe", action="store_true", help="run 20 steps to predict the time on this machine; nothing is kept"
     )
     s.add_argument("--gpu", help="predict the time on such a GPU from its data sheet: H100, A100, L4, RTX 4090, ...")
-    s.add_argument("--gpus", type=int, default=1, help="how many of them (default: %(default)s)")
+    s.add_argument("--gpus", type=int, help="how many of them (default: 1)")
     s = add("inspect", inspect, "print the documents that a training step reads", params=True)
     s.add_argument("--step", type=int, required=True, help="the step, counted from 1 as the logs do")
     s.add_argument("--full", action="store_true", help="all of their text")
@@ -203,12 +207,19 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: exit code 0, 1 for a user's mistake, 2 for a wrong command line."""
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a name of a file need not be UTF-8, and a terminal need not know every character
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = parser().parse_args(argv)
     setup_logging()
     try:
         args.call(args)
     except FoundryError as e:
-        print(f"error: {e}", file=sys.stderr)
+        text = str(e)
+        print(f"error: {text if len(text) <= LONGEST else f'{text[:LONGEST]} …'}", file=sys.stderr)
         raise SystemExit(1) from None
     except BrokenPipeError:  # `foundry check --describe | head`
         sys.stderr.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from foundry.config import Config, ConfigError, DataError
+from foundry.config.section import shown
 from foundry.evaluation.compare import Comparison, compare_documents, read_documents
 from foundry.tracking import tracking_uri
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from foundry.models import MiniLLM
     from foundry.tokenizers import Tokenizer
 
+LONGEST_REVISION = 1000  # characters; the system takes about 100,000 in an argument
 TABLE = "artifacts/evaluation/documents.parquet"
 Load = Callable[[], "tuple[MiniLLM, Tokenizer]"]
 
@@ -78,16 +81,15 @@ def resolve(name: str, cfg: Config, root: Path, scratch: Path) -> Side:
     Raises:
         ConfigError: telling what was tried.
     """
-    path = Path(name)
     if name.startswith("models:/"):
         from foundry.tracking.registry import download
 
         scratch.mkdir(parents=True)
         return in_folder(download(name, tracking_uri(cfg.runtime), scratch), name)
-    if path.is_file():
-        return Side(name, read_documents(path), None)
-    if path.is_dir():
-        return in_folder(path, name)
+    if os.path.isfile(name):  # False for a name that no file can have, where Path.is_file raises
+        return Side(name, read_documents(Path(name)), None)
+    if os.path.isdir(name):
+        return in_folder(Path(name), name)
     return Side(name, _of_revision(name, root), None)
 
 
@@ -127,6 +129,10 @@ def _trained(folder: Path) -> tuple[MiniLLM, Tokenizer]:
 
 
 def _of_revision(rev: str, root: Path) -> pa.Table:
+    if len(rev) > LONGEST_REVISION:
+        raise ConfigError(
+            f"{shown(rev)} of {len(rev):,} characters is no file, no folder, no models:/name@alias and no revision"
+        )
     with tempfile.TemporaryDirectory(prefix="foundry-compare-") as tmp:
         out = Path(tmp) / "documents.parquet"
         command = [sys.executable, "-m", "dvc", "get", "-q", str(root.resolve()), TABLE, "--rev", rev, "-o", str(out)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ def generate(args: argparse.Namespace) -> None:
 
 def _device_of(params: str) -> str:
     """`runtime.device` of the project; `auto` outside of one, where only --model matters."""
-    return load_config(params).runtime.device if Path(params).exists() else "auto"
+    return load_config(params).runtime.device if os.path.exists(params) else "auto"
 
 
 def _model(folder: Path, tokenizer: str) -> tuple[MiniLLM, Tokenizer]:
@@ -44,7 +45,7 @@ def _model(folder: Path, tokenizer: str) -> tuple[MiniLLM, Tokenizer]:
     from foundry.tokenizers import Tokenizer
 
     for hf in (folder, folder / "hf"):
-        if (hf / "tokenizer.model").is_file():
+        if os.path.isfile(hf / "tokenizer.model"):  # False for a name that no file can have, where Path.is_file raises
             from foundry.export.huggingface import import_huggingface
 
             return import_huggingface(hf)

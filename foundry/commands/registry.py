@@ -36,7 +36,10 @@ def rollback(args: argparse.Namespace) -> None:
 def sync(args: argparse.Namespace) -> None:
     from foundry.registering import deliver_registrations
     from foundry.tracking import sync as deliver
+    from foundry.tracking.address import resolve
 
+    if args.uri is not None:
+        resolve(args.uri)  # an address that can never work is refused although there may be nothing to deliver
     try:
         deliver(state_dir(), uri=args.uri)
     finally:  # a run whose address is gone for good keeps no model from being registered

@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from foundry.config import FoundryError, TrackingError, load_config
+from foundry.config import ConfigError, FoundryError, TrackingError, load_config
 
 if TYPE_CHECKING:
     from foundry.tracking.listing import Row
 
+MOST = 1_000_000  # commits
 TITLES = ("DVC", "revision", "MLflow run", "status", "steps", "val bits/byte", "test bits/byte", "parameters")
 
 
@@ -19,6 +20,8 @@ def runs(args: argparse.Namespace) -> None:
     from foundry.tracking import tracking_uri
     from foundry.tracking.listing import dvc_rows, mlflow_rows, side_by_side, tag_revisions
 
+    if not 1 <= args.commits <= MOST:
+        raise ConfigError(f"the number of commits must lie in [1, {MOST}], got {args.commits}")
     cfg = load_config(args.params)
     uri = tracking_uri(cfg.runtime)
     (dvc, no_dvc), (mlflow, no_mlflow) = (

@@ -48,13 +48,15 @@ def _apply(data: dict, values: dict[str, Any]) -> dict:
 def changes(params: str | Path, name: str) -> list[tuple[str, Any, Any]]:
     """(key, value now, value in the profile) of every key that switching to the profile would change."""
     data = read_yaml(params)
-    rows = []
-    for key, new in profile_values(name).items():
-        section, field = key.split(".")
-        old = data.get(section, {}).get(field)
-        if old != new:
-            rows.append((key, old, new))
-    return rows
+    rows = ((key, _at(data, key), new) for key, new in profile_values(name).items())
+    return [(key, old, new) for key, old, new in rows if old != new]
+
+
+def _at(data: Any, key: str) -> Any:
+    """The value of a dotted key; None where a file, which need not be valid here, has none."""
+    for name in key.split("."):
+        data = data.get(name) if isinstance(data, dict) else None
+    return data
 
 
 def switch(params: str | Path, name: str) -> str:

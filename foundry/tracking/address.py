@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from foundry.config import ConfigError
+from foundry.config.section import shown
 from foundry.utils.files import project_dir, state_dir
 
 STATE = ".foundry"
@@ -92,8 +93,12 @@ def _resolve_sqlite(uri: str, home: Path | None) -> str:
         raise ConfigError(
             f"{uri!r} has a question mark in its path, where options begin: write {sqlite_uri(Path(whole))}"
         )
-    absolute = _absolute(path, home)
-    if absolute.is_dir():
+    try:
+        absolute = _absolute(path, home)
+        folder = absolute.is_dir()
+    except (OSError, RuntimeError) as e:  # a name longer than the system allows; a link to itself
+        raise ConfigError(f"{shown(uri)} cannot be a file: {getattr(e, 'strerror', None) or e}") from None
+    if folder:
         raise ConfigError(
             f"{uri!r}: {absolute} is a folder; name a file in it, such as {sqlite_uri(path / 'mlflow.db')}"
         )

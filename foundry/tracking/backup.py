@@ -14,7 +14,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foundry.config import TrackingError
+from foundry.config import ConfigError, TrackingError
 from foundry.tracking.address import sqlite_path
 from foundry.tracking.names import CONTENT
 from foundry.tracking.registry import fetch, reached
@@ -31,9 +31,16 @@ def backup(uri: str, folder: Path) -> dict[str, int]:
     """Copies what is not there yet, and writes registry.json anew: {models, versions, copied}.
 
     Raises:
+        ConfigError: for a folder that cannot be made.
         TrackingError: if MLflow or its store cannot be reached, or a version's files are gone; what could be copied is.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.absolute()  # SQLite takes a relative name that begins with `file:` for an address
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(
+            f"{folder} cannot be the folder of a backup: {e.strerror}; name one that can be made"
+        ) from None
     known = _known(folder)
     copied, models, problems = 0, [], []
     with reached(uri, "back up the registry") as client:

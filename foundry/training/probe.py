@@ -12,6 +12,7 @@ from foundry.training.plan import Plan
 from foundry.utils.device import PEAKS
 
 STEPS = 20
+MOST_GPUS = 100_000
 UTILISATION = 0.4  # of a GPU's peak that a run of this size is expected to reach
 
 
@@ -46,8 +47,10 @@ def gpu_seconds(plan: Plan, gpu: str, count: int) -> float:
     """Seconds of the run on `count` GPUs of a kind, at the utilisation that is expected; from the parameters alone.
 
     Raises:
-        ConfigError: for a GPU whose peak is not known.
+        ConfigError: for a GPU whose peak is not known, or a number of them that no machine has.
     """
+    if not 1 <= count <= MOST_GPUS:
+        raise ConfigError(f"the number of GPUs must lie in [1, {MOST_GPUS}], got {count}")
     if gpu not in PEAKS:
         raise ConfigError(f"the peak of {gpu!r} is not known; known are {', '.join(PEAKS)}")
     return plan.flops / (PEAKS[gpu][0] * 1e12 * count * UTILISATION)

@@ -328,6 +328,8 @@ def read_json(path: str | Path, what: str, error: Callable[[str], Exception] = F
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path} does not exist: {what}") from None
+    except OSError as e:
+        raise error(f"{path} cannot be read ({e.strerror}): {what}") from None
     except (ValueError, UnicodeDecodeError) as e:
         raise error(f"{path} is not readable JSON ({e}): {what}") from None
 
