@@ -6,16 +6,20 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from scoring import tiny
 
-from foundry import custody
+from foundry import custody, reproducing
 from foundry.cli import main
-from foundry.config import ConfigError, Export, ExportError, parse_config
+from foundry.config import ConfigError, Export, ExportError, FoundryError, parse_config
 from foundry.data.shards import Shards
 from foundry.export import export
-from foundry.export.lineage import lineage
+from foundry.export.lineage import REPORTS, lineage, read_lineage
+from foundry.export.manifest import read_record, verify_export, write_record
 from foundry.models import load_model, save_model
-from foundry.utils.files import sha256_file, write_json
+from foundry.utils.dvc_record import md5_file, md5_folder, read_lock
+from foundry.utils.files import sha256_file, sha256_json, write_json
+from foundry.verifying import verify
 
 SOURCE = {"name": "one", "url": "file:corpus/a.txt", "license": "CC0-1.0", "attribution": "us", "lang": "en"}
 CFG = parse_config({"download": {"sources": [{"name": "one", "url": "file:corpus/a.txt"}]}})
@@ -38,6 +42,10 @@ def whole(tmp_path_factory, clean, shards, tokenizer):
         root / "artifacts/model", tiny(max_seq_len=64), {"fingerprint": "f" * 16, **hashes, "steps": 10, "tokens": 640}
     )
     model, facts = load_model(root / "artifacts/model")
+    write_json(root / "artifacts/tokenizer/facts.json", {"sha256": tokenizer.sha256})
+    write_json(root / "artifacts/evaluation/tasks/cloze.jsonl", {"question": 1})
+    for name in REPORTS:
+        write_json(root / "reports" / name, {"of": name})
     chain = lineage(root, facts, CFG.model_dump(mode="json", exclude={"runtime"}))
     bpb = {"value": 1.5, "low": 1.4, "high": 1.6}
     report = {
@@ -60,9 +68,10 @@ def whole(tmp_path_factory, clean, shards, tokenizer):
         params,
         lineage=chain,
     )
-    (root / "dvc.lock").write_text(
-        f"outs:\n- path: artifacts/export\n  md5: {custody.dvc_hash(root / 'artifacts/export')}\n"
-    )
+    (root / "reports/page.html").write_text("<p>1.5 bits per byte</p>")
+    outs = [{"path": "artifacts/export", "md5": md5_folder(root / "artifacts/export")}]
+    outs += [{"path": "reports/page.html", "md5": md5_file(root / "reports/page.html")}]
+    (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"export": {"cmd": "-", "outs": outs}}}))
     (root / "params.yaml").write_text("download: {sources: [{name: one, url: 'file:corpus/a.txt'}]}\n")
     (root / ".gitignore").write_text("/data\n/artifacts\n")
     for command in (
@@ -120,7 +129,7 @@ def test_dvc_gives_the_folder_the_same_hash(project):
     shutil.copytree("artifacts/export", "fresh/export")
     for command in (["init", "-q"], ["add", "-q", "export"]):
         subprocess.run([sys.executable, "-m", "dvc", *command], cwd="fresh", check=True, capture_output=True)
-    assert custody.dvc_hash(project / "artifacts/export") in (project / "fresh/export.dvc").read_text()
+    assert md5_folder(project / "artifacts/export") in (project / "fresh/export.dvc").read_text()
 
 
 def test_a_whole_chain_verifies_and_what_is_not_here_is_told_apart(project, capsys):
@@ -136,7 +145,9 @@ def test_a_whole_chain_verifies_and_what_is_not_here_is_told_apart(project, caps
     ("link", "pattern"),
     [
         ("export", "artifacts/export/*.gguf"), ("export", "artifacts/export/hf/model.safetensors"), ("export", "artifacts/export/lineage.json"),
-        ("model", "artifacts/model/model.safetensors"), ("shards", "data/shards/train/shard-*.arrow"), ("shards", "data/shards/index.json"),
+        ("model", "artifacts/model/model.safetensors"), ("model", "artifacts/model/config.json"), ("raw", "data/raw/manifest.json"),
+        ("tokenizer", "artifacts/tokenizer/facts.json"), ("evaluation", "artifacts/evaluation/tasks/cloze.jsonl"), ("reports", "reports/*.html"),
+        ("reports", "reports/evaluate.json"), ("shards", "data/shards/train/shard-*.arrow"), ("shards", "data/shards/index.json"),
         ("tokenizer", "artifacts/tokenizer/tokenizer.model"), ("clean", "data/clean/test/part-*.parquet"), ("raw", "data/raw/one/a.txt"),
     ],
 )  # fmt: skip
@@ -156,14 +167,118 @@ def test_a_flipped_byte_anywhere_is_found_and_named(project, link, pattern, caps
     assert err.count(": changed") == 1
 
 
-def test_a_record_that_was_changed_and_a_folder_that_is_no_export_are_refused(project):
+def test_a_record_that_was_changed_and_a_folder_that_is_no_export_are_refused(project, capsys):
     record = project / "artifacts/export/proof.json"
     record.write_text(record.read_text().replace('"different": 0', '"different": 1', 1))
-    for call in (custody.verify, lambda folder: custody.trace(str(folder), CFG)):
-        with pytest.raises(ExportError, match=r"proof\.json was changed"):
-            call(project / "artifacts/export")
+    with pytest.raises(ExportError, match=r"proof\.json was changed"):
+        custody.trace("artifacts/export", CFG)
+    with pytest.raises(SystemExit):
+        main(["verify"])
+    assert "export: artifacts/export/proof.json: changed" in capsys.readouterr().err
+    for call in (verify, lambda folder: custody.trace(str(folder), CFG)):
         with pytest.raises(ExportError):
             call(project / "data")
+
+
+def sign(export):
+    """Writes a proof over the files as they are, as somebody does who wants to hide a change."""
+    record = json.loads((export / "proof.json").read_text())
+    record.pop("sha256")
+    write_record(export, record)
+
+
+def test_a_proof_that_was_signed_again_is_noticed_by_the_lock_and_without_one_said_to_be_unproved(project, capsys):
+    path = project / "artifacts/export/hf/README.md"
+    path.write_text(path.read_text().replace("1.5", "1.4"))
+    sign(project / "artifacts/export")
+    verify_export(project / "artifacts/export")  # it agrees with itself
+    with pytest.raises(SystemExit):
+        main(["verify"])
+    assert "record: artifacts/export/proof.json: changed" in capsys.readouterr().err
+    shutil.copytree("artifacts/export", "elsewhere")
+    main(["verify", "elsewhere"])
+    assert "a proof which was written again would not be noticed: elsewhere" in capsys.readouterr().out
+
+
+def test_a_file_that_was_added_to_the_data_is_named(project, capsys):
+    (project / "data/clean/train/part-00009.parquet").write_bytes(b"more")
+    with pytest.raises(SystemExit):
+        main(["verify"])
+    assert "clean: data/clean/train/part-00009.parquet: added" in capsys.readouterr().err
+
+
+WRONG = (None, [], {}, "x", 7, [1], {"a": None}, "\ud800", 10**400)
+
+
+def wrong_values(value):
+    """The value with each of its parts, two levels deep, replaced by one of another type."""
+    for wrong in WRONG:
+        yield wrong
+    for key, part in value.items():
+        yield {k: v for k, v in value.items() if k != key}
+        for wrong in WRONG:
+            yield {**value, key: wrong}
+        if isinstance(part, dict):
+            for inner in part:
+                for wrong in WRONG:
+                    yield {**value, key: {**part, inner: wrong}}
+
+
+def without_traceback(capsys, *command):
+    """Runs the command; whatever it finds ends in an error of ours."""
+    try:
+        main(list(command))
+    except SystemExit as e:
+        assert e.code == 1
+        assert capsys.readouterr().err.startswith("error: ")
+
+
+READERS = {
+    "artifacts/export/lineage.json": lambda path: read_lineage(path.parent),
+    "artifacts/export/proof.json": lambda path: read_record(path.parent),
+    "dvc.lock": read_lock,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_records_of_any_wrong_type_end_in_one_line(project, name, capsys):
+    path, refused, accepted = project / name, 0, 0
+    for value in wrong_values(yaml.safe_load(path.read_text())):
+        if name.endswith("proof.json") and isinstance(value, dict):
+            value = {k: v for k, v in value.items() if k != "sha256"}
+            value["sha256"] = "" if "\\ud800" in json.dumps(value) else sha256_json(value)
+        path.write_text(json.dumps(value))
+        try:
+            READERS[name](path)
+        except FoundryError:
+            refused += 1
+            continue
+        accepted += 1
+        if accepted % 40 == 1:  # what a reader takes, the commands can work with
+            if name.endswith("lineage.json"):
+                sign(project / "artifacts/export")
+            without_traceback(capsys, "verify")
+            without_traceback(capsys, "trace")
+    assert refused > 20
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "folder", "binary", "nested"])
+def test_damaged_and_missing_files_of_any_kind_end_in_one_line(project, damage, capsys):
+    names = [p for top in ("data", "artifacts", "reports") for p in sorted((project / top).rglob("*")) if p.is_file()]
+    names = [p for p in names if p.name != "shard-00000.arrow" or p.parent.name == "test"]  # one of a kind
+    for path in [*names, project / "dvc.lock"]:
+        data = path.read_bytes()
+        path.unlink()
+        if damage == "folder":
+            path.mkdir()
+        elif damage != "missing":
+            path.write_bytes({"empty": b"", "binary": b"\xff\x00\x80", "nested": b"[" * 100_000}[damage])
+        for command in ("verify", "trace"):
+            without_traceback(capsys, command)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        path.write_bytes(data)
+    assert len(names) > 15
+    main(["verify"])
 
 
 def test_what_cannot_be_rebuilt_is_refused_before_anything_starts(project):
@@ -171,19 +286,43 @@ def test_what_cannot_be_rebuilt_is_refused_before_anything_starts(project):
     shutil.rmtree(project / ".git")
     subprocess.run(["git", "init", "-q"], cwd=project, check=True)
     with pytest.raises(ConfigError, match=r"commit of artifacts/export is not known here.*--commit"):
-        custody.reproduce("artifacts/export", CFG)
+        reproducing.reproduce("artifacts/export", CFG)
 
 
 def test_the_first_link_that_differs_is_named_with_what_differs():
-    old = {
+    old = {key: {} for key in reproducing.LINKS} | {
         "parameters": {"a": 1},
-        "raw": [{"sha256": "x"}],
-        "clean": {},
-        "tokenizer": {},
         "shards": {"files": {"a": "1", "b": "2"}},
         "model": {"w": 1},
-        "export": {},
     }
-    assert custody.differences(old, old) == []
+    assert reproducing.differences(old, old) == []
     new = {**old, "shards": {"files": {"a": "1", "b": "3"}}, "model": {"w": 2}}
-    assert custody.differences(old, new) == ["shards: files.b was 2, now 3", "model: w was 1, now 2"]
+    assert reproducing.differences(old, new) == ["shards: files.b was 2, now 3", "model: w was 1, now 2"]
+
+
+def test_parameters_that_the_commit_does_not_have_are_shown(project, capsys):
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text + "train: {steps: 70}\n")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "commit", "-qam", "other parameters", "--amend"], cwd=project, check=True)
+    main(["trace"])
+    out = capsys.readouterr().out
+    assert f"train.steps: {CFG.train.steps} (the commit has 70)" in out
+    assert out.count("(the commit has") == 1
+
+
+def test_the_commit_of_a_flows_run_is_known_from_what_the_run_kept(project, capsys):
+    """Nobody committed the run's dvc.lock."""
+    run = project / ".foundry/runs/0a1b2c3d"
+    run.mkdir(parents=True)
+    shutil.move(project / "dvc.lock", run / "dvc.lock")
+    write_json(run / "run.json", {"commit": head(project)})
+    damaged = project / ".foundry/runs/00000000"
+    damaged.mkdir()
+    (damaged / "dvc.lock").write_text("stages: [")
+    write_json(damaged / "run.json", {"commit": "x"})
+    for command in (["rm", "-q", "--cached", "dvc.lock"], ["commit", "-qm", "never committed", "--amend"]):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], cwd=project, check=True)
+    write_json(run / "run.json", {"commit": head(project)})
+    main(["trace"])
+    assert f"← commit      {head(project)}" in capsys.readouterr().out

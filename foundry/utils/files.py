@@ -325,12 +325,16 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
 def read_json(path: str | Path, what: str, error: Callable[[str], Exception] = FoundryError) -> Any:
     """Reads JSON or raises `error` with what was expected there."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:  # half a surrogate pair could neither be printed nor written
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except FileNotFoundError:
         raise error(f"{path} does not exist: {what}") from None
-    except OSError as e:
+    except OSError as e:  # a folder in the file's place, a refused permission
         raise error(f"{path} cannot be read ({e.strerror}): {what}") from None
-    except (ValueError, UnicodeDecodeError) as e:
+    except (ValueError, RecursionError) as e:
         raise error(f"{path} is not readable JSON ({e}): {what}") from None
 
 

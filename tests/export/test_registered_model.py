@@ -15,9 +15,10 @@ from foundry.cli import main
 from foundry.comparing import in_folder
 from foundry.comparing import losses as score_text
 from foundry.config import DataError, Export, ExportError, TrackingError, parse_config
+from foundry.custody import trace
 from foundry.export import export
 from foundry.export.lineage import lineage
-from foundry.export.manifest import verify_export
+from foundry.export.manifest import verify_export, write_record
 from foundry.registering import register_export
 from foundry.tracking import tracking_uri
 from foundry.tracking.backup import backup
@@ -85,11 +86,12 @@ def make(root, model, tokenizer, value=1.5, scale=1.0, seed=0, fingerprint="f" *
     raw = {"name": "one", "url": "file:corpus/x", **terms, "files": [{"path": "one/x", "sha256": "4" * 64, "bytes": 5}]}
     write_json(root / "data/raw/manifest.json", {"sources": [raw]})
     write_json(root / "data/shards/index.json", {"splits": {}})
+    for name in ("clean.json", "evaluate.json"):
+        write_json(root / "reports" / name, report)
     export(
         root / "artifacts/export", model, facts, tokenizer, report, [{"name": "one", "url": "file:corpus/x", **terms, "sha256": "4" * 64}], ["The salt."],
         ["The"], Export(model_name="tiny", gguf_types=["f32"]), lineage=lineage(root, facts, {"seed": 1}),
     )  # fmt: skip
-    write_json(root / "reports/evaluate.json", report)
     losses(root, scale, seed)
     return root
 
@@ -110,6 +112,29 @@ def cfg(project, monkeypatch):
 @pytest.fixture
 def registered(project, cfg):
     return register_export(cfg, project)
+
+
+def test_files_that_were_replaced_in_the_store_are_noticed_by_the_registrys_tag(
+    project, cfg, model, tokenizer, tmp_path, monkeypatch, capsys
+):
+    root = make(tmp_path / "own", model, tokenizer)
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    register_export(cfg, root)
+    monkeypatch.chdir(root)
+    (root / "params.yaml").write_text("download: {sources: [{name: one, url: 'file:x'}]}\nexport: {model_name: tiny}\n")
+    main(["verify", "models:/tiny/1"])
+    assert "its files are those that were registered" in capsys.readouterr().out
+    (stored,) = (p.parent for p in root.glob(".foundry/mlartifacts/**/artifacts/export/proof.json"))
+    (stored / "hf/README.md").write_text("another card")
+    with pytest.raises(ExportError, match=r"README\.md: changed"):
+        trace("models:/tiny/1", cfg, root)
+    record = json.loads((stored / "proof.json").read_text())
+    record.pop("sha256")
+    write_record(stored, record)  # signed again
+    for command in ("verify", "trace", "reproduce"):
+        with pytest.raises(SystemExit):
+            main([command, "models:/tiny/1"])
+        assert "somebody replaced them" in capsys.readouterr().err
 
 
 def test_the_registered_model_runs_from_its_own_folder_alone(project, registered, model, tokenizer, tmp_path):

@@ -1,0 +1,102 @@
+"""What DVC recorded: `dvc.lock`, and the objects of its cache. Read as files; this package does not import DVC.
+
+An object's name is the MD5 of its content; a folder's object is the list of its files with theirs, under a name that ends with `.dir`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foundry.config import ConfigError, DataError, read_yaml
+
+LOCK = "dvc.lock"
+
+
+@dataclass(frozen=True)
+class Out:
+    """An out of a stage, as `dvc.lock` has it: `md5` of a folder ends with `.dir`."""
+
+    stage: str
+    path: str
+    md5: str
+
+
+def md5_file(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def md5_folder(folder: Path) -> str:
+    """The MD5 of the list of its files with theirs, as DVC names it."""
+    rows = [{"md5": md5_file(p), "relpath": p.relative_to(folder).as_posix()} for p in folder.rglob("*") if p.is_file()]
+    rows.sort(key=lambda r: r["relpath"])
+    return hashlib.md5(json.dumps(rows).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def read_lock(path: Path) -> dict[str, Any]:
+    """The stages of a `dvc.lock`; none if there is no such file.
+
+    Raises:
+        DataError: if it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        stages = read_yaml(path)["stages"]
+        for stage in stages.values():
+            for entry in (*stage.get("outs", []), *stage.get("deps", [])):
+                _ = entry["path"] + entry["md5"]
+    except (ConfigError, OSError, KeyError, TypeError, AttributeError) as e:
+        what = str(e) if isinstance(e, ConfigError) else f"{path} is not a lock file of DVC ({type(e).__name__}: {e})"
+        raise DataError(f"{what}: restore it from git, or remove it and run `dvc repro`") from None
+    return stages
+
+
+def recorded_outs(root: Path) -> dict[str, Out]:
+    """{path: out} of the project's `dvc.lock`.
+
+    Raises:
+        DataError: if it is damaged.
+    """
+    stages = read_lock(root / LOCK)
+    return {o["path"]: Out(name, o["path"], o["md5"]) for name, s in stages.items() for o in s.get("outs", [])}
+
+
+def out_of(outs: dict[str, Out], path: str) -> Out | None:
+    """The out that a path of the project is, or is in."""
+    return next((outs[p] for p in (path, *(q.as_posix() for q in Path(path).parents)) if p in outs), None)
+
+
+class Cache:
+    """The project's DVC cache."""
+
+    def __init__(self, root: Path) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", "cache", "dir"], cwd=root, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise DataError(f"`dvc cache dir` failed: {(done.stderr or done.stdout).strip()[-300:]}")
+        self.folder = root / done.stdout.strip()  # which is absolute
+
+    def path(self, md5: str) -> Path:
+        """Where an object is."""
+        return self.folder / "files" / "md5" / md5[:2] / md5[2:]
+
+    def good(self, md5: str) -> Path | None:
+        """The object, if it is there and its content is what its name says."""
+        path = self.path(md5)
+        return path if path.is_file() and md5_file(path) == md5.removesuffix(".dir") else None
+
+    def listing(self, out: Out) -> dict[str, str] | None:
+        """{path in the project: md5} of an out's files; None if the list of a folder is missing or damaged."""
+        if not out.md5.endswith(".dir"):
+            return {out.path: out.md5}
+        if (path := self.good(out.md5)) is None:
+            return None
+        return {f"{out.path}/{row['relpath']}": row["md5"] for row in json.loads(path.read_text(encoding="utf-8"))}

@@ -1,0 +1,227 @@
+"""Every file of an export and of its chain is hashed again, and what is damaged is restored. Behind `foundry verify`.
+
+Three records answer for each other: `proof.json` has the hash of every file of the export; `lineage.json`, one of them, that of every file which a
+number of the export depends on; `dvc.lock` (which git has) the hash of the whole export and of every report. Who changes a file and writes its hash
+into a record again has to change the next record, too; the last ones are the commit and the registry's tag.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from foundry.config import DataError, ExportError
+from foundry.custody import EXPORT, commit_of
+from foundry.export.lineage import FOLDERS, files_of, read_lineage
+from foundry.export.lineage import NAME as LINEAGE
+from foundry.export.manifest import NAME as PROOF
+from foundry.export.manifest import ChangedExportError, verify_export
+from foundry.utils.dvc_record import LOCK, Cache, Out, md5_file, md5_folder, out_of, recorded_outs
+from foundry.utils.files import atomic_write, sha256_file
+
+
+@dataclass(frozen=True)
+class Link:
+    """One file of the chain.
+
+    Attributes:
+        link: the part of the chain, a key of `FOLDERS`, `export` or `record`.
+        state: "ok", "changed", "missing" or "added".
+    """
+
+    link: str
+    path: str
+    state: str
+
+    @property
+    def broken(self) -> bool:
+        """Whether it is damage: a part of the chain that is not on this disk is none, but a part of the export."""
+        return self.state in ("changed", "added") or (self.state == "missing" and self.link == "export")
+
+
+@dataclass
+class Repair:
+    """What `repair` did.
+
+    Attributes:
+        restored: files that have their recorded bytes again.
+        discarded: damaged objects of DVC's cache that were removed.
+        rebuild: {stage that has to run again: its files that could not be restored, and were removed}.
+        left: files that only their owner can judge.
+    """
+
+    restored: list[str] = field(default_factory=list)
+    discarded: list[str] = field(default_factory=list)
+    rebuild: dict[str, list[str]] = field(default_factory=dict)
+    left: list[Link] = field(default_factory=list)
+
+
+def verify(folder: str | Path, root: str | Path = ".") -> list[Link]:
+    """Hashes again what is on disk: the export itself, and whatever of its chain is in the project.
+
+    Raises:
+        ExportError: if the folder is no export.
+    """
+    folder, root = Path(folder), Path(root)
+    if not (folder / PROOF).exists():
+        raise ExportError(f"{folder} is no export: it has no {PROOF}; run `dvc repro export` or `dvc checkout`")
+    found = _export(folder)
+    intact = not any(f.broken for f in found)
+    found += [*_chain(folder, root), *_recorded(folder, root, intact)]
+    links: dict[str, Link] = {}  # two records may name one file: it is damaged if one of them says so
+    for f in found:
+        if f.path not in links or (f.broken and not links[f.path].broken):
+            links[f.path] = f
+    return list(links.values())
+
+
+def _export(folder: Path) -> list[Link]:
+    try:
+        states = dict.fromkeys([*verify_export(folder)["files"], PROOF], "ok")
+    except ChangedExportError as e:
+        states = e.states
+    except ExportError:  # the proof itself
+        states = {PROOF: "changed"}
+    return [Link("export", f"{folder}/{name}", state) for name, state in states.items()]
+
+
+def _chain(folder: Path, root: Path) -> list[Link]:
+    try:
+        chain = read_lineage(folder)
+    except ExportError:
+        if not (folder / LINEAGE).exists():  # the export itself says so
+            return []
+        return [Link("record", f"{folder}/{LINEAGE}", "changed")]
+    expected = {path: (link, digest) for link, path, digest in files_of(chain)}
+    found = [Link(link, str(root / path), _state(root / path, digest)) for path, (link, digest) in expected.items()]
+    for link, top in FOLDERS.items():
+        if link != "reports":  # of which the chain has a part
+            here = (p.relative_to(root).as_posix() for p in sorted((root / top).rglob("*")) if p.is_file())
+            found += [Link(link, str(root / path), "added") for path in here if path not in expected]
+    return found
+
+
+def _state(path: Path, digest: str) -> str:
+    if not path.is_file():
+        return "changed" if path.exists() else "missing"
+    return "ok" if sha256_file(path) == digest else "changed"
+
+
+def _recorded(folder: Path, root: Path, intact: bool) -> list[Link]:
+    """The export against `dvc.lock`, and the reports beside it, which git has and the export does not name.
+
+    Args:
+        intact: whether the export agrees with its own proof; otherwise that it differs from DVC's record says nothing new.
+    """
+    try:
+        outs = recorded_outs(root)
+    except DataError:
+        return [Link("record", str(root / LOCK), "changed")]
+    mine, known = folder.resolve() == (root / EXPORT).resolve(), outs.get(EXPORT)
+    same = known is not None and (md5_folder(folder) if folder.is_dir() else "") == known.md5
+    if not same and not mine:
+        return [] if commit_of(folder, root) else [Link("record", str(folder), "missing")]
+    if known is None:
+        return [Link("record", f"{root / LOCK}", "missing")]
+    found = []
+    if same:
+        found.append(Link("record", f"{root / LOCK}", "ok"))
+    elif intact:
+        found += [Link("record", path, "changed") for path in _differing(folder, root, known)]
+    covered = [EXPORT, *(top for link, top in FOLDERS.items() if link != "reports")]
+    for out in outs.values():
+        if not any(_within(out.path, top) for top in covered):
+            found.append(Link("reports", str(root / out.path), _state_md5(root / out.path, out.md5)))
+    return found
+
+
+def _within(path: str, top: str) -> bool:
+    return path == top or path.startswith(f"{top}/")
+
+
+def _differing(folder: Path, root: Path, out: Out) -> list[str]:
+    """Files of the export that are not what DVC recorded: their proof was written again. The proof itself if DVC's list of them is gone."""
+    try:
+        listing = Cache(root).listing(out) or {}
+    except DataError:  # the folder is no project of DVC's
+        listing = {}
+    here = {f"{out.path}/{p.relative_to(folder).as_posix()}": p for p in folder.rglob("*") if p.is_file()}
+    names = [
+        n for n in sorted({*here, *listing}) if n not in here or n not in listing or md5_file(here[n]) != listing[n]
+    ]
+    return [str(root / n) for n in names] if listing else [f"{folder}/{PROOF}"]
+
+
+def _state_md5(path: Path, md5: str) -> str:
+    if not path.exists():
+        return "missing"
+    if md5.endswith(".dir"):
+        return "ok" if path.is_dir() and md5_folder(path) == md5 else "changed"
+    return "ok" if path.is_file() and md5_file(path) == md5 else "changed"
+
+
+def repair(folder: str | Path, root: str | Path = ".") -> Repair:
+    """Gives every damaged file its recorded bytes again, from DVC's cache or from git; what neither has is removed, so that `dvc repro` builds it.
+
+    An object of the cache that is not what its name says is removed: DVC trusts its cache and would restore the damage.
+
+    Raises:
+        ExportError: if the folder is no export.
+        DataError: if `dvc.lock` is damaged: it says what the recorded bytes are.
+    """
+    folder, root = Path(folder), Path(root)
+    done, outs = Repair(), recorded_outs(root)
+    broken = [f for f in verify(folder, root) if f.broken]
+    cache = Cache(root) if broken else None
+    for link in broken:
+        name = os.path.relpath(link.path, root)
+        out = out_of(outs, Path(name).as_posix())
+        if out is None or link.state == "added":
+            done.left.append(link)
+        else:
+            _restore(root, Path(name).as_posix(), out, cache, done)
+    return done
+
+
+def _restore(root: Path, name: str, out: Out, cache: Cache, done: Repair) -> None:
+    listing, path = cache.listing(out), root / name
+    if listing is None:
+        _discard(cache, out.md5, done)
+    md5 = (listing or {}).get(name)
+    good = cache.good(md5) if md5 else None
+    committed = _committed(root, name, md5) if md5 and not good else None
+    if md5 and not good:
+        _discard(cache, md5, done)
+    _remove(path)  # DVC takes a file of the same size and time for the one that it knows
+    if good is None and committed is None:
+        done.rebuild.setdefault(out.stage, []).append(name)
+        return
+    with open(good, "rb") if good else io.BytesIO(committed) as source, atomic_write(path) as target:
+        shutil.copyfileobj(source, target)
+    done.restored.append(name)
+
+
+def _discard(cache: Cache, md5: str, done: Repair) -> None:
+    path = cache.path(md5)
+    if path.exists():
+        _remove(path)
+        done.discarded.append(str(path))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _committed(root: Path, name: str, md5: str) -> bytes | None:
+    """The committed bytes of a file, if they are the recorded ones."""
+    done = subprocess.run(["git", "show", f"HEAD:./{name}"], cwd=root, capture_output=True, check=False)
+    same = done.returncode == 0 and hashlib.md5(done.stdout, usedforsecurity=False).hexdigest() == md5
+    return done.stdout if same else None
