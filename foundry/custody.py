@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from foundry.config import Config, ConfigError, DataError, ExportError, parse_config, read_yaml
+from foundry.config import Config, ConfigError, DataError, ExportError, parse_config, parse_yaml, read_yaml
 from foundry.export.lineage import read_lineage
 from foundry.export.manifest import NAME as PROOF
 from foundry.export.manifest import verify_export
@@ -99,8 +97,8 @@ def overrides(chain: dict[str, Any], root: Path) -> dict[str, list[str]]:
     if shown is None:
         return {}
     try:
-        committed = parse_config(yaml.safe_load(shown), "the commit's params.yaml")
-    except (ConfigError, yaml.YAMLError):  # of another version of Foundry
+        committed = parse_config(parse_yaml(shown, "params.yaml"), "params.yaml")
+    except ConfigError:  # of another version of Foundry
         return {}
     old, new = flatten(committed.model_dump(mode="json", exclude={"runtime"})), flatten(chain["parameters"])
     return {k: [old.get(k, ""), new.get(k, "")] for k in {**old, **new} if old.get(k) != new.get(k)}

@@ -10,9 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from foundry.config import Config, ConfigError, DataError, read_yaml
+from foundry.config import Config, ConfigError, DataError, read_yaml, yaml_text
 from foundry.custody import EXPORT, chain_of, kept_run, trace
 from foundry.utils.dvc_record import md5_folder
 from foundry.utils.files import write_text
@@ -112,7 +110,7 @@ def _set_parameters(params: Path, chain: dict[str, Any], run: Path | None) -> No
     elif chain.get("runtime"):
         runtime = chain["runtime"]
     values = {**chain["parameters"], "runtime": {**(runtime or {}), "tracking": False}}
-    write_text(params, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    write_text(params, yaml_text(values))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

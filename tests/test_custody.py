@@ -302,12 +302,12 @@ def test_the_first_link_that_differs_is_named_with_what_differs():
 
 def test_parameters_that_the_commit_does_not_have_are_shown(project, capsys):
     text = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(text + "train: {steps: 70}\n")
+    (project / "params.yaml").write_text(text + "train: {steps: 300}\n")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "commit", "-qam", "other parameters", "--amend"], cwd=project, check=True)
     main(["trace"])
     out = capsys.readouterr().out
-    assert f"train.steps: {CFG.train.steps} (the commit has 70)" in out
+    assert f"train.steps: {CFG.train.steps} (the commit has 300)" in out
     assert out.count("(the commit has") == 1
 
 

@@ -136,8 +136,10 @@ def test_dvc_and_mlflow_agree_on_an_experiment(experimented):
     (row,) = (r for r in rows if r["experiment"])
     assert (row["name"], row["steps"], row["changed"]) == ("longer", 44, {"train.steps": "44"})
     assert row["run_id"] == one.info.run_id and row["agree"] is True
+    assert row["test_bits_per_byte"] is None  # reports/evaluate.json is of the commit's model
     commits = [r for r in rows if r["revision"] == base]
     assert commits and all(r["agree"] is True and r["steps"] == 40 for r in commits)
+    assert all(r["test_bits_per_byte"] > 0 for r in commits)
     assert commits[0]["run_id"] not in ("", row["run_id"])
     assert client.get_run(one.info.run_id).data.tags["dvc.exp_rev"] == row["revision"]
     revision = subprocess.run(["git", "cat-file", "-t", row["revision"]], cwd=folder, capture_output=True, text=True)

@@ -11,14 +11,19 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from foundry.config import ConfigError, TrackingError
+from foundry.config import ConfigError, DataError, TrackingError
 from foundry.tracking.experiment import NAME
 from foundry.tracking.names import FINGERPRINT
 from foundry.tracking.params import flatten
 from foundry.tracking.search import every_run
 from foundry.tracking.settings import connect, reason
+from foundry.utils.dvc_record import LOCK, parse_lock, read_lock
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 REV = "dvc.exp_rev"
 FACTS, SCORES, PARAMS = "reports/train.json", "reports/evaluate.json", "params.yaml"
@@ -26,9 +31,10 @@ FACTS, SCORES, PARAMS = "reports/train.json", "reports/evaluate.json", "params.y
 
 @dataclass
 class Row:
-    """A revision of DVC, a run of MLflow, or both.
+    """A revision of DVC, a run of MLflow, or both. A number is there only if it is of this revision's or run's own model.
 
     Attributes:
+        steps: that were done; of a run that is not finished, the last one that it logged.
         name: the branch, tag or experiment; `workspace` for what lies in the folder.
         changed: parameters of an experiment that differ from the commit that it began from.
         val_bits_per_byte, run_val_bits_per_byte: as DVC and as MLflow have it.
@@ -72,10 +78,10 @@ def dvc_rows(root: str | Path = ".", commits: int = 5) -> list[Row]:
     rows = []
     for entry in json.loads(done.stdout):
         base = _data(entry)
-        rows.append(_row(entry.get("name") or entry["rev"], base))
+        rows.append(_row(entry.get("name") or entry["rev"], base, root))
         for group in entry.get("experiments") or []:
             data = _data(group["revs"][0])
-            row = _row(group.get("name") or group["revs"][0]["rev"][:7], data)
+            row = _row(group.get("name") or group["revs"][0]["rev"][:7], data, root)
             row.experiment, row.changed = True, _changed(base, data)
             rows.append(row)
     return rows
@@ -89,16 +95,58 @@ def _file(data: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
     return ((data.get(kind) or {}).get(name) or {}).get("data") or {}
 
 
-def _row(name: str, data: dict[str, Any]) -> Row:
+def _row(name: str, data: dict[str, Any], root: str | Path) -> Row:
+    row = Row(name=name, revision="" if data["rev"] == "workspace" else data["rev"])
     facts, scores = _file(data, "metrics", FACTS), _file(data, "metrics", SCORES)
-    return Row(
-        name=name,
-        revision="" if data["rev"] == "workspace" else data["rev"],
-        fingerprint=facts.get("fingerprint", ""),
-        steps=facts.get("steps"),
-        val_bits_per_byte=facts.get("val_bits_per_byte"),
-        test_bits_per_byte=((scores.get("test") or {}).get("bits_per_byte") or {}).get("value"),
-    )
+    if not is_current(_lock(root, row.revision), _file(data, "params", PARAMS)):
+        return row  # its reports are of an earlier model
+    row.fingerprint, row.steps = facts.get("fingerprint", ""), facts.get("steps")
+    row.val_bits_per_byte = facts.get("val_bits_per_byte")
+    if scores.get("fingerprint") == row.fingerprint:
+        row.test_bits_per_byte = ((scores.get("test") or {}).get("bits_per_byte") or {}).get("value")
+    return row
+
+
+def _lock(root: str | Path, revision: str) -> dict[str, Any]:
+    """The stages in `dvc.lock` of a revision, or of the folder; none if it has no such file, or a damaged one, which proves nothing."""
+    try:
+        if not revision:
+            return read_lock(Path(root) / LOCK)
+        command = ["git", "show", f"{revision}:./{LOCK}"]
+        shown = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        return parse_lock(shown.stdout, LOCK) if shown.returncode == 0 else {}
+    except DataError:
+        return {}
+
+
+def is_current(stages: dict[str, Any], params: dict[str, Any], stage: str = "train") -> bool:
+    """Whether what `dvc.lock` has of a stage, and of every stage before it, was built with these parameters and from each other's outs.
+
+    `dvc exp run TARGET` and an edited params.yaml leave the reports of later stages as they were, of another model.
+
+    Args:
+        params: sections of params.yaml.
+    """
+    entry = stages.get(stage)
+    if entry is None:
+        return False
+    for key, value in (entry.get("params") or {}).get(PARAMS, {}).items():
+        if _at(params, key) != value:
+            return False
+    makers = {out["path"]: (name, out["md5"]) for name, s in stages.items() for out in s.get("outs", [])}
+    for dep in entry.get("deps", []):
+        if dep["path"] in makers:
+            maker, md5 = makers[dep["path"]]
+            if md5 != dep["md5"] or not is_current(stages, params, maker):
+                return False
+    return True
+
+
+def _at(params: dict[str, Any], key: str) -> Any:
+    value: Any = params
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _changed(base: dict[str, Any], data: dict[str, Any]) -> dict[str, str]:
@@ -115,50 +163,58 @@ def mlflow_rows(uri: str, experiment: str) -> list[Row]:
     try:
         client = connect(uri)
         found = client.get_experiment_by_name(experiment)
-        runs = list(every_run(client, found.experiment_id)) if found else []
+        runs = [r for r in every_run(client, found.experiment_id) if FINGERPRINT in r.data.tags] if found else []
+        rows = [_run_row(client, run) for run in runs]
     except Exception as e:  # MLflow raises its own, SQLAlchemy's and every network error
         raise TrackingError(f"MLflow at {uri} did not answer: {reason(e)}") from e
-    rows = []
-    for run in runs:
-        tags, metrics = run.data.tags, run.data.metrics
-        if not (fingerprint := tags.get(FINGERPRINT)):
-            continue
-        steps = run.data.params.get("train.steps", "")
-        rows.append(
-            Row(
-                fingerprint=fingerprint,
-                steps=int(steps) if steps.isdigit() else None,
-                test_bits_per_byte=metrics.get("test_bits_per_byte"),
-                run_id=run.info.run_id,
-                run_name=run.info.run_name,
-                status=run.info.status,
-                exp_name=tags.get(NAME, ""),
-                run_val_bits_per_byte=metrics.get("val_bits_per_byte"),
-            )
-        )
     return rows
+
+
+def _run_row(client: MlflowClient, run: Run) -> Row:
+    tags, metrics = run.data.tags, run.data.metrics
+    planned = run.data.params.get("train.steps", "")
+    steps = int(planned) if planned.isdigit() else None
+    if run.info.status != "FINISHED":
+        logged = client.get_metric_history(run.info.run_id, "loss") if "loss" in metrics else []
+        steps = max((m.step for m in logged), default=None)
+    return Row(
+        fingerprint=tags[FINGERPRINT],
+        steps=steps,
+        test_bits_per_byte=metrics.get("test_bits_per_byte"),
+        run_id=run.info.run_id,
+        run_name=run.info.run_name,
+        status=run.info.status,
+        exp_name=tags.get(NAME, ""),
+        run_val_bits_per_byte=metrics.get("val_bits_per_byte"),
+    )
 
 
 def side_by_side(dvc: list[Row], mlflow: list[Row]) -> list[Row]:
     """DVC's rows in their order, each with its run; then the runs that belong to none of them.
 
-    A revision belongs to the newest run of its fingerprint; an experiment that has no result yet to the run that carries its name.
+    A revision with a result belongs to the newest finished run of its fingerprint; an experiment that has none yet to the run that carries its name,
+    whose steps and numbers it has then. A run that was killed has a row of its own beside the result of a later one.
     """
     by_print: dict[str, Row] = {}
     by_name: dict[str, Row] = {}
     for run in mlflow:
-        by_print.setdefault(run.fingerprint, run)
+        if run.status == "FINISHED":
+            by_print.setdefault(run.fingerprint, run)
         if run.exp_name:
             by_name.setdefault(run.exp_name, run)
     rows, used = [], set()
     for row in dvc:
         named = by_name.get(row.name) if row.experiment else None
-        same = named if named and named.fingerprint == row.fingerprint else by_print.get(row.fingerprint)
+        finished = named is not None and named.status == "FINISHED"
+        same = named if finished and named.fingerprint == row.fingerprint else by_print.get(row.fingerprint)
         run = same or (named if not row.fingerprint else None)
         if run:
             used.add(run.run_id)
             row.run_id, row.run_name, row.status = run.run_id, run.run_name, run.status
             row.exp_name, row.run_val_bits_per_byte = run.exp_name, run.run_val_bits_per_byte
+            row.steps = run.steps if row.steps is None else row.steps
+            if row.test_bits_per_byte is None:
+                row.test_bits_per_byte = run.test_bits_per_byte
         rows.append(row)
     return rows + [run for run in mlflow if run.run_id not in used]
 

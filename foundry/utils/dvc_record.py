@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundry.config import ConfigError, DataError, read_yaml
+from foundry.config import ConfigError, DataError, parse_yaml
 
 LOCK = "dvc.lock"
 
@@ -48,12 +48,25 @@ def read_lock(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        stages = read_yaml(path)["stages"]
+        return parse_lock(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{path} cannot be read ({e}): restore it from git, or remove it and run `dvc repro`") from None
+
+
+def parse_lock(text: str, origin: str) -> dict[str, Any]:
+    """The stages in the text of a `dvc.lock`.
+
+    Raises:
+        DataError: if it is damaged; the message names `origin`.
+    """
+    try:
+        stages = parse_yaml(text, origin)["stages"]
         for stage in stages.values():
+            _ = (stage.get("params") or {}).items()
             for entry in (*stage.get("outs", []), *stage.get("deps", [])):
                 _ = entry["path"] + entry["md5"]
-    except (ConfigError, OSError, KeyError, TypeError, AttributeError) as e:
-        what = str(e) if isinstance(e, ConfigError) else f"{path} is not a lock file of DVC ({type(e).__name__}: {e})"
+    except (ConfigError, KeyError, TypeError, AttributeError) as e:
+        what = str(e) if isinstance(e, ConfigError) else f"{origin} is not a lock file of DVC ({type(e).__name__}: {e})"
         raise DataError(f"{what}: restore it from git, or remove it and run `dvc repro`") from None
     return stages
 

@@ -8,7 +8,8 @@ import pytest
 from foundry.cli import main
 from foundry.commands.runs import cells, table
 from foundry.config import ConfigError
-from foundry.tracking.listing import Row, dvc_rows, side_by_side
+from foundry.tracking.listing import Row, dvc_rows, is_current, mlflow_rows, side_by_side
+from foundry.tracking.settings import connect
 
 
 def revision(name, fingerprint, bits=1.5, **more):
@@ -48,6 +49,63 @@ def test_an_experiment_is_known_by_its_fingerprint_and_while_it_trains_by_its_na
 def test_an_experiment_that_took_an_earlier_result_from_the_cache_has_that_one_s_run():
     rows = side_by_side([revision("cached", "f2", experiment=True)], [run("r4", "f2", exp="earlier")])
     assert [(r.name, r.run_id) for r in rows] == [("cached", "r4")]
+
+
+def test_a_killed_run_is_not_shown_beside_the_result_of_a_later_one():
+    killed = Row(run_id="r2", run_name="lm-r2", fingerprint="f1", status="KILLED", steps=12)
+    rows = side_by_side([revision("main", "f1")], [killed, run("r1", "f1")])
+    assert [(r.name, r.run_id, r.status, r.steps) for r in rows] == [
+        ("main", "r1", "FINISHED", 40),
+        ("", "r2", "KILLED", 12),
+    ]
+    rows = side_by_side([revision("main", "f1")], [killed])
+    assert [(r.run_id, r.steps) for r in rows] == [("", 40), ("r2", 12)]
+    experiment = Row(name="long", revision="x" * 40, experiment=True)
+    (row,) = side_by_side([experiment], [Row(run_id="r3", fingerprint="f3", status="KILLED", steps=7, exp_name="long")])
+    assert (row.status, row.steps, row.val_bits_per_byte) == ("KILLED", 7, None)
+
+
+def stages(**changed):
+    """`dvc.lock` of a shard, a train and an evaluate stage that fit each other."""
+    lock = {
+        "shard": {"params": {"params.yaml": {"shard": {"n": 1}}}, "deps": [{"path": "code", "md5": "c"}], "outs": [{"path": "data", "md5": "d1"}]},
+        "train": {
+            "params": {"params.yaml": {"train": {"steps": 40}, "model.dim": 8}},
+            "deps": [{"path": "data", "md5": "d1"}],
+            "outs": [{"path": "model", "md5": "m1"}],
+        },
+        "evaluate": {"deps": [{"path": "model", "md5": "m1"}], "outs": []},
+    }  # fmt: skip
+    return {**lock, **changed}
+
+
+def test_a_report_counts_only_while_it_is_of_these_parameters_and_this_data():
+    params = {"shard": {"n": 1}, "train": {"steps": 40}, "model": {"dim": 8}}
+    assert is_current(stages(), params) and is_current(stages(), params, "evaluate")
+    assert not is_current(stages(), {**params, "train": {"steps": 44}})
+    assert not is_current(stages(), {**params, "model": {"dim": 9}})
+    assert not is_current(stages(), {**params, "shard": {"n": 2}})  # of a stage before it
+    sharded = {**stages()["shard"], "outs": [{"path": "data", "md5": "d2"}]}
+    assert not is_current(stages(shard=sharded), params)
+    trained = {**stages()["train"], "outs": [{"path": "model", "md5": "m2"}]}
+    assert is_current(stages(train=trained), params) and not is_current(stages(train=trained), params, "evaluate")
+    assert not is_current({}, params)
+
+
+def test_a_killed_run_has_the_last_step_that_it_logged(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = connect(uri)
+    where = client.create_experiment("foundry", artifact_location=str(tmp_path))
+    for i, status in enumerate(["FINISHED", "KILLED", "FAILED", "FINISHED", "KILLED"]):
+        made = client.create_run(where, run_name=str(i), tags={"foundry.fingerprint": f"f{i}"}).info.run_id
+        client.log_param(made, "train.steps", "600")
+        for step in (1, 60, 120)[: 4 - i]:
+            client.log_metric(made, "loss", 2.0, step=step)
+        client.set_terminated(made, status)
+    client.create_run(where, run_name="a sweep")
+    rows = {r.run_name: r.steps for r in mlflow_rows(uri, "foundry")}
+    assert rows == {"0": 600, "1": 120, "2": 60, "3": 600, "4": None}
 
 
 def test_different_numbers_for_one_fingerprint_are_shown():
