@@ -62,6 +62,18 @@ def _header(row: list[str] | str, shown: str, recipe: Recipe, raw: bytes) -> lis
     return row
 
 
+class _Refused(Exception):
+    """A line that no CSV reader is to see.
+
+    Attributes:
+        reason: of the quarantine.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 def _rows(
     lines: Iterator[tuple[int, bytes, bool]], limit: int, delimiter: str
 ) -> Iterator[tuple[int, bytes, list[str] | str]]:
@@ -76,9 +88,9 @@ def _rows(
             offset, line, whole = item
             size += len(line) + 1
             if not whole or size > limit + 1:
-                raise csv.Error("record_too_long")
+                raise _Refused("record_too_long")
             if b"\0" in line:
-                raise csv.Error("binary")
+                raise _Refused("binary")
             text = line.decode("utf-8", "surrogateescape")
             yield (text if offset else text.removeprefix("\ufeff")) + "\n"
 
@@ -86,8 +98,8 @@ def _rows(
         held.clear()
         try:
             row: list[str] | str = next(csv.reader(feed(), delimiter=delimiter, strict=True), [])
-        except csv.Error as e:
-            row = str(e) if str(e) in ("record_too_long", "binary") else "broken_csv"
+        except (_Refused, csv.Error) as e:
+            row = e.reason if isinstance(e, _Refused) else "broken_csv"
             again.extendleft(reversed(held[1:]))
         if not held:
             return
