@@ -70,7 +70,8 @@ def registered(where: str, cfg: Config, into: Path) -> Registered:
         TrackingError: if MLflow cannot be reached.
     """
     from foundry.tracking import tracking_uri
-    from foundry.tracking.registry import CONTENT, fetch, find, reached
+    from foundry.tracking.names import CONTENT
+    from foundry.tracking.registry import fetch, find, reached
 
     uri = tracking_uri(cfg.runtime)
     with reached(uri, f"fetch {where}") as client:
