@@ -7,15 +7,14 @@ weights; loading refuses a file that does not match it.
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 
 from foundry.config import DataError, ModelConfig
 from foundry.models.transformer import MiniLLM
-from foundry.utils.files import atomic_dir, read_json, sha256_file, write_json
+from foundry.utils.files import atomic_dir, atomic_write, read_json, write_json
 
 
 def weights_sha256(model: MiniLLM) -> str:
@@ -30,29 +29,31 @@ def weights_sha256(model: MiniLLM) -> str:
 def save_model(folder: str | Path, model: MiniLLM, facts: dict[str, Any]) -> None:
     """Writes the folder whole or not at all; `facts` (JSON values) join the architecture in `config.json`."""
     with atomic_dir(folder) as tmp:
-        weights = tmp / "model.safetensors"
-        save_file(
-            {k: v.detach().float().cpu().contiguous() for k, v in model.state_dict().items()}, weights, {"format": "pt"}
-        )
-        os.chmod(weights, 0o644)  # save_file makes 0600
-        write_json(
-            tmp / "config.json", {"model": model.cfg.model_dump(), **facts, "weights_sha256": sha256_file(weights)}
-        )
+        data = save({k: v.detach().float().cpu().contiguous() for k, v in model.state_dict().items()}, {"format": "pt"})
+        with atomic_write(tmp / "model.safetensors", needed=len(data)) as f:
+            f.write(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        write_json(tmp / "config.json", {"model": model.cfg.model_dump(), **facts, "weights_sha256": sha256})
 
 
 def load_model(folder: str | Path) -> tuple[MiniLLM, dict[str, Any]]:
     """Reads (model in evaluation mode on the CPU, facts).
 
     Raises:
-        DataError: if a file is missing or its hash is not the recorded one.
+        DataError: if a file is missing or its hash is not the recorded one, or the folder is not one of the train stage's.
     """
     folder = Path(folder)
     facts = read_json(folder / "config.json", "a trained model's facts; run the train stage", DataError)
+    if not isinstance(facts, dict) or not {"model", "weights_sha256"} <= facts.keys():
+        raise DataError(
+            f"{folder} is not a model as the train stage writes it: its config.json lacks the architecture (`model`) or the hash of the "
+            "weights. Give artifacts/model; a Hugging Face export is read by transformers, a GGUF file by llama.cpp"
+        )
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise DataError(f"{weights} is missing: run the train stage (`dvc repro train`) or `dvc checkout`")
     data = weights.read_bytes()
-    seen = sha256_file(weights)
+    seen = hashlib.sha256(data).hexdigest()  # of the bytes that are used: the file may change meanwhile
     if seen != facts["weights_sha256"]:
         raise DataError(
             f"{weights} was changed after training (sha256 {seen[:12]}…, expected {facts['weights_sha256'][:12]}…): "

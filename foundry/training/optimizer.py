@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from foundry.config import TrainConfig
-from foundry.training.parallel import divided_like, whole
+from foundry.training.parallel import divided_like, from_part, whole
 from foundry.training.schedule import lr_factor
 
 # Coefficients of the quintic Newton-Schulz iteration that drives singular values towards 1 (Jordan et al. 2024, "Muon: An optimizer for
@@ -127,7 +127,7 @@ class Optimizers:
         }
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Puts back what `tensors` gave.
+        """Puts back what `tensors` gave: of divided parameters, this process's part.
 
         Raises:
             ValueError: if an entry belongs to no parameter.
@@ -142,4 +142,4 @@ class Optimizers:
             o, p = home[parameter]
             # A fused AdamW keeps its step count beside the parameter, any other one on the CPU.
             value = value.to(p.device if value.ndim or o.defaults.get("fused") else "cpu")
-            o.state[p][k] = divided_like(value, p) if value.ndim else value
+            o.state[p][k] = from_part(value, p) if value.ndim else value

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from foundry.models import MiniLLM
+from foundry.utils.checkpoint import Box
 from foundry.utils.distributed import World
 
 
@@ -82,6 +83,31 @@ def divided_like(tensor: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def box_of(tensor: Tensor) -> Box | None:
+    """Which part of a tensor FSDP gave to this process; None where nothing is divided."""
+    if not hasattr(tensor, "device_mesh"):
+        return None
+    (chunk,) = tensor.__create_chunk_list__()  # the protocol of torch.distributed.checkpoint
+    return Box(tuple(chunk.offsets), tuple(chunk.sizes), tuple(tensor.shape))
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process has; the tensor itself where nothing is divided."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def from_part(part: Tensor, like: Tensor) -> Tensor:
+    """The opposite of `own_part`: this process's part as a tensor that is divided as `like` is."""
+    if not hasattr(like, "device_mesh"):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    part = part.to(device=like.device, dtype=like.dtype)
+    return DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
 
 
 def clip_gradients(params: list[nn.Parameter], limit: float) -> float:

@@ -59,6 +59,27 @@ def make_plan(model: ModelConfig, train: TrainConfig, tokens_per_epoch: int) -> 
     )
 
 
+def checkpoint_space(plan: Plan, runtime: Runtime, pinned: frozenset[int], folder: Path) -> tuple[int, int, Path]:
+    """(bytes that the run's checkpoints will still take, bytes free, where): most are on the disk at once while one is written and none
+    removed yet.
+
+    Args:
+        folder: the run's state; the checkpoints that it has are counted as theirs, up to the number that will be kept.
+    """
+    saves = {*range(runtime.checkpoint_interval, plan.steps, runtime.checkpoint_interval), plan.steps, *pinned}
+    most = min(runtime.keep_checkpoints + len(pinned) + 1, len(saves))
+    here = [_bytes_of(step) for step in sorted((folder / "checkpoints").glob("step-*"))][-most:]
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    return max(0, most * plan.checkpoint_bytes - sum(here)), shutil.disk_usage(there).free, there
+
+
+def _bytes_of(folder: Path) -> int:
+    try:
+        return sum(f.stat().st_size for f in folder.iterdir())
+    except FileNotFoundError:  # removed just now by the process that trains this run
+        return 0
+
+
 def check_plan(
     plan: Plan,
     model: ModelConfig,
@@ -70,6 +91,7 @@ def check_plan(
     precision: str,
     processes: int,
     memory: int | None,
+    pinned: frozenset[int] = frozenset(),
 ) -> None:
     """Refuses what cannot work, with all problems reported at once; warns of what may not.
 
@@ -77,17 +99,18 @@ def check_plan(
         precision: what `runtime.precision` came to on the device: float32, bfloat16 or float16.
         processes: that train together.
         memory: bytes that one of them may use on its device; None if unknown.
+        pinned: steps whose checkpoints are never removed.
 
     Raises:
         ConfigError: listing every problem.
     """
     problems = []
-    there = next(p for p in (folder, *folder.parents) if p.exists())
-    free, needed = shutil.disk_usage(there).free, (runtime.keep_checkpoints + 2) * plan.checkpoint_bytes
+    needed, free, there = checkpoint_space(plan, runtime, pinned, folder)
     if needed > free:
         problems.append(
-            f"checkpoints need {needed / 2**20:,.0f} MiB ({runtime.keep_checkpoints} newest, one pinned, one being written), "
-            f"{free / 2**20:,.0f} MiB are free in {there}: make room or lower runtime.keep_checkpoints"
+            f"checkpoints need {needed / 2**20:,.2f} MiB more ({runtime.keep_checkpoints} newest, {len(pinned)} pinned, one being "
+            f"written, without those that are there), {free / 2**20:,.2f} MiB are free in {there}: make room or lower "
+            "runtime.keep_checkpoints"
         )
     divided = runtime.parallel == "fsdp" and processes > 1
     if divided and precision == "float16":

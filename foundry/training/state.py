@@ -17,7 +17,8 @@ from torch import Tensor
 from foundry.config import CheckpointError
 from foundry.models import MiniLLM
 from foundry.training.optimizer import Optimizers
-from foundry.training.parallel import divided_like, whole
+from foundry.training.parallel import box_of, from_part, own_part
+from foundry.utils.checkpoint import Box
 
 WINDOW = 64  # losses that a spike is measured against
 
@@ -39,6 +40,7 @@ class TrainState:
         self, model: MiniLLM, optimizers: Optimizers, scaler: torch.amp.GradScaler, identity: dict[str, Any]
     ) -> None:
         self.model, self.optimizers, self.scaler, self.identity = model, optimizers, scaler, identity
+        self._weights = {k: box for k, v in model.state_dict().items() if (box := box_of(v))}
         self.step = 0
         self.curve: list[dict[str, float]] = []
         self.validations: list[dict[str, float]] = []
@@ -46,12 +48,12 @@ class TrainState:
         self.seconds = 0.0
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, JSON values), copies in host memory. With FSDP every rank must call it."""
+        """(tensors, JSON values), copies in host memory: with FSDP, of the parts that this process has (see `boxes`)."""
         kind, keys, pos, has_gauss, cached = np.random.get_state()
         version, internal, gauss = random.getstate()
         tensors = {
-            **{f"model/{k}": v for k, v in self.model.state_dict().items()},
-            **{f"optimizer/{k}": v for k, v in self.optimizers.tensors().items()},
+            **_named("model", self.model.state_dict()),
+            **_named("optimizer", self.optimizers.tensors()),
             "rng/torch": torch.get_rng_state(),
             "rng/numpy": torch.from_numpy(keys.astype(np.int64)),
         }
@@ -67,19 +69,30 @@ class TrainState:
         values = {k: list(v) if isinstance(v, list) else v for k, v in values.items()}
         return {k: _host_copy(v) for k, v in tensors.items()}, values
 
+    def boxes(self) -> dict[str, Box]:
+        """Of each tensor of `state_dict` that FSDP divides, which part this process has."""
+        named = {**_named("model", self.model.state_dict()), **_named("optimizer", self.optimizers.tensors())}
+        return {k: box for k, v in named.items() if (box := box_of(v))}
+
+    def wanted(self, name: str, shape: tuple[int, ...]) -> Box | None:
+        """The part of a saved tensor that this process needs; None: all of it. The optimizer's moments are divided as their weights."""
+        kind, _, rest = name.partition("/")
+        weight = self._weights.get(rest if kind == "model" else rest.rpartition("/")[0])
+        return weight if weight and weight.shape == shape else None
+
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Puts everything back.
+        """Puts everything back: the parts of the tensors that `wanted` says.
 
         Raises:
             CheckpointError: if a tensor is missing or too many.
         """
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "rng": {}}
-        for name, value in sorted(tensors.items()):  # FSDP divides them in this order, on every rank alike
+        for name, value in tensors.items():
             kind, _, rest = name.partition("/")
             parts[kind][rest] = value
         try:
             mine = self.model.state_dict()
-            self.model.load_state_dict({k: divided_like(v, mine.get(k, v)) for k, v in parts["model"].items()})
+            self.model.load_state_dict({k: from_part(v, mine.get(k, v)) for k, v in parts["model"].items()})
             self.optimizers.load_tensors(parts["optimizer"])
         except (RuntimeError, ValueError) as e:
             raise CheckpointError(f"the checkpoint does not fit this model: {e}") from None
@@ -106,7 +119,11 @@ class TrainState:
         return spike
 
 
+def _named(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{kind}/{k}": v for k, v in tensors.items()}
+
+
 def _host_copy(tensor: Tensor) -> Tensor:
     """A tensor of its own in host memory: training goes on while it is written."""
-    tensor = whole(tensor.detach())
+    tensor = own_part(tensor.detach())
     return tensor.cpu() if tensor.device.type != "cpu" else tensor.clone()

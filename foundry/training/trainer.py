@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foundry.config import FoundryError, ModelConfig, Runtime, TrainConfig
+from foundry.config import CheckpointError, FoundryError, ModelConfig, Runtime, TrainConfig
 from foundry.data.documents import batches, first_documents, windows
 from foundry.data.inspect import told
 from foundry.data.loader import DataLoader
@@ -39,7 +39,7 @@ from foundry.training.schedule import stable_steps
 from foundry.training.state import TrainState
 from foundry.training.step import NotFinite, TrainStep
 from foundry.utils.allocator import allocator
-from foundry.utils.checkpoint import load_checkpoint, save_checkpoint
+from foundry.utils.checkpoint import read_checkpoint
 from foundry.utils.device import device_memory, get_device, peak_flops, resolve_precision
 from foundry.utils.distributed import World, told_lost_peer
 from foundry.utils.files import read_json, state_dir, write_json
@@ -51,9 +51,9 @@ MOST_PASSED = 0.05  # share of the steps that may be passed over before a run is
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run gives: the trained model and what the reports need (no clock in it)."""
+    """What a finished run gives: the trained model (with FSDP on the main process, elsewhere None) and what the reports need (no clock)."""
 
-    model: MiniLLM
+    model: MiniLLM | None
     facts: dict[str, Any]
     curve: list[dict[str, float]]
     validations: list[dict[str, float]]
@@ -127,6 +127,7 @@ class Trainer:
         self.precision = resolve_precision(self.runtime.precision, self.world.device)
         self.micro_rows = self._micro_rows()
         self.plan = make_plan(self.model_config, self.config, data_loader.tokens_per_epoch)
+        pinned = {stable_steps(self.config)} | ({0} if self.config.on_nonfinite == "rollback" else set())
         check_plan(
             self.plan,
             self.model_config,
@@ -137,14 +138,20 @@ class Trainer:
             precision=str(self.precision).removeprefix("torch."),
             processes=self.world.size,
             memory=device_memory(self.world.device),
+            pinned=frozenset(pinned),
         )
         self.validation = first_documents(Shards(data_loader.shards.folder, "val"), self.config.eval_tokens)
         self.compiled, self._compile_reason = wants_compile(
             self.runtime, self.precision, self.plan.flops, self.world.device
         )
         self.passed = Passed(self.folder / "passed.json")
-        pinned = {stable_steps(self.config)} | ({0} if self.config.on_nonfinite == "rollback" else set())
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.runtime.keep_checkpoints, frozenset(pinned))
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints",
+            self.runtime.keep_checkpoints,
+            frozenset(pinned),
+            self.world,
+            divided=self.runtime.parallel == "fsdp",
+        )
         self._state: TrainState | None = None
 
     @classmethod
@@ -171,7 +178,7 @@ class Trainer:
         Raises:
             Stopped: after SIGTERM or SIGINT, with the state saved; exit code 128 + signal.
             LockError: if another process trains this run.
-            CheckpointError: if no checkpoint is whole.
+            CheckpointError: if its folder or checkpoint is of another run, or no checkpoint is left to roll back to.
             FoundryError: if a loss or gradient is not finite and the policy is to halt; the weights were not changed by that step.
         """
         with ExitStack() as stack:
@@ -212,9 +219,13 @@ class Trainer:
             return self._validation(self._start())
 
     def save_checkpoint(self, path: str | Path) -> Path:
-        """Writes the whole state of training to a folder, now."""
-        tensors, values = self._start().state_dict()
-        return save_checkpoint(path, tensors, values)
+        """Writes the whole state of training to a folder, now. On several processes, all must call it."""
+        state, path = self._start(), Path(path)
+        if self.world.main or self.parallel.mode == "fsdp":
+            tensors, values = state.state_dict()
+            self.checkpoints.writers.save(path, tensors, state.boxes(), values)
+        self.world.barrier()
+        return path
 
     def load_checkpoint(self, path: str | Path) -> None:
         """Puts the state of a folder in the place of this run's.
@@ -222,9 +233,10 @@ class Trainer:
         Raises:
             CheckpointError: if it is damaged, or of another run; the keys that differ are named.
         """
-        tensors, values = load_checkpoint(path)
+        state = self._start()
+        tensors, values = read_checkpoint(Path(path), state.wanted)
         check_same(values["identity"], self.identity, str(path))
-        self._start().load_state_dict(tensors, values)
+        state.load_state_dict(tensors, values)
 
     def _reporter(self, state: TrainState, sinks: list[Sink]) -> Reporter:
         shards = self.loader.shards.infos
@@ -323,8 +335,7 @@ class Trainer:
         self.checkpoints.wait()
         if self.world.main or self.parallel.mode == "fsdp":
             tensors, values = state.state_dict()
-            if self.world.main:
-                self.checkpoints.save(state.step, tensors, values)
+            self.checkpoints.save(state.step, tensors, values, state.boxes())
         return time.perf_counter() - begin
 
     def _start(self) -> TrainState:
@@ -367,10 +378,19 @@ class Trainer:
         return state
 
     def _load(self, state: TrainState, before: int | None = None) -> None:
-        """Puts the newest checkpoint (of at most `before` steps) into the state; without one, it stays as it is."""
-        found = self.checkpoints.load_newest(before)
-        if found is None and before is None:
-            found = self._shorter_run()
+        """Puts the newest good checkpoint (of at most `before` steps) into the state; without one, it stays as it is.
+
+        Raises:
+            CheckpointError: if there is none of at most `before` steps.
+        """
+        found = self.checkpoints.load_newest(before, state.wanted)
+        if found is None and before is not None:
+            raise CheckpointError(
+                f"there is no good checkpoint of step {before} or earlier in {self.checkpoints.folder} to roll back to: "
+                "run the same command again, which trains from what is left, or set train.on_nonfinite: skip"
+            )
+        if found is None:
+            found = self._shorter_run(state)
         if found:
             tensors, values = found
             check_same(extends(values["identity"], self.identity), self.identity, "the checkpoint")
@@ -378,30 +398,38 @@ class Trainer:
             if self.world.main:
                 get_logger().info("goes on from the checkpoint of step %d", state.step)
 
-    def _shorter_run(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """A checkpoint of another run that is the same up to there: the stable part of the same recipe with other `steps`."""
-        mine = stable_steps(self.config)
-        best: tuple[int, Checkpoints] | None = None
+    def _shorter_run(self, state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """A checkpoint of another run that is the same up to there: the stable part of the same recipe with other `steps`.
+
+        What that run's folder contains is not this run's: what is damaged or was just removed is skipped with a warning.
+        """
+        for step, folder in self.world.share(self._shorter_runs() if self.world.main else None):
+            found, why = Checkpoints(folder / "checkpoints", 1, world=self.world).read(step, state.wanted)
+            if self.world.main and found:
+                get_logger().info("%s is the same run up to step %d", folder.name, step)
+            elif self.world.main:
+                get_logger().warning("the checkpoint of step %d of run %s is not used: %s", step, folder.name, why)
+            if found:
+                return found
+        return None
+
+    def _shorter_runs(self) -> list[tuple[int, Path]]:
+        """(step, folder of its run) of all checkpoints that this run could begin from, the newest first."""
+        mine, found = stable_steps(self.config), []
         for path in self.folder.parent.glob("*/identity.json"):
-            other = read_json(path, "identity of a run")
-            if path.parent == self.folder or extends(other, self.identity) != self.identity:
+            if path.parent == self.folder or (path.parent / "passed.json").exists():
                 continue
-            if (path.parent / "passed.json").exists():
+            try:
+                other = read_json(path, "identity of a run")
+            except (FoundryError, OSError) as e:
+                get_logger().warning("another run is skipped: %s", e)
                 continue
-            known = Checkpoints(path.parent / "checkpoints", 1)
-            theirs = stable_steps(
-                self.config.model_copy(
-                    update={"steps": other["train.steps"], "decay_fraction": other["train.decay_fraction"]}
-                )
-            )
-            steps = [s for s in known.steps() if s <= min(mine, theirs)]
-            if steps and (best is None or steps[-1] > best[0]):
-                best = (steps[-1], known)
-        if best is None:
-            return None
-        if self.world.main:
-            get_logger().info("%s is the same run up to step %d", best[1].folder.parent.name, best[0])
-        return best[1].load_newest(best[0])
+            if not isinstance(other, dict) or extends(other, self.identity) != self.identity:
+                continue
+            lengths = {"steps": other["train.steps"], "decay_fraction": other["train.decay_fraction"]}
+            most = min(mine, stable_steps(self.config.model_copy(update=lengths)))
+            found += [(s, path.parent) for s in Checkpoints(path.parent / "checkpoints", 1).steps() if s <= most]
+        return sorted(found, key=lambda c: (-c[0], c[1].name))
 
     def _check_folder(self) -> None:
         """Records the run's identity and its environment; warns when the environment differs from the one that began the run."""
@@ -441,12 +469,19 @@ class Trainer:
         limit = max(1, wanted // self.loader.seq_len)
         return next(n for n in range(min(limit, rows), 0, -1) if rows % n == 0)
 
-    def _trained(self, state: TrainState) -> MiniLLM:
-        """The model with all its weights on this process. With FSDP every rank must ask."""
+    def _trained(self, state: TrainState) -> MiniLLM | None:
+        """The model with all its weights. With FSDP every rank must ask, and only the main process gets it: the others join their parts of
+        one tensor after the other and keep none.
+        """
         if self.parallel.mode != "fsdp":
             return state.model
-        model = MiniLLM(self.model_config)
-        model.load_state_dict({k: whole(v).cpu() for k, v in state.model.state_dict().items()})
+        model = MiniLLM(self.model_config) if self.world.main else None
+        weights = model.state_dict() if model else {}
+        with torch.no_grad():
+            for name, value in state.model.state_dict().items():
+                joined = whole(value)
+                if model:
+                    weights[name].copy_(joined)
         return model
 
     def _facts(self, state: TrainState) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foundry.config import FoundryError, Runtime
 from foundry.utils.device import cpu_cores, get_device
@@ -51,6 +51,20 @@ class World:
 
             dist.all_reduce(value)
         return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """A small value of every rank, in their order."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, on every rank: for decisions that all must take alike."""
+        return self.gather(value if self.main else None)[0]
 
     def barrier(self) -> None:
         if self.size > 1:

@@ -223,6 +223,16 @@ def recover(path: Path) -> None:
         os.close(lock)
 
 
+def remove_dir(path: Path) -> None:
+    """Removes a folder so that a reader finds all of it or nothing; what a kill leaves has a name that `recover` removes."""
+    rest, lock = _temporary(path)
+    try:
+        os.rename(path, rest)
+        shutil.rmtree(rest)
+    finally:
+        os.close(lock)
+
+
 def _temporary(path: Path) -> tuple[Path, int]:
     """A new folder beside `path`, and the lock that says that its writer lives."""
     while True:

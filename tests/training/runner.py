@@ -7,6 +7,7 @@ Keys are fields of Runtime, TrainConfig or ModelConfig, `slow_save=1`: every che
 import json
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from foundry.config import FoundryError, ModelConfig, Runtime, TrainConfig
@@ -30,14 +31,14 @@ def value(text: str) -> object:
 
 
 def slow_down_saving() -> None:
-    hashed = checkpoint.sha256_file
+    written = checkpoint.atomic_write
 
-    def slowly(path: Path) -> str:
+    def slowly(path: Path) -> AbstractContextManager:
         print(f"saving {path}", flush=True)
         time.sleep(0.15)
-        return hashed(path)
+        return written(path)
 
-    checkpoint.sha256_file = slowly
+    checkpoint.atomic_write = slowly
 
 
 class Printed:
@@ -66,7 +67,7 @@ def overflow(trainer: Trainer, step: int) -> None:
 
 def tracked(trainer: Trainer, address: str | None) -> Tracker:
     return Tracker(
-        trainer.folder, uri=address or "", experiment="runner", run_name="r", fingerprint=trainer.fingerprint, params={"seed": 3},
+        trainer.folder, uri=address or "sqlite:///unused.db", experiment="runner", run_name="r", fingerprint=trainer.fingerprint, params={"seed": 3},
         enabled=bool(address),
     )  # fmt: skip
 
@@ -104,6 +105,8 @@ def main() -> None:
             with tracked(trainer, address) as tracker:
                 trainer.sinks += [tracker, Printed()]
                 result = trainer.fit()
+            if result.model is not None:
+                print(f"process {here.rank} has the trained model", flush=True)
             if here.main:
                 save_model(out, result.model, result.facts)
                 Path(f"{out}.curve.json").write_text(json.dumps([result.curve, result.validations]))

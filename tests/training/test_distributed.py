@@ -73,8 +73,9 @@ def one(shards, tmp_path_factory):
 )
 def test_several_processes_follow_the_curve_of_one(shards, one, tmp_path, nproc, options):
     """Padding makes the numbers of valid tokens unequal between the ranks; Muon's matrices are divided under FSDP."""
-    curve = finish(nproc, shards, tmp_path, *SAME, *options)[1]
+    text, curve = finish(nproc, shards, tmp_path, *SAME, *options)
     assert len(curve[0]) == 12
+    assert text.count("has the trained model") == (1 if "parallel=fsdp" in options else nproc)
     for a, b in zip(one[0][0], curve[0], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["lr"] == b["lr"]
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-2)
@@ -134,13 +135,28 @@ def test_an_overflow_of_float16_on_one_of_two_processes_stops_the_step_on_both(s
     assert not any(torch.equal(tensors[4][k], tensors[5][k]) for k in learnt if k.endswith(("momentum", "exp_avg")))
 
 
-def test_another_number_of_processes_goes_on_with_the_same_batches(shards, one, tmp_path):
-    p = start(2, shards, tmp_path, *SAME)
+@pytest.mark.parametrize(
+    ("options", "then"),
+    [([], 1), (["parallel=fsdp"], 1), (["parallel=fsdp"], 3)],
+    ids=["ddp to one", "fsdp to one", "fsdp to three"],
+)
+def test_another_number_of_processes_goes_on_with_the_same_batches(shards, one, tmp_path, options, then):
+    p = start(2, shards, tmp_path, *SAME, *options)
     until(p, "step 5")
     p.send_signal(signal.SIGTERM)
     p.communicate(timeout=60)
-    text, curve = finish(1, shards, tmp_path, *SAME)
-    assert "goes on from the checkpoint" in text and "processes 2 → 1" in text
+    newest = max(tmp_path.glob("state/*/checkpoints/step-*"))
+    parts = {
+        name: entry["parts"] for name, entry in json.loads((newest / "checkpoint.json").read_text())["tensors"].items()
+    }
+    divided = {name for name, found in parts.items() if len(found) == 2}
+    if options:  # each process wrote its half of every weight and moment, and of nothing else
+        assert len({part["file"][:10] for name in divided for part in parts[name]}) == 2
+        assert {k for k in parts if k.startswith(("model/", "optimizer/")) and not k.endswith("/step")} == divided
+    else:
+        assert not divided
+    text, curve = finish(then, shards, tmp_path, *SAME, *options)
+    assert "goes on from the checkpoint" in text and f"processes 2 → {then}" in text
     for a, b in zip(one[0][0], curve[0], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 

@@ -1,5 +1,6 @@
 """What training will do, told before it begins; what a step read, told afterwards."""
 
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from foundry.config import ConfigError, ModelConfig, Runtime, TrainConfig
 from foundry.data.inspect import parts, told
 from foundry.data.loader import DataLoader
 from foundry.models.accounting import train_memory_bytes
-from foundry.training.plan import check_plan, make_plan
+from foundry.training.plan import check_plan, checkpoint_space, make_plan
 from foundry.training.probe import gpu_seconds
 
 MODEL = ModelConfig(vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32)
@@ -101,15 +102,61 @@ def test_with_fsdp_each_process_holds_its_part_and_one_process_holds_all(tmp_pat
     checked(plan, runtime, tmp_path, precision="float16")  # alone nothing is divided
 
 
-def test_all_that_cannot_work_is_told_together(tmp_path, monkeypatch):
-    import shutil
+def test_the_space_for_checkpoints_counts_all_that_will_be_kept_and_what_is_there(tmp_path, monkeypatch):
+    """To the byte: the newest, the pinned, the one being written; on resume only what is still to come."""
+    plan, runtime = (
+        make_plan(MODEL, TRAIN.model_copy(update={"steps": 100}), 10_000),
+        Runtime(checkpoint_interval=10, keep_checkpoints=3),
+    )
+    usage = shutil.disk_usage(tmp_path)
 
+    def fits(free, pinned, folder=tmp_path):
+        with monkeypatch.context() as m:
+            m.setattr("shutil.disk_usage", lambda p: usage._replace(free=free))
+            try:
+                checked(plan, runtime, folder, pinned=frozenset(pinned))
+            except ConfigError:
+                return False
+            return True
+
+    one = plan.checkpoint_bytes
+    for pinned, number in (((), 4), ((80,), 5), ((0, 80), 6)):
+        assert fits(number * one, pinned) and not fits(number * one - 1, pinned)
+    for n, step in enumerate((60, 70, 80, 90), 1):
+        folder = tmp_path / f"checkpoints/step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "part").write_bytes(bytes(one))
+        assert fits((5 - n) * one, (80,)) and not fits((5 - n) * one - 1, (80,))
+    short = make_plan(MODEL, TRAIN, 10_000)  # 6 steps: its last one is its only checkpoint
+    needed, _, _ = checkpoint_space(short, runtime, frozenset(), tmp_path / "other")
+    assert needed == one
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_checkpoint_takes_what_the_plan_says(shards, tmp_path, optimizer):
+    """Weights and two moments of four bytes with AdamW, with Muon one moment for the matrices: never more than planned, but for the rest."""
+    from foundry.training import Trainer
+    from foundry.utils.checkpoint import load_checkpoint
+
+    train = TRAIN.model_copy(update={"optimizer": optimizer})
+    trainer = Trainer.from_shards(
+        MODEL, train, shards, runtime=Runtime(device="cpu", precision="float32", threads=1), state=tmp_path
+    )
+    trainer.fit()
+    (path,) = trainer.folder.glob("checkpoints/step-00000006")
+    tensors, _ = load_checkpoint(path)
+    seen = sum(t.nbytes for k, t in tensors.items() if not k.startswith("rng/") and t.ndim)
+    planned = trainer.plan.checkpoint_bytes
+    assert seen == planned if optimizer == "adamw" else 0.6 * planned < seen < planned
+
+
+def test_all_that_cannot_work_is_told_together(tmp_path, monkeypatch):
     plan = make_plan(MODEL, TRAIN, 10_000)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda p: usage._replace(free=1000))
     runtime = Runtime(parallel="fsdp")  # whose precision auto comes to float16 on an older GPU
     with pytest.raises(
-        ConfigError, match=r"(?s)checkpoints need 1 MiB.*are free.*fsdp needs bfloat16.*auto is float16"
+        ConfigError, match=r"(?s)checkpoints need [0-9.]+ MiB.*are free.*fsdp needs bfloat16.*auto is float16"
     ):
         checked(plan, runtime, tmp_path / "not" / "there", precision="float16", processes=2)
 
