@@ -17,7 +17,16 @@ from foundry.tracking.lineage import lineage_tags
 from foundry.tracking.promotion import Decide, Decision, force, settle, whoami
 from foundry.tracking.promotion import rollback as roll_back
 from foundry.tracking.registry import SCORES, Candidate, fetch, find, reached, stored
-from foundry.utils.files import read_json, sha256_tree, state_dir, write_json
+from foundry.utils.files import (
+    atomic_dir,
+    make_folder,
+    open_to_write,
+    read_json,
+    remove_dir,
+    sha256_tree,
+    state_dir,
+    write_json,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,7 +59,8 @@ def register_export(cfg: Config, root: str | Path = ".") -> Registration:
     except TrackingError:
         _keep(root, waiting, candidate)
         raise
-    shutil.rmtree(waiting, ignore_errors=True)
+    if waiting.exists():
+        remove_dir(waiting)
     return done
 
 
@@ -61,7 +71,7 @@ def deliver_registrations(cfg: Config) -> list[str]:
         TrackingError: if MLflow is still away, or one that waits cannot be registered; the others are.
     """
     told, problems = [], []
-    for folder in sorted(p.parent for p in (state_dir() / "register").glob("*/waiting.json")):
+    for folder in sorted(p.parent for p in (state_dir() / "register").glob("[!.]*/waiting.json")):
         try:
             waiting = load_config(folder / "params.yaml").model_copy(update={"runtime": cfg.runtime})
             done = register_export(waiting, folder)
@@ -76,18 +86,17 @@ def deliver_registrations(cfg: Config) -> list[str]:
 
 
 def _keep(root: Path, waiting: Path, candidate: Candidate) -> None:
-    """Copies what a registration reads: a worktree, and the outs of a stage, do not stay. `waiting.json` is last: with it the copy is whole."""
-    if root == waiting or (waiting / "waiting.json").exists():
+    """Copies what a registration reads: a worktree, and the outs of a stage, do not stay. The copy is complete, or is not there."""
+    if root == waiting or waiting.exists():
         return
-    shutil.rmtree(waiting, ignore_errors=True)
-    for path in (candidate.export_dir, candidate.scores, *candidate.artifacts):
-        target = waiting / path.relative_to(root)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            shutil.copytree(path, target)
-        else:
-            shutil.copy2(path, target)
-    write_json(waiting / "waiting.json", {"tags": {k: v for k, v in candidate.tags.items() if k in lineage_tags(root)}})
+    with atomic_dir(waiting) as tmp:
+        for path in (candidate.export_dir, candidate.scores, *candidate.artifacts):
+            for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+                target = tmp / file.relative_to(root)
+                make_folder(target.parent)
+                with open(file, "rb") as source, open_to_write(target) as f:
+                    shutil.copyfileobj(source, f, 1 << 20)
+        write_json(tmp / "waiting.json", {"tags": {k: v for k, v in candidate.tags.items() if k in lineage_tags(root)}})
 
 
 def promote(cfg: Config, which: str, why: str | None = None) -> tuple[bool, str]:
