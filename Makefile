@@ -56,6 +56,10 @@ lint: $(READY) ## ruff and the import rules
 	@ruff format --check .
 	@lint-imports --no-cache
 
+.PHONY: chaos
+chaos: $(READY) ## kill real builds at random moments for ten minutes, and compare every byte (minutes=60, seed=N)
+	@FOUNDRY_CHAOS_MINUTES="$(or $(minutes),10)" FOUNDRY_CHAOS_SEED="$(seed)" python -m pytest -q -s -o timeout=0 tests/test_chaos.py
+
 bench: $(READY) ## the measured claims, printed with both sides (some minutes; leave the machine alone meanwhile)
 	@python -m benchmarks.startup
 	@python -m benchmarks.noop
