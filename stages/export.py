@@ -13,6 +13,7 @@ from foundry.export.quantised import Scored
 from foundry.models import load_model
 from foundry.tokenizers import Tokenizer
 from foundry.tracking.settings import tracking_uri
+from foundry.utils.device import prepare_device
 from foundry.utils.files import read_json
 from foundry.utils.stage import run_stage
 
@@ -20,6 +21,7 @@ from foundry.utils.stage import run_stage
 PROMPTS = ("The ", "A", "In ", "It is", "1, 2, 3", "\n", "\u6c34", "")
 TEXTS = 64
 SCORED_TOKENS = 32_768  # the difference is paired: its interval is narrow already
+LONGEST = 65_536  # characters of a document
 BATCH_TOKENS = 4096
 
 
@@ -30,16 +32,19 @@ def work(cfg: Config, log: logging.Logger) -> None:
     report = read_json("reports/evaluate.json", "the evaluation; run `dvc repro evaluate`")
     cleaning = read_json("reports/clean.json", "the cleaning's report; run `dvc repro clean`")
     tokenizer = Tokenizer("artifacts/tokenizer")
+    device = prepare_device(cfg.runtime)
     texts, scored = _test_text(tokenizer, model.cfg.max_seq_len)
     prompts = ["The ", *(t[:40] for t in texts[:7]), *PROMPTS[1:]][:8]
     log.info(
-        "exporting %s; scoring %d documents in each rounding format",
+        "exporting %s; scoring %d documents in each rounding format on %s",
         ", ".join(cfg.export.gguf_types),
         len(scored.n_bytes),
+        device,
     )
     record = export(
         "artifacts/export", model, facts, tokenizer, report, cleaning["sources"], texts, prompts, cfg.export,
         cleaning=cleaning, scored=scored, lineage=lineage(".", facts, cfg.model_dump(mode="json", exclude={"runtime"})),
+        device=device,
     )  # fmt: skip
     _tell(record, log)
     if cfg.runtime.tracking:
@@ -47,24 +52,28 @@ def work(cfg: Config, log: logging.Logger) -> None:
 
 
 def _test_text(tokenizer: Tokenizer, context: int) -> tuple[list[str], Scored]:
-    """(the first texts of the test split, documents spread evenly over it while `SCORED_TOKENS` are not passed)."""
-    sizes = [row["n_bytes"] for rows in read_clean("data/clean/test", ["n_bytes"]) for row in rows]
-    every = max(1, -(-sum(sizes) // (2 * SCORED_TOKENS)))  # a token is two bytes or more of ordinary text
+    """(the first texts of the test split, documents spread evenly over it while `SCORED_TOKENS` are not passed).
+
+    Of a longer document its first `LONGEST` characters; the split is read twice and never held.
+    """
+    size = sum(row["n_bytes"] for rows in read_clean("data/clean/test", ["n_bytes"]) for row in rows)
+    every = max(1, -(-size // (2 * SCORED_TOKENS)))  # a token is two bytes or more of ordinary text
     texts: list[str] = []
     documents: list[np.ndarray] = []
     n_bytes: list[int] = []
-    taken = number = 0
-    for rows in read_clean("data/clean/test", ["text"]):
-        for row in rows:
-            if len(texts) < TEXTS:
-                texts.append(row["text"])
-            if number % every == 0 and sizes[number] and taken < SCORED_TOKENS:
-                tokens = tokenizer.encode(row["text"], bos=True, eos=True)
-                if not documents or taken + len(tokens) - 2 <= SCORED_TOKENS:
-                    documents.append(np.array(tokens))
-                    n_bytes.append(sizes[number])
-                    taken += len(tokens) - 2
-            number += 1
+    taken = 0
+    for number, row in enumerate(row for rows in read_clean("data/clean/test", ["text"]) for row in rows):
+        if len(texts) >= TEXTS and taken >= SCORED_TOKENS:
+            break
+        text = row["text"][:LONGEST]
+        if len(texts) < TEXTS:
+            texts.append(text)
+        if number % every == 0 and text and taken < SCORED_TOKENS:
+            tokens = tokenizer.encode(text, bos=True, eos=True)
+            if not documents or taken + len(tokens) - 2 <= SCORED_TOKENS:
+                documents.append(np.array(tokens))
+                n_bytes.append(len(text.encode()))
+                taken += len(tokens) - 2
     items = windows(documents, context, context)
     return texts, Scored(list(batches(items, max(1, BATCH_TOKENS // context))), np.array(n_bytes))
 

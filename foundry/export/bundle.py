@@ -9,9 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from foundry.config import Export, ExportError
 from foundry.export.card import CardFacts, model_card
-from foundry.export.exportable import format_problems, model_problems, name_problems, refuse, tokenizer_problems
+from foundry.export.exportable import (
+    format_problems,
+    interpreter_problems,
+    model_problems,
+    name_problems,
+    refuse,
+    tokenizer_problems,
+)
 from foundry.export.gguf_file import export_gguf
 from foundry.export.huggingface import export_huggingface, user_tokens
 from foundry.export.licence import licence_notice
@@ -41,6 +50,7 @@ def export(
     cleaning: dict[str, Any] | None = None,
     scored: Scored | None = None,
     lineage: dict[str, Any] | None = None,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """Writes and proves `out`.
 
@@ -52,6 +62,7 @@ def export(
         prompts: for the proof's greedy continuations.
         cleaning: all of `reports/clean.json`, for what the card tells of sizes and of what was dropped.
         lineage: see `foundry.export.lineage`; written as `lineage.json`.
+        device: where the rounding formats are scored; the proof is of float32 on the CPU.
         scored: held-out documents on which the cost of each rounding format is measured; None measures none.
 
     Returns:
@@ -66,6 +77,7 @@ def export(
     symbols = user_tokens(tokenizer).values()
     refuse(
         [
+            *interpreter_problems(),
             *model_problems(model.cfg),
             *format_problems(model.cfg, params.gguf_types),
             *tokenizer_problems(tokenizer.kind, tokenizer.byte_fallback, symbols),
@@ -80,7 +92,7 @@ def export(
             export_gguf(model, tokenizer, path, kind, params.model_name)
         proof = prove(hf, ggufs, model, tokenizer, texts, prompts, params.parity_tolerance)
         rounded = {kind: path for kind, path in ggufs.items() if kind != "f32"}  # f32 was proved equal bit for bit
-        cost = measure(rounded, model, scored) if scored and rounded else None
+        cost = measure(rounded, model, scored, device) if scored and rounded else None
         notice = licence_notice(params.model_name, sources)
         if notice:
             write_text(hf / "LICENSE", notice)

@@ -9,6 +9,7 @@ runs all three engines on both sides of each rule.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterable
 
 from foundry.config import Config, ExportError, ModelConfig
@@ -60,9 +61,8 @@ def model_problems(cfg: ModelConfig) -> list[str]:
         for key in ("logit_softcap", "sliding_window")
         if getattr(cfg, key)
     ]
-    for key in ("rope_theta", "norm_eps"):
-        if not _is_float32(getattr(cfg, key)):
-            problems.append(f"model.{key} is {getattr(cfg, key):g}, which llama.cpp's 32-bit numbers cannot hold")
+    if not struct.unpack("<f", struct.pack("<f", cfg.norm_eps))[0]:
+        problems.append(f"model.norm_eps is {cfg.norm_eps:g}, which is 0 in llama.cpp's 32-bit numbers")
     return problems
 
 
@@ -116,6 +116,16 @@ def name_problems(name: str) -> list[str]:
     ]
 
 
+def interpreter_problems() -> list[str]:
+    """What stops this interpreter from loading an export for the proof: transformers builds its classes from docstrings."""
+    if sys.flags.optimize < 2:
+        return []
+    return [
+        f"Python runs with optimisation level {sys.flags.optimize} (PYTHONOPTIMIZE or -OO), which removes the docstrings that "
+        "transformers reads: unset PYTHONOPTIMIZE or set it to 1"
+    ]
+
+
 def overlap(first: str, second: str) -> str:
     """The longest text that ends `first` and begins `second`, shorter than both; empty if there is none."""
     for size in range(min(len(first), len(second)) - 1, 0, -1):
@@ -143,10 +153,3 @@ def _symbol_problem(symbol: str, others: list[str]) -> str | None:
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:60]}…")
-
-
-def _is_float32(x: float) -> bool:
-    try:
-        return struct.unpack("<f", struct.pack("<f", x))[0] != 0
-    except OverflowError:
-        return False

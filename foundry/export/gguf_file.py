@@ -21,7 +21,7 @@ from foundry.export.huggingface import CHAT_TEMPLATE
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID, UNK_ID
-from foundry.utils.files import atomic_write
+from foundry.utils.files import atomic_write, disk_errors, make_folder
 
 TYPES = {
     "f32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
@@ -80,26 +80,39 @@ def check_vocabulary(tokenizer: Tokenizer) -> None:
         seen[text] = i
 
 
-def encoded(name: str, w: np.ndarray, kind: str) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
-    """The array as the file holds it; norms stay float32.
+def number_type(w: np.ndarray, kind: str) -> gguf.GGMLQuantizationType:
+    """The number format of a tensor in a file of this kind: norms stay float32."""
+    return TYPES[kind][0] if w.ndim == 2 else gguf.GGMLQuantizationType.F32
+
+
+def encoded(name: str, w: np.ndarray, kind: str) -> np.ndarray:
+    """The array as the file holds it.
 
     Raises:
         ExportError: if the number format cannot hold the tensor.
     """
+    check_rows(name, w, kind)
     w = np.ascontiguousarray(w, np.float32)
-    qtype = TYPES[kind][0] if w.ndim == 2 else gguf.GGMLQuantizationType.F32
-    block, _ = gguf.GGML_QUANT_SIZES[qtype]
-    if w.shape[-1] % block:
-        raise ExportError(
-            f"{name} has rows of {w.shape[-1]} numbers, {kind} needs multiples of {block}: "
-            f"leave {kind} out of export.gguf_types"
-        )
     largest = float(np.abs(w).max())
     if not largest <= (65504 if kind == "f16" and w.ndim == 2 else np.finfo(np.float32).max):
         raise ExportError(
             f"{name} has a value of {largest:g}, which {kind} cannot hold: leave {kind} out of export.gguf_types"
         )
-    return gguf.quants.quantize(w, qtype), qtype
+    return gguf.quants.quantize(w, number_type(w, kind))
+
+
+def check_rows(name: str, w: np.ndarray, kind: str) -> None:
+    """Refuses rows that are no whole number of blocks.
+
+    Raises:
+        ExportError: naming the tensor.
+    """
+    block, _ = gguf.GGML_QUANT_SIZES[number_type(w, kind)]
+    if w.shape[-1] % block:
+        raise ExportError(
+            f"{name} has rows of {w.shape[-1]} numbers, {kind} needs multiples of {block}: "
+            f"leave {kind} out of export.gguf_types"
+        )
 
 
 def export_gguf(model: MiniLLM, tokenizer: Tokenizer, path: str | Path, kind: str, name: str) -> None:
@@ -117,9 +130,12 @@ def export_gguf(model: MiniLLM, tokenizer: Tokenizer, path: str | Path, kind: st
         raise ValueError(f"kind must be one of {', '.join(TYPES)}, got {kind!r}")
     check_vocabulary(tokenizer)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # The package writes to a path of its own; the copy makes the final name atomic.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    with (
+        disk_errors(path.parent),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
+    ):
         _write(Path(folder) / "whole.gguf", model, tokenizer, kind, name)
         with atomic_write(path) as out, open(Path(folder) / "whole.gguf", "rb") as f:
             shutil.copyfileobj(f, out, 1 << 20)
@@ -127,7 +143,7 @@ def export_gguf(model: MiniLLM, tokenizer: Tokenizer, path: str | Path, kind: st
 
 def _write(path: Path, model: MiniLLM, tokenizer: Tokenizer, kind: str, name: str) -> None:
     cfg = model.cfg
-    tensors = {tensor: encoded(tensor, value, kind) for tensor, value in gguf_tensors(model).items()}
+    tensors = gguf_tensors(model)
     w = gguf.GGUFWriter(path, "qwen3" if cfg.qk_norm else "llama")
     w.add_name(name)
     w.add_file_type(TYPES[kind][1])
@@ -157,12 +173,19 @@ def _write(path: Path, model: MiniLLM, tokenizer: Tokenizer, kind: str, name: st
     w.add_add_eos_token(False)
     w.add_add_space_prefix(False)
     w.add_chat_template(CHAT_TEMPLATE)
-    for tensor, (data, qtype) in tensors.items():
-        w.add_tensor(tensor, data, raw_dtype=qtype)
+    for tensor, value in tensors.items():
+        check_rows(tensor, value, kind)
+        qtype = number_type(value, kind)
+        dtype = {gguf.GGMLQuantizationType.F32: np.float32, gguf.GGMLQuantizationType.F16: np.float16}.get(qtype)
+        shape = value.shape if dtype else gguf.quant_shape_to_byte_shape(value.shape, qtype)
+        dtype = np.dtype(dtype or np.uint8)
+        w.add_tensor_info(tensor, shape, dtype, int(np.prod(shape)) * dtype.itemsize, raw_dtype=qtype)
     try:
         w.write_header_to_file()
         w.write_kv_data_to_file()
-        w.write_tensors_to_file()
+        w.write_ti_data_to_file()
+        for tensor in list(tensors):  # one encoded tensor in memory at a time
+            w.write_tensor_data(encoded(tensor, tensors.pop(tensor), kind))
     finally:
         w.close()
 

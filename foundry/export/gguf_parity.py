@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from foundry.config import ExportError, ModelConfig
@@ -49,11 +49,12 @@ def prove_gguf(path: Path, kind: str, cfg: ModelConfig, tokenizer: Tokenizer, we
             raise ExportError(f"{path.name}: {key} {_difference(file.fields[key], value)}")
     if extra := sorted(set(file.fields) - set(expected) - set(_FREE)):
         raise ExportError(f"{path.name}: {extra[0]} = {str(file.fields[extra[0]])[:80]} is not part of such a file")
-    source, worst = load_file(weights), 0.0
-    for hf_name, stored in file.tensors.items():
-        w = source[hf_name]
-        _prove_tensor(f"{path.name}: tensor {stored.name}", stored.value, w, kind if w.ndim == 2 else "f32")
-        worst = max(worst, (stored.value - w).abs().max().item())
+    worst = 0.0
+    with safe_open(weights, "pt") as source:
+        for hf_name, stored in file.tensors.items():
+            w, value = source.get_tensor(hf_name), stored.value()
+            _prove_tensor(f"{path.name}: tensor {stored.name}", value, w, kind if w.ndim == 2 else "f32")
+            worst = max(worst, (value - w).abs().max().item())
     return {
         "format": kind,
         "tensors": len(file.tensors),

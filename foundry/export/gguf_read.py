@@ -6,6 +6,7 @@ formula of their own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,15 @@ from foundry.models import MiniLLM
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of the file: its GGUF name, its number format, and its values as float32 in Hugging Face's row order."""
+    """One tensor of the file: its GGUF name, its number format, and a reader of its values."""
 
     name: str
     kind: gguf.GGMLQuantizationType
-    value: Tensor
+    load: Callable[[], Tensor]
+
+    def value(self) -> Tensor:
+        """The values as float32 in Hugging Face's row order, read from the file at each call: a model need not fit twice."""
+        return self.load()
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class GGUFFile:
 
 
 def read_gguf(path: Path, cfg: ModelConfig) -> GGUFFile:
-    """Reads a whole file.
+    """Reads the keys of a file and where its tensors are; their values are read when they are asked for.
 
     Raises:
         ExportError: if it cannot be read, or has other tensors or shapes than the model.
@@ -56,6 +61,9 @@ def read_gguf(path: Path, cfg: ModelConfig) -> GGUFFile:
         if set(read) != set(names):
             odd = sorted(map(str, set(read) ^ set(names)))[:3]
             raise ExportError(f"{path.name} has other tensors than the model: {odd}")
+        for n, t in read.items():
+            if (seen := tuple(int(x) for x in reversed(t.shape))) != shapes[names[n]]:
+                raise ExportError(f"{path.name}: tensor {n} is {list(seen)}, expected {list(shapes[names[n]])}")
         tensors = {names[n]: _stored(t, names[n], shapes[names[n]], cfg) for n, t in read.items()}
     except (ValueError, OSError, IndexError, KeyError) as e:
         raise ExportError(f"{path.name} cannot be read back: {e}") from e
@@ -70,16 +78,21 @@ def load_gguf(path: Path, cfg: ModelConfig) -> MiniLLM:
     """
     tensors = read_gguf(path, cfg).tensors
     model = MiniLLM(cfg)
-    model.load_state_dict({ours: tensors[theirs].value for ours, theirs in tensor_names(cfg).items()})
+    state = model.state_dict()
+    for ours, theirs in tensor_names(cfg).items():
+        state[ours].copy_(tensors[theirs].value())
     return model.eval()
 
 
 def _stored(tensor: Any, name: str, shape: tuple[int, ...], cfg: ModelConfig) -> Stored:
-    flat = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-    value = torch.from_numpy(flat.astype(np.float32).reshape(shape))
-    if name.endswith(("q_proj.weight", "k_proj.weight")) and not cfg.qk_norm:
-        value = _halves(value, cfg.n_heads if "q_proj" in name else cfg.n_kv_heads)
-    return Stored(tensor.name, tensor.tensor_type, value)
+    def load() -> Tensor:
+        flat = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        value = torch.from_numpy(flat.astype(np.float32).reshape(shape))
+        if name.endswith(("q_proj.weight", "k_proj.weight")) and not cfg.qk_norm:
+            value = _halves(value, cfg.n_heads if "q_proj" in name else cfg.n_kv_heads)
+        return value
+
+    return Stored(tensor.name, tensor.tensor_type, load)
 
 
 def _halves(w: Tensor, heads: int) -> Tensor:

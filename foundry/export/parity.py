@@ -128,7 +128,7 @@ def _prove_logits(
     compared, worst = 0, 0.0
     for row in _contexts(model, tokenizer, texts):
         # One row at a time: logits of all rows of a large vocabulary would not fit the memory of a small machine.
-        difference = (model(row)[0] - hf(row).logits).abs().max().item()
+        difference = hf(row).logits.sub_(model(row)[0]).abs_().max().item()
         if not difference <= tolerance:
             raise ExportError(f"logits differ by {difference:.3g}, allowed are {tolerance:g} (export.parity_tolerance)")
         worst, compared = max(worst, difference), compared + row.numel()

@@ -8,11 +8,15 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
 
-DEFAULTS = {"max_tokens": 64, "temperature": 0.8, "top_k": 0, "top_p": 0.95, "seed": None}
+from foundry.config.prediction import PREDICTION
 
 
 class FoundryLM(PythonModel):
-    """Parameters of `predict`: max_tokens, temperature (0 = greedy), top_k (0 = off), top_p (1 = off), seed."""
+    """Parameters of `predict`: max_tokens, temperature (0 = greedy), top_k (0 = off), top_p (1 = off), seed (none = a fresh one).
+
+    It runs on CUDA or MPS where it is loaded and there is such a device, else on the CPU; `load_model(address,
+    model_config={"device": "cpu"})` chooses. `runtime.device` is of the project that trained it, not of the place that serves it.
+    """
 
     def load_context(self, context):
         from foundry.export.huggingface import import_huggingface
@@ -21,7 +25,9 @@ class FoundryLM(PythonModel):
 
         folder = context.artifacts["export"]
         verify_export(folder)
-        self.generator = Generator(*import_huggingface(f"{folder}/hf"), "auto")
+        self.generator = Generator(
+            *import_huggingface(f"{folder}/hf"), (context.model_config or {}).get("device", "auto")
+        )
 
     def predict(self, context, model_input, params=None):  # type hints would be taken for the signature and drop params
         """Continuations, in the order of the texts: a list of strings, or a data frame with one column of them.
@@ -30,9 +36,9 @@ class FoundryLM(PythonModel):
             MlflowException: (a server answers 400) for anything but strings, or a value that breaks its rule.
         """
         texts = _texts(model_input)
-        if unknown := sorted(set(params or {}) - set(DEFAULTS)):
-            raise _refused(f"unknown parameter {unknown[0]!r}; known: {', '.join(DEFAULTS)}")
-        options = {**DEFAULTS, **(params or {})}
+        if unknown := sorted(set(params or {}) - set(PREDICTION)):
+            raise _refused(f"unknown parameter {unknown[0]!r}; known: {', '.join(PREDICTION)}")
+        options = {**{name: default for name, (_, default) in PREDICTION.items()}, **(params or {})}
         options["max_new_tokens"] = options.pop("max_tokens")
         try:
             return [self.generator.generate_text(prompt=text, **options) for text in texts]

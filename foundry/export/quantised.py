@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from foundry.export.gguf_read import load_gguf
 from foundry.models import MiniLLM
-from foundry.models.scoring import score_documents
+from foundry.models.scoring import LOGITS, score_documents
 from foundry.models.transformer import IGNORE
 
 RESAMPLES = 1000
@@ -36,11 +37,13 @@ class Scored:
     n_bytes: np.ndarray
 
 
-def measure(files: dict[str, Path], model: MiniLLM, text: Scored) -> dict[str, Any]:
+def measure(files: dict[str, Path], model: MiniLLM, text: Scored, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The cost of each file on the same text, one model in memory beside the source at a time.
 
     Args:
         files: {number format: GGUF file}.
+        model: the source; it is on the CPU again at the end.
+        device: where the models are scored, in float32.
 
     Returns:
         tokens, documents and bytes that were scored, `float` (bits per byte of the model itself) and by format: `file`,
@@ -49,7 +52,8 @@ def measure(files: dict[str, Path], model: MiniLLM, text: Scored) -> dict[str, A
     Raises:
         ExportError: if a file cannot be read back.
     """
-    nats, choices, tokens = _run(model, text)
+    nats, choices, tokens = _run(model.to(device), text)
+    model.to("cpu")
     out: dict[str, Any] = {
         "documents": len(text.n_bytes),
         "tokens": tokens,
@@ -58,7 +62,7 @@ def measure(files: dict[str, Path], model: MiniLLM, text: Scored) -> dict[str, A
         "formats": {},
     }
     for kind, path in files.items():
-        theirs, their_choices, _ = _run(load_gguf(path, model.cfg), text)
+        theirs, their_choices, _ = _run(load_gguf(path, model.cfg).to(device), text)
         out["formats"][kind] = {
             "file": path.name,
             "bytes": path.stat().st_size,
@@ -72,11 +76,15 @@ def measure(files: dict[str, Path], model: MiniLLM, text: Scored) -> dict[str, A
 def _run(model: MiniLLM, text: Scored) -> tuple[np.ndarray, np.ndarray, int]:
     """(nats of each document, the most likely token at each scored position in the order of the batches, positions)."""
     choices: list[np.ndarray] = []
+    chunk = max(1, LOGITS // model.cfg.vocab_size)
 
     def nats_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        logits, loss = model(x, y, reduction="none")
-        choices.append(logits.argmax(-1)[y != IGNORE].cpu().numpy())
-        return loss
+        parts = []
+        for h, targets in zip(model.hidden(x).flatten(0, 1).split(chunk), y.flatten().split(chunk), strict=True):
+            logits = F.linear(h, model.head_weight).float()  # a soft cap is refused: see `foundry.export.exportable`
+            choices.append(logits.argmax(-1)[targets != IGNORE].cpu().numpy())
+            parts.append(F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none"))
+        return torch.cat(parts).view_as(y)
 
     nats, counts = score_documents(model, text.batches, len(text.n_bytes), nats_of=nats_of)
     return nats, np.concatenate(choices), int(counts.sum())

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry.config import ConfigError, FoundryError, TrackingError
+from foundry.config.prediction import PREDICTION
 from foundry.tracking.address import sqlite_path
 from foundry.tracking.lineage import lineage_tags
 from foundry.tracking.names import CONTENT, FINGERPRINT, RESTORED
@@ -216,13 +217,8 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.string)]),
         outputs=Schema([ColSpec(DataType.string)]),
-        params=ParamSchema(
-            [
-                ParamSpec("max_tokens", DataType.long, 64), ParamSpec("temperature", DataType.double, 0.8), ParamSpec("top_k", DataType.long, 0),
-                ParamSpec("top_p", DataType.double, 0.95), ParamSpec("seed", DataType.long, 0),
-            ]
-        ),
-    )  # fmt: skip
+        params=ParamSchema([ParamSpec(name, DataType[kind], default) for name, (kind, default) in PREDICTION.items()]),
+    )
     if model.status != LoggedModelStatus.READY or not mlflow.artifacts.list_artifacts(artifact_uri=model.model_uri):
         with warnings.catch_warnings():
             # It asks for type hints, which would drop the parameters from the signature, behind a filter of its own.
@@ -230,7 +226,7 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
             # As mlflow.pyfunc.log_model, which would set an ended run to RUNNING: a kill would leave it so.
             Model.log(
                 None, flavor=mlflow.pyfunc, name=c.name, run_id=run_id, model_id=model.model_id, python_model=str(c.model_code),
-                code_paths=[str(p) for p in c.code_paths], signature=signature, input_example=["The "],
+                code_paths=[str(p) for p in c.code_paths], signature=signature, input_example=["The "], model_config={"device": "auto"},
                 artifacts={"export": _readable(c.export_dir), "scores": _readable(c.scores)},
                 pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in (*REQUIREMENTS, "mlflow")],
             )  # fmt: skip

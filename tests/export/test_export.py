@@ -1,6 +1,7 @@
 """An export is written only when it equals its source; each classic mistake makes the proof fail."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -310,8 +311,20 @@ def bundle(out, model, tokenizer, **change):
     )
 
 
-def test_the_bundle_is_the_same_bytes_again_names_its_sources_and_holds_no_code(model, tokenizer, tmp_path):
+@pytest.fixture
+def private_umask():
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+def test_the_bundle_is_the_same_bytes_again_names_its_sources_and_holds_no_code(
+    model, tokenizer, tmp_path, private_umask
+):
     a, b = bundle(tmp_path / "a", model, tokenizer), bundle(tmp_path / "b", model, tokenizer)
+    # A server under another user reads it, whatever the umask of whoever exported it.
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "a").rglob("*") if p.is_dir()} == {0o755}
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "a").rglob("*") if p.is_file()} == {0o644}
     assert a == b and len(a["files"]) == 12
     verify_export(tmp_path / "a")
     card = (tmp_path / "a/hf/README.md").read_text()

@@ -30,7 +30,7 @@ def edit(path, **changes):
         ({"attention_bias": True}, "attention_bias is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"head_dim": 32}, "head_dim is 32"),
-        ({"vocab_size": 10**12}, r"embed_tokens.weight is \[400, 64\], expected \[1000000000000, 64\]"),
+        ({"vocab_size": 10**6}, r"embed_tokens.weight is \[400, 64\], expected \[1000000, 64\]"),
         ({"num_hidden_layers": 3}, "layers.2.*missing, expected"),
         ({"num_key_value_heads": 3}, "n_heads must be divisible by n_kv_heads"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps|norm_eps"),

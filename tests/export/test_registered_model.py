@@ -15,6 +15,7 @@ from foundry.cli import main
 from foundry.comparing import in_folder
 from foundry.comparing import losses as score_text
 from foundry.config import DataError, Export, ExportError, TrackingError, parse_config
+from foundry.config.prediction import PREDICTION
 from foundry.custody import trace
 from foundry.export import export
 from foundry.export.lineage import lineage
@@ -37,6 +38,12 @@ import foundry
 greedy = {"temperature": 0.0, "max_tokens": 8}
 out = {"package": foundry.__file__, "texts": model.predict(["The salt", "Boil"], params=greedy)}
 out["one"] = model.predict(["Boil"], params=greedy)
+out["fresh"] = [model.predict(["The"])[0] for _ in range(3)]
+out["null"] = [model.predict(["The"], params={"seed": None})[0] for _ in range(3)]
+out["zero"] = [model.predict(["The"], params={"seed": 0})[0] for _ in range(2)]
+out["defaults"] = {p.name: p.default for p in model.metadata.signature.params.params}
+chosen = mlflow.pyfunc.load_model("models:/tiny@champion", model_config={"device": "cpu"})
+out["device"] = str(chosen.unwrap_python_model().generator.device)
 out["seeds"] = [model.predict(["The"], params={"seed": s})[0] for s in (1, 1, 2)]
 plain = model.unwrap_python_model()
 errors = {
@@ -151,7 +158,10 @@ def test_the_registered_model_runs_from_its_own_folder_alone(project, registered
     generator = Generator(model, tokenizer, "cpu")
     expected = [generator.generate_text(p, max_new_tokens=8, temperature=0) for p in ("The salt", "Boil")]
     assert out["texts"] == expected and out["one"] == expected[1:]
-    assert out["seeds"][0] == out["seeds"][1] != out["seeds"][2]
+    assert out["seeds"][0] == out["seeds"][1] != out["seeds"][2] and out["zero"][0] == out["zero"][1]
+    # No seed is a fresh one, through MLflow's own enforcement of the signature, which fills in its defaults.
+    assert len(set(out["fresh"])) > 1 and len(set(out["null"])) > 1
+    assert out["defaults"] == {name: default for name, (_, default) in PREDICTION.items()} and out["device"] == "cpu"
     told = {
         "number": "number 0 is int: 1",
         "none": "number 1 is NoneType",

@@ -1,0 +1,89 @@
+"""What export holds in memory does not grow with the corpus, and of a model's copies there is one tensor at a time."""
+
+import gc
+import weakref
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import stages.export
+from foundry.export import export_gguf, export_huggingface, gguf_file, gguf_read, import_huggingface
+from foundry.export.gguf_parity import prove_gguf
+from foundry.export.gguf_read import load_gguf
+from foundry.export.quantised import Scored, measure
+from foundry.models import MiniLLM
+
+
+class Alive:
+    """Counts the arrays of one kind that live at the same time."""
+
+    def __init__(self):
+        self.refs, self.most, self.made = [], 0, 0
+
+    def watch(self, function):
+        def watched(*args):
+            array = function(*args)
+            gc.collect()
+            self.refs = [r for r in self.refs if r() is not None] + [weakref.ref(array)]
+            self.made, self.most = self.made + 1, max(self.most, len(self.refs))
+            return array
+
+        return watched
+
+
+@pytest.fixture
+def alive(monkeypatch):
+    return Alive()
+
+
+def test_a_gguf_is_written_one_encoded_tensor_at_a_time(model, tokenizer, tmp_path, monkeypatch, alive):
+    monkeypatch.setattr(gguf_file, "encoded", alive.watch(gguf_file.encoded))
+    export_gguf(model, tokenizer, tmp_path / "m.gguf", "q8_0", "m")
+    assert alive.made == 20 and alive.most <= 2  # the one before may still be bound while the next is made
+
+
+def test_a_gguf_is_proved_and_loaded_one_tensor_at_a_time(model, tokenizer, tmp_path, monkeypatch, alive):
+    export_huggingface(model, tokenizer, tmp_path / "hf")
+    export_gguf(model, tokenizer, tmp_path / "m.gguf", "q8_0", "m")
+    monkeypatch.setattr(gguf_read.Stored, "value", alive.watch(gguf_read.Stored.value))
+    prove_gguf(tmp_path / "m.gguf", "q8_0", model.cfg, tokenizer, tmp_path / "hf/model.safetensors")
+    load_gguf(tmp_path / "m.gguf", model.cfg)
+    assert alive.made == 40 and alive.most <= 2
+
+
+def test_the_folder_is_written_and_read_without_a_second_copy_of_the_weights(model, tokenizer, tmp_path, monkeypatch):
+    """`safetensors.torch.save` and `load` hold all bytes of the file."""
+    import safetensors.torch
+
+    for name in ("save", "load", "load_file"):
+        monkeypatch.setattr(safetensors.torch, name, lambda *args: pytest.fail("the whole file is held in memory"))
+    export_huggingface(model, tokenizer, tmp_path / "hf")
+    back, _ = import_huggingface(tmp_path / "hf")
+    assert back.cfg.vocab_size == 400 and not list((tmp_path / "hf").glob(".*"))
+
+
+def test_the_formats_are_scored_without_the_full_logits(model, tokenizer, tmp_path, monkeypatch):
+    export_gguf(model, tokenizer, tmp_path / "m.gguf", "q4_0", "m")
+    rng = np.random.default_rng(0)
+    tokens, targets = rng.integers(0, 400, (2, 3, 40))
+    text = Scored([(tokens, targets, np.array([0, 1, 2]))], np.array([90, 80, 70]))
+    whole = measure({"q4_0": tmp_path / "m.gguf"}, model, text)
+    monkeypatch.setattr("foundry.export.quantised.LOGITS", 400 * 7)  # seven positions at a time
+    monkeypatch.setattr(MiniLLM, "forward", lambda *args, **options: pytest.fail("full logits"))
+    assert measure({"q4_0": tmp_path / "m.gguf"}, model, text) == whole
+
+
+def test_the_test_text_of_an_export_is_bounded_whatever_the_split_holds(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/clean/test").mkdir(parents=True)
+    long = "the salt water of the ancient city " * 20_000  # 700,000 characters
+    texts = [long, *(f"the river {i} and the oven" for i in range(3000)), long]
+    table = pa.table({"text": texts, "n_bytes": [len(t) for t in texts]})
+    pq.write_table(table, tmp_path / "data/clean/test/part-00000.parquet", row_group_size=100)
+    taken, scored = stages.export._test_text(tokenizer, 64)
+    assert len(taken) == stages.export.TEXTS and max(map(len, taken)) == stages.export.LONGEST
+    tokens = sum(int((targets != -100).sum()) for _, targets, _ in scored.batches)
+    assert 0 < tokens <= stages.export.SCORED_TOKENS
+    assert len(scored.n_bytes) > 0 and scored.n_bytes.max() <= stages.export.LONGEST
