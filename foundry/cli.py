@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from foundry import __version__
 from foundry.commands import custody, evaluation, export, generation, registry, runs
+from foundry.commands.project import TypedPath, project_of_here
 from foundry.config import ConfigError, FoundryError, describe, load_config
 from foundry.config import profiles as profile_table
 from foundry.utils.dvc_files import repair_dvc
@@ -153,7 +155,8 @@ def info(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="foundry", description="From raw text to a registered language model. Run it in the project's folder."
+        prog="foundry",
+        description="From raw text to a registered language model. Run it in the project's folder or below.",
     )
     p.add_argument("--version", action="version", version=__version__)
     commands = p.add_subparsers(required=True, metavar="COMMAND")
@@ -164,7 +167,9 @@ def parser() -> argparse.ArgumentParser:
         s = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         s.set_defaults(call=call)
         if params:
-            s.add_argument("--params", default="params.yaml", help="parameter file (default: %(default)s)")
+            s.add_argument(
+                "--params", action=TypedPath, default="params.yaml", help="parameter file (default: %(default)s)"
+            )
         return s
 
     s = add(
@@ -216,7 +221,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     setup_logging()
     try:
-        args.call(args)
+        with contextlib.chdir(project_of_here()):
+            args.call(args)
     except FoundryError as e:
         text = str(e)
         print(f"error: {text if len(text) <= LONGEST else f'{text[:LONGEST]} …'}", file=sys.stderr)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foundry.commands.project import TypedPath
 from foundry.config import ConfigError, DataError, load_config
 
 if TYPE_CHECKING:
@@ -100,10 +101,10 @@ def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
     s = add(
         "trace", trace, "print the chain from a model down to the raw bytes, the commit and the parameters", params=True
     )
-    s.add_argument("where", nargs="?", default="artifacts/export", help=WHERE)
+    s.add_argument("where", action=TypedPath, nargs="?", default="artifacts/export", help=WHERE)
     s.add_argument("--json", action="store_true", help="as one line of JSON")
     s = add("verify", verify, "hash again every file of an export and of its chain that is on this disk", params=True)
-    s.add_argument("where", nargs="?", default="artifacts/export", help=WHERE)
+    s.add_argument("where", action=TypedPath, nargs="?", default="artifacts/export", help=WHERE)
     s.add_argument(
         "--repair", action="store_true",
         help="restore damaged files from DVC's cache or git, remove damaged objects of the cache, name what must be built again",
@@ -114,5 +115,5 @@ def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
         "rebuild an export from its recorded commit in a temporary clone and compare every hash",
         params=True,
     )
-    s.add_argument("where", nargs="?", default="artifacts/export", help=WHERE)
+    s.add_argument("where", action=TypedPath, nargs="?", default="artifacts/export", help=WHERE)
     s.add_argument("--commit", help="instead of the recorded one")

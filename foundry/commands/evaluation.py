@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable
 
+from foundry.commands.project import TypedPath
 from foundry.config import TrackingError, load_config
 
 
@@ -42,10 +43,11 @@ def compare(args: argparse.Namespace) -> None:
 def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
     s = add("compare", compare, "compare two models on the same documents: is the second better?", params=True)
     what = "a folder (export, trained model, project), a documents.parquet, models:/NAME@ALIAS, or a DVC revision"
-    s.add_argument("a", metavar="A", help=what)
-    s.add_argument("b", metavar="B", help="the same; the verdict is of B")
+    s.add_argument("a", action=TypedPath, metavar="A", help=what)
+    s.add_argument("b", action=TypedPath, metavar="B", help="the same; the verdict is of B")
     s.add_argument(
         "--seeds",
+        action=TypedPath,
         nargs="+",
         default=[],
         metavar="RUN",

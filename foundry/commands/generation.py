@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foundry.commands.project import TypedPath
 from foundry.config import load_config
 
 if TYPE_CHECKING:
@@ -61,10 +62,14 @@ def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     s.add_argument("prompt", nargs="?", help="the text to continue")
     s.add_argument(
-        "--model", default="artifacts/model", help="folder of a trained model or of an export (default: %(default)s)"
+        "--model",
+        action=TypedPath,
+        default="artifacts/model",
+        help="folder of a trained model or of an export (default: %(default)s)",
     )
     s.add_argument(
         "--tokenizer",
+        action=TypedPath,
         default="artifacts/tokenizer",
         help="its tokenizer, which an export has itself (default: %(default)s)",
     )

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from foundry.commands.project import NewPath
 from foundry.config import ConfigError, load_config
 from foundry.utils.files import state_dir
 
@@ -51,7 +52,7 @@ def backup(args: argparse.Namespace) -> None:
     from foundry.tracking import tracking_uri
     from foundry.tracking.backup import backup as copy
 
-    done = copy(tracking_uri(load_config(args.params).runtime), args.folder)
+    done = copy(tracking_uri(load_config(args.params).runtime), Path(args.folder))
     print(
         f"{done['versions']} versions of {done['models']} models in {args.folder}, {done['copied']} of them copied now"
     )
@@ -71,6 +72,6 @@ def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
     s = add("rollback", rollback, "return the alias champion to the version before", params=True)
     s.add_argument("--why", default="no reason given", help="recorded with the version that was champion")
     s = add("backup", backup, "copy registered models, their tags and runs to a folder", params=True)
-    s.add_argument("folder", type=Path, help="what is there already is not copied again")
+    s.add_argument("folder", action=NewPath, help="what is there already is not copied again")
     s = add("sync", sync, "deliver what could not reach MLflow: metrics, registrations; close dead runs", params=True)
     s.add_argument("--uri", default=None, help="deliver metrics to this address instead of the one of each run")
