@@ -12,6 +12,7 @@ from foundry.models.accounting import count_params
 from foundry.models.components import CausalSelfAttention, FlashAttention
 from foundry.models.loss import linear_cross_entropy, soft_cap
 
+pytestmark = pytest.mark.numeric
 SMALL = ModelConfig(vocab_size=97, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, max_seq_len=24)
 
 
