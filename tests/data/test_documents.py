@@ -1,9 +1,13 @@
 """Windows for scoring: every token of the text exactly once, the end symbol never, in every protocol."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 
-from foundry.data.documents import IGNORE, batches, windows
+from foundry.data.documents import IGNORE, batches, first_documents, windows
+from foundry.data.shards import Shards
 
 
 def scored(documents, seq_len, stride, rows=3):
@@ -36,3 +40,20 @@ def test_overlap_gives_later_tokens_at_least_the_promised_context():
 def test_a_stride_beyond_the_window_is_refused():
     with pytest.raises(ValueError, match="stride must lie in"):
         windows([], 8, 9)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.25])
+def test_the_validation_documents_hold_about_the_tokens_asked_for_and_are_spread_over_the_split(shards, share):
+    split = Shards(shards, "train")
+    every = [(t, b) for t, b, _ in split.documents()]
+    total = sum(i["tokens"] for i in split.infos)
+    documents, sizes = first_documents(split, math.ceil(share * total))
+    taken = sum(len(t) for t in documents)
+    assert 0.8 * share * total < taken < 1.2 * share * total and len(documents) == len(sizes)
+    assert (len(documents) == len(every)) == (share == 1.0)
+    places = [
+        next(i for i, (t, b) in enumerate(every) if np.array_equal(t, d) and b == n)
+        for d, n in zip(documents, sizes, strict=True)
+    ]
+    assert places[0] == 0 and len(every) - places[-1] <= 1 / share  # from its beginning to its end
+    assert {b - a for a, b in itertools.pairwise(places)} == {round(1 / share)}

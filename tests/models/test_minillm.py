@@ -18,6 +18,7 @@ from foundry.models import (
 )  # fmt: skip
 from foundry.models.accounting import count_params, train_flops_per_token
 
+pytestmark = pytest.mark.numeric
 CONFIG = ModelConfig(
     vocab_size=97, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, max_seq_len=32, rope_theta=5000.0
 )
@@ -30,6 +31,27 @@ def random_model(cfg: ModelConfig = CONFIG) -> MiniLLM:
         for p in model.parameters():
             p.copy_(torch.randn_like(p) * 0.2 + (p.ndim == 1))
     return model.eval()
+
+
+@pytest.mark.parametrize("zero_init", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_first_weights_have_the_spread_that_is_documented(tied, zero_init):
+    """Within 3%, by at least 16,384 numbers a matrix (a standard error of 0.6%)."""
+    torch.manual_seed(0)
+    cfg = ModelConfig(
+        vocab_size=512, dim=128, n_layers=3, n_heads=4, n_kv_heads=4, ffn_dim=192, max_seq_len=16, tie_embeddings=tied, zero_init=zero_init
+    )  # fmt: skip
+    for name, p in MiniLLM(cfg).named_parameters():
+        kind = name.removesuffix(".weight").rpartition(".")[2]
+        if p.ndim == 1:
+            assert (p == 1).all(), name
+        elif kind in ("wo", "w_down"):
+            out = 0.0 if zero_init else 0.02 / math.sqrt(2 * cfg.n_layers)
+            assert p.std().item() == pytest.approx(out, rel=0.03), name
+        else:
+            expected = 0.02 if kind in ("tok_embeddings", "output") else 1 / math.sqrt(cfg.dim)
+            assert p.numel() >= 16_384 and p.std().item() == pytest.approx(expected, rel=0.03), name
+            assert abs(p.mean().item()) < 0.03 * expected, name
 
 
 @pytest.mark.parametrize("tied", [True, False])

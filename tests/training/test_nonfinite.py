@@ -1,6 +1,7 @@
 """A loss or gradient that is not finite: caught before it changes anything, told with its documents, and answered as `train.on_nonfinite` says."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from foundry.config import FoundryError, ModelConfig, Runtime, TrainConfig
 from foundry.training import Trainer
 from foundry.training import numerics as arithmetic
+from foundry.training.state import WINDOW, TrainState
 
 MODEL = ModelConfig(
     vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32, dropout=0.1
@@ -145,8 +147,28 @@ def test_a_run_that_passes_over_too_much_is_given_up(shards, tmp_path):
         made(shards, tmp_path, set(range(3, 40)), on_nonfinite="skip").fit()
 
 
+@pytest.mark.parametrize(("before", "given_up"), [(10, False), (11, True)])
+def test_a_run_may_pass_over_one_batch_in_twenty(shards, tmp_path, before, given_up):
+    trainer = made(shards, tmp_path, on_nonfinite="skip", steps=200)
+    trainer.passed.add(0, list(range(1000, 1000 + before)), "before")
+    answer = pytest.raises(FoundryError, match=f"{before} batches were passed over") if given_up else nullcontext()
+    with answer:
+        trainer._answer(trainer._start(), "the loss is nan", None)
+    assert len(trainer.passed.decisions) == (1 if given_up else 2)
+
+
+def test_a_loss_is_a_jump_above_six_deviations_of_the_last_ones():
+    def watched(deviations):
+        state = TrainState(None, None, None, {})
+        for i in range(WINDOW):
+            assert state.watch(3.0 + 0.1 * (-1) ** i) is None  # mean 3, standard deviation 0.1
+        return state.watch(3.0 + 0.1 * deviations)
+
+    assert [watched(d) for d in (-50, 0, 3, 5.9)] == [None] * 4
+    assert watched(6.1) == pytest.approx(6.1) and watched(20) == pytest.approx(20)
+
+
 def test_a_jump_of_the_loss_is_told(shards, tmp_path, caplog):
-    from foundry.training.state import WINDOW, TrainState
     from foundry.utils.log import get_logger
 
     get_logger().propagate = True

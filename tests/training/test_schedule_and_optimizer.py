@@ -9,9 +9,11 @@ import torch
 from foundry.config import ModelConfig, TrainConfig
 from foundry.models import MiniLLM
 from foundry.training.optimizer import Muon, Optimizers, orthogonalize
+from foundry.training.parallel import clip_gradients
 from foundry.training.plan import make_plan
 from foundry.training.schedule import lr_factor
 
+pytestmark = pytest.mark.numeric
 TINY = ModelConfig(vocab_size=50, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=16)
 
 
@@ -42,6 +44,22 @@ def test_the_rate_of_every_accepted_recipe_moves_in_small_steps():
             cfg = TrainConfig(steps=50, warmup_steps=warmup, decay_fraction=0.6, schedule=schedule)
             f = [lr_factor(s, cfg) for s in range(50)]
             assert max(abs(a - b) for a, b in itertools.pairwise(f)) < 0.1 and max(f) == 1.0, (schedule, warmup)
+
+
+def test_gradients_are_scaled_to_the_limit_of_their_global_norm_and_no_further():
+    def clipped(limit, *grads):
+        params = [torch.nn.Parameter(torch.zeros(len(g))) for g in grads]
+        for p, g in zip(params, grads, strict=True):
+            p.grad = torch.tensor(g)
+        norm = clip_gradients([*params, torch.nn.Parameter(torch.zeros(1))], limit)
+        return norm, [p.grad.tolist() for p in params]
+
+    grads = ([3.0, 0.0], [0.0, 4.0])  # of norm 5 together
+    assert clipped(1.0, *grads) == (5.0, [pytest.approx([0.6, 0.0], rel=1e-5), pytest.approx([0.0, 0.8], rel=1e-5)])
+    for limit in (0.0, 5.0, 7.0):
+        assert clipped(limit, *grads) == (5.0, [list(g) for g in grads])
+    norm, (kept,) = clipped(1.0, [math.inf, 1.0])
+    assert norm == math.inf and kept == [math.inf, 1.0]
 
 
 def test_orthogonalize_brings_singular_values_near_one_and_keeps_the_singular_vectors():

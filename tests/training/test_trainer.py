@@ -14,6 +14,7 @@ from foundry.config import ConfigError, FoundryError, ModelConfig, Runtime, Trai
 from foundry.data.loader import DataLoader
 from foundry.training import Trainer
 from foundry.utils.device import compile_problem
+from foundry.utils.distributed import World
 
 RUNNER = Path(__file__).with_name("runner.py")
 MODEL = ModelConfig(vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32)
@@ -98,6 +99,27 @@ def test_validation_has_no_effect_on_training(shards, tmp_path):
     assert len(often.validations) == 6 > len(rare.validations) == 1
     assert rare.curve == often.curve
     assert all(torch.equal(a, b) for a, b in zip(rare.model.parameters(), often.model.parameters(), strict=True))
+
+
+def test_dropout_differs_between_the_ranks_and_from_step_to_step(shards, tmp_path):
+    """The loss of the first batch with the first weights; nothing but the dropped elements can make it another one."""
+    model = MODEL.model_copy(
+        update={"dropout": 0.3, "zero_init": False}
+    )  # a block that begins as the identity has nothing to drop
+
+    def loss(rank, step=0):
+        world = World(rank, 1, torch.device("cpu"))  # a rank's random numbers, and no other rank to wait for
+        runtime = Runtime(precision="float32", threads=1)
+        trainer = Trainer(
+            model, TRAIN, DataLoader(shards, 8, 32), world=world, runtime=runtime, state=tmp_path / str(rank)
+        )
+        state = trainer._start()
+        state.step = step
+        trainer.passed.decisions = [{"step": 0, "reason": "", "batches": list(range(8 - step))}]  # always batch 8
+        return trainer._step(state)[0]
+
+    assert loss(0) == loss(0) and loss(1) == loss(1)
+    assert len({loss(0), loss(1), loss(2), loss(0, step=1)}) == 4
 
 
 def test_half_precision_with_a_scaler_trains_and_resumes_its_scale(shards, tmp_path):
