@@ -171,9 +171,11 @@ class PartWriter:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self._flush()
-        self._close()
+        try:
+            if kind is None:
+                self._flush()
+        finally:
+            self._close()
 
     def _close(self) -> None:
         if self._writer:

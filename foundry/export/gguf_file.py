@@ -8,6 +8,8 @@ decide the token ids; every one is written.
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -136,7 +138,12 @@ def export_gguf(model: MiniLLM, tokenizer: Tokenizer, path: str | Path, kind: st
         disk_errors(path.parent),
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
     ):
-        _write(Path(folder) / "whole.gguf", model, tokenizer, kind, name)
+        try:
+            _write(Path(folder) / "whole.gguf", model, tokenizer, kind, name)
+        except OSError as e:
+            if e.errno is None:  # NumPy's `tofile`, which the package calls, reports a short write without its number
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from e
+            raise
         with atomic_write(path) as out, open(Path(folder) / "whole.gguf", "rb") as f:
             shutil.copyfileobj(f, out, 1 << 20)
 

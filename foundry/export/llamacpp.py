@@ -30,6 +30,7 @@ from foundry.inference import Generator
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.tokenizer import EOS_ID
+from foundry.utils.files import write_json
 
 MISSING = "not proved here: xllamacpp is not installed"
 ROUNDED = 4  # contexts, the last of those that are given, after which the rounding formats are run
@@ -124,7 +125,7 @@ def _ask(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         ExportError: if it dies or does not answer, with the signal and its last words.
     """
     question, answer = folder / "request.json", folder / "answer.json"
-    question.write_text(json.dumps(request), encoding="utf-8")
+    write_json(question, request)
     # -P: the script's own folder holds modules of this package, which must not shadow others.
     command = [sys.executable, "-P", llamacpp_child.__file__, str(question), str(answer)]
     name = Path(request["model"]).name
