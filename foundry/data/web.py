@@ -83,22 +83,23 @@ def fetch_url(url: str, name: str, pin: Pin | None, store: Path, meter: Meter, a
         transfer = _Transfer(url, part, known if hit else {}, meter, allow_private)
         if not transfer.run():
             return hit  # not modified
-        digest = transfer.finished(pin, name)
+        came, digest = transfer.finished(pin, name)
         if pin and digest != pin.sha256 and transfer.joined:  # pieces of two versions, perhaps: once more in one piece
             part.unlink()
             transfer = _Transfer(url, part, {}, meter, allow_private)
             transfer.run()
-            digest = transfer.finished(pin, name)
+            came, digest = transfer.finished(pin, name)
         if pin and digest != pin.sha256:
-            size = part.stat().st_size
-            part.unlink()
-            _validators(part).unlink(missing_ok=True)
+            size = came.stat().st_size
+            for path in (came, part, _validators(part)):
+                path.unlink(missing_ok=True)
             pin.check(url, digest, size)
         path = store / digest / name
         validators = read_facts(_validators(part))
         make_folder(path.parent)
         with disk_errors(store):
-            os.replace(part, path)
+            os.replace(came, path)
+        part.unlink(missing_ok=True)
         _validators(part).unlink(missing_ok=True)
         write_json(facts, {"url": url, "sha256": digest, **validators})
         return path
@@ -137,7 +138,7 @@ class _Transfer:
                     if failures >= TRIES:
                         raise UnreachableError(
                             f"{self.url} cannot be fetched: {e} ({TRIES} tries in a row). Check the address and the "
-                            "network; the same command goes on where it stopped"
+                            "network; the same command resumes where it stopped"
                         ) from None
                     wait = FIRST_WAIT * 2**failures * random.uniform(0.5, 1.0) if e.wait is None else e.wait
                     time.sleep(min(wait, LONGEST_WAIT))
@@ -146,6 +147,9 @@ class _Transfer:
         headers = {"Accept-Encoding": "identity", "User-Agent": f"foundry/{__version__}"}
         offset = _size(self.part)
         before = read_facts(_validators(self.part))
+        if offset and offset == before.get("length"):  # whole, but not named: a range of no byte would be refused
+            offset -= 1
+            os.truncate(self.part, offset)
         if offset and before.get("if_range"):
             headers |= {"Range": f"bytes={offset}-", "If-Range": before["if_range"]}
         elif self.known.get("etag"):
@@ -169,17 +173,18 @@ class _Transfer:
                 if not offset or not m or int(m[1]) != offset:
                     self._restart("the server sent another range than the one asked for")
                 version = _version(response, None if m[2] == "*" else int(m[2]))
-                other = any(version[k] not in (None, before.get(k)) for k in ("etag", "last_modified", "length"))
-                if other or version["coding"] != before.get("coding"):
+                known = [k for k in ("etag", "last_modified", "length") if version[k] and before.get(k)]
+                if any(version[k] != before[k] for k in known) or version["coding"] != before.get("coding"):
                     self._restart("the file changed while it was transferred")
                 self.joined = True
+                version = before | {"length": before.get("length") or version["length"]}
             else:
                 offset, self.joined = 0, False
                 version = _version(response, _length(response))
                 self.part.unlink(missing_ok=True)  # before the version is noted: these bytes are of another one
                 write_json(_validators(self.part), version)
             self._receive(response, offset)
-            total, came = read_facts(_validators(self.part)).get("length"), _size(self.part)
+            total, came = version["length"], _size(self.part)
             if total is not None and came < total:  # of a range, the server sent a part
                 raise _Transient(f"{came:,} of {total:,} bytes came")
             if total is not None and came > total:
@@ -190,8 +195,8 @@ class _Transfer:
         self.part.unlink(missing_ok=True)
         raise _Transient(reason)
 
-    def finished(self, pin: Pin | None, name: str) -> str:
-        """The hash of the transferred file, once a content coding that nobody asked for is undone.
+    def finished(self, pin: Pin | None, name: str) -> tuple[Path, str]:
+        """Where the transferred file is, and its hash, once a content coding that nobody asked for is undone.
 
         A coding belongs to the file where the bytes hash to `pin` as they are, or where the name says so: servers
         label `a.txt.gz` with `Content-Encoding: gzip` and mean the file itself.
@@ -203,7 +208,7 @@ class _Transfer:
         digest = sha256_file(self.part)
         coding = (read_facts(_validators(self.part)).get("coding") or "identity").strip().lower().removeprefix("x-")
         if coding == "identity" or (pin and digest == pin.sha256) or outer_kind(name) == coding:
-            return digest
+            return self.part, digest
         if coding != "gzip":
             self.part.unlink()
             raise DataError(
@@ -214,21 +219,18 @@ class _Transfer:
         try:
             with gzip.open(self.part) as packed, open_to_write(plain) as out:
                 shutil.copyfileobj(packed, out, 1 << 20)
-            os.replace(plain, self.part)
-        except gzip.BadGzipFile as e:
+            return plain, sha256_file(plain)  # the packed one stays beside it: with it a killed transfer resumes
+        except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+            plain.unlink()
             self.part.unlink()
-            raise DataError(
-                f"{self.url}: the server says Content-Encoding gzip, and what it sends is none ({e}); use another address"
-            ) from None
-        except (EOFError, zlib.error) as e:
-            self.part.unlink()
+            if isinstance(e, gzip.BadGzipFile):
+                raise DataError(
+                    f"{self.url}: the server says Content-Encoding gzip, and what it sends is none ({e}); use another address"
+                ) from None
             raise UnreachableError(
                 f"{self.url}: the server packed the file by Content-Encoding gzip, and what came is damaged ({e}); run the "
                 "same command again"
             ) from None
-        finally:
-            plain.unlink(missing_ok=True)
-        return sha256_file(self.part)
 
     def _receive(self, response: requests.Response, offset: int) -> None:
         import urllib3

@@ -97,12 +97,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         for k, v in headers.items():
             self.send_header(k, v)
-        if body is not None:
+        chunked = lie == "cut chunked"
+        if chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        elif body is not None:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if body:
             part = body[: len(body) // 2] if cut else body
-            self.wfile.write(part)
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
             self.server.site.sent += len(part)
         if cut:
             self.wfile.flush()

@@ -433,3 +433,38 @@ def test_nonsense_in_headers_is_no_crash(site, project, value):
     assert web._retry_after(answer) in (None, float("inf"))
     site.plan = [(503, {"Retry-After": "²"})]
     assert fetch(site) == BODY
+
+
+def test_a_kill_between_the_last_byte_and_the_name_costs_one_byte(site, project, monkeypatch):
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(web._Transfer, "finished", die)
+        fetch(site, sha256=None)
+    assert fetch(site, sha256=None) == BODY and site.sent == len(BODY) + 1
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_kill_after_unpacking_joins_nothing(site, project, monkeypatch, size):
+    """The unpacked bytes are never taken for the beginning of the packed ones, be they fewer or more."""
+    text = b"a" * size
+    site.files["/x/a.txt"] = gzip.compress(text)
+    site.headers = {"Content-Encoding": "gzip"}
+    finished = web._Transfer.finished
+
+    def die(*args):
+        finished(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(web._Transfer, "finished", die)
+        fetch(site, sha256=None, name="a.txt")
+    assert fetch(site, sha256=None, name="a.txt") == text
+    assert not list((project / ".foundry/downloads").glob("*.p*"))
+
+
+def test_a_file_whose_length_was_not_announced_resumes(site, project):
+    site.plan = ["cut chunked"]
+    assert fetch(site, sha256=None) == BODY
+    assert [h.get("Range") for _, h in site.requests] == [None, "bytes=50000-"]
