@@ -68,7 +68,7 @@ def verify(folder: str | Path, root: str | Path = ".") -> list[Link]:
         ExportError: if the folder is no export.
     """
     folder, root = Path(folder), Path(root)
-    if not (folder / PROOF).exists():
+    if not os.path.exists(folder / PROOF):  # False for a name that no file can have, where Path.exists raises
         raise ExportError(f"{folder} is no export: it has no {PROOF}; run `dvc repro export` or `dvc checkout`")
     found = _export(folder)
     intact = not any(f.broken for f in found)
