@@ -101,7 +101,7 @@ def links(ws: Workspace) -> list[tuple[str, str, str]]:
     page = f"{base}/#/experiments/{where}/runs/{run['run_id']}"
     found = [("mlflow", f"{page}/model-metrics?workflowType=machine_learning", "this training in MLflow")]
     if _report(ws, "evaluate.json"):  # it is put there with the evaluated model
-        found.append(("report", f"{page}/artifacts/report.html", "the report page"))
+        found.append(("report", f"{page}/artifacts/report.html?workflowType=machine_learning", "the report page"))
     return found
 
 

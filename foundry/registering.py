@@ -14,6 +14,7 @@ from foundry.evaluation.compare import compare_documents, read_documents
 from foundry.export.manifest import verify_export
 from foundry.tracking import DatasetRef, Registration, register, tracking_uri
 from foundry.tracking.lineage import lineage_tags
+from foundry.tracking.names import INTERVAL, PROOF, SCORE, TEST
 from foundry.tracking.promotion import Decide, Decision, force, settle, whoami
 from foundry.tracking.promotion import rollback as roll_back
 from foundry.tracking.registry import SCORES, Candidate, fetch, find, reached, stored
@@ -210,7 +211,7 @@ def _root_of(version: ModelVersion) -> Path | None:
     report = Path("reports/evaluate.json")
     if not report.exists() or not Path("data/clean/test").is_dir():
         return None
-    same = read_json(report, "the evaluation")["test_sha256"] == version.tags.get("foundry.test_sha256")
+    same = read_json(report, "the evaluation")["test_sha256"] == version.tags.get(TEST)
     return Path.cwd() if same else None
 
 
@@ -228,20 +229,17 @@ def _candidate(cfg: Config, root: Path) -> Candidate:
     waiting = root / "waiting.json"
     tags = {
         **(read_json(waiting, "a registration that waits")["tags"] if waiting.exists() else lineage_tags(root)),
-        **{f"foundry.{k}": record[k] for k in ("index_sha256", "tokenizer_sha256", "weights_sha256")},
-        **(
-            {"foundry.raw_sha256": lineage["raw_sha256"], "foundry.clean_sha256": lineage["clean"]["sha256"]}
-            if lineage
-            else {}
-        ),
-        "foundry.test_sha256": report["test_sha256"],
-        "foundry.test_bits_per_byte": repr(bpb["value"]),
-        "foundry.test_bits_per_byte_interval": f"{bpb['low']} to {bpb['high']}",
-        "foundry.proof": proof_summary(record["proof"]),
+        TEST: report["test_sha256"],
+        SCORE: repr(bpb["value"]),
+        INTERVAL: f"{bpb['low']} to {bpb['high']}",
+        PROOF: proof_summary(record["proof"]),
     }
+    tags.pop("dvc.lock.md5", None)  # the file itself is kept with the run
     metrics = {f"test_bits_per_byte{k}": bpb[key] for k, key in (("", "value"), ("_low", "low"), ("_high", "high"))}
     metrics |= {f"task_{name}": t["score"] for name, t in report.get("tasks", {}).items()}
-    artifacts = [root / n for n in ("params.yaml", "dvc.lock", *(f"reports/{r}" for r in REPORTS))]
+    # Every other hash of the chain is in lineage.json, which is part of the version as well.
+    artifacts = [folder / "lineage.json"]
+    artifacts += [root / n for n in ("params.yaml", "dvc.lock", *(f"reports/{r}" for r in REPORTS))]
     return Candidate(
         cfg.export.model_name, record["fingerprint"], folder, scores, package / "export/pyfunc_model.py", [package],
         description=f"{bpb['value']:.4f} bits per byte on test ({bpb['low']:.4f} to {bpb['high']:.4f}); run {record['fingerprint']}.",

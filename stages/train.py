@@ -28,7 +28,7 @@ def work(cfg: Config, log: logging.Logger) -> None:
         trainer = Trainer.from_shards(
             cfg.model, cfg.train, "data/shards", seed=cfg.seed, runtime=cfg.runtime, world=here
         )
-        index, tokenizer = trainer.identity["index_sha256"], trainer.identity["tokenizer_sha256"]
+        index = trainer.identity["index_sha256"]
         with Tracker(
             trainer.folder,
             uri=tracking_uri(cfg.runtime),
@@ -39,7 +39,7 @@ def work(cfg: Config, log: logging.Logger) -> None:
                 **cfg.model_dump(mode="json", exclude={"evaluate", "export", "runtime"}),
                 **{k: trainer.identity[k] for k in ("index_sha256", "tokenizer_sha256")},
             },
-            tags={"foundry.stage": "train", "foundry.index_sha256": index, "foundry.tokenizer_sha256": tokenizer},
+            tags={"foundry.stage": "train"},
             datasets=[DatasetRef(name="data/shards", digest=index[:36], path="data/shards", context="train")],
             enabled=cfg.runtime.tracking and here.main,
         ) as tracker:

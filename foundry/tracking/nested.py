@@ -9,6 +9,7 @@ from foundry.tracking.experiment import NAME, PARENT
 from foundry.tracking.names import FINGERPRINT, STAGE, SWEEP
 from foundry.tracking.params import flatten
 from foundry.tracking.settings import connect, experiment_id
+from foundry.tracking.source import source_tags
 
 
 def experiment_of(uri: str, run_id: str) -> str:
@@ -25,7 +26,7 @@ def begin_parent(uri: str, experiment: str, name: str, params: dict[str, Any], n
     if found := client.search_runs([where], f"tags.`{SWEEP}` = '{name}'", max_results=1):
         client.update_run(found[0].info.run_id, status="RUNNING")
         return found[0].info.run_id
-    tags = {NOTE: note, STAGE: "sweep", SWEEP: name}
+    tags = {**source_tags(), NOTE: note, STAGE: "sweep", SWEEP: name}
     run_id = client.create_run(where, run_name=f"sweep {name}", tags=tags).info.run_id
     client.log_batch(run_id, params=[Param(k, v) for k, v in flatten(params).items()][:100])
     return run_id

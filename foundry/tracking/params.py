@@ -19,6 +19,13 @@ def flatten(values: Mapping[str, Any]) -> dict[str, str]:
     return {re.sub(r"[^/\w.\- :]", "_", k)[:250]: as_text(v) for k, v in found}
 
 
+def used(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections without the values of rule sets that are switched off: of those only `enabled: false` says anything."""
+    if values.get("enabled") is False:
+        return {"enabled": False}
+    return {k: used(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+
+
 def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         for k, v in value.items():

@@ -28,6 +28,7 @@ from foundry.tracking.promotion import Decide, settle
 from foundry.tracking.run import DatasetRef
 from foundry.tracking.search import every_version
 from foundry.tracking.settings import connect, experiment_id, mlflow_at, serialized
+from foundry.tracking.source import source_tags
 from foundry.utils.files import sha256_tree
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ def _run_of(client: MlflowClient, uri: str, experiment: str, fingerprint: str) -
         runs = client.search_runs([where], f"tags.`{FINGERPRINT}` = '{fingerprint}'", max_results=1)
         if runs:
             return runs[0]
-        tags = {**lineage_tags(), FINGERPRINT: fingerprint, RESTORED: "true"}
+        tags = {**lineage_tags(), **source_tags(), FINGERPRINT: fingerprint, RESTORED: "true"}
         return client.create_run(where, run_name=f"restored-{fingerprint[:8]}", tags=tags)
 
 

@@ -20,8 +20,9 @@ from foundry.tracking.delivery import Delivery, RunSpec, deliver_folder, leftove
 from foundry.tracking.description import NOTE, run_description
 from foundry.tracking.experiment import experiment_name, experiment_tags
 from foundry.tracking.lineage import lineage_tags
-from foundry.tracking.params import flatten
+from foundry.tracking.params import flatten, used
 from foundry.tracking.settings import reason
+from foundry.tracking.source import source_tags
 from foundry.tracking.system import SystemMetrics
 from foundry.utils.files import write_text
 from foundry.utils.log import get_logger
@@ -62,8 +63,8 @@ class Tracker:
             experiment,
             f"{run_name} {name}" if name else run_name,
             fingerprint,
-            flatten(params or {}),
-            {**lineage_tags(), **experiment_tags(), **note, **(tags or {})} if enabled else {},
+            flatten(used(params or {})),
+            {**lineage_tags(), **source_tags(), **experiment_tags(), **note, **(tags or {})} if enabled else {},
             [asdict(d) for d in datasets or []],
             uuid.uuid4().hex,
         )

@@ -2,6 +2,8 @@
 
 import pytest
 
+from foundry.tracking.settings import connect
+
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory):
@@ -12,6 +14,10 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def uri(root):
+    """The store is there: on a busy machine making it takes longer than a run waits for its delivery."""
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("DVC_ROOT", str(root))
+        connect(f"sqlite:///{root}/.foundry/mlflow.db")
     return f"sqlite:///{root}/.foundry/mlflow.db"
 
 

@@ -1,6 +1,8 @@
 """Parameters reach MLflow under flat names, as text that is read back with the type that it has in params.yaml."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,8 @@ from tracking_servers import history, tracker
 from foundry.config import Config, load_config
 from foundry.config.load import read_yaml
 from foundry.tracking.description import METRICS, NOTE, run_description
-from foundry.tracking.params import as_text, flatten
+from foundry.tracking.params import as_text, flatten, used
+from foundry.tracking.source import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,6 +72,50 @@ def test_a_run_says_what_was_trained_and_what_each_metric_means(root, uri):
     assert all(f"`{name}`" in note for name in METRICS)
     assert len(run.data.params) > 100 and run.data.params["train.lr"] == "0.005"
     assert "None" not in run_description("x", {})
+
+
+def test_values_of_rule_sets_that_are_off_are_left_out_and_all_others_stay():
+    values = load_config(ROOT / "params.yaml").model_dump(mode="json")
+    values["clean"]["c4"]["enabled"] = True
+    flat, every = flatten(used(values)), flatten(values)
+    off = {k.rpartition(".")[0] for k, v in every.items() if k.endswith(".enabled") and v == "false"}
+    assert len(off) >= 2 and "clean.c4.min_sentences" in flat
+    left_out = set(every) - set(flat)
+    assert left_out and all(any(k.startswith(f"{section}.") for section in off) for k in left_out)
+    assert {f"{section}.enabled" for section in off} <= set(flat)
+
+
+def test_a_run_says_who_started_it_from_which_program_with_which_command(root, uri, monkeypatch):
+    monkeypatch.setattr("foundry.tracking.source.whoami", lambda: "Ada")
+    monkeypatch.setattr(sys, "argv", [str(root / "stages/train.py")])
+    with tracker(root / ".foundry/train/who", uri, "who") as t:
+        t.log(1, {"loss": 1.0})
+    tags = history(uri, "who")[0].data.tags
+    assert (tags["mlflow.source.name"], tags["mlflow.source.type"]) == ("stages/train.py", "LOCAL")
+    assert tags["mlflow.user"] == "Ada" and tags["foundry.command"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (
+            [["/v/bin/python", "-m", "stages.train"], ["/v/bin/python3.11", "/v/bin/dvc", "repro", "a b"], ["bash"]],
+            "dvc repro 'a b'",
+        ),
+        (
+            [["python", "-m", "stages.train"], ["/v/bin/python", "-m", "dvc", "repro", "-s", "train"]],
+            "dvc repro -s train",
+        ),
+        ([["/v/bin/python", "/v/bin/foundry", "register"], ["bash", "-c", "dvc repro"]], "foundry register"),
+        ([["/v/bin/python", "train.py", "x"], ["make", "all"]], "python train.py x"),
+        ([[], []], ""),
+    ],
+)
+def test_the_command_is_the_one_that_was_typed(monkeypatch, lines, told):
+    parents = [SimpleNamespace(cmdline=lambda line=line: line) for line in lines]
+    me = SimpleNamespace(cmdline=parents[0].cmdline, parents=lambda: parents[1:])
+    monkeypatch.setattr("foundry.tracking.source.psutil.Process", lambda: me)
+    assert command_line() == told
 
 
 def test_under_a_dvc_experiment_the_run_is_named_and_tagged_after_it(root, uri, monkeypatch):
