@@ -320,6 +320,11 @@ class Config(Section):
                 f"runtime.micro_batch_tokens ({micro}) must be a multiple of model.max_seq_len ({self.model.max_seq_len}) "
                 f"and divide train.tokens_per_step ({self.train.tokens_per_step})"
             )
+        rows, nproc = self.train.tokens_per_step // self.model.max_seq_len, self.runtime.nproc
+        if nproc > 1 and rows % nproc:
+            problems.append(
+                f"runtime.nproc ({nproc}) must divide the {rows} sequences of a step (train.tokens_per_step / model.max_seq_len)"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -70,6 +70,9 @@ def test_all_problems_are_told_together_with_the_nearest_names(params):
         ("clean", "min_chars", 10**9, "must not exceed max_chars"),
         ("shard", "weights", {"recipse-en": 2.0}, "names no source: recipse-en"),
         ("runtime", "micro_batch_tokens", 300, "multiple of model.max_seq_len"),
+        ("runtime", "nproc", 3, r"runtime.nproc \(3\) must divide the 8 sequences of a step"),
+        ("clean", "max_unpack_ratio", 0.5, "max_unpack_ratio must be more than 1, or 0 for no limit"),
+        ("clean", "gopher_quality", {"min_words": 10, "max_words": 9}, r"min_words \(10\) must not exceed max_words"),
         ("download", "sources", [], "download.sources"),
     ],
 )
