@@ -302,7 +302,7 @@ class Clean(Section):
 class TokenizerParams(Section):
     kind: Literal["bpe", "unigram"] = Field(
         "bpe",
-        description="unigram encodes faster, but its pieces depend on train_threads and its GGUF export never matches llama.cpp",
+        description="unigram encodes faster, but its pieces depend on train_threads, and it cannot be exported: llama.cpp gives other ids",
     )
     vocab_size: int = Field(
         4096, ge=300, le=2**20, description="SentencePiece pieces, bytes and control symbols included"
@@ -319,7 +319,8 @@ class TokenizerParams(Section):
     split_digits: bool = Field(True, description="every digit is a piece of its own")
     whitespace_pieces: bool = Field(True, description="allow pieces of white space alone (indentation)")
     user_symbols: list[str] = Field(
-        default_factory=list, description="strings that are always one piece, in text as well"
+        default_factory=list,
+        description="strings that are always one piece, in text as well; `foundry check` names those that an export cannot carry",
     )
     train_threads: int = Field(1, ge=1, le=256, description="part of the identity: a unigram vocabulary depends on it")
     reference: CorpusPath | None = Field(

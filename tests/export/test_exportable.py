@@ -34,6 +34,7 @@ def test_the_default_parameters_can_be_exported():
         ({"tokenizer": {"byte_fallback": False}}, "tokenizer.byte_fallback is false: .* train with true"),
         ({"tokenizer": {"user_symbols": ["<|endoftext|>"]}}, "'<|endoftext|>', to which llama.cpp gives a meaning"),
         ({"tokenizer": {"user_symbols": ["s>"]}}, "'s>', which overlaps the control symbol <s>"),
+        ({"tokenizer": {"user_symbols": ["x<s>"]}}, "'x<s>', which overlaps the control symbol <s>"),
         ({"tokenizer": {"user_symbols": ["abc", "bcde"]}}, "'abc', whose end 'bc' begins 'bcde'"),
         ({"tokenizer": {"user_symbols": ["ß1", "1äö"]}}, "'ß1', whose end '1' begins '1äö'"),
         ({"export": {"model_name": "our-phi-3-mini"}}, "export.model_name is our-phi-3-mini: llama.cpp takes"),
@@ -61,7 +62,6 @@ def test_what_every_engine_carries_is_not_refused():
         "<|channel|>",
         "abcd",
         "cde",
-        "<s>x",
         "水",
         "q" * 300,
     ]

@@ -15,6 +15,7 @@ from foundry.export.gguf_parity import prove_gguf
 from foundry.export.hostile import HOSTILE, own_texts
 from foundry.export.llamacpp import prove_llamacpp
 from foundry.export.parity import _load_transformers, _prove_ids
+from foundry.export.settings import prove_settings
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.train import train_tokenizer
 
@@ -24,7 +25,7 @@ with_llama_cpp = pytest.mark.skipif(
 )
 REASONING = ["<think>", "</think>"]
 ODD = ["a b", " lead", "trail ", "\n\n", "\t", "é", "e\u0301", "水", "🙂🙂", "a,b", 'q"q', "x" * 300]
-NESTED = ["th", "the", "q<|tool|>", "<|tool|>", "wthey", "<s>x", "\u200b", "A\u00a0B"]
+NESTED = ["th", "the", "q<|tool|>", "<|tool|>", "wthey", "\nand", "\u200b", "A\u00a0B"]
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def exported(make_model, clean, tmp_path):
 def prove_all(model, tokenizer, folder):
     proof = _prove_ids(_load_transformers(folder / "hf")[1], tokenizer, [])
     assert proof["strings"] == len(HOSTILE) + len(own_texts(tokenizer)) and proof["of_the_vocabulary"] > 100
+    prove_settings(folder / "hf", *_load_transformers(folder / "hf"), model, tokenizer)
     prove_gguf(folder / "m.gguf", "f32", model.cfg, tokenizer, folder / "hf/model.safetensors")
     if LLAMA_CPP:
         done = prove_llamacpp({"f32": folder / "m.gguf"}, folder, model, tokenizer, [], [[1, 300]], [], 1e-4)
