@@ -209,14 +209,27 @@ def _forget_lost(root: Path) -> dict[str, str]:
 
 
 def _bring_untracked(ws: Workspace) -> None:
-    """A user's own texts in corpus/ are not in git, and the recorded hashes of downloads may not be yet."""
+    """A user's own texts in corpus/ are not in git, and the recorded hashes of downloads may not be yet.
+
+    A linked folder inside corpus/ stays a link: the stages refuse it here as they do in the project.
+    """
+    source = ws.home / "corpus"
 
     def copy(source: str, target: str) -> None:
         if os.path.exists(source) and not os.path.exists(target):  # a link to nothing has no text
             shutil.copy2(source, target)
 
-    if (ws.home / "corpus").is_dir():
-        shutil.copytree(ws.home / "corpus", ws.root / "corpus", copy_function=copy, dirs_exist_ok=True)
+    def linked(folder: str, names: list[str]) -> set[str]:
+        found = {n for n in names if (path := Path(folder, n)).is_symlink() and path.is_dir()}
+        for name in found:
+            link = ws.root / "corpus" / Path(folder, name).relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(Path(folder, name).resolve())
+        return found
+
+    if source.is_dir():
+        shutil.copytree(source, ws.root / "corpus", copy_function=copy, dirs_exist_ok=True, ignore=linked)
     copy(str(ws.home / "data.lock.json"), str(ws.root / "data.lock.json"))
 
 

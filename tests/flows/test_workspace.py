@@ -14,6 +14,7 @@ from toy import ROOT, git
 
 from flows.workspace import last_kept, one_at_a_time, prune, workspace
 from foundry.config import ConfigError
+from foundry.utils.inputs import find_inputs
 
 
 def quiet(line):
@@ -57,6 +58,8 @@ def test_what_git_does_not_keep_comes_along_as_a_copy(toy, tmp_path):
         texts = {n: (ws.root / "corpus" / n).read_text() for n in ("books/a.txt", "rel.txt", "plain.txt")}
         assert texts == {"books/a.txt": "far away", "rel.txt": "one", "plain.txt": "mine"}
         assert (ws.root / "data.lock.json").read_text() == "{}"
+        with pytest.raises(ConfigError, match="DVC does not look into a linked folder"):  # as in the project itself
+            find_inputs("corpus/**/*.txt", ws.root, "download")
 
 
 def test_a_project_in_a_folder_of_a_larger_repository_and_with_dvcs_hooks(tmp_path):
