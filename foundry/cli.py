@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from foundry import __version__
-from foundry.commands import custody, evaluation, export, generation, registry, runs
+from foundry.commands import custody, evaluation, export, generation, registry, runs, upkeep
 from foundry.commands.project import TypedPath, project_of_here
 from foundry.config import ConfigError, FoundryError, describe, load_config
 from foundry.config import profiles as profile_table
@@ -206,6 +206,7 @@ def parser() -> argparse.ArgumentParser:
     custody.add_to(add)
     export.add_to(add)
     runs.add_to(add)
+    upkeep.add_to(add)
     add("info", info, "tell what device this machine trains on")
     return p
 

@@ -1,0 +1,65 @@
+"""What the project does now, and what of its state may go: status, gc."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from foundry.config import ConfigError, load_config
+
+
+def status(args: argparse.Namespace) -> None:
+    from foundry.inventory import lines
+    from foundry.inventory import status as ask
+
+    found = ask()
+    print(json.dumps(found) if args.json else "\n".join(lines(found)))
+
+
+def gc(args: argparse.Namespace) -> None:
+    from foundry.collecting import Piece, collect, remove
+    from foundry.inventory import mib
+
+    if not 0 <= args.days <= 36_500:
+        raise ConfigError(f"--days {args.days:g}: give 0 to 36500 days")
+    found = collect(load_config(args.params), days=args.days)
+    done = remove(Path("."), found.free) if args.yes else 0
+    if args.json:
+        rows = {
+            name: [{**asdict(p), "path": str(p.path)} for p in pieces]
+            for name, pieces in (("free", found.free), ("kept", found.kept))
+        }
+        print(json.dumps({**rows, "removed_bytes": done}))
+        return
+
+    def show(title: str, pieces: list[Piece]) -> None:
+        print(f"{title}: {mib(sum(p.bytes for p in pieces))} in {len(pieces)} places")
+        for p in sorted(pieces, key=lambda p: -p.bytes):
+            print(f"  {mib(p.bytes):>14}  {p.path}: {p.why}")
+
+    show("kept", found.kept)
+    show("removed" if args.yes else "would be removed", found.free)
+    if found.free and not args.yes:
+        print("nothing was removed; `foundry gc --yes` does it")
+    print(
+        "DVC's cache is DVC's own: `dvc gc --workspace --all-branches --all-tags --all-experiments` says what it would remove and asks"
+    )
+    print("what was deleted in MLflow is MLflow's: `mlflow gc --backend-store-uri URI` frees it")
+
+
+def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
+    s = add(
+        "status",
+        status,
+        "what runs and at which step, what waits and why, the addresses of the pages, the disk; needs no server",
+    )
+    s.add_argument("--json", action="store_true", help="as one line of JSON")
+    s = add("gc", gc, "say what of .foundry/ nothing refers to any more, and remove it with --yes", params=True)
+    s.add_argument("--yes", action="store_true", help="remove it; without this nothing is removed")
+    s.add_argument(
+        "--days", type=float, default=7.0, help="keep whatever is younger, referred to or not (default: %(default)s)"
+    )
+    s.add_argument("--json", action="store_true", help="as one line of JSON")

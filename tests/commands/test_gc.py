@@ -1,0 +1,147 @@
+"""`foundry gc`: frees what nothing refers to, and only with --yes."""
+
+import json
+import os
+import subprocess
+import time
+
+import pytest
+
+from foundry.cli import main
+from foundry.config import load_config
+from foundry.training.identity import fingerprint, identity
+from foundry.utils.files import sha256_json, write_json
+from foundry.utils.process import exclusive
+
+OLD = time.time() - 30 * 86_400
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "params.yaml").write_text("download: {sources: [{name: one, url: 'file:corpus/x.txt'}]}\n")
+    (tmp_path / ".gitignore").write_text("/.foundry\n/artifacts\n/data\n")
+    write_json(tmp_path / "reports/train.json", {"fingerprint": "committed"})
+    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
+        subprocess.run(["git", *command], check=True)
+    write_json(tmp_path / "reports/train.json", {"fingerprint": "here"})
+    return tmp_path
+
+
+def training(root, name, status="FINISHED", delivered=True):
+    """A state folder with a checkpoint, thirty days old."""
+    folder = root / ".foundry/train" / name
+    write_json(folder / "identity.json", {"train.steps": 10})
+    write_json(folder / "checkpoints/step-00000010/checkpoint.json", {})
+    (folder / "checkpoints/step-00000010/tensors.safetensors").write_bytes(b"x" * 5000)
+    write_json(folder / "run.json", {"uri": "http://127.0.0.1:9"})
+    (folder / "status").write_text(status)
+    (folder / "lock").write_text("1")
+    if delivered:
+        write_json(folder / "run_id.json", {"uri": "http://127.0.0.1:9", "run_id": "1"})
+        (folder / "delivered").write_text(status)
+    return folder
+
+
+def age(root):
+    for path in (root / ".foundry").rglob("*"):
+        os.utime(path, (OLD, OLD), follow_symlinks=False)
+
+
+def collected(capsys, *more):
+    main(["gc", "--json", *more])
+    found = json.loads(capsys.readouterr().out)
+    short = {k: {p["path"].removeprefix(".foundry/"): p["why"] for p in found[k]} for k in ("free", "kept")}
+    return short["free"], short["kept"], found["removed_bytes"]
+
+
+def test_what_anything_refers_to_stays_and_the_rest_is_freed_only_when_asked(root, capsys):
+    index = {"tokenizer_sha256": "t" * 64, "splits": {}}
+    write_json(root / "data/shards/index.json", index)
+    cfg = load_config()
+    present = fingerprint(identity(cfg.model, cfg.train, cfg.seed, sha256_json(index), "t" * 64))
+    kept = ["committed", "here", present, "running", "undelivered", "registered", "waits", "stored"]
+    for name in [*kept, "old", "stopped"]:
+        training(root, name, delivered=name != "undelivered", status="KILLED" if name == "stopped" else "FINISHED")
+    write_json(root / ".foundry/register/abc/artifacts/export/proof.json", {"fingerprint": "waits"})
+    write_json(root / "artifacts/model/config.json", {"fingerprint": "stored"})
+    from foundry.tracking.settings import connect
+
+    client = connect(f"sqlite:///{root}/.foundry/mlflow.db")
+    client.create_registered_model("tiny")
+    client.create_model_version(
+        "tiny", str(root), tags={"foundry.fingerprint": "registered", "prefect.flow_run_id": "0a1b2c3d-9"}
+    )
+    for name in ("0a1b2c3d", "11111111", "22222222", "33333333"):
+        write_json(root / ".foundry/runs" / name / "run.json", {"commit": "x"})
+    write_json(root / ".foundry/runs/33333333/sweep.json", {})
+    age(root)
+    training(root, "young")
+    with exclusive(root / ".foundry/train/running/lock"):
+        free, stay, removed = collected(capsys)
+        assert set(free) == {"train/old", "train/stopped", "runs/11111111", "runs/22222222"} and removed == 0
+        assert {f"train/{n}" for n in kept} | {"train/young", "runs/0a1b2c3d", "runs/33333333"} <= set(stay)
+        assert stay["train/running"] == "it runs" and "foundry sync" in stay["train/undelivered"]
+        assert (root / ".foundry/train/old").exists()
+        _, _, removed = collected(capsys, "--yes")
+    assert removed > 10_000
+    assert {p.name for p in (root / ".foundry/train").iterdir()} == {*kept, "young"}
+    assert {p.name for p in (root / ".foundry/runs").iterdir()} == {"0a1b2c3d", "33333333"}
+    main(["gc"])
+    out = capsys.readouterr().out
+    assert "would be removed: 0.0 MiB in 0 places" in out and "dvc gc" in out and "mlflow gc" in out
+
+
+def test_a_worktree_of_a_dead_run_goes_and_a_living_ones_stays(root, capsys):
+    for name in ("dead", "living"):
+        tree = root / f".foundry/runs/{name}/tree"
+        tree.parent.mkdir(parents=True)
+        (tree.parent / "lock").write_text("1")
+        subprocess.run(["git", "worktree", "add", "-q", "--detach", str(tree)], check=True)
+    with exclusive(root / ".foundry/runs/living/lock"):
+        free, stay, _ = collected(capsys, "--yes")
+    assert set(free) == {"runs/dead/tree"} and stay["runs/living/tree"] == "its run is at work"
+    trees = subprocess.run(["git", "worktree", "list"], capture_output=True, text=True, check=True).stdout
+    assert "living/tree" in trees and "dead/tree" not in trees
+    assert (root / ".foundry/runs/dead").exists()  # what is kept of it is young
+
+
+def test_logs_that_were_set_aside_and_temporary_files_go_when_they_are_old(root, capsys):
+    names = ["ui/worker.log", "ui/worker.log.1", "train/x/checkpoints/.step-00000004.abc.tmp/tensors.safetensors"]
+    for name in names:
+        (root / ".foundry" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / ".foundry" / name).write_text("x")
+    (root / "data").mkdir()
+    (root / "data/.shards.abc.tmp").mkdir()
+    assert collected(capsys)[0] == {}
+    age(root)
+    os.utime(root / "data/.shards.abc.tmp", (OLD, OLD))
+    free, _, _ = collected(capsys, "--yes")
+    assert {"ui/worker.log.1", "data/.shards.abc.tmp", "train/x"} <= set(free)
+    assert (root / ".foundry/ui/worker.log").exists() and not (root / "data/.shards.abc.tmp").exists()
+
+
+def test_nothing_goes_while_it_is_not_known_what_is_referred_to(root, capsys):
+    training(root, "old")
+    age(root)
+    (root / "artifacts/model").mkdir(parents=True)
+    (root / "artifacts/model/config.json").write_text("{")
+    for params, message in (
+        ("", "config.json is not readable JSON"),
+        ("runtime: {tracking_uri: 'http://127.0.0.1:9'}\n", "could not ask which versions"),
+    ):
+        with open("params.yaml", "a") as f:
+            f.write(params)
+        with pytest.raises(SystemExit):
+            main(["gc", "--yes", "--days", "0"])
+        assert message in capsys.readouterr().err
+    assert (root / ".foundry/train/old").exists()
+
+
+@pytest.mark.parametrize("days", ["-1", "nan", "inf"])
+def test_days_that_are_none_are_refused(root, days, capsys):
+    with pytest.raises(SystemExit):
+        main(["gc", "--days", days])
+    assert "give 0 to 36500 days" in capsys.readouterr().err

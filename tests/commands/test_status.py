@@ -1,0 +1,130 @@
+"""`foundry status`: what runs, stopped and waits, with a real training and without anything."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from foundry.cli import main
+from foundry.inventory import holder, last_point, size
+from foundry.utils.files import write_json
+from foundry.utils.process import exclusive
+
+RUNNER = Path(__file__).resolve().parents[1] / "training/runner.py"
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def ask(capsys):
+    main(["status", "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_of_an_empty_project_it_says_that_nothing_runs(root, capsys):
+    found = ask(capsys)
+    assert found["running"] == found["stopped"] == found["waiting"] == [] and found["ui"] == {}
+    assert found["disk"]["free_bytes"] > 0 and found["disk"]["used_bytes"] == {}
+    main(["status"])
+    out = capsys.readouterr().out
+    assert "nothing runs" in out and "`make ui` starts them" in out and "MiB free" in out
+    assert list(root.iterdir()) == []  # nothing was written
+
+
+def test_a_training_is_seen_while_it_runs_and_when_it_was_stopped_with_what_mlflow_has_not(root, shards, capsys):
+    """MLflow never answers here."""
+    command = [
+        sys.executable,
+        str(RUNNER),
+        str(shards),
+        str(root / ".foundry/train"),
+        str(root / "model"),
+        "steps=4000",
+        "track=http://127.0.0.1:9",
+    ]
+    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})  # fmt: skip
+    try:
+        for line in p.stdout:
+            if line.startswith("step 6"):
+                break
+        (row,) = ask(capsys)["running"]
+        assert row["what"] == "training" and row["pid"] == p.pid and row["steps"] == 4000
+        assert 4 <= row["step"] < 4000 and 0 < row["loss"] < 10 and not row["finished"]
+        main(["status"])
+        assert f"runs: training {row['run']}, step " in capsys.readouterr().out
+        p.send_signal(signal.SIGKILL)
+    finally:
+        p.kill()
+        p.communicate()
+    found = ask(capsys)
+    assert found["running"] == []
+    (stopped,) = found["stopped"]
+    assert stopped["run"] == row["run"] and 4 <= stopped["saved_step"] <= stopped["step"]
+    (waiting,) = found["waiting"]
+    assert waiting["what"] == "metrics" and waiting["points"] >= 6 and "http://127.0.0.1:9" in waiting["why"]
+    main(["status"])
+    out = capsys.readouterr().out
+    assert "`dvc repro` resumes it" in out and "`foundry sync` delivers them" in out
+
+
+def test_a_flow_a_stage_of_dvcs_a_waiting_registration_and_pages_that_are_away_are_listed(root, capsys):
+    (root / "dvc.yaml").write_text("stages: {clean: {cmd: x, outs: [data/clean]}}")
+    entry = {str(root / "data/clean"): {"write": {"pid": os.getpid(), "cmd": "dvc repro"}}}
+    write_json(root / ".dvc/tmp/rwlock", entry)
+    write_json(root / ".foundry/register/0123456789abcdef/waiting.json", {"tags": {}})
+    write_json(root / ".foundry/ui/addresses.json", {"mlflow": "http://127.0.0.1:9"})
+    with exclusive(root / ".foundry/runs/building", note="flow run abc"):
+        found = ask(capsys)
+    assert [(r["what"], r["pid"]) for r in found["running"]] == [("stage", os.getpid()), ("flow", os.getpid())]
+    assert found["running"][0]["stage"] == "clean" and found["running"][1]["note"] == "flow run abc"
+    assert found["waiting"][0]["what"] == "registration"
+    assert found["ui"] == {"mlflow": {"url": "http://127.0.0.1:9", "answers": False}}
+    assert [r["what"] for r in ask(capsys)["running"]] == ["stage"]  # the lock is free, its file is still there
+    main(["status"])
+    assert "does not answer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "[]", "7", '{"a": 1}', "\x00", '{"train.steps": "many"}', '{"x": {"write": 1}}']
+)
+def test_damaged_files_of_the_state_stop_nothing(root, text, capsys):
+    names = [
+        "train/f/identity.json",
+        "train/f/run.json",
+        "train/f/metrics.jsonl",
+        "train/f/uploaded.offset",
+        "train/f/lock",
+        "runs/building",
+    ]
+    for name in [*(f".foundry/{n}" for n in names), ".foundry/ui/addresses.json", ".dvc/tmp/rwlock", "dvc.yaml"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    assert ask(capsys)["running"] == []
+    main(["status"])
+
+
+def test_a_lock_file_that_names_another_living_process_is_not_held(root):
+    (root / "lock").write_text(str(os.getppid()))
+    assert holder(root / "lock") is None
+    with exclusive(root / "lock", note="x"):
+        assert holder(root / "lock") == (os.getpid(), "x")
+    assert holder(root / "lock") is None
+
+
+def test_the_last_point_is_that_of_the_training_and_links_are_counted_once(root):
+    lines = [{"t": 1000, "s": 5, "m": {"loss": 2.5}}, {"t": 2000, "s": 900, "m": {"system/cpu": 1.0}}]
+    (root / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"t": 3, "s": 6, "m": {"lo')
+    assert last_point(root / "metrics.jsonl") == (5, 2.5, 1.0)
+    (root / "a").mkdir()
+    (root / "a/x").write_bytes(b"12345")
+    os.link(root / "a/x", root / "a/y")
+    (root / "a/z").symlink_to("/usr/bin")
+    assert size(root / "a") < 5 + 100 and size(root / "a") >= 5
