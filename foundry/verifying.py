@@ -52,12 +52,14 @@ class Repair:
         restored: files that have their recorded bytes again.
         discarded: damaged objects of DVC's cache that were removed.
         rebuild: {stage that has to run again: its files that could not be restored, and were removed}.
+        stale: files that are what `dvc.lock` has, but not what the export was made of: later stages have not run since.
         left: files that only their owner can judge.
     """
 
     restored: list[str] = field(default_factory=list)
     discarded: list[str] = field(default_factory=list)
     rebuild: dict[str, list[str]] = field(default_factory=dict)
+    stale: list[str] = field(default_factory=list)
     left: list[Link] = field(default_factory=list)
 
 
@@ -168,24 +170,46 @@ def _state_md5(path: Path, md5: str) -> str:
 def repair(folder: str | Path, root: str | Path = ".") -> Repair:
     """Gives every damaged file its recorded bytes again, from DVC's cache or from git; what neither has is removed, so that `dvc repro` builds it.
 
-    An object of the cache that is not what its name says is removed: DVC trusts its cache and would restore the damage.
+    Before there is an export, what `dvc.lock` has of the stages that ran is checked. An object of the cache that is not what its name says is removed: DVC
+    trusts its cache and would restore the damage.
 
     Raises:
-        ExportError: if the folder is no export.
-        DataError: if `dvc.lock` is damaged: it says what the recorded bytes are.
+        DataError: if `dvc.lock` is damaged or not there: it says what the recorded bytes are.
     """
     folder, root = Path(folder), Path(root)
-    done, outs = Repair(), recorded_outs(root)
-    broken = [f for f in verify(folder, root) if f.broken]
-    cache = Cache(root) if broken else None
-    for link in broken:
-        name = os.path.relpath(link.path, root)
-        out = out_of(outs, Path(name).as_posix())
+    done, outs, cache = Repair(), recorded_outs(root), Cache(root)
+    if not outs:
+        raise DataError(
+            f"{root / LOCK} is missing: it says what the recorded bytes are. Restore it from git, or run `dvc repro`"
+        )
+    damaged = {f.path: f for f in verify(folder, root) if f.broken} if (folder / PROOF).exists() else {}
+    for out in outs.values():
+        for f in _damaged(root, out, cache, known=bool([p for p in damaged if _within(p, str(root / out.path))])):
+            damaged.setdefault(f.path, f)
+    for link in damaged.values():
+        name = Path(os.path.relpath(link.path, root)).as_posix()
+        out = out_of(outs, name)
         if out is None or link.state == "added":
             done.left.append(link)
         else:
-            _restore(root, Path(name).as_posix(), out, cache, done)
+            _restore(root, name, out, cache, done)
     return done
+
+
+def _damaged(root: Path, out: Out, cache: Cache, known: bool) -> list[Link]:
+    """Files of an out that are not what `dvc.lock` has; the whole folder if DVC's list of its files is lost, unless the chain knows them."""
+    path = root / out.path
+    if _state_md5(path, out.md5) != "changed":
+        return []
+    if not out.md5.endswith(".dir") or not path.is_dir():
+        return [Link("record", str(path), "changed")]
+    listing = cache.listing(out)
+    if listing is None:
+        return [] if known else [Link("record", str(path), "changed")]
+    here = {p.relative_to(root).as_posix(): p for p in path.rglob("*") if p.is_file()}
+    states = {n: "missing" if n not in here else "added" if n not in listing else "changed" for n in {*here, *listing}}
+    bad = [n for n in sorted(states) if states[n] != "changed" or md5_file(here[n]) != listing[n]]
+    return [Link("record", str(root / n), states[n]) for n in bad]
 
 
 def _restore(root: Path, name: str, out: Out, cache: Cache, done: Repair) -> None:
@@ -193,6 +217,9 @@ def _restore(root: Path, name: str, out: Out, cache: Cache, done: Repair) -> Non
     if listing is None:
         _discard(cache, out.md5, done)
     md5 = (listing or {}).get(name)
+    if md5 and path.is_file() and md5_file(path) == md5:
+        done.stale.append(name)
+        return
     good = cache.good(md5) if md5 else None
     committed = _committed(root, name, md5) if md5 and not good else None
     if md5 and not good:

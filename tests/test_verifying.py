@@ -1,5 +1,7 @@
 """`foundry verify` on a finished project: a flipped byte in any file is found and named, and each remedy that is printed works."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -145,6 +147,36 @@ def test_an_object_is_restored_from_a_good_one_when_only_the_file_is_hardlinked_
     assert "dvc repro shard" in refused(capsys, "verify", "--repair")
     run(project, "dvc", "repro", "shard")
     assert path.read_bytes() == good
+
+
+def test_before_there_is_an_export_repair_restores_what_the_lock_has(project, capsys):
+    """As `dvc.lock` of a project in which training has not ended."""
+    export = Path("artifacts/export")
+    export.rename("aside")
+    path = Path("data/shards/train/shard-00000.arrow")
+    good = path.read_bytes()
+    flip(path)
+    assert "it has no proof.json" in refused(capsys, "verify", "--repair")  # the command goes on to verify
+    assert path.read_bytes() == good
+    Path("aside").rename(export)
+
+
+def test_files_that_are_newer_than_the_export_are_left_and_the_remedy_is_to_build_on(project, capsys):
+    lock, path = Path("dvc.lock"), Path("artifacts/model/config.json")
+    old, text = path.read_bytes(), lock.read_text()
+    path.write_bytes(old + b"\n")  # trained again, and recorded
+    out = recorded_outs(project)["artifacts/model"]
+    rows = [{"md5": md5_file(p), "relpath": p.name} for p in sorted(path.parent.iterdir())]
+    listing = json.dumps(rows).encode()
+    new = hashlib.md5(listing).hexdigest() + ".dir"
+    Cache(project).path(new).parent.mkdir(exist_ok=True)
+    Cache(project).path(new).write_bytes(listing)
+    lock.write_text(text.replace(out.md5, new))
+    err = refused(capsys, "verify", "--repair")
+    assert "newer than the export: run `dvc repro`" in err and str(path) in err
+    assert path.read_bytes() == old + b"\n"
+    path.write_bytes(old)
+    lock.write_text(text)
 
 
 def test_repair_leaves_files_that_no_record_has_to_their_owner(project, capsys):

@@ -76,6 +76,9 @@ def _repair(where: str) -> None:
         raise DataError(
             f"these are for you to judge: no record has them, or they are too many. Remove or restore them:{listed}"
         )
+    if done.stale:
+        listed = "".join(f"\n  - {name}" for name in done.stale)
+        raise DataError(f"these files are whole, but newer than the export: run `dvc repro`{listed}")
     if done.rebuild:
         listed = "".join(f"\n  - {name}" for names in done.rebuild.values() for name in names)
         raise DataError(

@@ -110,7 +110,7 @@ class Shards:
         if seen != info["sha256"]:
             raise DataError(
                 f"{path} was changed after it was written (sha256 {seen[:12]}…, the index says {info['sha256'][:12]}…): "
-                "restore it with `dvc checkout --force data/shards` or run `dvc repro -f shard`"
+                "`foundry verify --repair` restores it, or names the stage that builds it again"
             )
         return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
 

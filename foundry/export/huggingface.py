@@ -267,7 +267,7 @@ def import_huggingface(folder: str | Path) -> tuple[MiniLLM, Tokenizer]:
         with safe_open(weights, "pt") as f:
             shapes = {name: f.get_slice(name).get_shape() for name in f.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as e:
-        raise ExportError(f"{weights} cannot be read ({e}): restore it with `dvc checkout --force`") from None
+        raise ExportError(f"{weights} cannot be read ({e}): `foundry verify --repair` restores it") from None
     if odd := sorted(n for n in {*shapes, *expected} if shapes.get(n) != expected.get(n)):
         told = "; ".join(f"{n} is {shapes.get(n, 'missing')}, expected {expected.get(n, 'none')}" for n in odd[:3])
         raise ExportError(f"{weights} has other tensors than config.json says: {told}")

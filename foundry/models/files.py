@@ -57,7 +57,7 @@ def load_model(folder: str | Path) -> tuple[MiniLLM, dict[str, Any]]:
     if seen != facts["weights_sha256"]:
         raise DataError(
             f"{weights} was changed after training (sha256 {seen[:12]}…, expected {facts['weights_sha256'][:12]}…): "
-            "restore it with `dvc checkout --force` or run `dvc repro train`"
+            "`foundry verify --repair` restores it, or names the stage that builds it again"
         )
     model = MiniLLM(ModelConfig.model_validate(facts["model"]))
     model.load_state_dict(load(data))

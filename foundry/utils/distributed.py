@@ -139,6 +139,7 @@ def told_lost_peer(here: World) -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
+        # Gloo's errors have no type of their own (torch 2.13), from a collective as from a backward pass: the path of its source in them is all that tells.
         if here.size == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e)):
             raise
         raise FoundryError(
