@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ from scoring import tiny
 
 from foundry import custody, reproducing
 from foundry.cli import main
-from foundry.config import ConfigError, Export, ExportError, FoundryError, parse_config
+from foundry.config import ConfigError, Export, ExportError, FoundryError, load_config, parse_config, read_yaml
 from foundry.data.shards import Shards
 from foundry.export import export
 from foundry.export.lineage import REPORTS, lineage, read_lineage
@@ -21,6 +22,7 @@ from foundry.utils.dvc_record import md5_file, md5_folder, read_lock
 from foundry.utils.files import sha256_file, sha256_json, write_json
 from foundry.verifying import verify
 
+ROOT = Path(__file__).resolve().parents[1]
 SOURCE = {"name": "one", "url": "file:corpus/a.txt", "license": "CC0-1.0", "attribution": "us", "lang": "en"}
 CFG = parse_config({"download": {"sources": [{"name": "one", "url": "file:corpus/a.txt"}]}})
 
@@ -309,6 +311,25 @@ def test_parameters_that_the_commit_does_not_have_are_shown(project, capsys):
     out = capsys.readouterr().out
     assert f"train.steps: {CFG.train.steps} (the commit has 300)" in out
     assert out.count("(the commit has") == 1
+
+
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS], ids=lambda p: p.stem if p else "params")
+def test_parameters_that_a_chain_has_are_parameters_that_build_it_again(preset, tmp_path):
+    """What `foundry reproduce` writes into the clone is read as what the export was made with."""
+    params = read_yaml(ROOT / "params.yaml")
+    if preset:
+        chosen = read_yaml(preset)
+        params |= {k: {**params.get(k, {}), **v} if isinstance(v, dict) else v for k, v in chosen.items()}
+    cfg = parse_config(params)
+    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+    chain = {"parameters": cfg.model_dump(mode="json", exclude={"runtime"}), "runtime": {"threads": 3}}
+    reproducing._set_parameters(tmp_path / "params.yaml", json.loads(json.dumps(chain)), None)
+    again = load_config(tmp_path / "params.yaml")
+    assert again.model_dump(exclude={"runtime"}) == cfg.model_dump(exclude={"runtime"})
+    assert again.runtime.threads == 3 and again.runtime.tracking is False
 
 
 def test_the_commit_of_a_flows_run_is_known_from_what_the_run_kept(project, capsys):
