@@ -254,7 +254,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     if not found["ui"]:
         yield "no web pages: `make ui` starts them"
     used = sorted(found["disk"]["used_bytes"].items(), key=lambda kv: -kv[1])
-    yield f"disk: {mib(found['disk']['free_bytes'])} free; " + ", ".join(f"{k} {mib(v)}" for k, v in used)
+    yield "; ".join([f"disk: {mib(found['disk']['free_bytes'])} free", *(f"{k} {mib(v)}" for k, v in used)])
 
 
 def mib(n: int) -> str:

@@ -177,12 +177,13 @@ def repair(folder: str | Path, root: str | Path = ".") -> Repair:
         DataError: if `dvc.lock` is damaged or not there: it says what the recorded bytes are.
     """
     folder, root = Path(folder), Path(root)
-    done, outs, cache = Repair(), recorded_outs(root), Cache(root)
+    done, outs = Repair(), recorded_outs(root)
     if not outs:
         raise DataError(
             f"{root / LOCK} is missing: it says what the recorded bytes are. Restore it from git, or run `dvc repro`"
         )
-    damaged = {f.path: f for f in verify(folder, root) if f.broken} if (folder / PROOF).exists() else {}
+    cache = Cache(root)
+    damaged = {f.path: f for f in verify(folder, root) if f.broken} if os.path.exists(folder / PROOF) else {}
     for out in outs.values():
         for f in _damaged(root, out, cache, known=bool([p for p in damaged if _within(p, str(root / out.path))])):
             damaged.setdefault(f.path, f)
