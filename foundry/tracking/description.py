@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 NOTE = "mlflow.note.content"
+VALIDATION = "validation/bits_per_byte"
 METRICS = {
     "loss": "training loss, nats per token",
     "bits_per_byte": "training loss in bits per byte of text (about that, when sources have weights)",
@@ -14,10 +15,17 @@ METRICS = {
     "gflops": "operations of the model a second, in 10⁹",
     "share_of_peak": "that speed as a share of what the device can do",
     "seconds": "time spent in the training loop, over all resumes",
-    "val_loss": "validation loss, nats per token",
-    "val_bits_per_byte": "validation, bits per byte of text",
+    "validation/loss": "validation loss, nats per token",
+    VALIDATION: "validation, bits per byte of text",
     "test_bits_per_byte": "held-out test text, bits per byte; `_low` and `_high` are its 95 % interval",
 }
+
+
+def shown_name(metric: str) -> str:
+    """A training's metric as MLflow shows it: charts of a group (`validation/…`) come before those without one, which are sorted by their names."""
+    return metric.replace("val_", "validation/", 1) if metric.startswith("val_") else metric
+
+
 EXPERIMENT = (
     "Trainings of Foundry, a run each. A run is named by its model and fingerprint (a hash over architecture, recipe, seed, data index and tokenizer); "
     "an interrupted and resumed training is one run. `foundry runs` lists them beside DVC's commits and experiments."

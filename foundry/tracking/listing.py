@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry.config import ConfigError, DataError, TrackingError
+from foundry.tracking.description import VALIDATION
 from foundry.tracking.experiment import NAME
 from foundry.tracking.names import FINGERPRINT
 from foundry.tracking.params import flatten
@@ -185,7 +186,7 @@ def _run_row(client: MlflowClient, run: Run) -> Row:
         run_name=run.info.run_name,
         status=run.info.status,
         exp_name=tags.get(NAME, ""),
-        run_val_bits_per_byte=metrics.get("val_bits_per_byte"),
+        run_val_bits_per_byte=metrics.get(VALIDATION),
     )
 
 

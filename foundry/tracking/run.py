@@ -17,7 +17,7 @@ from typing import Any
 
 from foundry.tracking.address import resolve
 from foundry.tracking.delivery import Delivery, RunSpec, deliver_folder, leftovers, tracked
-from foundry.tracking.description import NOTE, run_description
+from foundry.tracking.description import NOTE, run_description, shown_name
 from foundry.tracking.experiment import experiment_name, experiment_tags
 from foundry.tracking.lineage import lineage_tags
 from foundry.tracking.params import flatten, used
@@ -99,7 +99,7 @@ class Tracker:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         if self.enabled:
-            self._delivery.spool.log(step, metrics)
+            self._delivery.spool.log(step, {shown_name(k): v for k, v in metrics.items()})
 
     def back_to(self, step: int) -> None:
         """Training returned to this step: what was logged of later steps no longer counts."""

@@ -48,7 +48,7 @@ def test_a_killed_and_resumed_training_is_one_run_without_doubled_points(root, u
     assert run.info.status == "FINISHED"
     for key in ("loss", "lr", "grad_norm", "tokens_per_second"):
         assert [s for s, _, _ in found[key]] == list(range(1, STEPS + 1)), key
-    assert [s for s, _, _ in found["val_bits_per_byte"]] == [10, 20, 30]
+    assert [s for s, _, _ in found["validation/bits_per_byte"]] == [10, 20, 30]
     for key, points in found.items():
         assert [s for s, _, _ in points] == sorted({s for s, _, _ in points}), key
         assert [t for _, _, t in points] == sorted(t for _, _, t in points), key

@@ -65,12 +65,12 @@ def test_after_a_rollback_the_later_point_of_a_step_is_that_of_the_run(root, uri
     run, _ = history(uri, "back")
     for key, expected in {
         "loss": {s: float(s) if s < 6 else -float(s) for s in range(1, 11)},
-        "val_loss": {8: 2.0},
+        "validation/loss": {8: 2.0},  # the group whose charts come first
     }.items():
         points = connect(uri).get_metric_history(run.info.run_id, key)
         assert {p.step: p.value for p in sorted(points, key=lambda p: p.timestamp)} == expected
         assert len({(p.step, p.timestamp) for p in points}) == len(points) > len(expected)
-    assert run.data.metrics["loss"] == -10.0 and run.data.metrics["val_loss"] == 2.0
+    assert run.data.metrics["loss"] == -10.0 and run.data.metrics["validation/loss"] == 2.0
 
 
 def test_an_unreachable_server_loses_nothing_and_the_rest_is_delivered_later(root, uri, tmp_path, caplog):
