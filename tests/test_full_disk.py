@@ -99,8 +99,13 @@ WRITERS = {
 }
 
 
+LIBRARIES = ("model", "Hugging Face")  # a library opens their files itself, so only a real disk can refuse it
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_writer_reports_a_full_disk_alike_and_leaves_what_was_there(full, name, model, tokenizer):
+    if name in LIBRARIES and not full.is_mount():
+        pytest.skip("safetensors opens the file itself: only a real disk can refuse it")
     before = sha256_tree(full)
     with pytest.raises(
         DiskError, match=r"cannot write in .*: No space left on device; .* are free there, at least .* are needed"

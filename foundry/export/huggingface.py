@@ -9,13 +9,11 @@ answers, and nothing else, for training.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from foundry.config import ExportError, ModelConfig
 from foundry.config.corpus import CHAT_MARKERS
@@ -23,9 +21,8 @@ from foundry.export.exportable import model_problems, refuse, tokenizer_problems
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID, UNK_ID
-from foundry.utils.files import atomic_write, disk_errors, make_folder, read_json, write_json
+from foundry.utils.files import atomic_write, read_json, write_json, write_tensors
 
-TEMPORARY = ".model.safetensors.tmp"
 _LAYER = {
     "attention_norm": "input_layernorm",
     "attention.wq": "self_attn.q_proj",
@@ -93,11 +90,7 @@ def export_huggingface(model: MiniLLM, tokenizer: Tokenizer, folder: str | Path)
     folder = Path(folder)
     names = tensor_names(model.cfg)
     weights = {names[k]: v.detach().float().cpu().contiguous() for k, v in model.state_dict().items()}
-    make_folder(folder)
-    with disk_errors(folder, needed=sum(v.nbytes for v in weights.values())):
-        save_file(weights, folder / TEMPORARY, {"format": "pt"})  # streams; `save` would build the whole file in memory
-        os.chmod(folder / TEMPORARY, 0o644)  # it makes 0600
-        os.replace(folder / TEMPORARY, folder / "model.safetensors")
+    write_tensors(folder / "model.safetensors", weights, {"format": "pt"})
     write_json(folder / "config.json", model_config(model.cfg))
     write_json(folder / "generation_config.json", generation_config(tokenizer))
     with atomic_write(folder / "tokenizer.model") as f:

@@ -10,11 +10,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save
+from pydantic import ValidationError
+from safetensors.torch import load
 
 from foundry.config import DataError, ModelConfig
 from foundry.models.transformer import MiniLLM
-from foundry.utils.files import atomic_dir, atomic_write, read_json, write_json
+from foundry.utils.files import atomic_dir, read_json, sha256_file, write_json, write_tensors
 
 
 def weights_sha256(model: MiniLLM) -> str:
@@ -29,10 +30,10 @@ def weights_sha256(model: MiniLLM) -> str:
 def save_model(folder: str | Path, model: MiniLLM, facts: dict[str, Any]) -> None:
     """Writes the folder whole or not at all; `facts` (JSON values) join the architecture in `config.json`."""
     with atomic_dir(folder) as tmp:
-        data = save({k: v.detach().float().cpu().contiguous() for k, v in model.state_dict().items()}, {"format": "pt"})
-        with atomic_write(tmp / "model.safetensors", needed=len(data)) as f:
-            f.write(data)
-        sha256 = hashlib.sha256(data).hexdigest()
+        weights = tmp / "model.safetensors"
+        tensors = {k: v.detach().float().cpu().contiguous() for k, v in model.state_dict().items()}
+        write_tensors(weights, tensors, {"format": "pt"})
+        sha256 = sha256_file(weights)
         write_json(tmp / "config.json", {"model": model.cfg.model_dump(), **facts, "weights_sha256": sha256})
 
 
@@ -59,6 +60,11 @@ def load_model(folder: str | Path) -> tuple[MiniLLM, dict[str, Any]]:
             f"{weights} was changed after training (sha256 {seen[:12]}…, expected {facts['weights_sha256'][:12]}…): "
             "`foundry verify --repair` restores it, or names the stage that builds it again"
         )
-    model = MiniLLM(ModelConfig.model_validate(facts["model"]))
+    try:
+        model = MiniLLM(ModelConfig.model_validate(facts["model"]))
+    except ValidationError as e:
+        raise DataError(
+            f"{folder / 'config.json'} does not describe an architecture that this version knows: {e}"
+        ) from None
     model.load_state_dict(load(data))
     return model.eval(), facts

@@ -27,6 +27,7 @@ from foundry.utils.log import get_logger
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # errors of a disk that a user can act on
 
@@ -330,6 +331,38 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
     numpy.save(data, array)
     with atomic_write(path, needed=data.getbuffer().nbytes) as f:
         f.write(data.getbuffer())
+
+
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Writes tensors on the CPU as safetensors, from where they are: the library's `save` would make the whole file in memory, too.
+
+    Raises:
+        DiskError: if the disk takes no more, or permissions are missing; the old file is as it was.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path, needed = Path(path), sum(t.nbytes for t in tensors.values())
+    make_folder(path.parent)
+    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with disk_errors(path.parent, needed):
+            with open(new, "wb"):  # a refused permission has its number here
+                pass
+            try:
+                save_file(tensors, new, metadata)
+            except SafetensorError as e:  # which has no number
+                if shutil.disk_usage(path.parent).free >= needed:
+                    raise
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from e
+            os.chmod(new, 0o644)  # it makes 0600
+            fsync_dir(new)
+            os.replace(new, path)
+            fsync_dir(path.parent)
+    except BaseException as e:
+        new.unlink(missing_ok=True)
+        _measure(e, path.parent, path.parent, needed)
+        raise
 
 
 def read_json(path: str | Path, what: str, error: Callable[[str], Exception] = FoundryError) -> Any:

@@ -80,12 +80,12 @@ class Chaos:
         reader = threading.Thread(target=self._read, args=(p,))
         reader.start()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            p.wait(self.rng.uniform(0, limit) if limit is not None else 900)
+            p.wait(self.rng.uniform(0, limit) if limit is not None else 3600)
         if p.poll() is not None:
             self._end(p, reader)
             assert p.returncode == 0, "the command failed without having been killed:\n" + "".join(self.lines)
             return None
-        assert limit is not None, "the command did not end in 15 minutes:\n" + "".join(self.lines)
+        assert limit is not None, "the command did not end in an hour:\n" + "".join(self.lines)
         stage = self.running or "between"
         how = self._kill(p)
         self._end(p, reader)

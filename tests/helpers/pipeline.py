@@ -83,7 +83,7 @@ def make_clone(folder):
     }
     params["download"]["sources"] = [source]
     params["shard"]["weights"] = {}
-    params["runtime"]["checkpoint_interval"] = 5
+    params["runtime"] |= {"checkpoint_interval": 5, "threads": 1}  # several test processes share the cores
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     return folder

@@ -160,6 +160,24 @@ def test_a_checkpoint_of_some_processes_is_read_by_others_part_by_part(tmp_path,
         load_checkpoint(tmp_path)
 
 
+def test_a_checkpoint_that_changes_after_it_was_verified_is_not_what_is_loaded(tmp_path, monkeypatch):
+    """The hash is one of the bytes in memory: each file is read once."""
+    checkpoint.save_checkpoint(tmp_path / "c", tensors(1), {"n": 1})
+    read = Path.read_bytes
+
+    def swapped(path):
+        data = read(path)
+        path.write_bytes(bytes(len(data)))
+        return data
+
+    with monkeypatch.context() as m:
+        m.setattr(Path, "read_bytes", swapped)
+        found, values = load_checkpoint(tmp_path / "c")
+    assert torch.equal(found["x"], tensors(1)["x"]) and values == {"n": 1}
+    with pytest.raises(CheckpointError, match="was changed after it was written"):
+        load_checkpoint(tmp_path / "c")
+
+
 def test_a_checkpoint_of_which_a_process_wrote_nothing_is_refused(tmp_path):
     box = Box((0,), (2,), (4,))
     write_marker(tmp_path, [write_part(tmp_path, 0, {"a": torch.ones(2)}, {"a": box})], {})

@@ -1,0 +1,61 @@
+"""A model's folder: what is verified is what is loaded, and a folder of another kind is named as one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from foundry.config import DataError, ModelConfig
+from foundry.models import MiniLLM, load_model, save_model
+
+MODEL = ModelConfig(vocab_size=64, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=16, max_seq_len=16)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(1)
+    save_model(tmp_path / "model", MiniLLM(MODEL), {"name": "a"})
+    return tmp_path / "model"
+
+
+def test_the_file_is_what_safetensors_itself_makes_of_the_weights(folder):
+    torch.manual_seed(1)
+    assert (folder / "model.safetensors").read_bytes() == save(MiniLLM(MODEL).state_dict(), {"format": "pt"})
+
+
+def test_a_file_that_changes_after_it_was_verified_is_not_what_is_loaded(folder, monkeypatch):
+    """The hash is one of the bytes in memory: the file is read once."""
+    read = Path.read_bytes
+
+    def swapped(path):
+        data = read(path)
+        if path.name == "model.safetensors":
+            path.write_bytes(bytes(len(data)))
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", swapped)
+    torch.manual_seed(1)
+    expected = MiniLLM(MODEL).state_dict()
+    loaded = load_model(folder)[0].state_dict()
+    assert all(torch.equal(expected[k], loaded[k]) for k in expected)
+    with pytest.raises(DataError, match="was changed after training"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"architectures": ["LlamaForCausalLM"]}', '{"model": {}}', '{"weights_sha256": ""}', "[]", "3"]
+)
+def test_a_folder_of_another_kind_is_an_error_that_says_what_to_give(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(DataError, match=r"is not a model as the train stage writes it.*Give artifacts/model"):
+        load_model(folder)
+
+
+def test_an_architecture_that_is_none_is_an_error(folder):
+    facts = json.loads((folder / "config.json").read_text())
+    for broken in ({}, {**facts["model"], "dim": "wide"}, []):
+        (folder / "config.json").write_text(json.dumps({**facts, "model": broken}))
+        with pytest.raises(DataError, match=r"config.json .*architecture"):
+            load_model(folder)
