@@ -32,6 +32,13 @@ PAYLOAD = """{"flow": {{ flow.name | tojson }}, "run": {{ flow_run.name | tojson
 "message": {{ flow_run.state.message | tojson }}, "page": {{ flow_run | ui_url | tojson }}}"""
 
 
+def _is_web(address: str) -> bool:
+    try:
+        return urllib.parse.urlsplit(address).scheme in ("http", "https")
+    except ValueError:  # brackets that hold no IPv6 address
+        return False
+
+
 def deploy(root: Path, api_url: str, webhook: str = "") -> list[str]:
     """Registers pool, deployments and webhook; repeating it changes nothing, nor what was set in the UI. Returns the deployments' names.
 
@@ -39,7 +46,7 @@ def deploy(root: Path, api_url: str, webhook: str = "") -> list[str]:
         ConfigError: if the webhook is no http address.
         FoundryError: if the server does not take it.
     """
-    if webhook and urllib.parse.urlsplit(webhook).scheme not in ("http", "https"):
+    if webhook and not _is_web(webhook):
         raise ConfigError(f"the webhook must be an http:// or https:// address, got {webhook!r}")
     env = {**environment(root), "PREFECT_API_URL": api_url, "FOUNDRY_VERSION": version(root)}
     # Prefect reads its settings when it is imported, so it is done in a process of its own.

@@ -33,7 +33,10 @@ class Redirects:
             ConfigError: for another scheme than https.
             DataError: for a private address, a circle, or too many redirects.
         """
-        url = urljoin(passed[-1], location)
+        try:
+            url = urljoin(passed[-1], location)
+        except ValueError as e:
+            raise DataError(f"{self.start} was redirected to {location!r}, which is no address: {e}") from None
         if len(passed) > MOST:
             where = f"in a circle: {' → '.join(passed[passed.index(url) :][:4])} → …" if url in passed else "and no end"
             raise DataError(f"{self.start} was redirected {MOST} times, {where}; check the address in a browser")

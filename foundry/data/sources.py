@@ -185,9 +185,13 @@ def check_web(url: str, where: str) -> None:
     """Refuses an address that anyone on the way could change.
 
     Raises:
-        ConfigError: for http outside the loopback, for other schemes, for a missing host.
+        ConfigError: for http outside the loopback, for other schemes, for a missing host, for what is no address at all.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as e:
+        raise ConfigError(f"{where} leads to {url!r}, which is no address: {e}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"{where} leads to {url!r}: only https://HOST/PATH is fetched")
     if parts.scheme == "http" and not is_loopback(parts.hostname):
