@@ -25,7 +25,7 @@ from foundry.export import llamacpp_child
 from foundry.export.gguf_file import export_gguf
 from foundry.export.greedy import same_tokens
 from foundry.export.hostile import HOSTILE, own_texts
-from foundry.export.settings import CHAT, control_symbols, plain_pieces, prove_llamacpp_settings
+from foundry.export.settings_parity import CHAT, control_symbols, plain_pieces, prove_llamacpp_settings
 from foundry.inference import Generator
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer

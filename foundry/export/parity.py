@@ -26,7 +26,7 @@ from foundry.export.gguf_parity import prove_gguf
 from foundry.export.greedy import NEW_TOKENS, continuation, same_tokens
 from foundry.export.hostile import HOSTILE, own_texts
 from foundry.export.llamacpp import power_of_ten, prove_llamacpp
-from foundry.export.settings import prove_settings, prove_weights
+from foundry.export.settings_parity import prove_settings, prove_weights
 from foundry.inference import Generator
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer

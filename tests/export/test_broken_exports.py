@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from foundry.config import ExportError, ModelConfig, TokenizerParams
 from foundry.data.shards import read_clean
 from foundry.export import export_gguf, export_huggingface
-from foundry.export import settings as proof
+from foundry.export import settings_parity as proof
 from foundry.export.gguf_parity import prove_gguf
 from foundry.export.llamacpp import prove_llamacpp
 from foundry.export.parity import _load_transformers, _prove_ids

@@ -15,7 +15,7 @@ from foundry.export.gguf_parity import prove_gguf
 from foundry.export.hostile import HOSTILE, own_texts
 from foundry.export.llamacpp import prove_llamacpp
 from foundry.export.parity import _load_transformers, _prove_ids
-from foundry.export.settings import prove_settings
+from foundry.export.settings_parity import prove_settings
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.train import train_tokenizer
 
