@@ -211,6 +211,7 @@ def main() -> None:
         {q.relative_to(root) for pattern in ROOMS for q in root.glob(pattern) if q.name != "__init__.py"}
     )
     every = [m for path in paths for m in mutants_of(path)]
+    originals = {path.as_posix(): path.read_bytes() for path in paths}  # the project may be edited meanwhile
     chosen = every
     if args.sample and args.sample < len(every):
         chosen = sorted(random.Random(args.seed).sample(every, args.sample), key=lambda m: (m.path, m.line))
@@ -237,7 +238,7 @@ def main() -> None:
     def attempt(m: Mutant) -> tuple[Mutant, str]:
         folder = folders.get()
         target = folder / m.path
-        data = (root / m.path).read_bytes()
+        data = originals[m.path]
         try:
             target.write_bytes(data[: m.start] + m.new.encode() + data[m.end :])
             outcome, _ = run_tests(folder, tests_of(m.path), limits[" ".join(tests_of(m.path))])
@@ -255,6 +256,8 @@ def main() -> None:
                 killed[m.path] += outcome != "passed"
                 if outcome == "passed":
                     print(f"survived  {m}", flush=True)
+                if tried.total() % 50 == 0:
+                    print(f"{killed.total()} of {tried.total()} killed so far", flush=True)
     finally:
         while not folders.empty():
             shutil.rmtree(folders.get())
