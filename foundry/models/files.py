@@ -62,9 +62,7 @@ def load_model(folder: str | Path) -> tuple[MiniLLM, dict[str, Any]]:
         )
     try:
         model = MiniLLM(ModelConfig.model_validate(facts["model"]))
-    except ValidationError as e:
-        raise DataError(
-            f"{folder / 'config.json'} does not describe an architecture that this version knows: {e}"
-        ) from None
-    model.load_state_dict(load(data))
+        model.load_state_dict(load(data))
+    except (ValidationError, RuntimeError) as e:  # torch's word for other names or shapes
+        raise DataError(f"{folder / 'config.json'} does not describe the architecture of these weights: {e}") from None
     return model.eval(), facts
