@@ -107,11 +107,14 @@ def is_known(client: SyncPrefectClient, name: str) -> bool:
 
 
 def version(root: Path) -> str:
-    """What git calls the code that is deployed."""
-    done = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"], capture_output=True, text=True
-    )
-    return done.stdout.strip() or "unversioned"
+    """What git calls the code that is deployed, with a mark if it is not committed."""
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(root), *args]
+        return subprocess.run(command, env=environment(root), capture_output=True, text=True).stdout.strip()
+
+    name = git("describe", "--always", "--tags") or "unversioned"  # its own --dirty takes the lock of git's index
+    return f"{name}-dirty" if git("status", "--porcelain", "--untracked-files=no") else name
 
 
 def notify(webhook: str) -> None:

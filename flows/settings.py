@@ -16,6 +16,8 @@ def environment(root: Path) -> dict[str, str]:
     fixed = {
         "PATH": path,
         "PYTHONUNBUFFERED": "1",
+        # Reading commands of git refresh its index on the way: killed then, they leave `index.lock`, which stops the user's next commit.
+        "GIT_OPTIONAL_LOCKS": "0",
         "DVC_NO_ANALYTICS": "1",
         "DO_NOT_TRACK": "true",  # MLflow wants the word, Prefect takes it as well
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -232,14 +232,16 @@ def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000, webhook
 
 @contextlib.contextmanager
 def only_one(root: Path) -> Iterator[None]:
-    """Holds the project's lock: two servers on one SQLite file harm each other."""
+    """Holds the locks of the project and of Prefect's folder, which PREFECT_HOME may share: two servers on one SQLite file harm each other."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(exclusive(lock_path(root)))
+            stack.enter_context(exclusive(lock_path(root), wait=1.0))  # `addresses` holds it for a moment
         except LockError as e:
             here = addresses(root)
             where = f"{here['prefect']} (Prefect), {here['mlflow']} (MLflow)" if here else "it is starting or stopping"
             raise LockError(f"`make ui` already runs here: {where}; pid {e.pid}", e.pid) from None
+        prefect = environment(root)["PREFECT_HOME"]
+        stack.enter_context(exclusive(Path(prefect) / "foundry.lock", f"a `make ui` with PREFECT_HOME={prefect}"))
         yield
 
 

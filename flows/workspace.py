@@ -106,7 +106,9 @@ def workspace(home: Path, name: str, revision: str, log: Log, *, isolated: bool 
 
 
 def tell_uncommitted(home: Path, commit: str, log: Log) -> None:
-    changed = _git(home, "diff", "--name-only", "HEAD").splitlines()
+    # `git diff` refreshes git's index, whatever it is asked: killed then it leaves `index.lock`.
+    listed = _git(home, "status", "--porcelain", "--untracked-files=no").splitlines()
+    changed = [line.split(maxsplit=1)[1] for line in listed]
     if changed:
         files = ", ".join(changed[:4])
         log(f"{len(changed)} files of {home} are not committed ({files}): this run builds {commit[:9]} without them")

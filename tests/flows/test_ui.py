@@ -21,7 +21,7 @@ from toy import ROOT, git
 from flows import ui as module
 from flows.deploy import deploy
 from flows.recovery import processes
-from foundry.config import ConfigError
+from foundry.config import ConfigError, LockError
 from foundry.utils.served import addresses
 
 
@@ -40,7 +40,20 @@ def test_a_port_in_use_is_told_with_the_option_and_nothing_starts(tmp_path):
             text=True,
         )
     assert done.returncode == 1 and "make ui prefect_port=N" in done.stderr and "Traceback" not in done.stderr
-    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == [".foundry/ui/lock"]
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} <= {"lock", "foundry.lock"}
+
+
+def test_two_projects_do_not_serve_from_one_prefect_home(tmp_path, monkeypatch):
+    """Two servers on one database; and the one's next start would take the other's runs for dead."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "shared"))
+    with (
+        module.only_one(tmp_path / "one"),
+        pytest.raises(LockError, match=f"a `make ui` with PREFECT_HOME=.*pid {os.getpid()}"),
+        module.only_one(tmp_path / "two"),
+    ):
+        pass
+    with module.only_one(tmp_path / "two"):
+        pass
 
 
 @pytest.fixture
@@ -85,6 +98,7 @@ def start(toy, tmp_path):
         threading.Thread(target=lambda: lines.extend(iter(p.stdout.readline, "")), daemon=True).start()
         assert wait_until(lambda: p.poll() is not None or "Ctrl-C stops all" in "".join(lines[-1:]), 240), lines
         found = [re.search(rf"^{name} +(http://[^/]+)/", "".join(lines), re.M) for name in ("Prefect", "MLflow")]
+        assert all(found) or "already runs here" in "".join(lines), lines
         return p, lines, *(Api(m[1]) if i == 0 else m[1] for i, m in enumerate(found) if m)
 
     yield begin

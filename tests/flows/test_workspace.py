@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from toy import ROOT, git
 
-from flows.workspace import last_kept, one_at_a_time, prune, workspace
+from flows.deploy import version
+from flows.workspace import last_kept, one_at_a_time, prune, tell_uncommitted, workspace
 from foundry.config import ConfigError
+from foundry.tracking.lineage import lineage_tags
 from foundry.utils.inputs import find_inputs
 
 
@@ -41,6 +43,23 @@ def test_a_worktree_has_the_commit_the_cache_the_state_and_the_corpus(toy):
     assert (toy / ".foundry/mark").exists() and (toy / "corpus/deep/mine.txt").exists()
     assert git(toy, "worktree", "list").count("\n") == 0
     assert (toy / "in-one").read_text() == "half edited"
+
+
+def test_reading_git_leaves_its_index_alone(toy):
+    """A process that is killed while git refreshes the index leaves `index.lock`, and the user's next commit fails."""
+    index = toy / ".git/index"
+    for read in (
+        lambda: tell_uncommitted(toy, "x", quiet),
+        lambda: version(toy),
+        lambda: lineage_tags(toy),
+    ):
+        stamp = time.time() - 1000 * (1 + index.stat().st_size)
+        os.utime(toy / "in-one", (stamp, stamp))  # git looks into the file, and would note the new time
+        before = index.read_bytes()
+        read()
+        assert index.read_bytes() == before
+    git(toy, "status")
+    assert index.read_bytes() != before
 
 
 def test_what_git_does_not_keep_comes_along_as_a_copy(toy, tmp_path):
