@@ -21,9 +21,11 @@ from foundry.data.store import Meter
 from foundry.data.web import fetch_url
 from foundry.utils.files import disk_errors, make_folder, sha256_file, write_text
 
-# The errors of pip and its urllib3 for a connection that was not made, broke or was silent, and for 5xx to the last retry.
+# The errors of pip and its urllib3 for a connection that was not made, broke or was silent, and for a server that asks
+# for patience. `NetworkConnectionError` is pip's name for every other answer, 404 among them.
 _BROKEN = re.compile(
-    r"Max retries exceeded|IncompleteRead|ProtocolError|TimeoutError|Connection\w*Error|URL .*: timed out"
+    r"Max retries exceeded|IncompleteRead|ProtocolError|TimeoutError|(?<!Network)Connection\w*Error|URL .*: timed out"
+    r"|\b(429|5\d\d) (Client|Server) Error"
 )
 
 

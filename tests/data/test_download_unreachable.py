@@ -145,9 +145,15 @@ def listing_then(act):
 WHEEL = {"name": "s", "url": "pypi:tiny==1.0", "sha256": SHA}
 
 
-@pytest.mark.parametrize(
-    "act", [lambda handler: None, answer(503), listing_then(answer(503))], ids=["drops", "503", "file"]
-)
+AWAY = {
+    "drops": lambda handler: None,
+    "503": answer(503),
+    "file 503": listing_then(answer(503)),
+    "file 429": listing_then(answer(429)),
+}
+
+
+@pytest.mark.parametrize("act", AWAY.values(), ids=AWAY)
 def test_a_package_index_that_does_not_answer_is_unreachable(project, index, act):
     index.act = act
     with pytest.raises(UnreachableError, match=r"tiny==1\.0"):
@@ -155,7 +161,15 @@ def test_a_package_index_that_does_not_answer_is_unreachable(project, index, act
     assert index.asked
 
 
-@pytest.mark.parametrize("act", [answer(404), listing_then(answer(200, b"another wheel"))], ids=["missing", "other"])
+GONE = {
+    "missing": answer(404),
+    "deleted": listing_then(answer(404)),
+    "forbidden": listing_then(answer(403)),
+    "other": listing_then(answer(200, b"another wheel")),
+}
+
+
+@pytest.mark.parametrize("act", GONE.values(), ids=GONE)
 def test_a_package_that_is_missing_or_another_one_is_not(project, index, act):
     index.act = act
     with pytest.raises(DataError, match=r"tiny==1\.0") as e:
