@@ -1,6 +1,8 @@
 """The gate and a champion whose files are away, gone, incomplete or damaged: the true reason, and no decision that could not be made."""
 
 import shutil
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ import pytest
 from foundry import registering
 from foundry.config import ConfigError, Runtime, TrackingError, parse_config
 from foundry.tracking import Candidate, tracking_uri
+from foundry.tracking.backup import backup
 from foundry.tracking.names import WHY
 from foundry.tracking.settings import connect
 
@@ -160,3 +163,20 @@ def test_an_alias_that_was_removed_is_named_with_the_command_that_brings_it_back
     with pytest.raises(ConfigError, match="`foundry promote` asks the gate"):
         registering.promote(cfg, "champion")
     assert registering.rollback(cfg, "it was removed by hand") == ("2", "1") and champion(home) == "1"
+
+
+def test_a_moved_project_compares_with_its_champion_rolls_back_and_backs_up(home, cfg, monkeypatch, tmp_path):
+    new = home.with_name("moved to 那里")
+    home.rename(new)
+    monkeypatch.setenv("DVC_ROOT", str(new))
+    monkeypatch.setattr(registering, "_candidate", partial(_moved, registering._candidate, new))
+    done = registering.register_export(cfg, new)
+    assert done.champion and done.reason.startswith("better: ") and done.reason.endswith("against version 1")
+    assert registering.promote(cfg, "1")[1].startswith("worse: ")
+    assert registering.rollback(cfg, "x") == ("2", "1")
+    assert backup(tracking_uri(Runtime()), tmp_path / "kept") == {"models": 1, "versions": 2, "copied": 2}
+    assert not home.exists()
+
+
+def _moved(made, new, cfg, folder):
+    return replace(made(cfg, folder), model_code=new / "code.py")
