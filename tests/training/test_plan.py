@@ -180,6 +180,7 @@ def test_the_commands_plan_and_inspect_say_it(shards, tokenizer, tmp_path):
     params = read_yaml(root / "params.yaml")
     params["tokenizer"]["vocab_size"] = 400
     params["model"].update(MODEL.model_dump(exclude={"vocab_size"}))
+    params["evaluate"]["task_files"] = []
     params["train"].update(
         {"steps": 30, "tokens_per_step": 256, "warmup_steps": 1, "eval_interval": 10, "eval_tokens": 600}
     )
