@@ -15,9 +15,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from foundry.utils.files import write_text
 from foundry.utils.log import get_logger
@@ -36,6 +36,8 @@ class Spool:
         self._lock = threading.Lock()
         self._newest: dict[str, int] = {}  # the last step of each metric
         self._clock = 0  # ms
+        self._returns: list[tuple[int, int]] = []  # where a line with `back` begins, and the step in it
+        self._searched = 0  # bytes of the file in which they were looked for
         self.unwritten = b""  # what a full disk did not take
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -107,8 +109,7 @@ class Spool:
         if not self.path.exists():
             return rows, offset
         with open(self.path, "rb") as f:
-            f.seek(offset)
-            returns = _returns(f, offset)
+            self._find_returns(f)
             f.seek(offset)
             for line in f:
                 if not line.endswith(b"\n"):
@@ -116,13 +117,23 @@ class Spool:
                 offset += len(line)
                 if (point := _parsed(line)) and "m" in point:
                     step = point["s"]
-                    void = any(offset <= at and step > back for at, back in returns)
+                    void = any(offset <= at and step > back for at, back in self._returns)
                     rows += [
                         (k, v, point["t"], step) for k, v in point["m"].items() if not void or k.startswith(SYSTEM)
                     ]
                 if len(rows) >= limit:
                     break
         return rows, offset
+
+    def _find_returns(self, f: BinaryIO) -> None:
+        """Looks for the returns of training to an earlier step in what was added since the last time."""
+        f.seek(self._searched)
+        for line in f:
+            if not line.endswith(b"\n"):
+                break
+            if line.startswith(b'{"back"') and (point := _parsed(line)):
+                self._returns.append((self._searched, point["back"]))
+            self._searched += len(line)
 
     def delivered(self, offset: int) -> None:
         write_text(self._offset, str(offset))
@@ -146,16 +157,6 @@ class Spool:
 def _after_return(newest: dict[str, int], step: int) -> dict[str, int]:
     """The last steps of the metrics when training returned to `step`."""
     return {k: s if k.startswith(SYSTEM) else min(s, step) for k, s in newest.items()}
-
-
-def _returns(lines: Iterable[bytes], offset: int) -> list[tuple[int, int]]:
-    """[(where its line begins, step that training returned to)] of lines that begin at `offset`."""
-    found = []
-    for line in lines:
-        if line.startswith(b'{"back"') and line.endswith(b"\n") and (point := _parsed(line)):
-            found.append((offset, point["back"]))
-        offset += len(line)
-    return found
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
