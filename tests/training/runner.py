@@ -13,10 +13,11 @@ from pathlib import Path
 from foundry.config import FoundryError, ModelConfig, Runtime, TrainConfig
 from foundry.models import save_model
 from foundry.tracking import Tracker
-from foundry.training import Trainer
+from foundry.training import Trainer, checkpoints
 from foundry.training.state import TrainState
 from foundry.utils import checkpoint
 from foundry.utils.distributed import world
+from foundry.utils.files import open_to_write
 from foundry.utils.log import setup_logging
 from foundry.utils.process import die_with_parent
 
@@ -65,6 +66,19 @@ def overflow(trainer: Trainer, step: int) -> None:
     trainer._start = started
 
 
+def fill_the_disk(rank: int) -> None:
+    """Has the last process's parts of checkpoints written to a device that takes nothing."""
+    written = checkpoints.write_part
+
+    def full(folder: Path, number: int, *rest: object) -> dict:
+        if number == rank:
+            with open_to_write("/dev/full") as f:
+                f.write(b"x")
+        return written(folder, number, *rest)
+
+    checkpoints.write_part = full
+
+
 def tracked(trainer: Trainer, address: str | None) -> Tracker:
     return Tracker(
         trainer.folder, uri=address or "sqlite:///unused.db", experiment="runner", run_name="r", fingerprint=trainer.fingerprint, params={"seed": 3},
@@ -79,6 +93,8 @@ def main() -> None:
         slow_down_saving()
     address = given.pop("track", None)
     infinite = given.pop("overflow", None)
+    if (rank := given.pop("full_disk", None)) is not None:
+        fill_the_disk(rank)
 
     def fields(kind: type, **defaults: object) -> dict:
         return {**defaults, **{k: given[k] for k in given if k in kind.model_fields}}

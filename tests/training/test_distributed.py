@@ -161,6 +161,18 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(shards, one, 
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
+def test_a_disk_that_is_full_for_one_process_ends_all_with_the_reason(shards, tmp_path):
+    """The part of one process cannot be written: no checkpoint appears, none is left half-written, and nobody waits for the others."""
+    p = start(2, shards, tmp_path, *SAME, "parallel=fsdp", "full_disk=1")
+    text, _ = p.communicate(timeout=200)
+    assert p.returncode != 0
+    assert "cannot write in /dev: No space left on device" in text
+    assert "training process 1 could not write its part of a checkpoint: DiskError" in text
+    (folder,) = tmp_path.glob("state/*/checkpoints")
+    assert not list(folder.iterdir())
+    assert "goes on" not in finish(2, shards, tmp_path, *SAME, "parallel=fsdp")[0]
+
+
 def test_a_rank_that_dies_ends_the_run_with_its_error_told(shards, tmp_path):
     p = start(2, shards, tmp_path, "steps=100000")
     until(p, "step 2")
