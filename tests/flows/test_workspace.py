@@ -127,6 +127,18 @@ def test_without_a_repository_or_the_revision_it_is_told_what_to_do(toy, tmp_pat
         pass
 
 
+def test_a_worktree_that_was_copied_with_the_project_is_not_used_by_the_copy(toy):
+    """Its git folder and its state are the original's."""
+    copy = toy.with_name(f"{toy.name}-copy")
+    with workspace(toy, "a", "HEAD", quiet) as theirs:
+        shutil.copytree(toy, copy, symlinks=True)
+        with workspace(copy, "a", "HEAD", quiet) as ws:
+            assert (ws.root / ".foundry").resolve() == copy / ".foundry"
+            assert Path(git(ws.root, "rev-parse", "--path-format=absolute", "--git-common-dir")) == copy / ".git"
+            (ws.root / ".foundry/mark").write_text("of the copy")
+        assert not (toy / ".foundry/mark").exists() and git(theirs.root, "status", "--porcelain") == ""
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
