@@ -29,11 +29,11 @@ def check(args: argparse.Namespace) -> None:
         return
     from foundry.checking import checked
 
+    for line in repair_dvc():  # first: what is wrong with the parameters does not keep DVC damaged
+        print(line)
     found = checked(load_config(args.params), project_dir(), args.params)
     print(f"{args.params}: every key is known and every value fits")
     for line in found.lines():
-        print(line)
-    for line in repair_dvc():
         print(line)
 
 

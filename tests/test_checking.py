@@ -112,3 +112,11 @@ def test_a_prompt_that_may_not_fit_the_context_is_noted(project, capsys):
     project("evaluate: {prompts: ['short', '" + "x" * 127 + "', '" + "x" * 126 + "']}\nmodel: {max_seq_len: 128}")
     code, out, _ = run(capsys, "check")
     assert code == 0 and "note: evaluate.prompts[1] has 127 bytes" in out and "prompts[2]" not in out
+
+
+def test_dvc_is_repaired_whatever_is_wrong_with_the_parameters(project, capsys, tmp_path):
+    (tmp_path / ".dvc/tmp").mkdir(parents=True)
+    (tmp_path / ".dvc/tmp/rwlock").write_text("")
+    project("train: {steps: -1}")
+    code, out, err = run(capsys, "check")
+    assert code == 1 and "train.steps" in err and "which a killed DVC left cut off" in out

@@ -85,6 +85,7 @@ def make_toy(root):
     (root / "stage.py").write_text(STAGE.format(repo=str(ROOT), home=str(root)))
     (root / "dvc.yaml").write_text(DVC)
     shutil.copy(ROOT / "params.yaml", root / "params.yaml")
+    (root / "tasks").symlink_to(ROOT / "tasks")  # which the parameters name
     for name in ("one", "two", "side", "three"):
         (root / f"in-{name}").write_text(name)
     git(root, "init", "-q")

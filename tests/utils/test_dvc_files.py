@@ -149,6 +149,7 @@ def test_dvc_killed_at_each_of_its_writes_ends_with_equal_bytes_by_the_same_comm
     scratch.mkdir()
     project.mkdir()
     (project / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (project / "tasks").symlink_to(ROOT / "tasks")  # which the parameters name
     (project / "dvc.yaml").write_text(ONE_STAGE)
     git(project, "init", "-q")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(tmp_path / "site")}
