@@ -177,7 +177,7 @@ def test_what_a_flow_built_with_overrides_leads_back_to_the_corpus_and_is_reprod
     """`dvc repro` in a temporary clone with an empty cache, with the flow's parameters; the folder's own are others, and not committed."""
     shutil.rmtree(copy / ".foundry")  # its store of models is that of the project that was copied
     commit(copy, "one")
-    changed = ["train.steps=12", "export.gguf_types=[f32]", "runtime.checkpoint_interval=4"]
+    changed = ["train.steps=12", "train.warmup_steps=4", "export.gguf_types=[f32]", "runtime.checkpoint_interval=4"]
     run(copy, "flows.pretrain", "--set", *changed)
     (copy / "params.yaml").write_text((copy / "params.yaml").read_text() + "# edited\n")
     where = "models:/foundry-lm/1"
