@@ -21,6 +21,7 @@ from foundry.data.lockfile import read_lock, write_lock
 from foundry.data.web import fetch_url
 from foundry.models import MiniLLM, load_model, save_model
 from foundry.models.files import weights_sha256
+from foundry.tracking import backup
 from foundry.tracking.spool import Spool
 from foundry.training.checkpoints import Checkpoints
 from foundry.utils.files import sha256_tree, write_json
@@ -153,6 +154,37 @@ def test_the_lock_of_downloads(tmp_path):
 
     every_kill(lambda: write_lock(path, {**old, **new}), check, lambda: write_lock(path, old))
     assert old in seen and {**old, **new} in seen
+
+
+@pytest.mark.parametrize("below", ["", "artifacts"])
+def test_a_version_in_a_backup(tmp_path, monkeypatch, below):
+    """Copied a second time, since the version of another registry was there."""
+    to = tmp_path / "backup" / "model" / "1"
+
+    def fetched(what):
+        def fetch(client, version, uri, into):
+            (into / below / "export").mkdir(parents=True)
+            for name in ("export/weights", "documents"):
+                (into / below / name).write_text(what)
+            return into / below
+
+        monkeypatch.setattr(backup, "fetch", fetch)
+
+    def copy(what):
+        fetched(what)
+        backup._copy(None, None, "", to)
+
+    def check(place):
+        found = {p.relative_to(to).as_posix(): p.read_text() for p in to.rglob("*") if p.is_file()}
+        assert set(found) == {"export/weights", "documents"} and len(set(found.values())) == 1, place
+        copy("next")
+        assert [p.name for p in to.parent.iterdir()] == ["1"] and (to / "documents").read_text() == "next", place
+
+    def prepare():
+        cleared(to.parent)
+        copy("old")
+
+    every_kill(lambda: copy("new"), check, prepare, least=8)
 
 
 def test_a_registration_that_waits(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from foundry.tracking.address import sqlite_path
 from foundry.tracking.names import CONTENT
 from foundry.tracking.registry import fetch, reached
 from foundry.tracking.search import every_model, every_version
-from foundry.utils.files import read_json, write_json
+from foundry.utils.files import atomic_dir, read_json, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,14 +84,13 @@ def _known(folder: Path) -> dict[tuple[str, str], str]:
 
 
 def _copy(client: MlflowClient, version: ModelVersion, uri: str, to: Path) -> None:
-    """What has its final name is whole."""
-    part = to.with_name(f".{to.name}.tmp")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    found = fetch(client, version, uri, part)
-    shutil.rmtree(to, ignore_errors=True)
-    os.replace(found, to)
-    shutil.rmtree(part, ignore_errors=True)
+    """Copies the files of a version; under its name there is always a complete copy, the former one or the new one."""
+    with atomic_dir(to) as new:
+        found = fetch(client, version, uri, new)
+        if found != new:  # MLflow keeps the name that the files have in its store
+            for path in list(found.iterdir()):
+                os.rename(path, new / path.name)
+            found.rmdir()
 
 
 def _version(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
