@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny corpus made in code, its tokenizer, its shards. CPU, float32, two threads."""
 
+import logging
 import os
 import random
 
@@ -76,6 +77,15 @@ def write_clean(folder, documents):
             ]
         )
         pq.write_table(table, folder / split / "part-00000.parquet")
+
+
+@pytest.fixture(autouse=True)
+def logger_as_it_was():
+    """No test leaves the project's logger in another state to the next one."""
+    log = logging.getLogger("foundry")
+    before = log.propagate, log.level
+    yield
+    log.propagate, log.level = before
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,8 @@ class StopSignal:
     def _on(self, signum: int, frame: object) -> None:
         if self.signal is None:
             self.signal, self._since = signum, time.monotonic()
+            if os.environ.get("RANK", "0") == "0":  # one of several processes says it
+                os.write(2, b"stopping after this step, which is saved; a second signal stops at once\n")
         elif "TORCHELASTIC_RUN_ID" not in os.environ or time.monotonic() - self._since > self.ECHO:
             os._exit(128 + signum)
 

@@ -190,7 +190,7 @@ def test_a_changed_cut_or_missing_shard_is_refused(shards, tmp_path):
     data = path.read_bytes()
     for place in (8, len(data) // 2, len(data) - 20):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        with pytest.raises(DataError, match=r"shard-00001.arrow was changed (?s:.*)dvc checkout"):
+        with pytest.raises(DataError, match=r"shard-00001.arrow was changed (?s:.*)foundry verify --repair"):
             DataLoader(tmp_path / "s", 4, 32)
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match=r"shard-00001.arrow was changed"):

@@ -50,7 +50,9 @@ def test_a_model_folder_without_config(project):
 def test_cut_weights(project):
     path = project / "artifacts/model/model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    refused(project, r"model\.safetensors was changed after training .* run `dvc repro train`", DataError)
+    refused(
+        project, r"model\.safetensors was changed after training .* `foundry verify --repair` restores it", DataError
+    )
 
 
 def test_missing_weights(project):

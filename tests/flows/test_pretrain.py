@@ -220,7 +220,9 @@ def test_the_form_has_every_plain_parameter_with_its_description_and_range():
     schema = Build.model_json_schema()
     train = schema["$defs"]["TrainConfigOverrides"]["properties"]
     assert train["lr"]["description"] == Config.model_fields["train"].annotation.model_fields["lr"].description
-    assert {"exclusiveMinimum": 0, "type": "number"} in train["lr"]["anyOf"] and train["lr"]["default"] is None
+    assert {"exclusiveMinimum": 0, "maximum": 100, "type": "number"} in train["lr"]["anyOf"] and train["lr"][
+        "default"
+    ] is None
     assert schema["properties"]["target"]["enum"][0] == "all" and "laptop" in schema["properties"]["profile"]["enum"]
 
 

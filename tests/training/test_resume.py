@@ -122,6 +122,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_checkpoints_whole(shards, 
     p = start(shards, tmp_path / "state", tmp_path / "model", "slow_save=1")
     until(p, "saving")
     p.send_signal(signal.SIGINT)
+    until(p, "stopping after this step")
     p.send_signal(signal.SIGINT)
     text, _ = p.communicate(timeout=60)
     assert p.returncode == 130 and "stopped by a signal" not in text  # not the orderly stop, which saves first

@@ -101,6 +101,12 @@ def test_validation_has_no_effect_on_training(shards, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(rare.model.parameters(), often.model.parameters(), strict=True))
 
 
+class OneOfMany(World):
+    """A rank's random numbers, and no other rank to wait for."""
+
+    main = True
+
+
 def test_dropout_differs_between_the_ranks_and_from_step_to_step(shards, tmp_path):
     """The loss of the first batch with the first weights; nothing but the dropped elements can make it another one."""
     model = MODEL.model_copy(
@@ -108,7 +114,7 @@ def test_dropout_differs_between_the_ranks_and_from_step_to_step(shards, tmp_pat
     )  # a block that begins as the identity has nothing to drop
 
     def loss(rank, step=0):
-        world = World(rank, 1, torch.device("cpu"))  # a rank's random numbers, and no other rank to wait for
+        world = OneOfMany(rank, 1, torch.device("cpu"))
         runtime = Runtime(precision="float32", threads=1)
         trainer = Trainer(
             model, TRAIN, DataLoader(shards, 8, 32), world=world, runtime=runtime, state=tmp_path / str(rank)
