@@ -37,10 +37,10 @@ repro: $(READY) ## rebuild what changed: download ... export (dvc repro); profil
 	@dvc --wait-for-lock repro
 
 test: $(READY) ## the test suite, in two processes
-	@python -m pytest -n 2 --dist loadfile
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 coverage: $(READY) ## the test suite, and which lines no test runs (child processes included); fails under 85 %
-	@python -m pytest -n 2 --dist loadfile --cov --cov-report=term
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 mutants: $(READY) ## change the code in small ways and count how often a test notices: sample=200 seed=1 files="foundry/..."
 	@python -m scripts.mutants $(if $(sample),--sample $(sample)) $(if $(seed),--seed $(seed)) $(files)

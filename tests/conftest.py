@@ -79,6 +79,12 @@ def write_clean(folder, documents):
         pq.write_table(table, folder / split / "part-00000.parquet")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with long tests come first, so that the processes end at about the same time (`--no-loadscope-reorder`)."""
+    long = {i.path for i in items if i.get_closest_marker("slow") or i.get_closest_marker("distributed")}
+    items.sort(key=lambda i: i.path not in long)
+
+
 @pytest.fixture(autouse=True)
 def logger_as_it_was():
     """No test leaves the project's logger in another state to the next one."""

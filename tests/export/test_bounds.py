@@ -1,6 +1,5 @@
 """What export holds in memory does not grow with the corpus, and of a model's copies there is one tensor at a time."""
 
-import gc
 import weakref
 
 import numpy as np
@@ -25,7 +24,6 @@ class Alive:
     def watch(self, function):
         def watched(*args):
             array = function(*args)
-            gc.collect()
             self.refs = [r for r in self.refs if r() is not None] + [weakref.ref(array)]
             self.made, self.most = self.made + 1, max(self.most, len(self.refs))
             return array
