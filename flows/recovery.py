@@ -7,6 +7,7 @@ Prefect's client takes seconds.
 import json
 import os
 import signal
+import time
 import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,9 +36,27 @@ def processes(root: Path) -> tuple[list[psutil.Process], list[psutil.Process]]:
             env = p.environ()
         except psutil.Error:
             continue
-        if env.get(MARK) == str(root) and p.pid != os.getpid() and p.status() != psutil.STATUS_ZOMBIE:
+        if env.get(MARK) == str(root) and p.pid != os.getpid() and _lives(p):
             (runs if RUN in env else servers).append(p)
     return servers, runs
+
+
+def wait_ended(waited_for: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Waits until processes have ended; returns those that live after so many seconds.
+
+    A zombie has ended: its parent may be stopped, or never ask for its exit code. `psutil.wait_procs` waits until the parent does.
+    """
+    deadline = time.monotonic() + seconds
+    while (living := [p for p in waited_for if _lives(p)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return living
+
+
+def _lives(p: psutil.Process) -> bool:
+    try:
+        return p.is_running() and p.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def end_processes(root: Path) -> list[str]:
@@ -50,20 +69,20 @@ def end_processes(root: Path) -> list[str]:
         LockError: if a run does not end.
     """
     servers, runs = processes(root)
+    found = bool(servers or runs)
     for signum in (signal.SIGTERM, signal.SIGKILL):
         for p in servers:
             try:
                 p.send_signal(signum)
             except psutil.NoSuchProcess:
                 continue
-        _, servers = psutil.wait_procs(servers, ENDING)
-    _, living = psutil.wait_procs(runs, SAVING)
-    if living:
+        servers = wait_ended(servers, ENDING)
+    if living := wait_ended(runs, SAVING):
         numbers = ", ".join(str(p.pid) for p in living)
         raise LockError(
             f"a run of the last `make ui` still works here (pid {numbers}): wait for it or end it", living[0].pid
         )
-    return ["ended what a killed `make ui` had left running"] if servers or runs else []
+    return ["ended what a killed `make ui` had left running"] if found else []
 
 
 class Records:

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from flows.deploy import POOL, deploy
-from flows.recovery import MARK, SAVING, Records, end_processes, processes
+from flows.recovery import MARK, SAVING, Records, end_processes, processes, wait_ended
 from flows.runner import die_with_parent
 from flows.settings import environment, project_root
 from foundry.config import ConfigError, FoundryError, LockError
@@ -160,8 +160,7 @@ class Ui:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if p.ppid() == worker.pid:
                     p.terminate()
-        _, living = psutil.wait_procs(runs, SAVING)
-        for p in living:
+        for p in wait_ended(runs, SAVING):
             say(f"process {p.pid} of the run did not end")
         worker.kill()
 

@@ -20,7 +20,7 @@ from toy import ROOT, git
 
 from flows import ui as module
 from flows.deploy import deploy
-from flows.recovery import processes
+from flows.recovery import MARK, RUN, processes
 from foundry.config import ConfigError, LockError
 from foundry.utils.served import addresses
 
@@ -54,6 +54,23 @@ def test_two_projects_do_not_serve_from_one_prefect_home(tmp_path, monkeypatch):
         pass
     with module.only_one(tmp_path / "two"):
         pass
+
+
+def test_a_run_that_ended_under_its_stopped_worker_is_not_waited_for(tmp_path, capsys):
+    """It stays a zombie until the worker, which is held meanwhile, asks for its exit code."""
+    worker = subprocess.Popen(
+        ["sh", "-c", f"{RUN}=1 sleep 300 & wait"], env={**os.environ, MARK: str(tmp_path)}, start_new_session=True
+    )
+    try:
+        assert wait_until(lambda: processes(tmp_path)[1], 30)
+        ui = module.Ui(tmp_path, "", "", children={"worker": worker})
+        ui.end_runs()
+        assert "a run is at work" in (said := capsys.readouterr().out) and "did not end" not in said
+        assert worker.wait(10) == -signal.SIGKILL
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
 
 
 @pytest.fixture
@@ -167,6 +184,7 @@ def test_the_servers_schedule_run_tell_come_back_when_killed_and_leave_nothing(t
     assert "the reason of the failure" in told["message"]
 
     assert len(processes(toy)[0]) >= 5
+    assert wait_until(lambda: not processes(toy)[1], 30)  # the failed run reported its state, then its process ends
     p.send_signal(signal.SIGINT)
     assert p.wait(60) == 0 and "stopping ..." in "".join(lines[-1:])
     assert processes(toy) == ([], [])
