@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -92,7 +93,8 @@ def _other_hash(output: str) -> str | None:
 
 def _pip_error(spec: str, output: str, log: Path) -> DataError:
     if "No module named pip" in output:
-        return DataError(f"{spec} is fetched by pip, which {sys.executable} lacks; run: {sys.executable} -m ensurepip")
+        command = f"{shlex.quote(sys.executable)} -m ensurepip"
+        return DataError(f"{spec} is fetched by pip, which {sys.executable} lacks; run: {command}")
     lines = [x.strip() for x in output.splitlines() if x.strip()]
     errors = [x for x in lines if x.startswith("ERROR")] or lines
     message = f"pip could not fetch {spec}: {' | '.join(errors[-3:])}. "
