@@ -19,8 +19,8 @@ import psutil
 import yaml
 from pipeline import STAGES, environment, run
 
-# What `make repro` runs.
-COMMAND = f"{sys.executable} -m foundry.cli check && exec {sys.executable} -m dvc --wait-for-lock repro"
+# What `make repro` runs; $0 is the interpreter, whose path may have spaces in it.
+COMMAND = '"$0" -m foundry.cli check && exec "$0" -m dvc --wait-for-lock repro'
 
 # (signal, who gets it): all processes as from a machine that goes down or a terminal's Ctrl-C, or one of them as from the OOM killer.
 WAYS = [
@@ -74,7 +74,7 @@ class Chaos:
         """
         self.lines, self.running = [], ""
         p = subprocess.Popen(
-            ["bash", "-c", COMMAND], cwd=self.folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            ["bash", "-c", COMMAND, sys.executable], cwd=self.folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
         reader = threading.Thread(target=self._read, args=(p,))
