@@ -1,5 +1,7 @@
 """One real SQLite store for the session, in a folder with a space and non-ASCII letters: making one costs seconds."""
 
+import shutil
+
 import pytest
 
 from foundry.tracking.settings import connect
@@ -13,12 +15,25 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def uri(root):
+def tables(tmp_path_factory):
+    """A store that holds nothing, to be copied by a test that needs one of its own: the session's has what other tests put there."""
+    home = tmp_path_factory.mktemp("tables")
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("DVC_ROOT", str(home))
+        connect(f"sqlite:///{home}/.foundry/mlflow.db")
+    return home / ".foundry/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def uri(root, tables):
     """The store is there: on a busy machine making it takes longer than a run waits for its delivery."""
+    store = root / ".foundry/mlflow.db"
+    store.parent.mkdir(exist_ok=True)
+    shutil.copy(tables, store)
     with pytest.MonkeyPatch.context() as m:
         m.setenv("DVC_ROOT", str(root))
-        connect(f"sqlite:///{root}/.foundry/mlflow.db")
-    return f"sqlite:///{root}/.foundry/mlflow.db"
+        connect(f"sqlite:///{store}")
+    return f"sqlite:///{store}"
 
 
 @pytest.fixture(autouse=True)

@@ -29,18 +29,16 @@ def test_an_address_of_any_folder_names_its_file_and_is_kept_relative(project, n
 
 
 def test_a_store_in_an_oddly_named_folder_takes_and_gives_back_files_and_makes_no_other_folder(
-    project, uri, root, monkeypatch
+    project, tables, monkeypatch
 ):
-    """Every odd character at once: making a store costs seconds. Its tables are copied from the session's."""
+    """Every odd character at once: making a store costs seconds, so its tables are copied."""
     import shutil
 
     import mlflow
 
-    monkeypatch.setenv("DVC_ROOT", str(root))
-    connect(uri)
     home = project / "".join(name.replace("/", "") for name in ODD)
     (home / ".foundry").mkdir(parents=True)
-    shutil.copy(root / ".foundry/mlflow.db", home / ".foundry/mlflow.db")
+    shutil.copy(tables, home / ".foundry/mlflow.db")
     monkeypatch.setenv("DVC_ROOT", str(home))
     before = set(Path.cwd().iterdir())
     own = tracking_uri(Runtime(), home)

@@ -49,12 +49,11 @@ def cfg():
 
 
 @pytest.fixture
-def home(root, uri, tmp_path, monkeypatch, cfg):
+def home(tables, tmp_path, monkeypatch, cfg):
     """A project whose champion is version 1; `better` is an export that the gate would promote."""
-    connect(uri)
     home = tmp_path / "project"
     (home / ".foundry").mkdir(parents=True)
-    shutil.copy(root / ".foundry/mlflow.db", home / ".foundry/mlflow.db")
+    shutil.copy(tables, home / ".foundry/mlflow.db")
     monkeypatch.setenv("DVC_ROOT", str(home))
     (home / "code.py").write_text(CODE)
     (home / "params.yaml").write_text(

@@ -61,11 +61,10 @@ def killed(work, at_commit=None, after=None):
 
 
 @pytest.fixture
-def home(root, uri, tmp_path, monkeypatch):
-    connect(uri)  # imports MLflow, and makes the tables
+def home(tables, tmp_path, monkeypatch):
     home = tmp_path / "project"
     (home / ".foundry").mkdir(parents=True)
-    shutil.copy(root / ".foundry/mlflow.db", home / ".foundry/mlflow.db")
+    shutil.copy(tables, home / ".foundry/mlflow.db")
     monkeypatch.setenv("DVC_ROOT", str(home))
     (home / "export").mkdir()
     (home / "export/weights.txt").write_text("weights")

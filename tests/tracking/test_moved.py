@@ -60,12 +60,11 @@ def texts(store):
 
 
 @pytest.fixture
-def home(root, uri, tmp_path, monkeypatch):
-    """A project with a registered model and two delivered runs. Its store is a copy of the session's, repaired as any copy is."""
-    connect(uri)
+def home(tables, tmp_path, monkeypatch):
+    """A project with a registered model and two delivered runs. Its store is a copy of an empty one, repaired as any copy is."""
     home = tmp_path / "the original"
     (home / ".foundry").mkdir(parents=True)
-    shutil.copy(root / ".foundry/mlflow.db", home / ".foundry/mlflow.db")
+    shutil.copy(tables, home / ".foundry/mlflow.db")
     monkeypatch.setenv("DVC_ROOT", str(home))
     assert add(home, "one").champion
     train(home, "fp-run")

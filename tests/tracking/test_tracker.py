@@ -185,20 +185,19 @@ def test_the_warning_names_one_command():
     assert re.search(r"^\s+sync\s", text, re.M)
 
 
-def store(root, name):
-    """Another SQLite store: a copy of the session's, since making one costs seconds."""
-    connect(f"sqlite:///{root}/.foundry/mlflow.db")
-    shutil.copy(root / ".foundry/mlflow.db", root / f".foundry/{name}.db")
+def store(root, tables, name):
+    """Another SQLite store, which is empty: a copy, since making one costs seconds."""
+    shutil.copy(tables, root / f".foundry/{name}.db")
     return f"sqlite:///{root}/.foundry/{name}.db"
 
 
-def test_a_locked_store_delays_nothing_and_gets_all_later(root, uri, monkeypatch, caplog):
+def test_a_locked_store_delays_nothing_and_gets_all_later(root, tables, monkeypatch, caplog):
     """Another process holds SQLite's lock for the whole training; MLflow itself waits 20 s for it."""
     from foundry.utils.log import get_logger
 
     get_logger().propagate = True
     monkeypatch.setattr("foundry.tracking.run.CLOSE_TIMEOUT", 1.0)
-    own = store(root, "locked")
+    own = store(root, tables, "locked")
     folder = root / ".foundry/locked/one"
     holder = sqlite3.connect(own.removeprefix("sqlite:///"), isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
@@ -298,13 +297,13 @@ def test_a_process_killed_while_it_makes_the_store_leaves_none_that_is_half_made
     assert connect(f"sqlite:///{path}").search_experiments() and path.exists() and not new.exists()
 
 
-def test_a_store_that_lost_the_run_gets_it_anew(root, uri):
+def test_a_store_that_lost_the_run_gets_it_anew(root, tables):
     """The database was thrown away between two starts."""
-    own = store(root, "lost")
+    own = store(root, tables, "lost")
     folder = root / ".foundry/train/lost"
     with tracker(folder, own, "lost") as t:
         t.log(1, {"loss": 1.0})
-    store(root, "lost")
+    store(root, tables, "lost")
     with tracker(folder, own, "lost") as t:
         t.log(2, {"loss": 2.0})
     assert history(own, "lost")[1] == [(1, 1.0), (2, 2.0)]
