@@ -201,8 +201,6 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
     import mlflow
     from mlflow.entities import LoggedModelStatus
     from mlflow.exceptions import MlflowException
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     run = _run_of(client, uri, experiment, c.fingerprint)
     run_id = run.info.run_id
@@ -215,22 +213,8 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
     if RESTORED in run.data.tags:  # nobody else ends it
         client.set_terminated(run_id, "FINISHED")
     model = _logged_model(client, run, c.name, content)
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string)]),
-        outputs=Schema([ColSpec(DataType.string)]),
-        params=ParamSchema([ParamSpec(name, DataType[kind], default) for name, (kind, default) in PREDICTION.items()]),
-    )
     if model.status != LoggedModelStatus.READY or not mlflow.artifacts.list_artifacts(artifact_uri=model.model_uri):
-        with warnings.catch_warnings():
-            # It asks for type hints, which would drop the parameters from the signature, behind a filter of its own.
-            warnings.showwarning = lambda *_, **__: None
-            # As mlflow.pyfunc.log_model, which would set an ended run to RUNNING: a kill would leave it so.
-            Model.log(
-                None, flavor=mlflow.pyfunc, name=c.name, run_id=run_id, model_id=model.model_id, python_model=str(c.model_code),
-                code_paths=[str(p) for p in c.code_paths], signature=signature, input_example=["The "], model_config={"device": "auto"},
-                artifacts={"export": _readable(c.export_dir), "scores": _readable(c.scores)},
-                pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in (*REQUIREMENTS, "mlflow")],
-            )  # fmt: skip
+        _log_files(client, c, model, run_id)
     try:
         client.create_registered_model(c.name, description=DESCRIPTION)
     except MlflowException as e:
@@ -240,6 +224,49 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
     return client.create_model_version(
         c.name, model.model_uri, run_id=run_id, tags=tags, model_id=model.model_id, description=c.description
     )
+
+
+def _log_files(client: MlflowClient, c: Candidate, model: LoggedModel, run_id: str) -> None:
+    """Gives an entry its files, its link to the run and its metrics. Each step can be repeated, also after READY, if somebody deleted the files.
+
+    MLflow's own `Model.log` cannot: it links first, and a store refuses the same link a second time, so that a call that was killed or failed after
+    it could never be completed. `mlflow.pyfunc.log_model` would besides set an ended run to RUNNING: a kill would leave it so.
+    """
+    import mlflow
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.string)]),
+        outputs=Schema([ColSpec(DataType.string)]),
+        params=ParamSchema([ParamSpec(name, DataType[kind], default) for name, (kind, default) in PREDICTION.items()]),
+    )
+    where = model.artifact_location
+    with tempfile.TemporaryDirectory(prefix="foundry-model-") as folder:
+        path = Path(folder, "model")
+        with warnings.catch_warnings():
+            # It asks for type hints, which would drop the parameters from the signature, behind a filter of its own.
+            warnings.showwarning = lambda *_, **__: None
+            mlflow.pyfunc.save_model(
+                str(path), mlflow_model=Model(where, run_id, model_uuid=model.model_id, model_id=model.model_id),
+                python_model=str(c.model_code), code_paths=[str(p) for p in c.code_paths], signature=signature,
+                input_example=["The "], model_config={"device": "auto"},
+                artifacts={"export": _readable(c.export_dir), "scores": _readable(c.scores)},
+                pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in (*REQUIREMENTS, "mlflow")],
+            )  # fmt: skip
+        client.log_model_artifacts(model.model_id, str(path))
+    linked = client.get_run(run_id).outputs
+    if model.model_id not in {m.model_id for m in (linked.model_outputs if linked else ())}:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    points = (m for key in c.metrics for m in client.get_metric_history(run_id, key))
+    mine = [
+        Metric(m.key, m.value, m.timestamp, m.step, model_id=model.model_id, run_id=run_id)
+        for m in points
+        if m.model_id is None
+    ]
+    client.log_batch(run_id, metrics=mine)  # the store keeps equal points once
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
 def _logged_model(client: MlflowClient, run: Run, name: str, content: str) -> LoggedModel:

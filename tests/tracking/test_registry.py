@@ -1,11 +1,14 @@
 """One version for one content; who is champion is decided, told, forced and taken back; no pickle anywhere."""
 
 import json
+import shutil
 import subprocess
 import sys
+import urllib.parse
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from foundry.config import ConfigError, TrackingError
 from foundry.tracking import Candidate, load_registered, register
@@ -177,6 +180,43 @@ def test_an_export_that_was_trained_elsewhere_gets_a_run_that_says_so(call, uri)
     (run,) = client.search_runs([where], "tags.`foundry.fingerprint` = 'unknown-here'")
     assert run.data.tags["foundry.restored"] == "true"
     assert run.data.metrics["test_bits_per_byte"] == 1.2 and run.info.status == "FINISHED"
+
+
+def test_a_registration_is_completed_after_an_error_at_any_write_and_after_the_loss_of_its_files(
+    call, uri, monkeypatch
+):
+    """The answer of a server is lost after it has done what it was asked. In the end there is one version with one entry and one link."""
+    name = "completed-lm"
+
+    def go():
+        return call("completed", 1.3, name=name)
+
+    for step in ("log_model_artifacts", "log_outputs", "log_batch", "finalize_logged_model"):
+        with monkeypatch.context() as m:
+            done = getattr(MlflowClient, step)
+
+            def lost(self, *args, done=done, **more):
+                done(self, *args, **more)
+                raise ConnectionError("the answer is lost")
+
+            m.setattr(MlflowClient, step, lost)
+            with pytest.raises(TrackingError, match="the answer is lost"):
+                go()
+    (entry,) = entries(uri, name)
+    shutil.rmtree(urllib.parse.unquote(urllib.parse.urlsplit(entry.artifact_location).path))
+    assert go().created and not go().created
+    (entry,) = entries(uri, name)
+    run = connect(uri).get_run(entry.source_run_id)
+    assert [m.model_id for m in run.outputs.model_outputs] == [entry.model_id] and entry.status == "READY"
+    assert {m.key: m.value for m in entry.metrics} == {"test_bits_per_byte": 1.3}
+    assert load_registered(name, "1", uri).predict(["x"])[0].startswith("completedx")
+
+
+def entries(uri, name):
+    """MLflow's entries of the files of a registered model, also of registrations that were not completed."""
+    client = connect(uri)
+    where = client.get_experiment_by_name("registry").experiment_id
+    return [m for m in client.search_logged_models([where]) if m.name == name]
 
 
 def test_lost_aliases_are_set_again(call, uri):
