@@ -15,11 +15,19 @@ import sys
 GRACE = 15.0  # seconds that a server has after SIGTERM
 
 
+class Ending(Exception):
+    """SIGTERM came."""
+
+
 def main() -> None:
-    child = subprocess.Popen(sys.argv[1:])
-    signal.signal(signal.SIGTERM, lambda *_: end(child))
-    code = child.wait()
-    _tell_group(signal.SIGTERM)  # what is left of it
+    signal.signal(signal.SIGTERM, _stop)
+    child = None
+    try:
+        child = subprocess.Popen(sys.argv[1:])
+        code = child.wait()
+        _tell_group(signal.SIGTERM)  # what is left of it
+    except Ending:
+        end(child)
     if code < 0:  # as its own end, so that `make ui` can say which signal it was
         if -code != signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
@@ -27,10 +35,18 @@ def main() -> None:
     sys.exit(code)
 
 
-def end(child: subprocess.Popen) -> None:
+def _stop(*_: object) -> None:
+    """Leaves `wait`: while it is interrupted it holds the lock of the child, and a second one here would see no end of the child."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Ending
+
+
+def end(child: subprocess.Popen | None) -> None:
+    """Ends the child, or after `GRACE` kills it, and the whole group with this process."""
     _tell_group(signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(GRACE)
+    if child is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE)
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

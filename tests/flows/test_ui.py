@@ -18,6 +18,7 @@ import pytest
 from prefect_api import Api, wait_for_text, wait_gone, wait_until
 from toy import ROOT, git
 
+from flows import guard
 from flows import ui as module
 from flows.deploy import deploy
 from flows.recovery import MARK, RUN, processes
@@ -71,6 +72,20 @@ def test_a_run_that_ended_under_its_stopped_worker_is_not_waited_for(tmp_path, c
         with contextlib.suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)
         worker.wait()
+
+
+def test_a_server_that_ends_at_once_is_not_waited_for(tmp_path):
+    """The guard is in `wait` when SIGTERM comes, and waits for the same child again."""
+    child = f"import time; open({str(tmp_path / 'up')!r}, 'w').write('up'); time.sleep(300)"
+    command = [sys.executable, "-S", str(module.GUARD), sys.executable, "-S", "-c", child]
+    p = subprocess.Popen(command, start_new_session=True)
+    try:
+        wait_for_text(tmp_path / "up", 30)
+        p.terminate()
+        assert p.wait(guard.GRACE - 3) == -signal.SIGKILL  # the whole group, itself included
+    finally:
+        p.kill()
+        p.wait()
 
 
 @pytest.fixture
