@@ -4,13 +4,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prefect_api import alive, wait_for_text, wait_gone
 
 from flows.graph import plan
-from flows.runner import StageFailed, StageRun, Stopped
-from flows.stages import Crew
+from flows.runner import StageFailed, StageRun, Stopped, mendable
+from flows.stages import Crew, retrying
 from flows.workspace import Workspace
 from foundry.config import ConfigError
 
@@ -33,6 +34,27 @@ def test_a_failure_carries_the_stages_own_words(toy):
     (toy / "todo-one").write_text("fail")
     with pytest.raises(StageFailed, match=r"(?s)stage one failed .*the reason of the failure"):
         StageRun("one", toy).run(lambda line: None)
+
+
+@pytest.mark.parametrize("stage", ["download", "clean", "train_tokenizer", "shard", "train", "evaluate"])
+def test_a_stage_that_is_killed_is_retried_and_a_mistake_or_a_cancelled_run_is_not(stage):
+    """By the policy of the project's own dvc.yaml and DVC's own words for how its stage ended."""
+    (node,) = [n for n in plan(ROOT) if n.name == stage]
+
+    def again(code, cancelled=False):
+        words = (
+            f"ERROR: failed to reproduce '{stage}': failed to run: exec python -m stages.{stage}, exited with {code}"
+        )
+
+        def result():
+            raise StageFailed(words, mendable([words]))
+
+        options = retrying(node, lambda: cancelled)
+        assert options["retries"] >= 1 and len(options["retry_delay_seconds"]) == options["retries"]
+        return options["retry_condition_fn"](None, None, SimpleNamespace(result=result))
+
+    assert again(-9) and again(137) and again(75)
+    assert not again(1) and not again(-9, cancelled=True)
 
 
 def test_the_deadline_stops_the_whole_group_and_the_stage_saves(toy):
