@@ -86,18 +86,18 @@ def killed_at(n: int | None, work: Callable[[], object]) -> list[str]:
                 assert os.WEXITSTATUS(status) == 0, "the work itself failed; its traceback is above"
             return calls
         stopped = os.WSTOPSIG(status)
-        if stopped == signal.SIGTRAP | 0x80:
-            if name := _entered(tid):
-                if len(calls) == n:
-                    os.kill(child, signal.SIGKILL)
-                    continue
-                calls.append(name)
-            stopped = 0
-        elif stopped in (signal.SIGTRAP, signal.SIGSTOP):  # a thread begins
-            stopped = 0
         try:
+            if stopped == signal.SIGTRAP | 0x80:
+                if name := _entered(tid):
+                    if len(calls) == n:
+                        os.kill(child, signal.SIGKILL)
+                        continue
+                    calls.append(name)
+                stopped = 0
+            elif stopped in (signal.SIGTRAP, signal.SIGSTOP):  # a thread begins
+                stopped = 0
             _ptrace(_SYSCALL, tid, 0, stopped)
-        except ProcessLookupError:
+        except ProcessLookupError:  # the thread stopped, and then its process was killed or ended
             continue
 
 
