@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from pipeline import STAGES, environment, make_clone, repro, run
+from pipeline import STAGES, commit, environment, make_clone, repro, run
 
 from flows.runner import StageRun, Stopped
 
@@ -171,6 +171,33 @@ def test_generate_continues_a_prompt_the_same_for_the_same_seed(project):
     assert texts[0] == texts[1] and texts[0].startswith("Document 1") and len(texts[0]) > 15
     code, text = run(folder, "foundry.cli", "generate", "x", "--top-p", "1.5", ok=False)
     assert code == 1 and "top_p" in text and "Traceback" not in text
+
+
+def test_what_a_flow_built_with_overrides_leads_back_to_the_corpus_and_is_reproduced_by_its_registered_name(copy):
+    """`dvc repro` in a temporary clone with an empty cache, with the flow's parameters; the folder's own are others, and not committed."""
+    shutil.rmtree(copy / ".foundry")  # its store of models is that of the project that was copied
+    commit(copy, "one")
+    changed = [
+        "train.steps=6", "train.warmup_steps=2", "evaluate.baselines=false", "evaluate.tasks=[]", "export.gguf_types=[f32]",
+        "runtime.checkpoint_interval=4",
+    ]  # fmt: skip
+    _, text = run(copy, "flows.pretrain", "--set", *changed)
+    assert "not registered yet" not in text, text
+    (copy / "params.yaml").write_text((copy / "params.yaml").read_text() + "# edited\n")
+    where = "models:/foundry-lm/1"
+    _, text = run(copy, "foundry.cli", "trace", where)
+    assert "file:corpus/*.jsonl (CC0-1.0)" in text and "not known here" not in text and "not committed" not in text
+    assert "train.steps: 6 (the commit has 40)" in text and "runtime" not in text
+    _, text = run(copy, "foundry.cli", "reproduce", where)
+    assert f"{where}: rebuilt, every link has the same bytes" in text
+    for name in ("dvc.lock", "params.yaml"):  # the run's results come into the folder; git has neither
+        (run_folder,) = (p.parent for p in copy.glob(".foundry/runs/*/run.json"))
+        shutil.copy(run_folder / name, copy / name)
+    run(copy, "dvc", "checkout", "--force")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=copy, capture_output=True, text=True, check=True).stdout
+    assert f"commit      {head.strip()}\n" in run(copy, "foundry.cli", "trace")[1]
+    code, text = run(copy, "foundry.cli", "verify", ok=False)
+    assert code == 1 and "reports/evaluate.json: changed" in text and "artifacts" not in text  # git has the commit's
 
 
 def test_two_revisions_and_a_folder_compare(copy):

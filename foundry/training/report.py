@@ -174,8 +174,14 @@ class TensorBoard:
             raise ConfigError(
                 "runtime.tensorboard is set, but TensorBoard is not installed: pip install 'foundry-lm[tensorboard]'"
             ) from None
-        self._new = lambda step: SummaryWriter(folder, purge_step=step + 1)
-        self._writer = self._new(step)
+        def new(step: int) -> SummaryWriter:
+            # Readers take the files in the order of their names, in which only the second of their making is in order.
+            while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+                time.sleep(0.02)
+            return SummaryWriter(folder, purge_step=step + 1)
+
+        self._new = new
+        self._writer = new(step)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():

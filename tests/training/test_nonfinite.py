@@ -101,6 +101,18 @@ def test_rollback_returns_to_a_checkpoint_and_passes_over_the_window(shards, tmp
     assert same(weights(anew), weights(result))
 
 
+def test_tensorboard_shows_what_was_written_last_however_soon_the_writers_follow_each_other(tmp_path):
+    """Names of its files end in the writer's number: the tenth one sorts before the ninth, if both are of the same second."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from foundry.training.report import TensorBoard
+
+    for n in range(1, 12):
+        with TensorBoard(tmp_path, 0) as board:
+            board.log(1, {"loss": float(n)})
+    assert [e.value for e in EventAccumulator(str(tmp_path)).Reload().Scalars("loss")] == [11.0]
+
+
 @pytest.mark.parametrize("killed", ["", "before the sinks know", "before it is recorded"])
 def test_after_a_rollback_the_spool_and_tensorboard_have_the_numbers_of_the_curve(
     shards, tmp_path, monkeypatch, killed
