@@ -8,7 +8,6 @@ DVC's cache is DVC's own, the files of MLflow's versions are MLflow's.
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any
 from foundry.config import Config, DataError
 from foundry.inventory import STATE, holder, size, undelivered_runs
 from foundry.tracking.names import FINGERPRINT
-from foundry.utils.files import read_json, sha256_json
+from foundry.utils.files import read_json, remove_dir, sha256_json
 from foundry.utils.process import locked_if_free
 
 DAY = 86_400.0  # seconds
@@ -97,7 +96,7 @@ def remove(root: Path, pieces: list[Piece]) -> int:
                 command = ["git", "worktree", "remove", "--force", "--force", str(piece.path)]
                 subprocess.run(command, cwd=root, capture_output=True, check=False)  # git may not know it any more
             if piece.path.is_dir() and not piece.path.is_symlink():
-                shutil.rmtree(piece.path)
+                remove_dir(piece.path)
             else:
                 piece.path.unlink(missing_ok=True)
             done += piece.bytes

@@ -3,7 +3,9 @@
     python -m scripts.mutants [--sample 200] [--seed 1] [FILE ...]      (make mutants)
 
 A mutant is a file with one operator, comparison, number, condition, call or return value changed; it is killed when one of the tests of its
-room fails or does not end. Survivors are printed with their place: each is a missing test, or a change that means the same.
+room fails or does not end. The tests run once without a change under coverage, so that a mutant meets only those that run its lines, the
+quick ones first; all of them where the lines run on import or in child processes only. Survivors are printed with their place: each is a
+missing test, or a change that means the same.
 
 Known tools were not used for two reasons: they start an interpreter per mutant, which imports torch for seconds, and those that fork
 do not change decorated functions or what child processes import. Here a parent imports the libraries once, and each mutant is a forked
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import random
 import shutil
@@ -23,21 +26,31 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from queue import Queue
 
-# Which tests are to notice a change of which files; the quick ones first.
-ROOMS: dict[str, list[str]] = {
-    "foundry/data/order.py": ["tests/data/test_loader.py", "tests/data/test_packing.py"],
-    "foundry/data/packing.py": ["tests/data/test_packing.py", "tests/data/test_loader.py"],
-    "foundry/data/loader.py": ["tests/data/test_loader.py", "tests/data/test_packing.py"],
-    "foundry/evaluation/intervals.py": ["tests/evaluation/test_bits_per_byte.py", "tests/evaluation/test_tokens.py"],
-    "foundry/models/*.py": ["tests/models", "tests/training/test_trainer.py", "tests/evaluation/test_bits_per_byte.py"],
-    "foundry/training/*.py": ["tests/training", "tests/models/test_options.py"],
+import coverage
+import pytest
+
+QUICK = ("-m", "not slow")
+# Which tests (arguments of pytest) are to notice a change of which files.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "foundry/data/order.py": ("tests/data/test_loader.py", "tests/data/test_packing.py"),
+    "foundry/data/packing.py": ("tests/data/test_loader.py", "tests/data/test_packing.py"),
+    "foundry/data/loader.py": ("tests/data/test_loader.py", "tests/data/test_packing.py"),
+    "foundry/evaluation/intervals.py": ("tests/evaluation/test_bits_per_byte.py", "tests/evaluation/test_tokens.py"),
+    "foundry/models/*.py": (
+        *QUICK,
+        "tests/models",
+        "tests/training/test_trainer.py",
+        "tests/evaluation/test_bits_per_byte.py",
+    ),
+    "foundry/training/parallel.py": ("tests/training/test_distributed.py", "tests/training/test_numerics.py"),
+    "foundry/training/*.py": (*QUICK, "tests/training", "tests/models/test_options.py"),
 }
 COMPARE = {
     ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
@@ -48,7 +61,7 @@ BINARY = {
     ast.BitAnd: "|", ast.BitOr: "&", ast.BitXor: "&", ast.LShift: ">>", ast.RShift: "<<", ast.MatMult: "*",
 }  # fmt: skip
 PRELOADED = (
-    "hypothesis", "numpy", "pyarrow.parquet", "pytest", "safetensors.torch", "sentencepiece", "torch.distributed.fsdp", "transformers"
+    "hypothesis", "numpy", "pyarrow.parquet", "safetensors.torch", "sentencepiece", "torch.distributed.fsdp", "transformers"
 )  # fmt: skip
 SPEAKING = ("log", "get_logger", "warn", "warning", "info")
 
@@ -63,6 +76,7 @@ class Mutant:
     end: int
     old: str
     new: str
+    lines: range  # from the begin of its statement to its own end: a tracer may give an expression any line of these
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: {self.old[:70]!r} -> {self.new[:70]!r}"
@@ -79,11 +93,13 @@ def mutants_of(path: Path) -> list[Mutant]:
         return begins[node.lineno - 1] + node.col_offset, begins[node.end_lineno - 1] + node.end_col_offset
 
     found: list[Mutant] = []
+    statement: ast.AST = ast.Pass()
 
     def change(node: ast.AST, start: int, end: int, new: str) -> None:
         old = data[start:end].decode()
         if new != old:
-            found.append(Mutant(path.as_posix(), node.lineno, start, end, old, new))
+            lines = range(statement.lineno, max(node.end_lineno, node.lineno) + 1)
+            found.append(Mutant(path.as_posix(), node.lineno, start, end, old, new, lines))
 
     def between(left: ast.AST, right: ast.AST, new: str) -> None:
         """Replaces the operator between two operands, with its parentheses."""
@@ -98,6 +114,9 @@ def mutants_of(path: Path) -> list[Mutant]:
         return data[slice(*span(node))].decode()
 
     def visit(node: ast.AST) -> None:
+        nonlocal statement
+        if isinstance(node, ast.stmt):
+            statement = node
         if isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom):
             return
         if isinstance(node, ast.If) and "TYPE_CHECKING" in text(node.test):
@@ -151,7 +170,7 @@ def mutants_of(path: Path) -> list[Mutant]:
     return sorted(set(good), key=lambda m: (m.line, m.start, m.new))
 
 
-def tests_of(path: str) -> list[str]:
+def tests_of(path: str) -> tuple[str, ...]:
     return next(tests for pattern, tests in ROOMS.items() if Path(path).match(pattern))
 
 
@@ -170,8 +189,34 @@ def copies(root: Path, count: int) -> Iterator[Path]:
         yield folder
 
 
-def run_tests(folder: Path, tests: list[str], seconds: float) -> tuple[str, float]:
-    """("passed", "failed" or "too slow", seconds) of the tests in a forked child that works in `folder`."""
+class Chosen:
+    """Pytest's plugin that keeps the chosen tests, the quick ones first, and fails those that take far longer than they did."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = sorted((i for i in items if i.nodeid in self.seconds), key=lambda i: self.seconds[i.nodeid])
+        for item in items:
+            item.add_marker(pytest.mark.timeout(20 + 6 * self.seconds[item.nodeid]), append=False)
+
+
+class Watched:
+    """Pytest's plugin that writes how long each test takes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.seconds = path, Counter[str]()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        self.path.write_text(json.dumps(self.seconds))
+
+
+def run_tests(folder: Path, tests: Sequence[str], seconds: float, plugin: object, options: Sequence[str] = ()) -> str:
+    """Runs tests in a forked child that works in `folder`: "passed", "failed" or "too slow"."""
     begin = time.monotonic()
     pid = os.fork()
     if not pid:
@@ -179,23 +224,50 @@ def run_tests(folder: Path, tests: list[str], seconds: float) -> tuple[str, floa
             os.setsid()
             os.chdir(folder)
             sys.path[:] = [str(folder), *(p for p in sys.path if p and Path(p) != Path.cwd())]
-            null = os.open(os.devnull, os.O_RDWR)
-            for fd in (0, 1, 2):
-                os.dup2(null, fd)
-            import pytest
-
-            base = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-m", "not slow and not distributed"]
-            os._exit(int(pytest.main([*base, f"--basetemp={folder}/tmp", *tests])))
+            with open("output.txt", "w") as output:
+                for fd in (1, 2):
+                    os.dup2(output.fileno(), fd)
+            base = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *options, f"--basetemp={folder}/tmp"]
+            os._exit(int(pytest.main([*base, *tests], plugins=[plugin])))
         finally:
             os._exit(99)
     while time.monotonic() - begin < seconds:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            return "passed" if status == 0 else "failed", time.monotonic() - begin
+            return "passed" if status == 0 else "failed"
         time.sleep(0.02)
     os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    return "too slow", time.monotonic() - begin
+    return "too slow"
+
+
+class Room:
+    """Which tests run which lines of the files of a room, and how long each takes."""
+
+    def __init__(self, folder: Path, tests: Sequence[str]) -> None:
+        """Runs them all under coverage in `folder`; raises SystemExit if they do not pass without a change."""
+        # Not the project's configuration, which looks into child processes, too: there no test has a name.
+        config = folder / ".coveragerc"
+        config.write_text("[run]\nsource = foundry\n")
+        options = ["--cov", f"--cov-config={config}", "--cov-context=test", "--cov-report="]
+        watched = Watched(folder / "seconds.json")
+        if (outcome := run_tests(folder, tests, 3600, watched, options)) != "passed":
+            print((folder / "output.txt").read_text()[-4000:])
+            raise SystemExit(f"the tests {' '.join(tests)} do not pass without a change: {outcome}")
+        self.seconds: dict[str, float] = json.loads(watched.path.read_text())
+        self.data = coverage.CoverageData(str(folder / ".coverage"))
+        self.data.read()
+
+    def tests_of(self, m: Mutant, folder: Path) -> dict[str, float]:
+        """The tests that run a mutant's lines with their seconds; all if they run on import or in child processes only."""
+        by_line = self.data.contexts_by_lineno(str(folder / m.path))
+        contexts = {c for line in m.lines for c in by_line.get(line, ())}
+        if not contexts or "" in contexts:
+            return self.seconds
+        names = {c.rpartition("|")[0] for c in contexts}
+        # A fixture of a file may be shared by its tests.
+        shared = {c.split("::")[0] for c in contexts if not c.endswith("|run")}
+        return {t: s for t, s in self.seconds.items() if t in names or t.split("::")[0] in shared}
 
 
 def main() -> None:
@@ -223,25 +295,22 @@ def main() -> None:
     folders: Queue[Path] = Queue()
     for folder in copies(root, args.workers):
         folders.put(folder)
-    limits: dict[str, float] = {}
-    for path in {m.path for m in chosen}:
-        key = " ".join(tests_of(path))
-        if key not in limits:
-            folder = folders.get()
-            outcome, seconds = run_tests(folder, tests_of(path), 1800)
-            folders.put(folder)
-            if outcome != "passed":
-                raise SystemExit(f"the tests of {path} ({key}) do not pass without a change: {outcome}")
-            limits[key] = 60 + 8 * seconds
-            print(f"{key}: {seconds:.0f} s", flush=True)
+    rooms: dict[tuple[str, ...], Room] = {}
+    measured = folders.get()  # stays as it is: its paths are those of the coverage
+    for key in sorted({tests_of(m.path) for m in chosen}):
+        rooms[key] = Room(measured, key)
+        print(f"{' '.join(key)}: {len(rooms[key].seconds)} tests, {sum(rooms[key].seconds.values()):.0f} s", flush=True)
+    folders.put(measured)
 
     def attempt(m: Mutant) -> tuple[Mutant, str]:
+        tests = rooms[tests_of(m.path)].tests_of(m, measured)
         folder = folders.get()
         target = folder / m.path
         data = originals[m.path]
         try:
             target.write_bytes(data[: m.start] + m.new.encode() + data[m.end :])
-            outcome, _ = run_tests(folder, tests_of(m.path), limits[" ".join(tests_of(m.path))])
+            files = sorted({t.split("::")[0] for t in tests})
+            outcome = run_tests(folder, files, 60 + 8 * sum(tests.values()), Chosen(tests))
         finally:
             target.write_bytes(data)
             shutil.rmtree(folder / "tmp", ignore_errors=True)

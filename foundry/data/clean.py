@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import shutil
 from collections import Counter
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from foundry.config import Clean
+from foundry.config import Clean, DataError
 from foundry.config.schema import Runtime
 from foundry.data import accounting
 from foundry.data.dedup import (
@@ -45,7 +44,7 @@ from foundry.data.streams import Limits
 from foundry.data.units import plan_units
 from foundry.data.words import units
 from foundry.utils.executor import cores, map_units
-from foundry.utils.files import atomic_dir, make_folder, sha256_file, sha256_json, state_dir, write_array
+from foundry.utils.files import atomic_dir, make_folder, remove_dir, sha256_file, sha256_json, state_dir, write_array
 from foundry.utils.inputs import find_inputs
 from foundry.utils.log import progress
 from foundry.utils.process import exclusive
@@ -75,7 +74,9 @@ def clean(params: Clean, runtime: Runtime, raw: Path, out: Path, reports: Path, 
             run.write(folder)
             accounting.write_quarantine(job, run.bases, folder / "quarantine.jsonl")
         report = write_reports(run, reports)
-        shutil.rmtree(job.folder)
+        remove_dir(
+            job.folder
+        )  # at once: a unit whose rows are gone and whose note is not would pass for a finished one
     for split, s in report["splits"].items():
         log.info("%-5s %7d documents, %8.2f MB in %s", split, s["documents"], s["bytes"] / 1e6, out / split)
     dropped = ", ".join(f"{n} {reason}" for reason, n in report["documents"]["dropped"].items() if n)
@@ -101,7 +102,7 @@ def _plan(params: Clean, runtime: Runtime, raw: Path, sources: list[dict[str, An
     folder = state_dir() / "clean" / fingerprint
     for old in folder.parent.glob("*/"):
         if old != folder:
-            shutil.rmtree(old)
+            remove_dir(old)
     make_folder(folder)
     log.info(
         "%d file%s in %d unit%s, %d worker%s (%s)",
@@ -210,6 +211,12 @@ class Cleaning:
         """Exact and near duplicates of all documents that passed; see `dedup`."""
         self.prepared = [n for n in range(len(self.results)) if self.job.path(n, self.job.rows).exists()]
         self.starts = np.cumsum([0, *(accounting.rows_in(self.job, n) for n in self.prepared)])
+        passed = sum(done["documents"] - sum(done["dropped"].values()) for done in self.results)
+        if self.starts[-1] != passed:
+            raise DataError(
+                f"the finished units in {self.job.folder} have {self.starts[-1]} documents, but {passed} passed: files are missing there. "
+                "Remove the folder and run the same command again"
+            )
         self.ids = np.concatenate([np.empty(0, np.uint64), *self._column("id")])
         count, memory = int(self.starts[-1]), self.runtime.memory_bytes
         self.first = np.arange(count)  # the document that stays in place of each

@@ -174,6 +174,7 @@ class TensorBoard:
             raise ConfigError(
                 "runtime.tensorboard is set, but TensorBoard is not installed: pip install 'foundry-lm[tensorboard]'"
             ) from None
+
         def new(step: int) -> SummaryWriter:
             # Readers take the files in the order of their names, in which only the second of their making is in order.
             while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cleaning import MINE, OUT, digests, run, texts
+from cleaning import MINE, OUT, REPORTS, digests, run, texts
+from kills import every_kill
 
 import foundry.data.clean as module
-from foundry.config import FoundryError, parse_config
+from foundry.config import DataError, FoundryError, parse_config
 from foundry.utils import executor
 from foundry.utils.executor import map_units
 
@@ -86,6 +88,40 @@ def test_killed_run_keeps_its_finished_units(mixed):
     assert int(told.split()[1]) >= 40
     assert digests() == expected
     assert not list(work.glob("*/"))
+
+
+def test_a_kill_at_any_system_call_that_changes_the_disk_costs_nothing_but_time(story, tmp_path, monkeypatch):
+    """Of the units, of `data/clean` and of the reports; the same command then gives the same bytes (`foundry gc` removes the rest)."""
+    monkeypatch.chdir(tmp_path)
+    Path("corpus").mkdir()
+    Path("corpus/a.jsonl").write_text("".join(json.dumps({"text": story(i, 40)}) + "\n" for i in range(30)))
+    runtime = {"unit_bytes": 4096}
+
+    def check(place):
+        run(MINE, runtime=runtime)
+        assert {name: d for name, d in digests().items() if not Path(name).name.startswith(".")} == expected, place
+        assert not list(Path(".foundry/clean").glob("*/")), place
+
+    def prepare():
+        for folder in (OUT, REPORTS):
+            shutil.rmtree(folder)
+
+    run(MINE, runtime=runtime)
+    expected = digests()
+    every_kill(lambda: run(MINE, runtime=runtime), check, prepare, least=60)
+
+
+def test_a_finished_unit_without_its_rows_is_an_error_not_a_smaller_corpus(mixed, monkeypatch):
+    def stopped(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(module.Cleaning, "find_duplicates", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(MINE, runtime={"unit_bytes": 1024})
+    next(Path(".foundry/clean").glob("*/00003.arrow")).unlink()
+    with pytest.raises(DataError, match=r"finished units in .* have \d+ documents, but \d+ passed.* Remove the folder"):
+        run(MINE, runtime={"unit_bytes": 1024})
 
 
 def test_other_rules_do_not_meet_old_units(mixed):

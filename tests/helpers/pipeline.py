@@ -16,7 +16,9 @@ STAGES = tuple(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["
 
 
 def environment(**more):
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "GLIBC_"))}
+    # FOUNDRY_ROOT comes with an import of the flows: what the child runs would work in this project instead of the test's.
+    ours = ("MLFLOW_", "DVC_", "GLIBC_", "FOUNDRY_", "PREFECT_")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     path = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
     return {
         **env,
