@@ -47,6 +47,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *QUICK,
         "tests/models",
         "tests/training/test_trainer.py",
+        "tests/training/test_plan.py",
         "tests/evaluation/test_bits_per_byte.py",
     ),
     "foundry/training/parallel.py": ("tests/training/test_distributed.py", "tests/training/test_numerics.py"),
@@ -255,7 +256,10 @@ class Room:
             print((folder / "output.txt").read_text()[-4000:])
             raise SystemExit(f"the tests {' '.join(tests)} do not pass without a change: {outcome}")
         self.seconds: dict[str, float] = json.loads(watched.path.read_text())
-        self.data = coverage.CoverageData(str(folder / ".coverage"))
+        path = (folder / ".coverage").rename(
+            watched.path.with_name(f"{abs(hash(tuple(tests)))}.coverage")
+        )  # the next room has its own
+        self.data = coverage.CoverageData(str(path))
         self.data.read()
 
     def tests_of(self, m: Mutant, folder: Path) -> dict[str, float]:
