@@ -68,6 +68,34 @@ def test_the_memory_estimate_is_near_what_a_step_takes():
     assert train_memory_bytes(cfg, 8, False, True, 256) < estimate
 
 
+def test_the_memory_estimate_adds_up_by_hand():
+    """12 tokens of 3 layers, in each 6 + 3 widths of 8, 4 of 4 for keys and values and 4 of 5 for the feed-forward layer: 108 numbers."""
+    from foundry.models import MiniLLM
+
+    cfg = ModelConfig(vocab_size=10, dim=8, n_layers=3, n_heads=4, n_kv_heads=2, ffn_dim=5, max_seq_len=6)
+    state = 16 * sum(p.numel() for p in MiniLLM(cfg).parameters())
+    head = 2 * 10 * 8 * 4
+    for options, kept, logits in (
+        ({"half": False, "chunk": 7}, 12 * 3 * 108 * 4, 3 * 7 * 10 * 4),
+        ({"half": True, "chunk": 7}, 12 * 3 * 108 * 2, 3 * 7 * 10 * 4),
+        ({"half": False, "recompute": True}, 12 * (3 * 8 + 108) * 4, 3 * 12 * 10 * 4),
+    ):
+        assert train_memory_bytes(cfg, 2, **options) == state + kept + head + logits, options
+    long = cfg.model_copy(update={"max_seq_len": 2000})  # 1,024 logits at a time, unless the caller says otherwise
+    assert train_memory_bytes(long, 1, False) == state + 2000 * 3 * 108 * 4 + head + 3 * 1024 * 10 * 4
+
+
+def test_an_untied_head_is_counted_once_in_the_operations():
+    from foundry.models.accounting import train_flops_per_token
+
+    tied = ModelConfig(
+        vocab_size=10, dim=8, n_layers=3, n_heads=4, n_kv_heads=2, ffn_dim=5, max_seq_len=6, qk_norm=False
+    )
+    weights = 3 * (8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 5) + 10 * 8
+    for cfg in (tied, tied.model_copy(update={"tie_embeddings": not tied.tie_embeddings})):
+        assert train_flops_per_token(cfg) == 6 * weights + 6 * 3 * 8 * 6
+
+
 def checked(plan, runtime, folder, **resolved):
     known = {"precision": "float32", "processes": 1, "memory": None}
     check_plan(plan, MODEL, TRAIN, runtime, 8, folder, **{**known, **resolved})
