@@ -30,7 +30,7 @@ class LayerCache(Protocol):
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation over the last dimension (Zhang & Sennrich 2019, arXiv:1910.07467), computed in float32."""
 
-    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
@@ -40,7 +40,7 @@ class RMSNorm(nn.Module):
         return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
 
-def precompute_freqs_cis(head_dim: int, n: int, theta: float = 10_000.0) -> Tensor:
+def precompute_freqs_cis(head_dim: int, n: int, theta: float) -> Tensor:
     """Rotations of rotary position embedding (Su et al. 2021, arXiv:2104.09864).
 
     Returns:

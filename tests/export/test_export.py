@@ -266,7 +266,7 @@ def test_interleaved_rotation_of_permuted_rows_gives_the_same_scores(model):
     """What llama.cpp computes from the permuted q and k equals what we compute from ours."""
     from foundry.models import apply_rotary_emb, precompute_freqs_cis
 
-    f = precompute_freqs_cis(16, 10)
+    f = precompute_freqs_cis(16, 10, 10_000.0)
     x = torch.randn(10, 64)
     block = model.layers[0].attention
     q, k = (x @ w.weight.T for w in (block.wq, block.wk))

@@ -92,7 +92,7 @@ def test_logits_equal_transformers_llama(tied):
 def test_fused_attention_equals_the_written_out_one():
     slow, fast = CausalSelfAttention(CONFIG), FlashAttention(CONFIG)
     fast.load_state_dict(slow.state_dict())
-    x, f = torch.randn(2, 32, 64), precompute_freqs_cis(16, 32)
+    x, f = torch.randn(2, 32, 64), precompute_freqs_cis(16, 32, 10_000.0)
     torch.testing.assert_close(slow(x, f), fast(x, f), atol=1e-6, rtol=1e-5)
 
 
@@ -108,7 +108,7 @@ def test_a_later_token_changes_no_earlier_logit():
 
 
 def test_rotation_is_the_complex_product_of_the_half_split_pairs_and_depends_on_distance_alone():
-    f = precompute_freqs_cis(16, 8)
+    f = precompute_freqs_cis(16, 8, 10_000.0)
     assert f.dtype == torch.complex64 and f.shape == (8, 8)
     q, k = torch.randn(2, 8, 4, 16), torch.randn(2, 8, 2, 16)
     rq, rk = apply_rotary_emb(q, k, f)
@@ -121,7 +121,7 @@ def test_rotation_is_the_complex_product_of_the_half_split_pairs_and_depends_on_
     with pytest.raises(ValueError, match="freqs_cis must have shape"):
         apply_rotary_emb(q, k, f[:4])
     with pytest.raises(ValueError, match="even"):
-        precompute_freqs_cis(7, 4)
+        precompute_freqs_cis(7, 4, 10_000.0)
     assert rk.shape == k.shape
 
 
