@@ -23,7 +23,7 @@ from flows.settings import environment
 from foundry.config import ConfigError, read_yaml, yaml_text
 from foundry.config.profiles import with_values
 from foundry.utils.dvc_files import repair_dvc
-from foundry.utils.files import write_json
+from foundry.utils.files import atomic_write, write_json
 from foundry.utils.process import exclusive, locked_if_free
 
 KEPT = ("params.yaml", "dvc.lock", "data.lock.json")
@@ -66,14 +66,11 @@ class Workspace:
 
         The other reports are those of the commit: of another model.
         """
-        for name in KEPT:
-            if (self.root / name).exists():
-                shutil.copy2(self.root / name, self.folder / name)
         shutil.rmtree(self.folder / "reports", ignore_errors=True)  # of an earlier try
-        for report in reports_of(self.root, built):
-            if (self.root / report).is_file():
-                (self.folder / report).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(self.root / report, self.folder / report)
+        for name in (*KEPT, *reports_of(self.root, built)):
+            if (self.root / name).is_file():
+                with atomic_write(self.folder / name) as file:
+                    file.write((self.root / name).read_bytes())
         write_json(self.folder / "run.json", {"commit": self.commit, "isolated": self.isolated, **facts})
 
 
