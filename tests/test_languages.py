@@ -12,7 +12,9 @@ def shape(path):
     """What a page has beside its prose: levels of headings, code without comments, tables as (rows, columns), images."""
     text = path.read_text(encoding="utf-8")
     code = [
-        re.sub(r" *#.*|(?<=<)[^>\n]*(?=>)|(?<=lang: )\w+|(?<=--why )\"[^\"]*\"", "", block)  # comments, and what the reader fills in
+        re.sub(
+            r" *#.*|(?<=<)[^>\n]*(?=>)|(?<=lang: )\w+|(?<=--why )\"[^\"]*\"", "", block
+        )  # comments, and what the reader fills in
         for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
         if "►" not in block  # a drawing
     ]

@@ -1,5 +1,6 @@
 """A model's folder: what is verified is what is loaded, and a folder of another kind is named as one."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from safetensors.torch import save
 
 from foundry.config import DataError, ModelConfig
 from foundry.models import MiniLLM, load_model, save_model
+from foundry.models.files import weights_sha256
 
 MODEL = ModelConfig(vocab_size=64, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=16, max_seq_len=16)
 
@@ -23,6 +25,26 @@ def folder(tmp_path):
 def test_the_file_is_what_safetensors_itself_makes_of_the_weights(folder):
     torch.manual_seed(1)
     assert (folder / "model.safetensors").read_bytes() == save(MiniLLM(MODEL).state_dict(), {"format": "pt"})
+
+
+def test_the_hash_of_weights_is_over_names_shapes_and_values():
+    torch.manual_seed(1)
+    model = MiniLLM(MODEL)
+    digest = hashlib.sha256()
+    for name in sorted(model.state_dict()):
+        value = model.state_dict()[name].numpy()
+        digest.update(f"{name} {value.shape}\n".encode() + value.astype("<f4").tobytes())
+    assert weights_sha256(model) == digest.hexdigest()
+    with torch.no_grad():
+        model.tok_embeddings.weight[3, 5] += 1e-3
+    assert weights_sha256(model) != digest.hexdigest()
+
+
+def test_the_architecture_and_the_hash_are_all_that_a_model_needs(folder):
+    facts = json.loads((folder / "config.json").read_text())
+    least = {k: facts[k] for k in ("model", "weights_sha256")}
+    (folder / "config.json").write_text(json.dumps(least))
+    assert load_model(folder)[1] == least
 
 
 def test_a_file_that_changes_after_it_was_verified_is_not_what_is_loaded(folder, monkeypatch):

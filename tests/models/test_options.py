@@ -10,7 +10,7 @@ from foundry.config import ModelConfig
 from foundry.models import MiniLLM
 from foundry.models.accounting import count_params
 from foundry.models.components import CausalSelfAttention, FlashAttention
-from foundry.models.loss import linear_cross_entropy, soft_cap
+from foundry.models.loss import linear_cross_entropy, soft_cap, wide
 
 pytestmark = pytest.mark.numeric
 SMALL = ModelConfig(vocab_size=97, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, max_seq_len=24)
@@ -133,17 +133,42 @@ def test_the_chunked_loss_and_its_gradients_are_those_of_the_full_logits(cap, z_
     x, w = torch.randn(37, 16, generator=g, dtype=torch.float64), torch.randn(50, 16, generator=g, dtype=torch.float64)
     y = torch.randint(0, 50, (37,), generator=g)
     y[[3, 36]] = -100
+    y[[4, 5]] = 0
     full_x, full_w = x.float().requires_grad_(), w.float().requires_grad_()
     logits = soft_cap(F.linear(full_x, full_w), cap)
     nats = F.cross_entropy(logits, y, reduction="sum")
-    (nats + z_loss * (logits.logsumexp(1)[y >= 0] ** 2).sum()).mul(0.3).backward()
+    expected = nats + z_loss * (logits.logsumexp(1)[y >= 0] ** 2).sum()
+    (expected * 0.3).backward()
     a, b = x.float().requires_grad_(), w.float().requires_grad_()
     total, got = linear_cross_entropy(a, b, y, chunk=chunk, cap=cap, z_loss=z_loss)
     (total * 0.3).backward()
+    torch.testing.assert_close(total.detach(), expected.detach(), atol=1e-4, rtol=1e-6)
     torch.testing.assert_close(got, nats.detach(), atol=1e-4, rtol=1e-6)
     assert not got.requires_grad
+    assert torch.equal(linear_cross_entropy(a.detach(), b.detach(), y, chunk=chunk, cap=cap, z_loss=z_loss)[0], total)
     torch.testing.assert_close(a.grad, full_x.grad, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(b.grad, full_w.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("wanted", ["x", "weight"])
+def test_the_chunked_loss_gives_a_gradient_to_one_of_the_two_alone(wanted):
+    g = torch.Generator().manual_seed(0)
+    x, w, y = torch.randn(9, 4, generator=g), torch.randn(6, 4, generator=g), torch.randint(0, 6, (9,), generator=g)
+    leaf = x if wanted == "x" else w
+    leaf.requires_grad_()
+    (expected,) = torch.autograd.grad(F.cross_entropy(F.linear(x, w), y, reduction="sum"), leaf)
+    (got,) = torch.autograd.grad(linear_cross_entropy(x, w, y, chunk=4)[0], leaf)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_sums_are_held_in_float64_where_the_device_has_it():
+    assert (wide(torch.device("cpu")), wide(torch.device("mps"))) == (torch.float64, torch.float32)
+    n = 40_000  # losses of 0.1 to 0.6; summed in float32 one after the other they are off by more than 1e-3
+    x, y = torch.linspace(0.2, 2.0, n)[:, None], torch.zeros(n, dtype=torch.long)
+    w = torch.tensor([[1.0], [0.0]])
+    nats = linear_cross_entropy(x, w, y, chunk=1)[1]
+    exact = torch.log1p(torch.exp(-x.double())).sum()
+    torch.testing.assert_close(nats.double(), exact, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [1.0, 65536.0])
