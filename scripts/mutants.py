@@ -48,6 +48,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "tests/models",
         "tests/training/test_trainer.py",
         "tests/training/test_plan.py",
+        "tests/inference",
         "tests/evaluation/test_bits_per_byte.py",
     ),
     "foundry/training/parallel.py": ("tests/training/test_distributed.py", "tests/training/test_numerics.py"),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from foundry.config import ModelConfig
 from foundry.models import MiniLLM
 from foundry.models.accounting import count_params
-from foundry.models.components import CausalSelfAttention, FlashAttention
+from foundry.models.components import CausalSelfAttention, FlashAttention, visible
 from foundry.models.loss import linear_cross_entropy, soft_cap, wide
 
 pytestmark = pytest.mark.numeric
@@ -88,17 +88,22 @@ def test_a_sliding_window_sees_its_last_tokens_alone(tokens):
         torch.testing.assert_close(wide(tokens)[0], made()(tokens)[0])
 
 
-def test_a_sliding_window_generates_as_it_reads(tokens):
+@pytest.mark.parametrize("window", [0, 1, 3])
+def test_a_query_sees_itself_and_what_came_before_it_within_the_window(window):
+    seen = visible(4, 6, 2, torch.device("cpu"), window)
+    assert seen.tolist() == [[0 <= 2 + t - s < (window or 6) for s in range(6)] for t in range(4)]
+
+
+@pytest.mark.parametrize("window", [0, 5])
+@pytest.mark.parametrize("sizes", [[7] + 17 * [1], [1, 2, 2, 5, 14], [24]])
+def test_with_a_cache_any_division_of_a_text_reads_as_the_whole(tokens, window, sizes):
     from foundry.inference.cache import KVCache
 
-    model = made(sliding_window=5)
+    model = made(sliding_window=window)
     with torch.no_grad():
         whole = model(tokens)[0]
         cache = KVCache(model.cfg, 3)
-        parts = [
-            model(tokens[:, :7], cache=cache)[0],
-            *(model(tokens[:, i : i + 1], cache=cache)[0] for i in range(7, 24)),
-        ]
+        parts = [model(piece, cache=cache)[0] for piece in tokens.split(sizes, dim=1)]
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-4)
 
 
