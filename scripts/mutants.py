@@ -246,11 +246,12 @@ def run_tests(folder: Path, tests: Sequence[str], seconds: float, plugin: object
 class Room:
     """Which tests run which lines of the files of a room, and how long each takes."""
 
-    def __init__(self, folder: Path, tests: Sequence[str]) -> None:
+    def __init__(self, folder: Path, tests: Sequence[str], quick: bool) -> None:
         """Runs them all under coverage in `folder`; raises SystemExit if they do not pass without a change."""
         # Not the project's configuration, which looks into child processes, too: there no test has a name.
         config = folder / ".coveragerc"
         config.write_text("[run]\nsource = foundry\n")
+        self.quick = quick
         options = ["--cov", f"--cov-config={config}", "--cov-context=test", "--cov-report="]
         watched = Watched(folder / "seconds.json")
         if (outcome := run_tests(folder, tests, 3600, watched, options)) != "passed":
@@ -264,11 +265,11 @@ class Room:
         self.data.read()
 
     def tests_of(self, m: Mutant, folder: Path) -> dict[str, float]:
-        """The tests that run a mutant's lines with their seconds; all if they run on import or in child processes only."""
+        """The tests that run a mutant's lines with their seconds; all (none if `quick`) if these run on import or in child processes only."""
         by_line = self.data.contexts_by_lineno(str(folder / m.path))
         contexts = {c for line in m.lines for c in by_line.get(line, ())}
         if not contexts or "" in contexts:
-            return self.seconds
+            return {} if self.quick else self.seconds
         names = {c.rpartition("|")[0] for c in contexts}
         # A fixture of a file may be shared by its tests.
         shared = {c.split("::")[0] for c in contexts if not c.endswith("|run")}
@@ -280,6 +281,7 @@ def main() -> None:
     p.add_argument("files", nargs="*", help="files to change (default: those of ROOMS)")
     p.add_argument("--sample", type=int, default=0, help="so many mutants drawn by the seed; 0: all")
     p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--quick", action="store_true", help="leave out lines that run only on import or in child processes")
     p.add_argument("--workers", type=int, default=2)
     p.add_argument("--least", type=float, default=0.9, help="share that has to be killed (default: %(default)s)")
     args = p.parse_args()
@@ -303,12 +305,14 @@ def main() -> None:
     rooms: dict[tuple[str, ...], Room] = {}
     measured = folders.get()  # stays as it is: its paths are those of the coverage
     for key in sorted({tests_of(m.path) for m in chosen}):
-        rooms[key] = Room(measured, key)
+        rooms[key] = Room(measured, key, args.quick)
         print(f"{' '.join(key)}: {len(rooms[key].seconds)} tests, {sum(rooms[key].seconds.values()):.0f} s", flush=True)
     folders.put(measured)
 
     def attempt(m: Mutant) -> tuple[Mutant, str]:
         tests = rooms[tests_of(m.path)].tests_of(m, measured)
+        if not tests:
+            return m, "left out"
         folder = folders.get()
         target = folder / m.path
         data = originals[m.path]
@@ -322,10 +326,13 @@ def main() -> None:
             folders.put(folder)
         return m, outcome
 
-    killed, tried = Counter[str](), Counter[str]()
+    killed, tried, left_out = Counter[str](), Counter[str](), 0
     try:
         with ThreadPoolExecutor(args.workers) as pool:
             for m, outcome in pool.map(attempt, chosen):
+                if outcome == "left out":
+                    left_out += 1
+                    continue
                 tried[m.path] += 1
                 killed[m.path] += outcome != "passed"
                 if outcome == "passed":
@@ -337,6 +344,8 @@ def main() -> None:
             shutil.rmtree(folders.get())
     for path in tried:
         print(f"{killed[path]:4d} of {tried[path]:4d} killed  {path}")
+    if left_out:
+        print(f"{left_out} left out")
     share = killed.total() / max(tried.total(), 1)
     print(f"{killed.total()} of {tried.total()} mutants killed: {share:.1%} (mark: {args.least:.0%})")
     raise SystemExit(share < args.least)
