@@ -251,22 +251,23 @@ class Room:
         # Not the project's configuration, which looks into child processes, too: there no test has a name.
         config = folder / ".coveragerc"
         config.write_text("[run]\nsource = foundry\n")
-        self.quick = quick
+        self.folder, self.quick = folder, quick
         options = ["--cov", f"--cov-config={config}", "--cov-context=test", "--cov-report="]
         watched = Watched(folder / "seconds.json")
         if (outcome := run_tests(folder, tests, 3600, watched, options)) != "passed":
             print((folder / "output.txt").read_text()[-4000:])
             raise SystemExit(f"the tests {' '.join(tests)} do not pass without a change: {outcome}")
         self.seconds: dict[str, float] = json.loads(watched.path.read_text())
-        path = (folder / ".coverage").rename(
-            watched.path.with_name(f"{abs(hash(tuple(tests)))}.coverage")
-        )  # the next room has its own
+        path = (folder / ".coverage").rename(folder / f"coverage-{id(self)}")  # the next room has its own
         self.data = coverage.CoverageData(str(path))
         self.data.read()
 
-    def tests_of(self, m: Mutant, folder: Path) -> dict[str, float]:
-        """The tests that run a mutant's lines with their seconds; all (none if `quick`) if these run on import or in child processes only."""
-        by_line = self.data.contexts_by_lineno(str(folder / m.path))
+    def tests_of(self, m: Mutant) -> dict[str, float]:
+        """The tests that run a mutant's lines, with their seconds.
+
+        All (none if `quick`) if the lines run on import or in child processes only.
+        """
+        by_line = self.data.contexts_by_lineno(str(self.folder / m.path))
         contexts = {c for line in m.lines for c in by_line.get(line, ())}
         if not contexts or "" in contexts:
             return {} if self.quick else self.seconds
@@ -310,7 +311,7 @@ def main() -> None:
     folders.put(measured)
 
     def attempt(m: Mutant) -> tuple[Mutant, str]:
-        tests = rooms[tests_of(m.path)].tests_of(m, measured)
+        tests = rooms[tests_of(m.path)].tests_of(m)
         if not tests:
             return m, "left out"
         folder = folders.get()
