@@ -155,6 +155,23 @@ def test_the_chunked_loss_and_its_gradients_are_those_of_the_full_logits(cap, z_
     torch.testing.assert_close(b.grad, full_w.grad, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_chunked_loss_in_half_precision_has_the_gradients_of_float32_to_rounding(dtype):
+    g = torch.Generator().manual_seed(0)
+    x, w, y = (
+        torch.randn(37, 16, generator=g),
+        torch.randn(50, 16, generator=g),
+        torch.randint(0, 50, (37,), generator=g),
+    )
+    grads = []
+    for kind in (torch.float32, dtype):
+        a, b = x.to(dtype).to(kind).requires_grad_(), w.to(dtype).float().requires_grad_()  # the same numbers in both
+        linear_cross_entropy(a, b, y, chunk=7)[0].backward()
+        grads.append((a.grad.float(), b.grad))
+    for expected, got in zip(*grads, strict=True):
+        assert (got - expected).norm() < 0.01 * expected.norm()
+
+
 @pytest.mark.parametrize("wanted", ["x", "weight"])
 def test_the_chunked_loss_gives_a_gradient_to_one_of_the_two_alone(wanted):
     g = torch.Generator().manual_seed(0)
