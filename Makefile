@@ -35,6 +35,7 @@ repro: $(READY) ## rebuild what changed: download ... export (dvc repro); profil
 	@if [ -n "$(profile)" ]; then foundry profile "$(profile)"; fi
 	@foundry check
 	@dvc --wait-for-lock repro
+	@python -m flows.remember
 
 test: $(READY) ## the test suite, in two processes
 	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -2,10 +2,11 @@
 
 DVC 3.67 restores such a stage from the run cache but never saves it there (`no_cache_outs` in `Stage.run`): runs in worktrees would build it again and again.
 
-    python -m flows.remember STAGE ...      in the folder of dvc.yaml
+    python -m flows.remember [STAGE ...]      in the folder of dvc.yaml; without names every stage that is built and that DVC leaves out
 """
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from foundry.config import read_yaml
@@ -20,9 +21,10 @@ def left_out(root: Path, stage: str) -> bool:
 def main() -> None:
     from dvc.repo import Repo
 
-    with Repo(".") as repo:
+    names = sys.argv[1:]
+    with Repo(".") as repo, nullcontext() if names else repo.lock:
         for stage in repo.index.stages:
-            if stage.addressing in sys.argv[1:]:
+            if stage.addressing in names or (not names and left_out(Path(), stage.addressing) and not stage.changed()):
                 repo.stage_cache.save(stage)
 
 

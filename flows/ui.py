@@ -7,6 +7,7 @@ before anything starts. A child that dies is reported and started again; one tha
 
 import argparse
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -180,16 +181,22 @@ def free_port(port: int, option: str) -> int:
     """The port, or a free one for 0.
 
     Raises:
-        ConfigError: if another program listens there.
+        ConfigError: if another program listens there, or the number is no port that may be opened.
     """
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             s.bind((HOST, port))
+        except OverflowError:
+            raise ConfigError(f"{option}: a port is a number from 0 to 65535, got {port}") from None
         except OSError as e:
+            why = (
+                "is in use: stop what listens there"
+                if e.errno == errno.EADDRINUSE
+                else f"cannot be opened ({e.strerror})"
+            )
             raise ConfigError(
-                f"port {port} on {HOST} is in use ({e.strerror}): stop what listens there, or choose another with "
-                f"`make ui {option}=N` (0 = any free one)"
+                f"port {port} on {HOST} {why}, or choose another with `make ui {option}=N` (0 = any free one)"
             ) from None
         return s.getsockname()[1]
 

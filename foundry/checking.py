@@ -6,6 +6,7 @@ export that will be refused above all. Nothing here computes or fetches, and tor
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from foundry.config import Config, ConfigError, FoundryError
 from foundry.config.load import listing
+from foundry.utils.device import get_device
 
 # What a parameter needs that `pip install foundry-lm` does not bring: (key, whether it is asked for, module, extra).
 _OPTIONAL: tuple[tuple[str, Callable[[Config], bool], str, str], ...] = (
@@ -48,7 +50,7 @@ def findings(cfg: Config, root: Path) -> Findings:
     """
     from foundry.export.exportable import export_problems
 
-    return Findings(list(_problems(cfg, root)), export_problems(cfg), list(_notes(cfg)))
+    return Findings(list(_problems(cfg, root)), export_problems(cfg), list(_notes(cfg, root)))
 
 
 def checked(cfg: Config, root: Path, origin: str) -> Findings:
@@ -104,7 +106,18 @@ def _named(source: str, call: Callable[[], object]) -> None:
         raise ConfigError(f"download.sources {source!r}: {e}") from None
 
 
-def _notes(cfg: Config) -> Iterator[str]:
+def _notes(cfg: Config, root: Path) -> Iterator[str]:
+    for source in (
+        cfg.download.sources
+    ):  # not a problem: texts may come before the run, and parameters of another machine are planned, too
+        pattern = source.url.removeprefix("file:")
+        if pattern != source.url and not glob.glob(pattern, root_dir=root, recursive=True):
+            yield f"download.sources {source.name!r}: file:{pattern} matches no file below {root.resolve()} now"
+    if cfg.runtime.device not in ("auto", "cpu"):
+        try:
+            get_device(cfg.runtime.device)
+        except ConfigError as e:
+            yield f"runtime.device: {e}"
     context = cfg.model.max_seq_len
     for i, prompt in enumerate(cfg.evaluate.prompts):
         if len(prompt.encode()) >= context - 1:  # a token is a byte or more, and the begin symbol is one

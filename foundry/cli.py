@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -228,6 +229,9 @@ def main(argv: list[str] | None = None) -> None:
         text = str(e)
         print(f"error: {text if len(text) <= LONGEST else f'{text[:LONGEST]} …'}", file=sys.stderr)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     except BrokenPipeError:  # `foundry check --describe | head`
         sys.stderr.close()
         raise SystemExit(1) from None

@@ -1,12 +1,13 @@
 """What parameters alone decide is said by `foundry check` and `foundry plan`, before any work."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from foundry import cli
 from foundry.checking import findings
-from foundry.config import ExportError, load_config
+from foundry.config import ExportError, load_config, parse_config
 from foundry.export import exportable
 
 BASE = "download: {{sources: [{{name: one, url: 'file:corpus/x', text: '{text}'}}]}}\n"
@@ -21,6 +22,8 @@ def project(tmp_path, monkeypatch):
     def write(sections: str = "", text: str = "{{text}}") -> None:
         (tmp_path / "params.yaml").write_text(BASE.format(text=text.format()) + sections)
 
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/x").write_text("a text")
     write()
     return write
 
@@ -49,7 +52,7 @@ def run(capsys, *args: str) -> tuple[int, str, str]:
 def test_what_will_not_export_is_said_by_check_and_plan_in_the_words_of_the_export(project, capsys, sections, names):
     project(sections)
     cfg = load_config("params.yaml")
-    reasons = findings(cfg, None).export
+    reasons = findings(cfg, Path()).export
     with pytest.raises(ExportError) as e:
         exportable.refuse(exportable.export_problems(cfg))
     for args in (["check"], ["plan"]):
@@ -83,7 +86,7 @@ def test_what_exports_is_not_warned_of(project, capsys):
 )
 def test_a_file_that_a_later_stage_would_miss_is_reported_before_the_first(project, capsys, tmp_path, sections, told):
     for folder in ("tasks", "corpus"):
-        (tmp_path / folder).mkdir()
+        (tmp_path / folder).mkdir(exist_ok=True)
     (tmp_path / "tasks/bad").write_text('{"context": "a", "choices": ["b"], "label": 0}\n')
     (tmp_path / "corpus/odd.pdf").write_text("x")
     project(sections)
@@ -120,3 +123,17 @@ def test_dvc_is_repaired_whatever_is_wrong_with_the_parameters(project, capsys, 
     project("train: {steps: -1}")
     code, out, err = run(capsys, "check")
     assert code == 1 and "train.steps" in err and "which a killed DVC left cut off" in out
+
+
+def test_texts_and_devices_that_are_not_here_yet_are_noted(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    source = {"name": "mine", "url": "file:corpus/*.jsonl", "lang": "en", "license": "CC0-1.0", "attribution": "me"}
+    cfg = parse_config({"download": {"sources": [source]}, "runtime": {"device": "cuda"}})
+    notes = "\n".join(findings(cfg, tmp_path).notes)
+    assert (
+        "'mine': file:corpus/*.jsonl matches no file below" in notes
+        and "runtime.device: device 'cuda' is not available" in notes
+    )
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/a.jsonl").write_text("{}")
+    assert "matches no file" not in "\n".join(findings(cfg, tmp_path).notes)

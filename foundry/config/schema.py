@@ -274,7 +274,7 @@ class Runtime(Section):
 class Config(Section):
     """All of `params.yaml`."""
 
-    seed: int = Field(1, ge=0, lt=2**63)
+    seed: int = Field(1, ge=0, lt=2**63, description="of weights, order of the batches, dropout and samples")
     download: Download
     clean: Clean = Field(default_factory=Clean)
     tokenizer: TokenizerParams = Field(default_factory=TokenizerParams)

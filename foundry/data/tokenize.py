@@ -25,7 +25,7 @@ from foundry.data.shards import part_files
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.encode import Encoder
 from foundry.utils.device import cpu_cores
-from foundry.utils.process import die_with_parent
+from foundry.utils.process import as_worker
 
 PARALLEL_FROM = 128 << 20  # bytes of text; this process alone has encoded less by the time others are ready
 ROWS = 4096  # documents that are held as text at once
@@ -159,7 +159,7 @@ _encoder: Encoder | None = None
 
 def _start(path: Path) -> None:
     global _encoder
-    die_with_parent()
+    as_worker()
     pa.set_cpu_count(1)  # every core already has its process
     _encoder = Encoder(Tokenizer(path))
 

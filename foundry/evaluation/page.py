@@ -43,7 +43,7 @@ _TEMPLATE = """
 <p class="soft">Sizes of these very bytes: they have no interval.</p>{% endif %}
 
 <div class="two"><div><h2 id="position">Use of the context</h2><figure>{{ position | safe }}</figure><p class="soft">A model that uses its context pays less the more of it has been seen.</p></div>
-<div><h2 id="calibration">Calibration</h2><figure>{{ calibration | safe }}</figure><p class="soft">Expected calibration error {{ iv(r.calibration.error) }}.</p></div></div>
+<div><h2 id="calibration">Calibration</h2><figure>{{ calibration | safe }}</figure><p class="soft">Expected calibration error {{ iv(r.calibration.expected_error) }}.</p></div></div>
 
 {% if r.tasks %}<h2 id="tasks">Questions</h2>
 <table><tr><th>task<th>right<th>by length<th>chance<th>questions<th>seen in training<th class="wide"></tr>

@@ -72,7 +72,7 @@ def calibration(scores: TokenScores, documents: int, resamples: int, seed: int) 
     """Whether a token given 70 % is right in 70 of 100 cases (Guo et al. 2017).
 
     Returns:
-        {error: {value, low, high}, rows: [{confidence, accuracy: {value, low, high}, tokens}]}: the expected calibration error over ten equal
+        {expected_error: {value, low, high}, rows: [{confidence, accuracy: {value, low, high}, tokens}]}: the expected calibration error over ten equal
         bins of the likeliest token's probability, and the reliability curve.
     """
     bucket = np.minimum((scores.confidence * BINS).astype(np.int64), BINS - 1)
@@ -93,7 +93,7 @@ def calibration(scores: TokenScores, documents: int, resamples: int, seed: int) 
     low, high = np.percentile(draws, (2.5, 97.5))
     value = np.abs(gap.sum(0)).sum() / counts.sum()
     error = {k: round(float(v), 4) for k, v in (("value", value), ("low", low), ("high", high))}
-    return {"error": error, "rows": rows}
+    return {"expected_error": error, "rows": rows}
 
 
 def _sums(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import tempfile
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from foundry.config import Config, ConfigError
 from foundry.training.plan import Plan
 from foundry.utils.device import PEAKS
+from foundry.utils.log import get_logger
 
 STEPS = 20
 MOST_GPUS = 100_000
@@ -25,8 +27,16 @@ def probe_seconds(cfg: Config, data: str | Path = "data/shards", steps: int = ST
     from foundry.training.numerics import numerics
     from foundry.training.trainer import Trainer
 
+    log = get_logger()
     with tempfile.TemporaryDirectory() as tmp:
-        trainer = Trainer.from_shards(cfg.model, cfg.train, data, seed=cfg.seed, runtime=cfg.runtime, state=Path(tmp))
+        level = log.level
+        log.setLevel(logging.WARNING)  # the run's own plan: the caller has printed it
+        try:
+            trainer = Trainer.from_shards(
+                cfg.model, cfg.train, data, seed=cfg.seed, runtime=cfg.runtime, state=Path(tmp)
+            )
+        finally:
+            log.setLevel(level)
         with numerics(trainer.runtime, trainer.world):
             state = trainer._start()
             taken = []

@@ -370,7 +370,7 @@ class Trainer:
             log.info(
                 "run %s on %s (%s), %d threads, %s", self.fingerprint, how, why, torch.get_num_threads(), compiling
             )
-            log.info("memory is held by %s", allocator())
+            log.info("memory allocator: %s", allocator())
         self._load(state)
         self._state = state
         if state.step == 0 and self.config.on_nonfinite == "rollback":

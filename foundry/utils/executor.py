@@ -18,7 +18,7 @@ from typing import Any
 from foundry.config import ConfigError, FoundryError
 from foundry.config.schema import Runtime
 from foundry.utils.device import cpu_cores
-from foundry.utils.process import die_with_parent
+from foundry.utils.process import as_worker
 
 _context: Any = None
 
@@ -65,7 +65,7 @@ def map_units(
 
 def _start(context: Any) -> None:
     global _context
-    die_with_parent()
+    as_worker()
     _context = context
 
 

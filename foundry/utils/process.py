@@ -33,6 +33,12 @@ def die_with_parent(sig: int = signal.SIGTERM) -> None:
         os.kill(os.getpid(), sig)
 
 
+def as_worker() -> None:
+    """Makes this process one of a pool: it ends with its parent, and of Ctrl-C without a traceback of its own."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class StopSignal:
     """Turns SIGTERM and SIGINT into a flag that a loop reads between steps; a second signal ends the process at once.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def run_stage(name: str, work: Callable[[Config, logging.Logger], None]) -> None
     """Checks all parameters, then calls `work(config, log)`.
 
     A mistake of the user's (`FoundryError`) is printed without a traceback and exits with 1, or with 75 (EX_TEMPFAIL of sysexits.h)
-    if another try may mend it; anything else keeps its traceback.
+    if a retry may succeed; Ctrl-C exits with 130; anything else keeps its traceback.
     """
     die_with_parent()
     startup = _process_age()
@@ -45,6 +46,9 @@ def run_stage(name: str, work: Callable[[Config, logging.Logger], None]) -> None
     except FoundryError as e:
         print(f"error in stage {name}: {e}", file=sys.stderr, flush=True)
         raise SystemExit(os.EX_TEMPFAIL if isinstance(e, UnreachableError) else 1) from None
+    except KeyboardInterrupt:
+        print(f"stage {name} was stopped by Ctrl-C; the same command runs it again", file=sys.stderr, flush=True)
+        raise SystemExit(128 + signal.SIGINT) from None
     if rank is not None:
         return
     seconds = time.perf_counter() - begin

@@ -64,13 +64,18 @@ def test_calibration_of_who_knows_what_he_knows_is_zero_and_of_a_braggart_his_ex
     rng = np.random.default_rng(1)
     confidence = rng.uniform(0.05, 0.95, 200_000)
     honest = calibration(synthetic(confidence, rng.random(200_000) < confidence), 50, 200, 1)
-    assert honest["error"]["value"] < 0.006 and honest["error"]["low"] <= honest["error"]["high"]
+    assert (
+        honest["expected_error"]["value"] < 0.006
+        and honest["expected_error"]["low"] <= honest["expected_error"]["high"]
+    )
     for row in honest["rows"]:
         assert row["accuracy"]["value"] == pytest.approx(row["confidence"], abs=0.02)
     assert sum(r["tokens"] for r in honest["rows"]) == 200_000
     boasting = calibration(synthetic(confidence, rng.random(200_000) < confidence - 0.05), 50, 200, 1)
-    assert boasting["error"]["value"] == pytest.approx(0.05, abs=0.006)
-    assert boasting["error"]["low"] <= boasting["error"]["value"] <= boasting["error"]["high"]
+    assert boasting["expected_error"]["value"] == pytest.approx(0.05, abs=0.006)
+    assert (
+        boasting["expected_error"]["low"] <= boasting["expected_error"]["value"] <= boasting["expected_error"]["high"]
+    )
 
 
 def test_the_curve_over_the_context_counts_every_token_once_and_falls_where_nats_do():

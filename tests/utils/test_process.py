@@ -71,3 +71,31 @@ def test_a_lock_is_held_once_and_freed_by_a_kill(tmp_path):
     p.wait()
     with exclusive(lock, "training abc"):
         assert lock.read_text() == str(os.getpid())
+
+
+@pytest.mark.parametrize("ended", ["stage", "command"])
+def test_ctrl_c_ends_with_one_line_and_exit_code_130(ended, tmp_path, monkeypatch, capsys):
+    """Of a stage and of a command; training saves first and has its own words."""
+    from foundry import cli
+    from foundry.utils import stage
+
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage, "die_with_parent", lambda: None)
+    monkeypatch.setattr(stage, "load_config", lambda: None)
+    monkeypatch.setattr(cli, "project_of_here", stopped)
+    with pytest.raises(SystemExit) as e:
+        stage.run_stage("clean", stopped) if ended == "stage" else cli.main(["status"])
+    assert e.value.code == 130 and "topped by Ctrl-C" in capsys.readouterr().err
+
+
+def test_a_worker_of_a_pool_ends_of_ctrl_c_without_a_traceback():
+    code = (
+        "from foundry.utils.process import as_worker; as_worker(); print('up', flush=True); import time; time.sleep(60)"
+    )
+    p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert p.stdout.readline() == "up\n"
+    p.send_signal(signal.SIGINT)
+    assert (p.wait(30), p.stderr.read()) == (-signal.SIGINT, "")
