@@ -191,7 +191,7 @@ def free_port(port: int, option: str) -> int:
             raise ConfigError(f"{option}: a port is a number from 0 to 65535, got {port}") from None
         except OSError as e:
             why = (
-                "is in use: stop what listens there"
+                f"is in use ({e.strerror}): stop what listens there"
                 if e.errno == errno.EADDRINUSE
                 else f"cannot be opened ({e.strerror})"
             )

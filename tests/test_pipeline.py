@@ -46,6 +46,8 @@ def test_the_pipeline_runs_through_and_says_what_it_derived_and_wrote(project):
     )
     assert (folder / "reports/loss.png").read_bytes().startswith(b"\x89PNG")
     assert "greedy" in (folder / "reports/samples.md").read_text()
+    _, shown = run(folder, "dvc", "metrics", "show")  # DVC takes a key named "error" at any depth for one of its own
+    assert "evaluate.json" in shown and "failed" not in shown
 
 
 # The other clone's surroundings: results depend on none of them.

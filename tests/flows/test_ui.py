@@ -27,6 +27,8 @@ from foundry.utils.served import addresses
 
 
 def test_a_port_in_use_is_told_with_the_option_and_nothing_starts(tmp_path):
+    with pytest.raises(ConfigError, match="prefect_port: a port is a number from 0 to 65535, got 99999"):
+        module.start(tmp_path, 99999, 0)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         s.listen()
