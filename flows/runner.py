@@ -113,12 +113,14 @@ class StageRun:
         ]
         for line in repair_dvc(self.root):
             on_line(line)
+        if self.stopped:
+            raise self._was_stopped()
         env = {**environment(self.root), "SHELL": "/bin/sh", **self.extra_env}
         self._process = subprocess.Popen(
             command, cwd=self.root, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             errors="replace", bufsize=1, start_new_session=True, preexec_fn=self._prepare,
         )  # fmt: skip
-        if self.stopped:  # before there was a process
+        if self.stopped:  # while the process was made
             self.stop(self.stopped)
         timer = threading.Timer(self.timeout_s, self.stop, ("its time limit was reached",)) if self.timeout_s else None
         if timer:
@@ -138,7 +140,7 @@ class StageRun:
             if timer:
                 timer.cancel()
         if self.stopped:
-            raise Stopped(f"stage {self.stage}: {self.stopped}; the next run goes on, a training from its checkpoint")
+            raise self._was_stopped()
         if code:
             told = f"stage {self.stage} failed (dvc ended with {code}):\n" + "\n".join(self.lines[-20:])
             raise StageFailed(told, mendable(self.lines) or code < 0)
@@ -150,6 +152,9 @@ class StageRun:
             if "didn't change, skipping" in text
             else "ran"
         )
+
+    def _was_stopped(self) -> Stopped:
+        return Stopped(f"stage {self.stage}: {self.stopped}; the next run goes on, a training from its checkpoint")
 
     def _prepare(self) -> None:
         """In the child, before it becomes DVC."""
