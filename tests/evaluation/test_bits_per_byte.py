@@ -16,7 +16,7 @@ from foundry.config import DataError, ModelConfig
 from foundry.data.shards import Shards, read_clean
 from foundry.evaluation.baselines import baselines, last_bytes, ppmd_sizes
 from foundry.evaluation.bits_per_byte import bits_per_byte, held_out, interval, perplexity, score
-from foundry.evaluation.intervals import ratio_intervals
+from foundry.evaluation.intervals import ratio_interval, ratio_intervals
 from foundry.evaluation.report import _test_sha256
 from foundry.models import MiniLLM
 
@@ -115,15 +115,31 @@ def test_perplexities_are_what_their_names_say(documents, model):
 def test_ratios_of_columns_are_those_of_each_alone_and_none_where_nothing_is_counted():
     rng = np.random.default_rng(0)
     above, below = rng.random((30, 3)), rng.random((30, 3))
-    below[:, 2] = 0
+    below *= 1e-3  # sums below 1 count, too
+    below[:, 1] = 0
     got = ratio_intervals(above, below, 300, 7)
-    assert got[2] is None
-    for k in range(2):
+    assert got[1] is None
+    for k in (0, 2):
         draws = np.random.default_rng(7)
         seen = [above[i, k].sum() / below[i, k].sum() for i in (draws.integers(0, 30, 30) for _ in range(300))]
         assert got[k]["low"] == pytest.approx(np.percentile(seen, 2.5), abs=1e-4)
         assert got[k]["high"] == pytest.approx(np.percentile(seen, 97.5), abs=1e-4)
         assert got[k]["value"] == round(above[:, k].sum() / below[:, k].sum(), 4)
+    alone = ratio_interval(above[:, 0], below[:, 0], 300, 7)
+    assert alone["value"] == got[0]["value"] == round(alone["value"], 4)
+
+
+def test_draws_without_any_document_that_counts_are_left_out_of_an_interval():
+    above, below = np.full((3, 1), 5.0), np.array([[1.0], [0.0], [0.0]])
+    got = ratio_intervals(above, below, 200, 3)[0]
+    draws = np.random.default_rng(3)
+    seen = [above[i].sum() / below[i].sum() for i in (draws.integers(0, 3, 3) for _ in range(200)) if below[i].sum()]
+    assert len(seen) < 200
+    assert got == {
+        "value": 15.0,
+        "low": round(np.percentile(seen, 2.5), 4),
+        "high": round(np.percentile(seen, 97.5), 4),
+    }
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
