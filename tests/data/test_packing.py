@@ -1,5 +1,6 @@
 """Mixture and packing: exact in every epoch, nothing lost or doubled, the same for every number of ranks."""
 
+import hashlib
 import tempfile
 from collections import Counter
 from fractions import Fraction
@@ -336,3 +337,18 @@ def test_training_divides_by_the_tokens_that_are_not_padding(shards, tmp_path, w
     one_row = runtime.model_copy(update={"micro_batch_tokens": 256})
     cut = Trainer.from_shards(model, train, shards, runtime=one_row, state=tmp_path / "cut").fit().curve
     assert [r["loss"] for r in cut] == pytest.approx([r["loss"] for r in whole], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("way", "digest"),
+    [("cut", "4ca83d63df0c0d2a"), ("best_fit", "4f9d937735d4cc2a"), ("document", "e4db7ee17301fa36")],
+)
+def test_a_seed_gives_the_batches_that_it_always_gave(way, digest):
+    """A run's fingerprint has the seed and the index, not the code: other batches under the same fingerprint would be another run."""
+    shards = open_shards({"a": [[3, 40, 7], [1, 12]], "b": [[9, 9, 25, 2], [5]]}, {"a": 1.5, "b": 2})
+    loader = DataLoader(shards, batch_size=3, seq_len=8, seed=11, packing=way)
+    seen = hashlib.sha256()
+    for step in range(2 * loader.windows):
+        for part in (*loader.batch(step), *loader.batch_documents(step)):
+            seen.update(np.asarray(part).astype("<i8").tobytes())
+    assert seen.hexdigest()[:16] == digest
