@@ -40,8 +40,16 @@ QUICK = ("-m", "not slow")
 # Which tests (arguments of pytest) are to notice a change of which files.
 ROOMS: dict[str, tuple[str, ...]] = {
     "foundry/data/order.py": ("tests/data/test_loader.py", "tests/data/test_packing.py"),
-    "foundry/data/packing.py": ("tests/data/test_loader.py", "tests/data/test_packing.py"),
-    "foundry/data/loader.py": ("tests/data/test_loader.py", "tests/data/test_packing.py"),
+    "foundry/data/packing.py": (
+        "tests/data/test_loader.py",
+        "tests/data/test_packing.py",
+        "tests/training/test_plan.py",
+    ),
+    "foundry/data/loader.py": (
+        "tests/data/test_loader.py",
+        "tests/data/test_packing.py",
+        "tests/training/test_plan.py",
+    ),
     "foundry/evaluation/intervals.py": ("tests/evaluation/test_bits_per_byte.py", "tests/evaluation/test_tokens.py"),
     "foundry/models/*.py": (
         *QUICK,
