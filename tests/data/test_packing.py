@@ -352,3 +352,19 @@ def test_a_seed_gives_the_batches_that_it_always_gave(way, digest):
         for part in (*loader.batch(step), *loader.batch_documents(step)):
             seen.update(np.asarray(part).astype("<i8").tobytes())
     assert seen.hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_pieces_of_a_step_are_where_its_tokens_are(way):
+    """Put together from the shards, across documents, shards, sources and the end of an epoch's stream."""
+    shards = open_shards({"a": [[3, 40, 7], [1, 12]], "b": [[9, 9, 25, 2], [5]]}, {"a": 1.5, "b": 2})
+    loader = DataLoader(shards, batch_size=3, seq_len=8, seed=11, packing=way)
+    several = 0
+    for step in range(3 * loader.windows):
+        x, y = loader.batch(step)
+        for row, targets, pieces in zip(x, y, loader.contents(step), strict=True):
+            several += len(pieces) > 1
+            read = np.concatenate([shards.tokens[shard][at : at + n] for shard, at, n in pieces])
+            assert len(read) == 8 or (targets[len(read) :] == IGNORE).all()
+            assert row[: len(read)].tolist() == read.tolist()
+    assert several > 10 or way == "document"
