@@ -16,7 +16,11 @@ CONFIG = ModelConfig(
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return MiniLLM(CONFIG)
+    model = MiniLLM(CONFIG)
+    with torch.no_grad():  # branches that begin with zeros would hide dropout
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    return model
 
 
 def batch():
