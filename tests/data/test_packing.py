@@ -352,6 +352,7 @@ def test_a_seed_gives_the_batches_that_it_always_gave(way, digest):
         for part in (*loader.batch(step), *loader.batch_documents(step)):
             seen.update(np.asarray(part).astype("<i8").tobytes())
     assert seen.hexdigest()[:16] == digest
+    assert (loader.padding == 0) == (way == "cut")
 
 
 @pytest.mark.parametrize("way", WAYS)
