@@ -1,7 +1,7 @@
 """The flow `pretrain`: one Prefect task a DVC stage, taken from dvc.yaml, in a worktree of the run's own.
 
 DVC decides what is built. Prefect adds what DVC has not: schedules, retries by each stage's `meta.prefect`, forms, logs and states to look at, a button to
-cancel. Cancelling lets the trainer save; the next run goes on.
+cancel. Cancelling lets the trainer save; the next run resumes.
 
     python -m flows.pretrain [--target STAGE] [--set train.lr=0.002 ...] [--force] [--here]      once, with a server that lives as long
 """

@@ -154,7 +154,7 @@ class StageRun:
         )
 
     def _was_stopped(self) -> Stopped:
-        return Stopped(f"stage {self.stage}: {self.stopped}; the next run goes on, a training from its checkpoint")
+        return Stopped(f"stage {self.stage}: {self.stopped}; the next run resumes, a training from its checkpoint")
 
     def _prepare(self) -> None:
         """In the child, before it becomes DVC."""

@@ -9,6 +9,10 @@ from toy import ROOT, make_toy
 
 def test_what_is_changed_back_is_restored_not_built_again(tmp_path):
     toy = make_toy(tmp_path / "toy")
+    (toy / "more").mkdir()
+    (toy / "more/dvc.yaml").write_text(
+        "stages: {other: {cmd: echo, deps: [../in-one]}}\n"
+    )  # a file of stages of the user's
     env = {**os.environ, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(ROOT)}
 
     def python(*command):
