@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import tempfile
 import time
@@ -48,9 +49,8 @@ def probe_seconds(cfg: Config, data: str | Path = "data/shards", steps: int = ST
             begin = time.perf_counter()
             trainer._validation(state)
             validation = time.perf_counter() - begin
-    return statistics.median(taken[3:]) * cfg.train.steps + validation * (
-        cfg.train.steps // cfg.train.eval_interval + 1
-    )
+    validations = math.ceil(cfg.train.steps / cfg.train.eval_interval)  # the last step has one in any case
+    return statistics.median(taken[3:]) * cfg.train.steps + validation * validations
 
 
 def gpu_seconds(plan: Plan, gpu: str, count: int) -> float:

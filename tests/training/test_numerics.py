@@ -1,14 +1,29 @@
 """How the arithmetic is done: what a run sets and puts back, and what it records of its machine."""
 
+import io
 import json
 import os
+import platform
+import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
-from foundry.config import ModelConfig, Runtime, TrainConfig
+from foundry.config import ConfigError, ModelConfig, Runtime, TrainConfig
 from foundry.training import Trainer
-from foundry.training.numerics import VARIABLES, numerics
+from foundry.training import numerics as module
+from foundry.training.numerics import (
+    VARIABLES,
+    compiled,
+    environment,
+    faster_float32,
+    numerics,
+    precision_reason,
+    thread_count,
+    wants_compile,
+)
 from foundry.utils.device import device_name
 from foundry.utils.distributed import World
 from foundry.utils.log import get_logger
@@ -62,6 +77,140 @@ def test_all_that_numerics_sets_comes_back_also_after_an_error(defaults, monkeyp
     }
     assert {k: inside[k] for k in expected} == expected
     assert inside["cublas"] == (":4096:8" if kind == "cuda" else None)
+
+
+@pytest.mark.parametrize(("kind", "onednn"), [("cpu", True), ("cpu", False), ("cuda", True)])
+def test_onednn_multiplies_float32_on_a_cpu_where_that_is_faster_and_cublas_keeps_its_own_setting(
+    defaults, monkeypatch, kind, onednn
+):
+    monkeypatch.setattr(module, "faster_float32", lambda: onednn)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    before = settings()
+    with numerics(Runtime(threads=1), World(0, 1, torch.device(kind))):
+        inside = settings()
+    assert inside["cublas"] == ":16:8" and settings() == before
+    assert inside["onednn"] == ("bf16" if kind == "cpu" and onednn else before["onednn"])
+
+
+class Rounded(TorchFunctionMode):
+    """What some processors do with float32 under oneDNN's setting: its products are those of bfloat16."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        wide = func is torch.Tensor.matmul and out.dtype == torch.float32
+        return out.bfloat16().float() if wide else out
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "product", "faster"),
+    [
+        ("AuthenticAMD flags: avx512_bf16", nullcontext, True),
+        ("AuthenticAMD flags: avx512_bf16", Rounded, False),
+        ("AuthenticAMD flags: avx2", nullcontext, False),
+        ("AuthenticAMD flags: avx512_bf16 amx_bf16", nullcontext, False),
+        ("GenuineIntel flags: avx512_bf16", nullcontext, False),
+        ("GenuineIntel flags: avx2", nullcontext, False),
+        (None, nullcontext, False),
+    ],
+)
+def test_onednn_is_taken_for_float32_on_amd_with_bfloat16_if_it_keeps_the_accuracy(
+    monkeypatch, cpuinfo, product, faster
+):
+    def opened(path, encoding):
+        assert path == "/proc/cpuinfo"
+        if cpuinfo is None:
+            raise FileNotFoundError(path)
+        return io.StringIO(cpuinfo)
+
+    asked = []
+    monkeypatch.setattr(module, "open", opened, raising=False)
+    monkeypatch.setattr(module, "_onednn", lambda on: (asked.append(on), product())[1])
+    assert faster_float32.__wrapped__() is faster
+    assert asked == [True] * (cpuinfo == "AuthenticAMD flags: avx512_bf16")
+
+
+def test_a_process_has_its_share_of_the_cores_and_one_at_least(monkeypatch):
+    monkeypatch.setattr(module, "cpu_cores", lambda: 7)
+    found = []
+    for processes in (1, 2, 7, 9):
+        monkeypatch.setattr(module, "local_processes", lambda n=processes: n)
+        found.append((thread_count(Runtime(threads=0)), thread_count(Runtime(threads=5))))
+    assert found == [(7, 5), (3, 5), (1, 5), (1, 5)]
+
+
+def test_the_reason_of_a_precision(monkeypatch):
+    def reason(kind, precision, native, asked="auto"):
+        monkeypatch.setattr(module, "native_bfloat16", lambda device: native)
+        return precision_reason(Runtime(precision=asked), precision, torch.device(kind))
+
+    assert reason("cpu", torch.float32, False, "float32") == "as runtime.precision says"
+    assert reason("cpu", torch.float32, False) == "this cpu multiplies bfloat16 only in emulation"
+    assert reason("mps", torch.float32, False) == "MPS"
+    assert reason("cuda", torch.bfloat16, True) == "native bfloat16"
+    assert reason("cuda", torch.float16, False) == "no bfloat16 on this GPU: float16 with a scaled loss"
+
+
+@pytest.mark.parametrize(
+    ("wish", "precision", "flops", "problem", "expected"),
+    [
+        ("never", torch.bfloat16, 1e18, None, (False, "as runtime.compile says")),
+        ("auto", torch.float32, 1e18, None, (False, "it gains nothing in float32")),
+        ("auto", torch.bfloat16, 4_999_999_999_999, None, (False, "the run is too short to win it back")),
+        ("auto", torch.bfloat16, 5_000_000_000_000, None, (True, "")),
+        ("auto", torch.bfloat16, 5_000_000_000_000, "no compiler", (False, "it does not work here")),
+        ("always", torch.float32, 1.0, None, (True, "")),
+        ("always", torch.bfloat16, 1.0, "no compiler", None),
+    ],
+)
+def test_when_a_run_is_compiled(monkeypatch, wish, precision, flops, problem, expected):
+    monkeypatch.setattr(module, "compile_problem", lambda device: problem)
+    runtime, device = Runtime(compile=wish), torch.device("cpu")
+    if expected is None:
+        with pytest.raises(ConfigError, match="does not work here: no compiler"):
+            wants_compile(runtime, precision, flops, device)
+    else:
+        assert wants_compile(runtime, precision, flops, device) == expected
+
+
+def test_compiling_is_for_fixed_shapes_in_folders_of_any_name_and_without_a_warning_of_complex_numbers(monkeypatch):
+    done = []
+    monkeypatch.setattr(module, "quote_library_folders", lambda: done.append("quoted"))
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: (done.append(dynamic), f)[1])
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert compiled(len) is len
+        warnings.warn("Torchinductor does not support code generation for complex operators", stacklevel=1)
+    assert done == ["quoted", False] and not seen
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(("kind", "onednn"), [("cpu", True), ("cpu", False), ("cuda", True)])
+def test_the_environment_of_a_run(monkeypatch, size, kind, onednn):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MKL_CBWR", "AVX2")
+    monkeypatch.setattr(module, "faster_float32", lambda: onednn)
+    monkeypatch.setattr(module, "device_name", lambda device: f"a {device.type}")
+    runtime = Runtime(threads=3, parallel="fsdp", loss_chunk=77, recompute=True)
+    found = environment(runtime, World(0, size, torch.device(kind)), torch.bfloat16, True, 5)
+    assert found == {
+        **dict.fromkeys(VARIABLES),
+        "MKL_CBWR": "AVX2",
+        "machine": platform.machine(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "device": kind,
+        "device_name": f"a {kind}",
+        "torch": torch.__version__,
+        "processes": size,
+        "threads": 3,
+        "precision": "torch.bfloat16",
+        "compiled": True,
+        "micro_rows": 5,
+        "parallel": "fsdp" if size == 2 else "alone",
+        "loss_chunk": 77,
+        "recompute": True,
+        "float32": "onednn" if kind == "cpu" and onednn else "default",
+    }
 
 
 def test_an_operation_without_a_deterministic_kernel_is_refused_on_the_cpu(defaults):

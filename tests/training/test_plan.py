@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from foundry.data.loader import DataLoader
 from foundry.models.accounting import train_memory_bytes
 from foundry.training.plan import check_plan, checkpoint_space, make_plan
 from foundry.training.probe import gpu_seconds
+from foundry.utils.log import get_logger
 
 MODEL = ModelConfig(vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32)
 TRAIN = TrainConfig(steps=6, tokens_per_step=256, warmup_steps=1)
@@ -96,6 +98,60 @@ def test_an_untied_head_is_counted_once_in_the_operations():
         assert train_flops_per_token(cfg) == 6 * weights + 6 * 3 * 8 * 6
 
 
+def test_a_plan_in_words():
+    """4,000 tokens of 1,600, and the numbers of a model of 50 x 4 embedding weights, counted by hand."""
+    cfg = ModelConfig(
+        vocab_size=50, dim=4, n_layers=1, n_heads=1, n_kv_heads=1, ffn_dim=3, max_seq_len=8, qk_norm=False,
+        tie_embeddings=True,
+    )  # fmt: skip
+    plan = make_plan(cfg, TrainConfig(steps=20, tokens_per_step=200, warmup_steps=1), 1600)
+    inner = 4 * 4 * 4 + 3 * 4 * 3  # attention, feed-forward
+    params = 50 * 4 + inner + 3 * 4  # and three norms
+    flops = 6 * (50 * 4 + inner) + 6 * 4 * 8
+    assert plan.to_dict() == {
+        "params": params, "non_embedding_params": params - 200, "steps": 20, "tokens_per_step": 200, "tokens": 4000,
+        "tokens_per_epoch": 1600, "epochs": 2.5, "flops_per_token": flops, "flops": 4000 * flops, "first_loss": 3.912,
+        "checkpoint_bytes": 12 * params,
+    }  # fmt: skip
+    assert make_plan(cfg, TrainConfig(steps=20, tokens_per_step=200, warmup_steps=1), 1_300).epochs == 3.0769
+    big = replace(plan, checkpoint_bytes=2500 * 2**20)
+    assert big.lines() == [
+        f"model: {params} parameters ({params - 200} without the embedding)",
+        "data: 4,000 tokens = 20 steps x 200; 2.50 epochs of 1,600",
+        f"work: {4000 * flops:.2e} floating-point operations, {flops:,} a token "
+        "(6 for each weight that is multiplied, 6 x dim x context for the attention of a layer)",
+        "a checkpoint takes about 2,500 MiB",
+        "expected first loss: ln V = 3.912",
+    ]
+
+
+def test_what_an_fsdp_process_needs_is_told_to_the_byte(tmp_path, caplog):
+    """Of the 16 bytes a weight of states, each of three processes has a third."""
+    get_logger().propagate = True
+    plan, runtime = make_plan(MODEL, TRAIN, 10_000), Runtime(parallel="fsdp")
+    for processes, precision in ((1, "float32"), (3, "float32"), (3, "bfloat16")):
+        needs = train_memory_bytes(MODEL, 8, precision != "float32", runtime.recompute, runtime.loss_chunk)
+        needs -= 16 * plan.params - 16 * plan.params // processes
+        for memory, warned in ((needs + 1, False), (needs - 1, True), (None, False)):
+            caplog.clear()
+            checked(plan, runtime, tmp_path, memory=memory, processes=processes, precision=precision)
+            assert ("training may need" in caplog.text) == warned, (processes, precision, memory)
+    checked(plan, Runtime(parallel="ddp"), tmp_path, precision="float16", processes=2)
+
+
+def test_a_run_that_has_all_its_checkpoints_needs_no_room(tmp_path):
+    plan = make_plan(MODEL, TRAIN, 10_000)
+    folder = tmp_path / "checkpoints/step-00000006"
+    folder.mkdir(parents=True)
+    for size in (plan.checkpoint_bytes, plan.checkpoint_bytes + 100):
+        (folder / "part").write_bytes(bytes(size))
+        needed, _, there = checkpoint_space(plan, Runtime(), frozenset(), tmp_path)
+        assert needed == 0 and there == tmp_path
+    shutil.rmtree(folder)
+    folder.symlink_to(tmp_path / "removed just now")
+    assert checkpoint_space(plan, Runtime(), frozenset(), tmp_path)[0] == plan.checkpoint_bytes
+
+
 def checked(plan, runtime, folder, **resolved):
     known = {"precision": "float32", "processes": 1, "memory": None}
     check_plan(plan, MODEL, TRAIN, runtime, 8, folder, **{**known, **resolved})
@@ -104,7 +160,6 @@ def checked(plan, runtime, folder, **resolved):
 def test_memory_is_checked_on_the_device_and_in_the_precision_that_the_run_gets(shards, tmp_path, monkeypatch, caplog):
     """With `auto` for both, as with their names: float32 on this CPU, half of the activations with bfloat16."""
     from foundry.training import Trainer
-    from foundry.utils.log import get_logger
 
     get_logger().propagate = True
     single, half = (train_memory_bytes(MODEL, 8, h) for h in (False, True))
@@ -118,8 +173,6 @@ def test_memory_is_checked_on_the_device_and_in_the_precision_that_the_run_gets(
 
 
 def test_with_fsdp_each_process_holds_its_part_and_one_process_holds_all(tmp_path, caplog):
-    from foundry.utils.log import get_logger
-
     get_logger().propagate = True
     plan, runtime = make_plan(MODEL, TRAIN, 10_000), Runtime(parallel="fsdp")
     memory = train_memory_bytes(MODEL, 8, False) - 4 * plan.params
