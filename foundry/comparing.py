@@ -135,10 +135,11 @@ def _of_revision(rev: str, root: Path) -> pa.Table:
         )
     with tempfile.TemporaryDirectory(prefix="foundry-compare-") as tmp:
         out = Path(tmp) / "documents.parquet"
-        command = [sys.executable, "-m", "dvc", "get", "-q", str(root.resolve()), TABLE, "--rev", rev, "-o", str(out)]
+        command = [sys.executable, "-m", "dvc", "get", str(root.resolve()), TABLE, "--rev", rev, "-o", str(out)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=root)
         if done.returncode or not out.exists():
-            why = (done.stderr.strip().splitlines() or ["no answer"])[0][:300]
+            lines = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+            why = (lines or ["no answer"])[0][:300]
             raise ConfigError(
                 f"{rev!r} is no file, no folder, no models:/name@alias, and as a DVC revision it has no {TABLE} here ({why}). "
                 "`dvc pull` brings what another machine made; a revision from before this table needs its export folder instead"

@@ -27,7 +27,9 @@ def read_yaml(path: str | Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; run the command in the project's folder") from None
+        raise ConfigError(
+            f"{path} does not exist: run the command in the project's folder, or bring the file back from git"
+        ) from None
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path} is not UTF-8 (byte {e.start}); save it as UTF-8") from None
     except (OSError, ValueError) as e:  # a folder, no permission; a name that no file can have
@@ -112,8 +114,13 @@ def load_config(path: str | Path = "params.yaml") -> Any:
 
 def parse_config(data: Any, origin: str = "params") -> Config:
     """As `load_config`, for parameters that are already parsed."""
+    if data is None:
+        raise ConfigError(f"{origin} is empty; expected are the sections {', '.join(Config.model_fields)}")
     if not isinstance(data, dict):
-        raise ConfigError(f"{origin}: expected sections with keys, got {type(data).__name__}")
+        raise ConfigError(
+            f"{origin}: expected are sections with keys (`train:`, then `steps: 100` indented), not one "
+            + ("list" if isinstance(data, list) else f"value ({shown(data)})")
+        )
     try:
         return Config.model_validate(data, context={"pipeline": True})
     except ValidationError as e:

@@ -152,7 +152,8 @@ def find(client: MlflowClient, address: str) -> ModelVersion:
     except MlflowException as e:
         if e.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise  # the store is away
-        then = f"; {ALIASES[alias]}" if at and alias in ALIASES else ""
+        lost = at and alias in ALIASES and "Registered Model with name" not in str(e)  # the alias, not the whole model
+        then = f"; {ALIASES[alias]}" if lost else ""
         raise ConfigError(f"{address}: {str(e).splitlines()[0][:200]}{then}") from None
 
 

@@ -49,7 +49,7 @@ def test_a_folder_with_parameters_of_its_own_is_a_project_and_outside_of_one_not
     (project / "dvc.yaml").unlink()
     assert project_of_here() == project / "data/deep"
     code, _, err = run(capsys, "check")
-    assert code == 1 and "params.yaml does not exist; run the command in the project's folder" in err
+    assert code == 1 and "params.yaml does not exist: run the command in the project's folder" in err
 
 
 def test_the_folder_that_dvc_names_is_not_left(project, monkeypatch):

@@ -101,7 +101,10 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path, params):
     [
         ("seed: 1\nseed: 2\n", "line 2.*'seed' is given twice"),
         ("seed: [1\n", "line 2.*not valid YAML"),
-        ("- 1\n", "expected sections"),
+        ("- 1\n", "expected are sections.*not one list"),
+        ("hello\n", "expected are sections.*not one value .*hello"),
+        ("", "is empty; expected are the sections seed, download, .*runtime"),
+        ("# only words\n", "is empty; expected"),
     ],
 )
 def test_a_file_that_is_no_parameter_file_is_refused(tmp_path, text, told):

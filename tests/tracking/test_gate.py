@@ -162,6 +162,9 @@ def test_an_alias_that_was_removed_is_named_with_the_command_that_brings_it_back
     with pytest.raises(ConfigError, match="`foundry promote` asks the gate"):
         registering.promote(cfg, "champion")
     assert registering.rollback(cfg, "it was removed by hand") == ("2", "1") and champion(home) == "1"
+    with pytest.raises(ConfigError, match="name=other not found") as e:
+        find(client, "models:/other@champion")
+    assert "promote" not in str(e.value)  # there is no such model at all
 
 
 def test_a_moved_project_compares_with_its_champion_rolls_back_and_backs_up(home, cfg, monkeypatch, tmp_path):
