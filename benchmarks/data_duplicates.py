@@ -20,8 +20,8 @@ import numpy as np
 import orjson
 
 from benchmarks.corpus_for_data import clean_texts
-from foundry.data.dedup import BANDS, NEIGHBOURS, band_keys, comparable, drop_near, equal_pairs, jaccard, shingles
-from foundry.data.words import units
+from foundry.data.clean.dedup import BANDS, NEIGHBOURS, band_keys, comparable, drop_near, equal_pairs, jaccard, shingles
+from foundry.data.text.words import units
 
 CHUNK = 256
 

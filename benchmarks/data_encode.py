@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sentencepiece import SentencePieceProcessor
 
-from foundry.data import tokenize
 from foundry.data.schema import COLUMNS
-from foundry.data.shards import read_clean
+from foundry.data.tokens import tokenize
+from foundry.data.tokens.shards import read_clean
 from foundry.tokenizers import Tokenizer
 
 WORKERS = 2

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.corpus_for_data import web_like
 from benchmarks.peer_filters import SETS
 from foundry.config.corpus import Clean
-from foundry.data.rules import Rules
+from foundry.data.clean.rules import Rules
 
 _texts: list[str] = []
 _rules: dict[tuple[str, ...], Rules] = {}

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from foundry.data.loader import DataLoader
-from foundry.data.shards import FORMAT
+from foundry.data.tokens.loader import DataLoader
+from foundry.data.tokens.shards import FORMAT
 from foundry.utils.files import sha256_file, write_json
 
 BATCH, SEQ_LEN = 16, 256

@@ -33,8 +33,8 @@ from foundry.utils.allocator import keep_memory
 
 
 def ours(project: Path, seconds: float) -> dict:
-    from foundry.data.documents import batches, windows
-    from foundry.data.shards import Shards
+    from foundry.data.tokens.documents import batches, windows
+    from foundry.data.tokens.shards import Shards
     from foundry.models.scoring import score_documents
     from foundry.training import Trainer
     from foundry.training.numerics import numerics

@@ -21,7 +21,7 @@ from torch import nn
 
 from benchmarks.throughput import GPT
 from foundry.config import ModelConfig
-from foundry.data.shards import Shards, read_clean
+from foundry.data.tokens.shards import Shards, read_clean
 from foundry.tokenizers.tokenizer import EOS_ID
 from foundry.utils.device import native_bfloat16, quote_library_folders
 

@@ -192,8 +192,8 @@ def make_data(cfg, folder: Path) -> None:
     import pyarrow.parquet as pq
 
     from foundry.config import Shard
-    from foundry.data.shard_writer import write_shards
-    from foundry.data.shards import Shards
+    from foundry.data.tokens.shard_writer import write_shards
+    from foundry.data.tokens.shards import Shards
     from foundry.tokenizers import Tokenizer
     from foundry.tokenizers.train import train_tokenizer
 

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Config": "foundry.config",
-    "DataLoader": "foundry.data.textfile",
+    "DataLoader": "foundry.data.tokens.textfile",
     "Generator": "foundry.inference",
     "MiniLLM": "foundry.models",
     "ModelConfig": "foundry.config",
@@ -27,7 +27,7 @@ __all__ = [*sorted(_HOME), "__version__"]
 
 if TYPE_CHECKING:
     from foundry.config import Config, ModelConfig, TrainConfig, get_preset_config, load_config
-    from foundry.data.textfile import DataLoader
+    from foundry.data.tokens.textfile import DataLoader
     from foundry.inference import Generator
     from foundry.models import MiniLLM
     from foundry.tokenizers import Tokenizer

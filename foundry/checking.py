@@ -78,10 +78,10 @@ def _problems(cfg: Config, root: Path) -> Iterator[str]:
 
 def _calls(cfg: Config, root: Path) -> Iterator[Callable[[], object]]:
     """The readers of the stages, for what they would refuse."""
-    from foundry.data.decontaminate import Contamination
-    from foundry.data.rules import BlockList
-    from foundry.data.sources import parse_source
-    from foundry.data.template import Template
+    from foundry.data.clean.decontaminate import Contamination
+    from foundry.data.clean.rules import BlockList
+    from foundry.data.fetch.sources import parse_source
+    from foundry.data.read.template import Template
     from foundry.evaluation.questions import read_questions
     from foundry.tracking import tracking_uri
     from foundry.utils.inputs import find_inputs

@@ -111,8 +111,8 @@ def _hours(seconds: float) -> str:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    from foundry.data.inspect import parts
-    from foundry.data.loader import DataLoader
+    from foundry.data.tokens.inspect import parts
+    from foundry.data.tokens.loader import DataLoader
     from foundry.tokenizers import Tokenizer
     from foundry.training.passed import Passed
     from foundry.utils.files import read_json
@@ -135,7 +135,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def relock(args: argparse.Namespace) -> None:
-    from foundry.data.lockfile import lock_path, relock
+    from foundry.data.fetch.lockfile import lock_path, relock
 
     path = lock_path()
     forgotten = relock(load_config(args.params), args.names, path)

@@ -155,7 +155,7 @@ def losses(side: Side, cfg: Config, root: Path) -> pa.Table:
     """
     import numpy as np
 
-    from foundry.data.shards import read_clean
+    from foundry.data.tokens.shards import read_clean
     from foundry.evaluation.bits_per_byte import Documents, losses_table, score
     from foundry.utils.device import get_device
 

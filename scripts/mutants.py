@@ -39,13 +39,13 @@ import pytest
 QUICK = ("-m", "not slow")
 # Which tests (arguments of pytest) are to notice a change of which files.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "foundry/data/order.py": ("tests/data/test_loader.py", "tests/data/test_packing.py"),
-    "foundry/data/packing.py": (
+    "foundry/data/tokens/order.py": ("tests/data/test_loader.py", "tests/data/test_packing.py"),
+    "foundry/data/tokens/packing.py": (
         "tests/data/test_loader.py",
         "tests/data/test_packing.py",
         "tests/training/test_plan.py",
     ),
-    "foundry/data/loader.py": (
+    "foundry/data/tokens/loader.py": (
         "tests/data/test_loader.py",
         "tests/data/test_packing.py",
         "tests/training/test_plan.py",

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from foundry.config import Config
-from foundry.data.clean import clean
+from foundry.data.clean.corpus import clean
 from foundry.utils.stage import run_stage
 
 

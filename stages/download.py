@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from foundry.config import Config
-from foundry.data.fetch import download
+from foundry.data.fetch.download import download
 from foundry.utils.stage import run_stage
 
 

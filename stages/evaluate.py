@@ -13,7 +13,7 @@ if __name__ == "__main__":
 import pyarrow.parquet as pq
 
 from foundry.config import Config
-from foundry.data.shards import Shards, part_files, read_clean
+from foundry.data.tokens.shards import Shards, part_files, read_clean
 from foundry.evaluation.page import write_page
 from foundry.evaluation.plots import plot_curve, write_rows
 from foundry.evaluation.run import run_evaluation

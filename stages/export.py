@@ -5,8 +5,8 @@ import logging
 import numpy as np
 
 from foundry.config import Config, TrackingError
-from foundry.data.documents import batches, windows
-from foundry.data.shards import read_clean
+from foundry.data.tokens.documents import batches, windows
+from foundry.data.tokens.shards import read_clean
 from foundry.export.bundle import export
 from foundry.export.lineage import lineage
 from foundry.export.quantised import Scored

@@ -3,7 +3,7 @@
 import logging
 
 from foundry.config import Config
-from foundry.data.shard_writer import write_shards
+from foundry.data.tokens.shard_writer import write_shards
 from foundry.tokenizers import Tokenizer
 from foundry.utils.files import write_json
 from foundry.utils.log import progress

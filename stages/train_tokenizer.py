@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from foundry.config import Config
-from foundry.data.shards import read_clean
+from foundry.data.tokens.shards import read_clean
 from foundry.tokenizers.facts import table, tokenizer_facts
 from foundry.tokenizers.page import write_page
 from foundry.tokenizers.sample import Sample

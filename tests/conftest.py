@@ -109,7 +109,7 @@ def clean(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer(clean, tmp_path_factory):
     from foundry.config import TokenizerParams
-    from foundry.data.shards import read_clean
+    from foundry.data.tokens.shards import read_clean
     from foundry.tokenizers import Tokenizer
     from foundry.tokenizers.train import train_tokenizer
 
@@ -122,7 +122,7 @@ def tokenizer(clean, tmp_path_factory):
 @pytest.fixture(scope="session")
 def shards(clean, tokenizer, tmp_path_factory):
     from foundry.config import Shard
-    from foundry.data.shard_writer import write_shards
+    from foundry.data.tokens.shard_writer import write_shards
 
     out = tmp_path_factory.mktemp("shards") / "shards"
     write_shards(clean, tokenizer, Shard(tokens_per_shard=2048, weights={"two": 2}), out)

@@ -13,7 +13,7 @@ from scoring import tiny
 from foundry import custody, reproducing
 from foundry.cli import main
 from foundry.config import ConfigError, Export, ExportError, FoundryError, load_config, parse_config, read_yaml
-from foundry.data.shards import Shards
+from foundry.data.tokens.shards import Shards
 from foundry.export import export
 from foundry.export.lineage import REPORTS, lineage, read_lineage
 from foundry.export.manifest import read_record, verify_export, write_record

@@ -13,7 +13,7 @@ import torch
 
 from foundry.config import DiskError, ModelConfig
 from foundry.data.schema import PartWriter
-from foundry.data.shard_writer import _write_shard
+from foundry.data.tokens.shard_writer import _write_shard
 from foundry.export.gguf_file import export_gguf
 from foundry.export.huggingface import export_huggingface
 from foundry.models import MiniLLM, save_model

@@ -17,8 +17,8 @@ from kills import every_kill
 
 from foundry import registering
 from foundry.config import ModelConfig
-from foundry.data.lockfile import read_lock, write_lock
-from foundry.data.web import fetch_url
+from foundry.data.fetch.lockfile import read_lock, write_lock
+from foundry.data.fetch.web import fetch_url
 from foundry.models import MiniLLM, load_model, save_model
 from foundry.models.files import weights_sha256
 from foundry.tracking import backup

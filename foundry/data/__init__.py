@@ -1,1 +1,4 @@
-"""The data room: sources, cleaning, deduplication, schemas, token shards and the loader. Light to import."""
+"""The data rooms, in the order of a document's way: fetch → read → clean → tokens; `text` has the functions that they share.
+
+`schema` and `manifest` are the contracts between the stages. Light to import.
+"""

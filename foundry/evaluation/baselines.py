@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyppmd
 
-from foundry.data.shards import read_texts
+from foundry.data.tokens.shards import read_texts
 
 PPMD_ORDERS = (6, 8)
 PPMD_MEMORY = 256 << 20  # bytes of its model; more changes nothing at these sizes

@@ -20,8 +20,8 @@ import pyarrow as pa
 import torch
 
 from foundry.config import DataError
-from foundry.data.documents import batches, windows
-from foundry.data.shards import Shards
+from foundry.data.tokens.documents import batches, windows
+from foundry.data.tokens.shards import Shards
 from foundry.evaluation.intervals import Interval, ratio_interval
 from foundry.models import MiniLLM
 from foundry.models.scoring import score_documents

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from foundry.config import Runtime
-from foundry.data.grams import gram_hashes
-from foundry.data.words import units
+from foundry.data.text.grams import gram_hashes
+from foundry.data.text.words import units
 from foundry.evaluation.intervals import Interval, ratio_interval
 from foundry.utils.executor import map_units
 

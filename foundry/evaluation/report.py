@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from foundry.config import Config, DataError
-from foundry.data.shards import Shards
+from foundry.data.tokens.shards import Shards
 from foundry.evaluation.bits_per_byte import Documents, Scores, interval, perplexity, score
 from foundry.evaluation.tokens import TokenScores, calibration, position_curve, score_tokens
 from foundry.models import MiniLLM

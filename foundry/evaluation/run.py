@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from foundry.config import Config
-from foundry.data.shards import Shards, read_texts
+from foundry.data.tokens.shards import Shards, read_texts
 from foundry.evaluation import contamination, samples, tasks
 from foundry.evaluation.baselines import baselines, last_bytes
 from foundry.evaluation.bits_per_byte import held_out, losses_table

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from foundry.config import Evaluate
-from foundry.data.words import units
+from foundry.data.text.words import units
 from foundry.evaluation.intervals import ratio_interval
 from foundry.inference import Generator
 from foundry.utils.log import get_logger

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from foundry.data.documents import Window, batches
+from foundry.data.tokens.documents import Window, batches
 from foundry.evaluation.bits_per_byte import BATCH_TOKENS, Documents
 from foundry.evaluation.intervals import ratio_interval
 from foundry.evaluation.questions import Question

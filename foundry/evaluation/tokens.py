@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from foundry.config import DataError
-from foundry.data.documents import IGNORE, batches, windows
+from foundry.data.tokens.documents import IGNORE, batches, windows
 from foundry.evaluation.intervals import ratio_intervals
 from foundry.models import MiniLLM
 from foundry.models.scoring import LOGITS

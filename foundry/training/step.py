@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from foundry.config import TrainConfig
-from foundry.data.loader import DataLoader
+from foundry.data.tokens.loader import DataLoader
 from foundry.models.loss import wide
 from foundry.training.parallel import Parallel, clip_gradients
 from foundry.training.passed import Passed
 from foundry.training.state import TrainState
 from foundry.utils.distributed import World
 from foundry.utils.log import get_logger
+from foundry.utils.splitmix import step_seed
 
 
 class NotFinite(Exception):
@@ -53,7 +54,7 @@ class TrainStep:
         batch = self.passed.batch(state.step)
         tokens, targets = (t.to(self.world.device) for t in self.loader.batch(batch))
         segments = self.loader.batch_documents(batch)[0].to(self.world.device) if self.config.document_mask else None
-        torch.manual_seed(_mixed(self.seed, state.step, self.world.rank))
+        torch.manual_seed(step_seed(self.seed, state.step, self.world.rank))
         valid = self.world.sum((targets >= 0).sum())
         factor = state.optimizers.set_lr(state.step)
         state.optimizers.zero_grad()
@@ -94,11 +95,3 @@ def _lowered(scaler: torch.amp.GradScaler) -> bool:
         return True
     scaler.update(scale)
     return False
-
-
-def _mixed(seed: int, step: int, rank: int) -> int:
-    """A seed for the random numbers of a step on a rank (SplitMix64's finalizer)."""
-    x = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**64
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
-    return (x ^ x >> 31) >> 1

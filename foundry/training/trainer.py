@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from foundry.config import CheckpointError, FoundryError, ModelConfig, Runtime, TrainConfig
-from foundry.data.documents import batches, first_documents, windows
-from foundry.data.inspect import told
-from foundry.data.loader import DataLoader
-from foundry.data.shards import Shards
+from foundry.data.tokens.documents import batches, first_documents, windows
+from foundry.data.tokens.inspect import told
+from foundry.data.tokens.loader import DataLoader
+from foundry.data.tokens.shards import Shards
 from foundry.models import MiniLLM
 from foundry.models.accounting import train_flops_per_token
 from foundry.models.files import weights_sha256

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from foundry.config import DataError
-from foundry.data.archives import wanted
-from foundry.data.formats import Document
-from foundry.data.units import Limits, plan_units, read_unit
+from foundry.data.read.archives import wanted
+from foundry.data.read.formats import Document
+from foundry.data.read.units import Limits, plan_units, read_unit
 
 LIMITS = Limits(1 << 20, 1000, 1 << 30)
 
@@ -237,7 +237,7 @@ def test_a_flipped_byte_in_a_zip_member_is_told(tmp_path):
 
 def test_thousands_of_members_are_read_in_one_pass(tmp_path, monkeypatch):
     """The packed bytes are read once: a reader that opens each member anew would read them thousands of times."""
-    from foundry.data import streams
+    from foundry.data.read import streams
 
     path = put(tmp_path, "a.tgz", gzip.compress(tar([(f"{i}.json", b'[{"text": "x"}]') for i in range(2500)])))
     reads, read_raw = [], streams.Stream.read

@@ -13,8 +13,8 @@ from cleaning import MINE, OUT, quarantined, refused, run, texts
 from reading import put, read, said
 
 from foundry.config import DataError
-from foundry.data.formats import Document
-from foundry.data.streams import Limits
+from foundry.data.read.formats import Document
+from foundry.data.read.streams import Limits
 
 OUTCOMES = {
     "invalid UTF-8": (b'{"text": "caf\xe9"}', "café"),

@@ -7,8 +7,8 @@ import pytest
 from cleaning import LOG, MINE, OUT, RAW, REPORTS, refused, run
 
 from foundry.config import DataError, parse_config
-from foundry.data.clean import clean
-from foundry.data.fetch import download
+from foundry.data.clean.corpus import clean
+from foundry.data.fetch.download import download
 
 
 def test_everything_filtered_out_names_the_rule_and_its_key(project, write_jsonl):

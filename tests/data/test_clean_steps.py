@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foundry.config import ConfigError
-from foundry.data.grams import gram_hashes
-from foundry.data.language import identify
-from foundry.data.prepare import Samples
-from foundry.data.repeats import piece_hashes, without
-from foundry.data.scrub import TOKENS, scrub
+from foundry.data.clean.language import identify
+from foundry.data.clean.prepare import Samples
+from foundry.data.clean.repeats import piece_hashes, without
+from foundry.data.clean.scrub import TOKENS, scrub
+from foundry.data.text.grams import gram_hashes
 
 ALL = list(TOKENS)
 

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundry.config import Clean
-from foundry.data.markup import strip_html
-from foundry.data.normalize import _ftfy, fix_mojibake, normalize
-from foundry.data.rules import Rules, dup_line_ratio, symbol_ratio, top_ngram_ratio
-from foundry.data.words import units
+from foundry.data.clean.markup import strip_html
+from foundry.data.clean.normalize import _ftfy, fix_mojibake, normalize
+from foundry.data.clean.rules import Rules, dup_line_ratio, symbol_ratio, top_ngram_ratio
+from foundry.data.text.words import units
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import yaml
 from cleaning import MINE, OUT, REPORTS, digests, run, texts
 from kills import every_kill
 
-import foundry.data.clean as module
+import foundry.data.clean.corpus as module
 from foundry.config import DataError, FoundryError, parse_config
 from foundry.utils import executor
 from foundry.utils.executor import map_units
@@ -56,7 +56,7 @@ def test_ray_gives_the_same_bytes(mixed, monkeypatch):
 
 
 def test_sorting_in_passes_finds_the_same(mixed, monkeypatch):
-    from foundry.data import dedup
+    from foundry.data.clean import dedup
 
     run(MINE, **RULES)
     expected = digests()

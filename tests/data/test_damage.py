@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from foundry.config import DataError
-from foundry.data import streams
-from foundry.data.formats import Bad, Document
-from foundry.data.units import Limits, plan_units, read_unit
+from foundry.data.read import streams
+from foundry.data.read.formats import Bad, Document
+from foundry.data.read.units import Limits, plan_units, read_unit
 
 
 def read(path, text="{text}", format="auto", limits=None, cut=""):
@@ -157,7 +157,7 @@ HARD = "Füße 中文 👩‍👩‍👧‍👦 🇩🇪 שלום \u202bעולם
 @pytest.mark.parametrize("chunk", [3, 1 << 20])
 def test_wide_encodings_with_a_byte_order_mark_are_read_by_every_text_format(tmp_path, monkeypatch, encoding, chunk):
     monkeypatch.setattr(streams, "CHUNK", chunk)
-    monkeypatch.setattr("foundry.data.formats.CHUNK", chunk)
+    monkeypatch.setattr("foundry.data.read.formats.CHUNK", chunk)
 
     def wide(text):
         return (b"\xfe\xff" if encoding.endswith("be") else b"") + text.encode(encoding)
@@ -253,7 +253,7 @@ def test_over_long_records_are_counted_and_the_next_is_read(tmp_path):
 MEASURE = r"""
 import re, sys
 from pathlib import Path
-from foundry.data.units import Limits, plan_units, read_unit
+from foundry.data.read.units import Limits, plan_units, read_unit
 
 def read(name, limits):
     sources = [{"format": "auto", "text": "{text}", "member": None, "cut": "", "encoding": None, "files": [{"path": name}]}]

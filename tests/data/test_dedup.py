@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundry.data.dedup import (
+from foundry.data.clean.dedup import (
     BANDS,
     NEIGHBOURS,
     band_keys,
@@ -24,7 +24,7 @@ from foundry.data.dedup import (
     jaccard,
     shingles,
 )
-from foundry.data.words import units
+from foundry.data.text.words import units
 
 THRESHOLD = 0.7
 
@@ -161,7 +161,7 @@ def test_keys_do_not_depend_on_batches_or_hash_seed(family):
     words = [units(t) for t in family]
     whole = band_keys(words)
     assert np.array_equal(np.concatenate([band_keys(words[:7]), band_keys(words[7:])]), whole)
-    code = "from foundry.data.dedup import band_keys\nprint(band_keys([list('abcdefgh')]).tolist())"
+    code = "from foundry.data.clean.dedup import band_keys\nprint(band_keys([list('abcdefgh')]).tolist())"
     seen = {
         subprocess.run(
             [sys.executable, "-c", code],

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from foundry.data.documents import IGNORE, batches, first_documents, windows
-from foundry.data.shards import Shards
+from foundry.data.tokens.documents import IGNORE, batches, first_documents, windows
+from foundry.data.tokens.shards import Shards
 
 
 def scored(documents, seq_len, stride, rows=3):

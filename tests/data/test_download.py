@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from foundry.config import ConfigError, DataError, parse_config
-from foundry.data.archives import wanted
-from foundry.data.fetch import download
-from foundry.data.local import find_files
-from foundry.data.suffixes import ARCHIVES, FORMATS, archive_of, outer_kind
+from foundry.data.fetch.download import download
+from foundry.data.fetch.local import find_files
+from foundry.data.read.archives import wanted
+from foundry.data.read.suffixes import ARCHIVES, FORMATS, archive_of, outer_kind
 
 RAW = Path("data/raw")
 ROOT = Path(__file__).parents[2]

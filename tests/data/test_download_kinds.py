@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from foundry.config import DataError, parse_config
-from foundry.data.fetch import download
-from foundry.data.sniff import check_kind
+from foundry.data.fetch.download import download
+from foundry.data.fetch.sniff import check_kind
 
 TEXT = b'{"text": "one"}\n'
 HTML = b"\n<!DOCTYPE html><html><body>Please log in</body></html>"

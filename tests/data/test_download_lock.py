@@ -12,7 +12,7 @@ import yaml
 
 from foundry.cli import main
 from foundry.config import ConfigError, DataError, parse_config
-from foundry.data.fetch import download
+from foundry.data.fetch.download import download
 
 RAW = Path("data/raw")
 LOCK = Path("data.lock.json")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from foundry.config import DataError, parse_config
-from foundry.data.fetch import download
+from foundry.data.fetch.download import download
 
 RAW = Path("data/raw")
 

@@ -17,12 +17,12 @@ import yaml
 from tqdm import tqdm
 
 from foundry.config import DataError, parse_config
-from foundry.data.fetch import download
-from foundry.data.hub import fetch_hub
+from foundry.data.fetch.download import download
+from foundry.data.fetch.hub import fetch_hub
+from foundry.data.fetch.sources import Hub, parse_source
+from foundry.data.fetch.store import Meter
 from foundry.data.manifest import read_manifest, verified
-from foundry.data.sources import Hub, parse_source
-from foundry.data.store import Meter
-from foundry.data.template import Template
+from foundry.data.read.template import Template
 
 PRESETS = sorted((Path(__file__).parents[2] / "presets").glob("*.yaml"))
 RAW = Path("data/raw")

@@ -16,7 +16,7 @@ import yaml
 
 from foundry.cli import main
 from foundry.config import DataError, parse_config
-from foundry.data.fetch import download
+from foundry.data.fetch.download import download
 
 pytest.importorskip("s3fs")  # an extra of its own
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from foundry.config import ConfigError, DataError, UnreachableError, parse_config
-from foundry.data import remote, web
-from foundry.data.fetch import download
+from foundry.data.fetch import remote, web
+from foundry.data.fetch.download import download
 from foundry.utils import stage as frame
 from foundry.utils.network import is_transient
 from stages.download import main

@@ -16,9 +16,9 @@ import pytest
 from tqdm import tqdm
 
 from foundry.config import ConfigError, DataError, FoundryError, UnreachableError, parse_config
-from foundry.data import web
-from foundry.data.fetch import download
-from foundry.data.store import Meter, Stopped
+from foundry.data.fetch import web
+from foundry.data.fetch.download import download
+from foundry.data.fetch.store import Meter, Stopped
 
 BODY = os.urandom(100_000)
 SHA = hashlib.sha256(BODY).hexdigest()

@@ -8,7 +8,7 @@ from cleaning import REPORTS, refused, run, texts
 from reading import put, read, said
 
 from foundry.config import ConfigError, DataError, parse_config
-from foundry.data.encoding import guess_encoding
+from foundry.data.read.encoding import guess_encoding
 
 HEROES = "刘玄德关云长张翼德曹孟德孙仲谋诸葛孔明周公瑾司马仲达吕奉先赵子龙"
 DEEDS = "引兵渡江夜袭大营火烧连船智取城池单骑救主舌战群儒草船借箭三顾茅庐"

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundry.config import ConfigError, DataError
-from foundry.data import formats, streams
-from foundry.data.formats import Bad, Document, Recipe, read_json, read_jsonl, read_text
-from foundry.data.template import Template
-from foundry.data.units import Limits, plan_units, read_unit
+from foundry.data.read import formats, streams
+from foundry.data.read.formats import Bad, Document, Recipe, read_json, read_jsonl, read_text
+from foundry.data.read.template import Template
+from foundry.data.read.units import Limits, plan_units, read_unit
 
 
 def read(path, text="{text}", format="auto", cut="", limit=1 << 20):

@@ -6,8 +6,9 @@ import torch
 
 from foundry import DataLoader
 from foundry.config import ConfigError, DataError
-from foundry.data.order import key, mix, permute
-from foundry.data.shards import Shards
+from foundry.data.tokens.order import permute
+from foundry.data.tokens.shards import Shards
+from foundry.utils.splitmix import key, mix
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 1000, 4097])

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from foundry import DataLoader
 from foundry.config import DataError
-from foundry.data.documents import IGNORE
-from foundry.data.mixture import Mixture
-from foundry.data.packing import cut_documents, pack_best_fit
-from foundry.data.shards import FORMAT, Shards
+from foundry.data.tokens.documents import IGNORE
+from foundry.data.tokens.mixture import Mixture
+from foundry.data.tokens.packing import cut_documents, pack_best_fit
+from foundry.data.tokens.shards import FORMAT, Shards
 from foundry.utils.files import sha256_file, write_json
 
 WAYS = ("cut", "best_fit", "document")
@@ -284,10 +284,10 @@ def test_the_global_batch_is_equal_for_1_2_3_8_ranks(many, way):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("gathered", [1, 2**9, 2**18])
 def test_seeking_a_step_equals_iterating_to_it_however_much_is_gathered(many, way, gathered, monkeypatch):
-    monkeypatch.setattr("foundry.data.loader.GATHERED", gathered)
+    monkeypatch.setattr("foundry.data.tokens.loader.GATHERED", gathered)
     loader = DataLoader(many, 4, 16, packing=way)
     walked = [loader.batch(s) for s in range(3 * loader.windows // 4)]
-    monkeypatch.setattr("foundry.data.loader.GATHERED", 2**12)
+    monkeypatch.setattr("foundry.data.tokens.loader.GATHERED", 2**12)
     for step in (len(walked) - 1, 5, 40, 0):
         assert all(
             torch.equal(a, b)

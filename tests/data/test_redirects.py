@@ -3,8 +3,8 @@
 import pytest
 
 from foundry.config import ConfigError, FoundryError
-from foundry.data.redirects import Redirects
-from foundry.data.sources import parse_address
+from foundry.data.fetch.redirects import Redirects
+from foundry.data.fetch.sources import parse_address
 
 ODD = [
     "http://[::1",

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from foundry.config import ConfigError
 from foundry.config.corpus import C4, Clean, FineWeb, GopherQuality, GopherRepetition
-from foundry.data.rules import Rules
-from foundry.data.web_rules import c4, fineweb, gopher_quality, gopher_repetition, repeated
-from foundry.data.words import tokens, units
+from foundry.data.clean.rules import Rules
+from foundry.data.clean.web_rules import c4, fineweb, gopher_quality, gopher_repetition, repeated
+from foundry.data.text.words import tokens, units
 
 SETS = ("gopher_quality", "gopher_repetition", "c4", "fineweb")
 

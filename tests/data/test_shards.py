@@ -16,8 +16,8 @@ from sentencepiece import SentencePieceProcessor
 from foundry import DataLoader
 from foundry.config import DataError, FoundryError, Shard, TokenizerParams
 from foundry.data.schema import COLUMNS
-from foundry.data.shard_writer import write_shards
-from foundry.data.shards import Shards, read_clean
+from foundry.data.tokens.shard_writer import write_shards
+from foundry.data.tokens.shards import Shards, read_clean
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.train import train_tokenizer
 
@@ -87,7 +87,7 @@ def test_a_vocabulary_beyond_16_bits_is_stored_in_32(clean, tokenizer, tmp_path,
 def test_the_same_bytes_again_and_for_every_number_of_workers_and_row_groups(
     shards, clean, tokenizer, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("foundry.data.tokenize.PARALLEL_FROM", 0)
+    monkeypatch.setattr("foundry.data.tokens.tokenize.PARALLEL_FROM", 0)
     write_shards(clean, tokenizer, PARAMS, tmp_path / "again")
     assert tree(tmp_path / "again") == tree(shards)
     columns = COLUMNS.names
@@ -129,8 +129,8 @@ def test_wrong_clean_parts_are_told(clean, tokenizer, tmp_path):
 
 
 def test_a_killed_worker_is_told_and_leaves_nothing(clean, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr("foundry.data.tokenize.PARALLEL_FROM", 0)
-    monkeypatch.setattr("foundry.data.tokenize._encode", _die)
+    monkeypatch.setattr("foundry.data.tokens.tokenize.PARALLEL_FROM", 0)
+    monkeypatch.setattr("foundry.data.tokens.tokenize._encode", _die)
     with pytest.raises(FoundryError, match="was killed"):
         write_shards(clean, tokenizer, PARAMS, tmp_path / "s", workers=2)
     assert not list(tmp_path.iterdir())

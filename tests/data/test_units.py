@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from reading import put, read, said
 
 from foundry.config import DataError
-from foundry.data.formats import Bad, Document
-from foundry.data.units import Limits, Unit, plan_units, read_unit
+from foundry.data.read.formats import Bad, Document
+from foundry.data.read.units import Limits, Unit, plan_units, read_unit
 
 LIMITS = Limits(1 << 20, 1000, 1 << 30)
 WHOLE = 1 << 40

@@ -12,9 +12,9 @@ import pytest
 
 from foundry.config import ConfigError, DataError, parse_config
 from foundry.config.load import describe
-from foundry.data.decontaminate import Contamination
-from foundry.data.fetch import download
-from foundry.data.rules import BlockList
+from foundry.data.clean.decontaminate import Contamination
+from foundry.data.clean.rules import BlockList
+from foundry.data.fetch.download import download
 from foundry.evaluation.run import _own
 from foundry.utils.inputs import find_inputs, refuse_linked
 

@@ -3,7 +3,7 @@
 import pytest
 from scoring import tiny
 
-from foundry.data.shards import Shards, read_clean
+from foundry.data.tokens.shards import Shards, read_clean
 from foundry.evaluation.bits_per_byte import held_out
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from foundry.config import DataError, ModelConfig
-from foundry.data.shards import Shards, read_clean
+from foundry.data.tokens.shards import Shards, read_clean
 from foundry.evaluation.baselines import baselines, last_bytes, ppmd_sizes
 from foundry.evaluation.bits_per_byte import bits_per_byte, held_out, interval, perplexity, score
 from foundry.evaluation.intervals import ratio_interval, ratio_intervals

@@ -141,7 +141,9 @@ def test_models_are_named_by_table_folder_or_revision_and_scored_anew_on_common_
     with pytest.raises(SystemExit):
         main(["compare", "m0", "empty"])
     assert "is a folder without a model" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match=r"is no file, no folder.*\(.*[Uu]nknown Git revision 'nowhere'|not a git repo"):
+    with pytest.raises(
+        ConfigError, match=r"is no file, no folder.*\(.*[Uu]nknown Git revision 'nowhere'|not a git repo"
+    ):
         noise_floor(["m0", "nowhere"], load_config("params.yaml"))
 
 

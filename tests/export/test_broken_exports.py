@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from foundry.config import ExportError, ModelConfig, TokenizerParams
-from foundry.data.shards import read_clean
+from foundry.data.tokens.shards import read_clean
 from foundry.export import export_gguf, export_huggingface
 from foundry.export import settings_parity as proof
 from foundry.export.gguf_parity import prove_gguf

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from foundry.config import ModelConfig
-from foundry.data.card import card as data_card
+from foundry.data.clean.card import card as data_card
 from foundry.export.card import CardFacts, model_card
 from foundry.export.licence import licence_notice
 from foundry.models.accounting import train_flops_per_token

@@ -8,7 +8,7 @@ import importlib.util
 import pytest
 
 from foundry.config import ExportError, ModelConfig, TokenizerParams
-from foundry.data.shards import read_clean
+from foundry.data.tokens.shards import read_clean
 from foundry.export import export_gguf, export_huggingface, huggingface
 from foundry.export.exportable import tokenizer_problems
 from foundry.export.gguf_parity import prove_gguf

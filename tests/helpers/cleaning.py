@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from foundry.config import DataError, parse_config
-from foundry.data.clean import clean
-from foundry.data.fetch import download
+from foundry.data.clean.corpus import clean
+from foundry.data.fetch.download import download
 from foundry.data.schema import SPLITS
 
 LOG = logging.getLogger("foundry")

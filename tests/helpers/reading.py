@@ -2,9 +2,9 @@
 
 import pyarrow as pa
 
-from foundry.data.formats import Document
-from foundry.data.streams import Limits
-from foundry.data.units import plan_units, read_unit
+from foundry.data.read.formats import Document
+from foundry.data.read.streams import Limits
+from foundry.data.read.units import plan_units, read_unit
 
 
 def read(path, text="{text}", format="auto", member=None, cut="", limits=None, unit_bytes=1 << 30, encoding=None):

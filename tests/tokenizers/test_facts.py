@@ -7,7 +7,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from foundry.config import ConfigError, DataError, TokenizerParams
-from foundry.data.shards import read_clean
+from foundry.data.tokens.shards import read_clean
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.facts import table, tokenizer_facts
 from foundry.tokenizers.page import write_page

@@ -83,7 +83,7 @@ def test_batches_are_the_single_results_for_any_number_of_threads(tokenizer):
 
 
 def test_training_gives_the_same_bytes_again_with_any_number_of_threads(tokenizer, clean, tmp_path):
-    from foundry.data.shards import read_clean
+    from foundry.data.tokens.shards import read_clean
 
     texts = [r["text"] for rows in read_clean(clean / "train", ["text"]) for r in rows]
     for threads in (1, 2, 4):
@@ -93,7 +93,7 @@ def test_training_gives_the_same_bytes_again_with_any_number_of_threads(tokenize
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_unigram_model_is_the_same_bytes_again_with_the_same_threads(clean, tmp_path, threads):
-    from foundry.data.shards import read_clean
+    from foundry.data.tokens.shards import read_clean
 
     texts = [r["text"] for rows in read_clean(clean / "train", ["text"]) for r in rows]
     params = TokenizerParams(kind="unigram", vocab_size=360, train_threads=threads)

@@ -14,6 +14,7 @@ from foundry.config import ConfigError, Runtime, TrackingError, parse_config
 from foundry.tracking import Candidate, tracking_uri
 from foundry.tracking.backup import backup
 from foundry.tracking.names import WHY
+from foundry.tracking.registry import find
 from foundry.tracking.settings import connect
 
 CODE = """

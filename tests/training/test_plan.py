@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from foundry.config import ConfigError, ModelConfig, Runtime, TrainConfig
-from foundry.data.inspect import parts, told
-from foundry.data.loader import DataLoader
+from foundry.data.tokens.inspect import parts, told
+from foundry.data.tokens.loader import DataLoader
 from foundry.models.accounting import train_memory_bytes
 from foundry.training.plan import check_plan, checkpoint_space, make_plan
 from foundry.training.probe import gpu_seconds

@@ -12,8 +12,9 @@ from foundry.models import MiniLLM
 from foundry.training.optimizer import Optimizers
 from foundry.training.parallel import Parallel
 from foundry.training.state import TrainState
-from foundry.training.step import TrainStep, _lowered, _mixed
+from foundry.training.step import TrainStep, _lowered
 from foundry.utils.distributed import World
+from foundry.utils.splitmix import step_seed
 
 TINY = ModelConfig(vocab_size=50, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=16)
 ALONE = World(0, 1, torch.device("cpu"))
@@ -113,5 +114,5 @@ def test_the_random_numbers_of_a_step_are_seeded_by_splitmix64_of_seed_step_and_
             return int(z ^ (z >> u(31))) >> 1
 
     cases = [(s, t, r) for s in (0, 1, 3, 2**31) for t in (0, 1, 999, 10**7) for r in (0, 1, 511)]
-    assert [_mixed(*c) for c in cases] == [mixed(*c) for c in cases]
-    assert len({_mixed(*c) for c in cases}) == len(cases) and max(_mixed(*c) for c in cases) < 2**63
+    assert [step_seed(*c) for c in cases] == [mixed(*c) for c in cases]
+    assert len({step_seed(*c) for c in cases}) == len(cases) and max(step_seed(*c) for c in cases) < 2**63

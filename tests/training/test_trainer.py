@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from foundry.config import ConfigError, FoundryError, ModelConfig, Runtime, TrainConfig
-from foundry.data.loader import DataLoader
+from foundry.data.tokens.loader import DataLoader
 from foundry.training import Trainer
 from foundry.utils.device import compile_problem
 from foundry.utils.distributed import World

@@ -1,0 +1,76 @@
+"""Evaluation text that stands in the training text: found by shared 13-grams of units (Brown et al. 2020, appendix C).
+
+Evaluation sets are files of the user's: `.txt` (a set's text) or `.jsonl` (every string value of a record is looked at by
+itself). A text shorter than the n-gram has none and cannot be found; how many those are is told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foundry.config import ConfigError
+from foundry.data.text.grams import gram_hashes
+from foundry.data.text.words import units
+from foundry.utils.inputs import find_inputs
+
+
+class Contamination:
+    """The n-grams of the evaluation sets.
+
+    Args:
+        patterns: globs relative to `root`.
+
+    Raises:
+        ConfigError: for a pattern without a file, a file of another kind, or one that cannot be read.
+    """
+
+    def __init__(self, patterns: list[str], root: Path, n: int) -> None:
+        self.n = n
+        self.texts = self.too_short = 0
+        found = [np.empty(0, np.uint64)]
+        for path in (p for pattern in patterns for p in find_inputs(pattern, root, "clean.decontaminate")):
+            for text in _texts(path):
+                words = units(text)
+                self.texts += 1
+                if len(words) < n:
+                    self.too_short += 1
+                else:
+                    found.append(gram_hashes(words, n))
+        self._grams = np.unique(np.concatenate(found))
+
+    def shared(self, words: list[str]) -> int:
+        """How many of a document's n-grams stand in the evaluation sets."""
+        if len(words) < self.n or not len(self._grams):
+            return 0
+        return int(np.isin(gram_hashes(words, self.n), self._grams).sum())
+
+
+def _texts(path: Path) -> Iterator[str]:
+    if path.suffix not in (".txt", ".jsonl"):
+        raise ConfigError(f"clean.decontaminate: {path} is neither .txt nor .jsonl")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"clean.decontaminate: {path} is not UTF-8 (byte {e.start}); save it as UTF-8") from None
+    if path.suffix == ".txt":
+        yield content
+        return
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            try:
+                yield from _strings(json.loads(line))
+            except ValueError as e:
+                raise ConfigError(f"clean.decontaminate: {path}, line {number} is not JSON ({e})") from None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for v in value.values() if isinstance(value, dict) else value:
+            yield from _strings(v)

@@ -1,0 +1,221 @@
+"""The download stage's work: every source's bytes as published, under `data/raw/`, with a manifest.
+
+Guarantees: `data/raw/` appears whole or not at all; the manifest, written last, names each file's sha256, size, address
+and licence in the order of the parameters and is the same bytes for the same inputs, whichever mirror served; problems
+of all sources are told together. A file without a sha256 in the parameters is recorded in `data.lock.json` when it first
+comes, and must be the same ever after. DVC deletes `data/raw/` before each run, so what came over the network is kept
+under `.foundry/downloads/` and copied (never linked: DVC changes the modes of its outs): what succeeded costs nothing
+the next time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from foundry.config import Config, ConfigError, DataError, FoundryError, Source, UnreachableError
+from foundry.data.fetch.hub import fetch_hub
+from foundry.data.fetch.local import find_files
+from foundry.data.fetch.lockfile import check_listing, lock_path, pin_of, read_lock, write_lock
+from foundry.data.fetch.packages import fetch_tarball, fetch_wheel
+from foundry.data.fetch.remote import fetch_remote
+from foundry.data.fetch.sniff import check_kind
+from foundry.data.fetch.sources import Address, Hub, Local, Remote, Tarball, Web, Wheel, parse_source
+from foundry.data.fetch.store import MOST_THREADS, Fetched, Meter, stored
+from foundry.data.fetch.web import fetch_url
+from foundry.data.read.template import Template
+from foundry.utils.files import atomic_dir, make_folder, open_to_write, sha256_file, state_dir, write_json
+from foundry.utils.log import progress
+from foundry.utils.process import exclusive
+
+FICLONE = 0x40049409  # linux/fs.h: share the blocks of a file until one side is written
+Locked = dict[str, dict[str, Any]]
+
+
+def download(config: Config, raw: Path, log: logging.Logger) -> dict[str, Any]:
+    """Fetches all sources into `raw` and returns the manifest.
+
+    Raises:
+        ConfigError: with every address or template that cannot be understood, before any work.
+        UnreachableError: with every source that could not be fetched, if a later retry may fetch all of them.
+        DataError: with every source that could not be fetched, or a damaged lock file; nothing is written then.
+    """
+    sources = config.download.sources
+    addresses = _check(sources)
+    locked = read_lock(lock_path())
+    for s in sources:
+        log.info("%s: %s (licence: %s)", s.name, s.url, s.license)
+    store = state_dir() / "downloads"
+    with exclusive(store / "lock", "a download"):
+        found = _fetch_all(config, addresses, _Fetcher(store, locked, config.download.allow_private, log))
+        with atomic_dir(raw) as folder:
+            entries = [_place(s, found[_key(s)], folder, locked) for s in sources]
+            manifest = {"sources": entries}
+            write_json(folder / "manifest.json", manifest)
+        _record(sources, [found[_key(s)] for s in sources], entries, locked, log)
+    for entry in entries:
+        count, size = len(entry["files"]), sum(f["bytes"] for f in entry["files"])
+        log.info(
+            "%s: %d file%s, %.2f MB in %s", entry["name"], count, "s"[: count > 1], size / 1e6, raw / entry["name"]
+        )
+    return manifest
+
+
+def _check(sources: list[Source]) -> list[list[Address]]:
+    addresses, problems = [], []
+    for s in sources:
+        try:
+            addresses.append(parse_source(s))
+            Template(s.text)
+        except ConfigError as e:
+            problems.append(str(e))
+    if problems:
+        raise ConfigError("\n  - ".join(["the sources cannot be fetched:", *problems]))
+    return addresses
+
+
+def _key(source: Source) -> tuple:
+    """Two sources may be members of one published file: it is fetched once."""
+    return source.url, source.sha256, tuple(source.mirrors), source.format
+
+
+def _fetch_all(config: Config, addresses: list[list[Address]], fetcher: _Fetcher) -> dict[tuple, list[Fetched]]:
+    wanted: dict[tuple, tuple[Source, list[Address]]] = {}
+    for s, a in zip(config.download.sources, addresses, strict=True):
+        wanted.setdefault(_key(s), (s, a))
+    with (
+        progress(desc="download", unit="B", unit_scale=True) as bar,
+        ThreadPoolExecutor(MOST_THREADS) as pool,  # they wait for the meter's slots
+    ):
+        meter = Meter(bar, config.runtime.downloads)
+        tasks = {key: pool.submit(fetcher.fetch, s, a, meter) for key, (s, a) in wanted.items()}
+        found, problems = {}, {}
+        try:
+            for key, task in tasks.items():
+                try:
+                    found[key] = task.result()
+                except FoundryError as e:
+                    problems[wanted[key][0].name] = e
+        except BaseException:  # Ctrl-C: the pool would wait for whole files
+            meter.stop()
+            raise
+    if problems:
+        lines = [f"{name}: {e}" for name, e in problems.items()]
+        message = "\n  - ".join([f"{len(problems)} of {len(wanted)} sources could not be fetched:", *lines])
+        retry = all(isinstance(e, UnreachableError) for e in problems.values())  # one mistake fails every retry
+        raise UnreachableError(message) if retry else DataError(message)
+    return found
+
+
+@dataclass(frozen=True)
+class _Fetcher:
+    store: Path
+    locked: Locked
+    allow_private: bool
+    log: logging.Logger
+
+    def fetch(self, source: Source, addresses: list[Address], meter: Meter) -> list[Fetched]:
+        """The files of a source, from the first of its addresses that serves them. They bear the names that its url
+        gives, so that the result does not tell who served.
+
+        Raises:
+            UnreachableError: if one of its addresses did not answer, so that a later retry may succeed.
+            FoundryError: that of its only address; DataError if it has mirrors and all failed.
+        """
+        if source.sha256 and (hit := stored(self.store, source.sha256, addresses[0].filename or "")):
+            check_kind(hit, hit.name, source.format)
+            return [Fetched(hit, addresses[0].filename)]
+        problems: list[FoundryError] = []
+        for url, address in zip((source.url, *source.mirrors), addresses, strict=True):
+            try:
+                files = self._from(source, address, addresses[0].filename, meter)
+                if source.mirrors:
+                    files = [replace(f, name=addresses[0].filename) for f in files]
+                for f in files:
+                    check_kind(f.path, f.name, source.format)
+                if source.sha256 and isinstance(address, Local):
+                    pin_of(source, url, {}).check(url, sha256_file(files[0].path), files[0].path.stat().st_size)
+            except FoundryError as e:
+                problems.append(e)
+                continue
+            if problems:
+                self.log.info("%s: %s failed; served by the mirror %s", source.name, source.url, url)
+            return files
+        if len(problems) == 1:
+            raise problems[0]
+        message = f"{problems[0]}; then its mirrors: {' | '.join(map(str, problems[1:]))}"
+        raise (
+            UnreachableError(message) if any(isinstance(e, UnreachableError) for e in problems) else DataError(message)
+        )
+
+    def _from(self, source: Source, address: Address, name: str | None, meter: Meter) -> list[Fetched]:
+        store, pin = self.store, partial(pin_of, source, locked=self.locked)
+        listing = partial(check_listing, source, address, locked=self.locked)
+        match address:
+            case Wheel():
+                with meter.slot:
+                    return [Fetched(fetch_wheel(address, name, pin(source.url), store, meter), name)]
+            case Tarball():
+                with meter.slot:
+                    path = fetch_tarball(address, name, pin(source.url), store, meter, self.allow_private)
+                return [Fetched(path, name)]
+            case Web():
+                with meter.slot:
+                    path = fetch_url(address.url, name, pin(address.url), store, meter, self.allow_private)
+                return [Fetched(path, name, address.url)]
+            case Hub():
+                return fetch_hub(address, store, pin, listing, meter)
+            case Remote():
+                return fetch_remote(address, name, store, pin, listing, meter)
+            case Local():
+                return find_files(address.pattern)
+
+
+def _place(source: Source, files: list[Fetched], folder: Path, locked: Locked) -> dict[str, Any]:
+    """Copies a source's files below the new folder and describes them; the hash is of the copy."""
+    listed = []
+    for f in sorted(files, key=lambda f: f.name):
+        target = folder / source.name / f.name
+        make_folder(target.parent)
+        _copy(f.path, target)
+        sha256, size = sha256_file(target), target.stat().st_size
+        if f.address and (pin := pin_of(source, f.address, locked)):
+            pin.check(f.address, sha256, size)
+        listed.append({"path": f"{source.name}/{f.name}", "sha256": sha256, "bytes": size})
+    if source.sha256 and [f["sha256"] for f in listed] != [source.sha256]:
+        seen = ", ".join(f["sha256"] for f in listed[:3])
+        raise DataError(
+            f"{source.name}: {source.url} is not the one file that sha256 {source.sha256} names; "
+            f"{len(listed)} found: {seen}"
+        )
+    keys = ("name", "url", "license", "attribution", "lang", "format", "encoding", "text", "cut", "html", "member")
+    return {**{k: getattr(source, k) for k in keys}, "files": listed}
+
+
+def _record(
+    sources: list[Source], found: list[list[Fetched]], entries: list[dict], locked: Locked, log: logging.Logger
+) -> None:
+    """Adds what came for the first time to the lock file."""
+    new = {}
+    for s, files, entry in zip(sources, found, entries, strict=True):
+        for f, facts in zip(sorted(files, key=lambda f: f.name), entry["files"], strict=True):
+            if f.address and not s.sha256 and f.address not in locked:
+                new[f.address] = {"sha256": facts["sha256"], "bytes": facts["bytes"]}
+    if new:
+        write_lock(lock_path(), {**locked, **new})
+        log.info("recorded %d file%s in %s; commit it", len(new), "s"[: len(new) > 1], lock_path())
+
+
+def _copy(source: Path, target: Path) -> None:
+    with open(source, "rb") as src, open_to_write(target) as dst:
+        try:
+            fcntl.ioctl(dst.fileno(), FICLONE, src.fileno())
+            return
+        except OSError:  # not this file system: copy the bytes
+            shutil.copyfileobj(src, dst, 1 << 20)

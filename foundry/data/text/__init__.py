@@ -1,0 +1,1 @@
+"""Functions on text: words, n-grams, hashing. Cleaning and evaluation use the same ones."""

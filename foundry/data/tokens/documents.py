@@ -1,0 +1,69 @@
+"""Whole documents as padded windows, for scoring: every token of the text exactly once, the end symbol never.
+
+Windows hold at most `seq_len` tokens and begin `stride` tokens apart; a token is scored in the first window that has it as a
+target, so with stride < seq_len every later token sees at least seq_len - stride tokens before it. With `reach_back` the last window of a
+document begins so early that it is full, as in lm-evaluation-harness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from foundry.data.tokens.shards import Shards
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Window:
+    document: int
+    tokens: np.ndarray
+    first_scored: int  # targets before it were scored in an earlier window
+
+
+def windows(documents: list[np.ndarray], seq_len: int, stride: int, reach_back: bool = False) -> list[Window]:
+    """The windows of documents given as tokens with begin and end symbol.
+
+    Raises:
+        ValueError: if stride is not in [1, seq_len].
+    """
+    if not 1 <= stride <= seq_len:
+        raise ValueError(f"stride must lie in [1, {seq_len}], got {stride}")
+    out = []
+    for d, tokens in enumerate(documents):
+        n = len(tokens) - 2  # targets: the text, without begin and end symbol
+        scored = 0
+        for start in range(0, max(n, 0), stride):
+            if scored >= n:
+                break
+            begin = max(0, min(start, n - seq_len)) if reach_back else start
+            piece = tokens[begin : min(begin + seq_len, n) + 1]  # inputs and, one further, targets
+            out.append(Window(d, piece, scored - begin))
+            scored = begin + len(piece) - 1
+    return out
+
+
+def batches(items: list[Window], rows: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(tokens, targets, document numbers): int64 (B, T), (B, T), (B,), windows of like length together, padded on the right."""
+    order = sorted(range(len(items)), key=lambda i: (-len(items[i].tokens), i))
+    for at in range(0, len(order), rows):
+        group = [items[i] for i in order[at : at + rows]]
+        width = len(group[0].tokens) - 1
+        tokens = np.zeros((len(group), width), np.int64)
+        targets = np.full((len(group), width), IGNORE, np.int64)
+        for r, w in enumerate(group):
+            n = len(w.tokens) - 1
+            tokens[r, :n] = w.tokens[:-1]
+            targets[r, w.first_scored : n] = w.tokens[1 + w.first_scored :]
+        yield tokens, targets, np.fromiter((w.document for w in group), np.int64, len(group))
+
+
+def first_documents(shards: Shards, max_tokens: int) -> tuple[list[np.ndarray], list[int]]:
+    """Documents and their raw bytes, spread evenly over the split, until about `max_tokens` tokens are taken."""
+    total = sum(i["tokens"] for i in shards.infos)
+    every = max(1, -(-total // max_tokens))
+    chosen = [(t, b) for i, (t, b, _) in enumerate(shards.documents()) if i % every == 0]
+    return [t for t, _ in chosen], [b for _, b in chosen]

@@ -1,0 +1,169 @@
+"""Clean documents as tokens, by every core, in the order of the corpus.
+
+A unit of work is one row group of one part file: a pure function of the file and the tokenizer. Units run in worker processes; their
+results come back in order, and only a few are under way, so memory is bounded by the size of the row groups, and the tokens are the
+same for every number of workers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from foundry.config import DataError, FoundryError
+from foundry.data.schema import check_documents
+from foundry.data.tokens.shards import part_files
+from foundry.tokenizers import Tokenizer
+from foundry.tokenizers.encode import Encoder
+from foundry.utils.device import cpu_cores
+from foundry.utils.process import as_worker
+
+PARALLEL_FROM = 128 << 20  # bytes of text; this process alone has encoded less by the time others are ready
+ROWS = 4096  # documents that are held as text at once
+COLUMNS = ["text", "doc_id", "n_bytes", "source"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Documents of one row group."""
+
+    tokens: np.ndarray  # begin symbol, text, end symbol of each document, one after another
+    ends: np.ndarray  # int64 (documents + 1,): where each document begins, and the end
+    doc_id: pa.Array
+    n_bytes: np.ndarray  # int64
+    source: list[str]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+class TokenizerPool:
+    """Encodes row groups in worker processes.
+
+    Args:
+        tokenizer: its file is read by each worker.
+        workers: processes; 0: one for each core, 1: this process alone, which encodes a small corpus in any case.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, workers: int = 0) -> None:
+        self._encoder = Encoder(tokenizer)
+        self._workers = workers or cpu_cores()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> TokenizerPool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def blocks(self, folder: str | Path) -> Iterator[Block]:
+        """The documents of one clean split, in the order of its files and rows.
+
+        Raises:
+            DataError: if there are no part files, or one cannot be read.
+            FoundryError: if a worker process dies.
+        """
+        sizes = [(part, g, size) for part in part_files(folder) for g, size in enumerate(_row_groups(part))]
+        groups = [(part, g) for part, g, _ in sizes]
+        small = self._pool is None and sum(size for _, _, size in sizes) < PARALLEL_FROM
+        if self._workers == 1 or small:
+            for part, group in groups:
+                yield encode_group(self._encoder, part, group)
+            return
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self._workers, multiprocessing.get_context("spawn"), _start, (self._encoder.tokenizer.path,)
+            )
+        waiting, rest = deque(), iter(groups)
+        try:
+            for part, group in rest:
+                waiting.append(self._pool.submit(_encode, part, group))
+                if len(waiting) > 2 * self._workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise FoundryError(
+                f"one of {self._workers} tokenizing processes was killed (out of memory, perhaps): run the same command again, with a "
+                "smaller runtime.workers if it happens twice"
+            ) from None
+
+
+def encode_group(encoder: Encoder, part: Path, group: int) -> Block:
+    """The documents of one row group as tokens.
+
+    Raises:
+        DataError: for a table that the clean stage would not have written, with its rows.
+    """
+    tokens, counts, doc_id, n_bytes, source = [], [], [], [], []
+    with _open(part) as file:
+        table = file.read_row_group(group)
+        check_documents(table, str(part), sum(file.metadata.row_group(g).num_rows for g in range(group)))
+        for batch in table.select(COLUMNS).to_batches(ROWS):
+            ids, at = encoder.encode(batch.column("text"))
+            tokens.append(_with_ends(ids, at, encoder.tokenizer))
+            counts.append(np.diff(at) + 2)
+            doc_id.append(batch.column("doc_id").cast(pa.string()))
+            n_bytes.append(batch.column("n_bytes").to_numpy(zero_copy_only=False))
+            source += batch.column("source").to_pylist()
+    return Block(
+        np.concatenate(tokens) if tokens else np.empty(0, encoder.dtype),
+        np.cumsum(np.concatenate([[0], *counts])).astype(np.int64),
+        pa.concat_arrays(doc_id) if doc_id else pa.array([], pa.string()),
+        np.concatenate(n_bytes).astype(np.int64) if n_bytes else np.empty(0, np.int64),
+        source,
+    )
+
+
+def _with_ends(ids: np.ndarray, at: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """The ids with a begin and an end symbol around each document."""
+    out = np.empty(len(ids) + 2 * (len(at) - 1), ids.dtype)
+    begins = at[:-1] + 2 * np.arange(len(at) - 1)
+    ends = begins + np.diff(at) + 1
+    text = np.ones(len(out), bool)
+    text[begins] = text[ends] = False
+    out[begins], out[ends] = tokenizer.bos_id, tokenizer.eos_id
+    out[text] = ids
+    return out
+
+
+def _row_groups(part: Path) -> list[int]:
+    """Bytes of each row group, not compressed."""
+    with _open(part) as file:
+        if missing := sorted(set(COLUMNS) - set(file.schema_arrow.names)):
+            raise DataError(f"{part} lacks the columns {', '.join(missing)}: run `dvc repro -f clean`")
+        return [file.metadata.row_group(g).total_byte_size for g in range(file.num_row_groups)]
+
+
+def _open(part: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(part)
+    except (pa.ArrowInvalid, OSError) as e:
+        raise DataError(
+            f"{part} is not a readable parquet file ({e}): run `dvc checkout` or `dvc repro -f clean`"
+        ) from None
+
+
+_encoder: Encoder | None = None
+
+
+def _start(path: Path) -> None:
+    global _encoder
+    as_worker()
+    pa.set_cpu_count(1)  # every core already has its process
+    _encoder = Encoder(Tokenizer(path))
+
+
+def _encode(part: Path, group: int) -> Block:
+    assert _encoder is not None
+    return encode_group(_encoder, part, group)
