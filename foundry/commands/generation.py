@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 def generate(args: argparse.Namespace) -> None:
     from foundry.inference import Generator
+    from foundry.inference.conversation import converse
     from foundry.utils.device import get_device
 
     device = get_device(args.device or _device_of(args.params))
     generator = Generator(*_model(Path(args.model), args.tokenizer), device)
     if args.prompt is None:
-        generator.interactive_generate()
+        converse(generator)
         return
     options = {k: getattr(args, k) for k in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
     pieces = generator.stream(

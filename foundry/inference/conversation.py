@@ -7,13 +7,11 @@ A backslash and an n in a prompt are a line end.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from foundry.config import ConfigError
+from foundry.inference.generator import Generator
 from foundry.inference.sampling import Sampling
-
-if TYPE_CHECKING:
-    from foundry.inference.generator import Generator
 
 HELP = (
     "type a text to continue it (\\n is a line end); /temperature 0.8, /top_k 40, /top_p 0.95, /tokens 120 and /seed 7 "

@@ -1,4 +1,4 @@
-"""Text from a model: whole, as a stream, or in a conversation with a person.
+"""Text from a model: whole or as a stream.
 
 Guarantees: the same seed gives the same text; no global random generator is touched; a stream's pieces join to the
 whole text and never cut a character; control symbols are never written, and the end symbol ends the text. A text that
@@ -8,7 +8,6 @@ outgrows the context goes on: when it is full, its newer half is read again and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TextIO
 
 import torch
 
@@ -151,9 +150,3 @@ class Generator:
         cut off is left out.
         """
         return "".join(self.stream(prompt, **options))
-
-    def interactive_generate(self, source: TextIO | None = None, out: TextIO | None = None) -> None:
-        """Continues each line that a person types, until /quit or the end of input: see `conversation.converse`."""
-        from foundry.inference.conversation import converse
-
-        converse(self, source, out)

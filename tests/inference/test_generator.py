@@ -9,6 +9,7 @@ import torch
 
 from foundry.config import FoundryError, ModelConfig
 from foundry.inference import Generator, KVCache, Sampling
+from foundry.inference.conversation import converse
 from foundry.inference.sampling import choose, probabilities
 from foundry.models import MiniLLM
 
@@ -223,16 +224,16 @@ def test_a_conversation_sets_values_tells_mistakes_and_ends(generator):
         + "salt " * 200
         + "\n/quit\nnot read\n"
     )
-    generator.interactive_generate(io.StringIO(lines), out)
+    converse(generator, io.StringIO(lines), out)
     text = out.getvalue()
     errors = ("error: top_p must lie", "error: invalid literal", "error: tokens must be", "error: the prompt has")
     for told in ("temperature = 0.0", "top_p = 0.95", "seed = 3", "more than the context of 48", *errors):
         assert told in text
     assert generator.generate_text(prompt="The salt\n", max_new_tokens=120, temperature=0) in text
-    generator.interactive_generate(io.StringIO(""), out)
+    converse(generator, io.StringIO(""), out)
 
 
 def test_a_conversation_reads_standard_input_by_default(generator, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("/tokens 3\nThe\n"))
-    generator.interactive_generate()
+    converse(generator)
     assert capsys.readouterr().out.count("> ") == 3

@@ -7,49 +7,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from foundry.config import DataError
 from foundry.data.clean.dedup import BANDS, ROWS
+from foundry.data.clean.outcome import Outcome, Result
 from foundry.data.clean.prepare import SAMPLES, Counts, Job, Samples, read_rows
 from foundry.data.clean.rules import REASONS
 from foundry.data.read.formats import EXCERPT
 from foundry.data.schema import SPLITS
 from foundry.utils.files import atomic_write
 
-if TYPE_CHECKING:
-    from foundry.data.clean.corpus import Cleaning
-
-Result = dict[str, Any]  # of a unit: Counts.as_json() and its samples
 CLUSTERS, DOMAINS = 20, 50
 LEAKAGE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # similarities that the report counts at
-
-
-@dataclass
-class Statistics:
-    """Of the documents that stay."""
-
-    kept: Counter[int] = field(default_factory=Counter)  # by unit
-    documents: Counter[tuple[str, str]] = field(default_factory=Counter)  # (split, source)
-    bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    languages: Counter[str] = field(default_factory=Counter)
-    language_bytes: Counter[str] = field(default_factory=Counter)
-    chars: Counter[int] = field(default_factory=Counter)  # bit length of the number of characters
-    domains: Counter[str] = field(default_factory=Counter)
-
-    def add(self, unit: int, source: str, split: str, data: bytes, lang: str, domain: str) -> None:
-        self.kept[unit] += 1
-        self.documents[split, source] += 1
-        self.bytes[split, source] += len(data)
-        self.languages[lang] += 1
-        self.language_bytes[lang] += len(data)
-        self.chars[len(data.decode()).bit_length()] += 1
-        if domain:
-            self.domains[domain] += 1
 
 
 def nothing() -> Result:
@@ -166,7 +139,7 @@ def rows_in(job: Job, number: int) -> int:
     return sum(len(batch) for batch in read_rows(job, number))
 
 
-def count_duplicates(run: Cleaning) -> None:
+def count_duplicates(run: Outcome) -> None:
     """Counts the dropped duplicates under their units, and keeps the same few examples of each reason in every run."""
     gone = np.flatnonzero(run.dropped)
     gone = gone[np.argsort(run.ids[gone], kind="stable")]
@@ -186,7 +159,7 @@ def count_duplicates(run: Cleaning) -> None:
                 "reason": reason,
                 "rule": "jaccard",
                 "value": round(float(run.near[i]), 4) if near else 1.0,
-                "threshold": run.params.near_dup_threshold if near else 1.0,
+                "threshold": run.job.params.near_dup_threshold if near else 1.0,
                 "duplicate_of": f"{int(run.ids[run.first[i]]):016x}",
                 "excerpt": text[:EXCERPT],
             }
@@ -195,7 +168,7 @@ def count_duplicates(run: Cleaning) -> None:
     run.clusters = [{"copies": int(copies[k]), "excerpt": texts[int(keepers[k])][2][:EXCERPT]} for k in largest]
 
 
-def leakage(run: Cleaning) -> dict[str, Any]:
+def leakage(run: Outcome) -> dict[str, Any]:
     """How similar documents of the held-out splits are to the most similar training document that was found.
 
     Returns:
@@ -222,7 +195,7 @@ def leakage(run: Cleaning) -> dict[str, Any]:
     }
 
 
-def _texts(run: Cleaning, wanted: set[int]) -> dict[int, tuple[str, int, str]]:
+def _texts(run: Outcome, wanted: set[int]) -> dict[int, tuple[str, int, str]]:
     """{document: (file, record in the unit, text)}"""
     out = {}
     i = 0
@@ -235,9 +208,9 @@ def _texts(run: Cleaning, wanted: set[int]) -> dict[int, tuple[str, int, str]]:
     return out
 
 
-def check_amounts(run: Cleaning, splits: Counter[str]) -> None:
+def check_amounts(run: Outcome, splits: Counter[str]) -> None:
     """Refuses a corpus that was mostly dropped, or that leaves a split empty."""
-    params = run.params
+    params = run.job.params
     total = sum(done["documents"] for done in run.results)
     dropped = sum((Counter(done["dropped"]) for done in run.results), Counter[str]())
     worst = max(REASONS, key=lambda r: dropped[r])  # of equal counts the first rule in order
@@ -264,7 +237,7 @@ def check_amounts(run: Cleaning, splits: Counter[str]) -> None:
         )
 
 
-def merged_samples(run: Cleaning) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def merged_samples(run: Outcome) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """{(source, kind): examples}: the same sample for every division into units; records numbered in their files."""
     merged = Samples(SAMPLES)
     for unit, base, done in zip(run.job.units, run.bases, run.results, strict=True):

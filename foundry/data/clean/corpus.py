@@ -36,6 +36,7 @@ from foundry.data.clean.dedup import (
     jaccard,
     shingles,
 )
+from foundry.data.clean.outcome import Outcome
 from foundry.data.clean.prepare import Job, finish_unit, prepare_unit, read_rows
 from foundry.data.clean.report import write_reports
 from foundry.data.manifest import read_manifest, verified
@@ -127,16 +128,12 @@ def _code() -> dict[str, str | None]:
     return {**found, "python": platform.python_version()}
 
 
-class Cleaning:
-    """One run: units' results, and what was decided about their documents, numbered through all units."""
+class Cleaning(Outcome):
+    """The passes of one run, which fill the outcome."""
 
     def __init__(self, job: Job, runtime: Runtime, log: logging.Logger) -> None:
-        self.job, self.params, self.runtime, self.log = job, job.params, runtime, log
-        self.results: list[accounting.Result] = []
-        self.clusters: list[dict[str, Any]] = []
-        self.pairs = np.empty((0, 2), np.int64)  # documents that were compared, and how similar they are
-        self.similarity = np.empty(0)
-        self.statistics = accounting.Statistics()
+        super().__init__(job)
+        self.params, self.runtime, self.log = job.params, runtime, log
 
     # units
 
@@ -272,10 +269,6 @@ class Cleaning:
         accounting.count_duplicates(self)
         self.splits = ["" if gone else self._split(i) for i, gone in enumerate(self.dropped.tolist())]
         accounting.check_amounts(self, Counter(filter(None, self.splits)))
-
-    def units_of(self, documents: np.ndarray) -> np.ndarray:
-        """The numbers of documents' units."""
-        return np.array(self.prepared, np.int64)[np.searchsorted(self.starts, documents, side="right") - 1]
 
     def _split(self, i: int) -> str:
         first = int(self.group[i])

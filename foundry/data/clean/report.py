@@ -9,23 +9,21 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from foundry.config import DataError
-from foundry.data.clean.accounting import DOMAINS, Result, by_file, leakage, merged_samples
+from foundry.data.clean.accounting import DOMAINS, by_file, leakage, merged_samples
 from foundry.data.clean.card import write_card
+from foundry.data.clean.outcome import Outcome, Result
 from foundry.data.clean.page import write_page
 from foundry.data.clean.rules import REASONS
 from foundry.data.schema import SPLITS
 from foundry.utils.files import atomic_write, sha256_json, write_json
 
-if TYPE_CHECKING:
-    from foundry.data.clean.corpus import Cleaning
-
 BAD_EXAMPLES = 10
 
 
-def write_reports(run: Cleaning, folder: Path) -> dict[str, Any]:
+def write_reports(run: Outcome, folder: Path) -> dict[str, Any]:
     """Writes `clean.json`, `rejected.jsonl`, `data_card.md` and `data.html`; returns the content of the first.
 
     Raises:
@@ -48,7 +46,7 @@ def _sum(results: list[Result], key: str) -> Counter[str]:
     return sum((Counter(done[key]) for done in results), Counter[str]())
 
 
-def _numbers(run: Cleaning) -> dict[str, Any]:
+def _numbers(run: Outcome) -> dict[str, Any]:
     job, stats = run.job, run.statistics
 
     def amounts(numbers: list[int]) -> dict[str, Any]:
@@ -106,7 +104,7 @@ def _numbers(run: Cleaning) -> dict[str, Any]:
     }
 
 
-def _bad_examples(run: Cleaning) -> list[dict[str, Any]]:
+def _bad_examples(run: Outcome) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for n, base in enumerate(run.bases):
         path = run.job.path(n, "bad.jsonl")
@@ -124,7 +122,7 @@ def _bad_examples(run: Cleaning) -> list[dict[str, Any]]:
     return out
 
 
-def _details(run: Cleaning) -> dict[str, Any]:
+def _details(run: Outcome) -> dict[str, Any]:
     """What the page shows beyond the numbers: the account of each file, lengths, languages, domains, clusters."""
     stats, job = run.statistics, run.job
     files = []
