@@ -7,7 +7,7 @@ imports torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from foundry.config.version import VERSION as __version__
 
 _HOME = {
     "Config": "foundry.config",

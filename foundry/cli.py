@@ -11,11 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from foundry import __version__
 from foundry.commands import custody, evaluation, export, generation, registry, runs, upkeep
 from foundry.commands.project import TypedPath, project_of_here
 from foundry.config import ConfigError, FoundryError, describe, load_config
 from foundry.config import profiles as profile_table
+from foundry.config.version import VERSION
 from foundry.utils.dvc_files import repair_dvc
 from foundry.utils.files import project_dir, state_dir, write_text
 from foundry.utils.log import setup_logging
@@ -159,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
         prog="foundry",
         description="From raw text to a registered language model. Run it in the project's folder or below.",
     )
-    p.add_argument("--version", action="version", version=__version__)
+    p.add_argument("--version", action="version", version=VERSION)
     commands = p.add_subparsers(required=True, metavar="COMMAND")
 
     def add(

@@ -1,10 +1,13 @@
 """The house as drawn in AGENTS.md: no import circles, between modules or between rooms, and no file that is too long to read."""
 
+import tomllib
 from pathlib import Path
 
 import grimp
 import networkx as nx
 import pytest
+
+import foundry
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,6 +43,10 @@ def test_no_room_imports_itself_by_way_of_others(imports):
 
 def test_a_circle_would_be_found():
     assert circles([("a", "b"), ("b", "c"), ("c", "a"), ("c", "d")]) == [["a", "b", "c"]]
+
+
+def test_the_version_of_the_code_is_that_of_the_package():
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == foundry.__version__
 
 
 def test_no_file_has_500_lines():

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
-from foundry import __version__
 from foundry.config import DataError, UnreachableError
+from foundry.config.version import VERSION
 from foundry.data.fetch.lockfile import Pin
 from foundry.data.fetch.redirects import Redirects
 from foundry.data.fetch.sources import is_loopback
@@ -144,7 +144,7 @@ class _Transfer:
                     time.sleep(min(wait, LONGEST_WAIT))
 
     def _attempt(self) -> int:
-        headers = {"Accept-Encoding": "identity", "User-Agent": f"foundry/{__version__}"}
+        headers = {"Accept-Encoding": "identity", "User-Agent": f"foundry/{VERSION}"}
         offset = _size(self.part)
         before = read_facts(_validators(self.part))
         if offset and offset == before.get("length"):  # whole, but not named: a range of no byte would be refused
