@@ -39,15 +39,15 @@ import pytest
 QUICK = ("-m", "not slow")
 # Which tests (arguments of pytest) are to notice a change of which files.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "foundry/data/tokens/order.py": ("tests/data/test_loader.py", "tests/data/test_packing.py"),
+    "foundry/data/tokens/order.py": ("tests/data/tokens/test_loader.py", "tests/data/tokens/test_packing.py"),
     "foundry/data/tokens/packing.py": (
-        "tests/data/test_loader.py",
-        "tests/data/test_packing.py",
+        "tests/data/tokens/test_loader.py",
+        "tests/data/tokens/test_packing.py",
         "tests/training/test_plan.py",
     ),
     "foundry/data/tokens/loader.py": (
-        "tests/data/test_loader.py",
-        "tests/data/test_packing.py",
+        "tests/data/tokens/test_loader.py",
+        "tests/data/tokens/test_packing.py",
         "tests/training/test_plan.py",
     ),
     "foundry/evaluation/intervals.py": ("tests/evaluation/test_bits_per_byte.py", "tests/evaluation/test_tokens.py"),

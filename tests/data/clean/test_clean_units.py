@@ -19,7 +19,7 @@ from foundry.config import DataError, FoundryError, parse_config
 from foundry.utils import executor
 from foundry.utils.executor import map_units
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RULES = {"max_line_documents": 3, "near_dup_threshold": 0.6, "fix_mojibake": True}
 
 

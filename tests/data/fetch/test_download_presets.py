@@ -24,7 +24,7 @@ from foundry.data.fetch.store import Meter
 from foundry.data.manifest import read_manifest, verified
 from foundry.data.read.template import Template
 
-PRESETS = sorted((Path(__file__).parents[2] / "presets").glob("*.yaml"))
+PRESETS = sorted((Path(__file__).parents[3] / "presets").glob("*.yaml"))
 RAW = Path("data/raw")
 
 

@@ -165,7 +165,7 @@ def test_plain_pyarrow_duckdb_and_polars_read_a_shard(shards):
 
 def test_the_examples_of_the_docs_run(shards, tokenizer, tmp_path, monkeypatch, capsys):
     """docs/en/data.md, its code as it stands."""
-    page = Path(__file__).parents[2] / "docs/en/data.md"
+    page = Path(__file__).parents[3] / "docs/en/data.md"
     section = page.read_text(encoding="utf-8").split("## Reading shards")[1].split("\n## ")[0]
     code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len(code) == 4

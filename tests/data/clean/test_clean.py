@@ -17,7 +17,7 @@ from foundry.config import DataError
 from foundry.data import schema
 from foundry.data.schema import COLUMNS, SPLITS, PartWriter, check_documents, doc_id, split_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_every_document_is_kept_or_dropped_for_a_counted_reason(corpus):

@@ -22,7 +22,7 @@ from foundry.data.read.archives import wanted
 from foundry.data.read.suffixes import ARCHIVES, FORMATS, archive_of, outer_kind
 
 RAW = Path("data/raw")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LOG = logging.getLogger("foundry")
 
 
