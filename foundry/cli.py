@@ -28,7 +28,7 @@ def check(args: argparse.Namespace) -> None:
         for key, default, text in describe():
             print(f"{key}\n    {text}\n    default: {default}")
         return
-    from foundry.checking import checked
+    from foundry.project.check import checked
 
     for line in repair_dvc():  # first: what is wrong with the parameters does not keep DVC damaged
         print(line)
@@ -61,8 +61,8 @@ def profile(args: argparse.Namespace) -> None:
 
 
 def plan(args: argparse.Namespace) -> None:
-    from foundry.checking import checked
     from foundry.models.accounting import train_memory_bytes
+    from foundry.project.check import checked
     from foundry.training.plan import make_plan
     from foundry.training.probe import UTILISATION, gpu_seconds, probe_seconds
     from foundry.utils.files import read_json

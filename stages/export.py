@@ -102,7 +102,7 @@ def _tell(record: dict, log: logging.Logger) -> None:
 
 def _register(cfg: Config, log: logging.Logger) -> None:
     """A side effect (law 10): when it fails the export is as good, and the command does it later."""
-    from foundry.registering import register_export
+    from foundry.project.register import register_export
 
     try:
         done = register_export(cfg)

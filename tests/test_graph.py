@@ -13,7 +13,12 @@ from foundry.config import Config
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 # Law 10: tracking is a side effect that changes no out, so editing it must not retrain a model.
-NO_DEPENDENCY = ("foundry/tracking/", "foundry/registering.py", "foundry/comparing.py", "foundry/custody.py")
+NO_DEPENDENCY = (
+    "foundry/tracking/",
+    "foundry/project/register.py",
+    "foundry/project/compare.py",
+    "foundry/project/trace.py",
+)
 
 
 def module_file(name: str) -> Path | None:

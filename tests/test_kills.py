@@ -15,12 +15,12 @@ import pytest
 import torch
 from kills import every_kill
 
-from foundry import registering
 from foundry.config import ModelConfig
 from foundry.data.fetch.lockfile import read_lock, write_lock
 from foundry.data.fetch.web import fetch_url
 from foundry.models import MiniLLM, load_model, save_model
 from foundry.models.files import weights_sha256
+from foundry.project import register
 from foundry.tracking import backup
 from foundry.tracking.spool import Spool
 from foundry.training.checkpoints import Checkpoints
@@ -190,7 +190,7 @@ def test_a_version_in_a_backup(tmp_path, monkeypatch, below):
 def test_a_registration_that_waits(tmp_path, monkeypatch):
     """A copy of a whole export: it waits completely, or not at all and the command makes it again."""
     root, waiting = cleared(tmp_path / "project"), tmp_path / "register" / "abc"
-    monkeypatch.setattr(registering, "lineage_tags", lambda root: {"git": "x"})
+    monkeypatch.setattr(register, "lineage_tags", lambda root: {"git": "x"})
     for name in ("artifacts/export/hf/a", "artifacts/export/b", "scores.parquet", "params.yaml"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
@@ -199,7 +199,7 @@ def test_a_registration_that_waits(tmp_path, monkeypatch):
     )  # fmt: skip
 
     def keep():
-        registering._keep(root, waiting, candidate)
+        register._keep(root, waiting, candidate)
 
     keep()
     complete = sha256_tree(waiting)
@@ -213,7 +213,7 @@ def test_a_registration_that_waits(tmp_path, monkeypatch):
     every_kill(keep, check, lambda: cleared(waiting.parent), least=20)
 
     def remove():
-        registering.remove_dir(waiting)
+        register.remove_dir(waiting)
 
     def checked(place):  # one that was delivered is there completely, or gone
         assert not waiting.exists() or sha256_tree(waiting) == complete, place

@@ -14,22 +14,22 @@ from foundry.commands.project import TypedPath
 from foundry.config import ConfigError, DataError, load_config
 
 if TYPE_CHECKING:
-    from foundry.verifying import Link
+    from foundry.project.verify import Link
 
 WHERE = "an exported folder, or models:/NAME@ALIAS (default: %(default)s)"
 
 
 def trace(args: argparse.Namespace) -> None:
-    from foundry.custody import lines
-    from foundry.custody import trace as chain_of
+    from foundry.project.trace import lines
+    from foundry.project.trace import trace as chain_of
 
     chain = chain_of(args.where, load_config(args.params))
     print(json.dumps(chain) if args.json else "\n".join(lines(chain)))
 
 
 def verify(args: argparse.Namespace) -> None:
-    from foundry.custody import registered
-    from foundry.verifying import verify as check
+    from foundry.project.trace import registered
+    from foundry.project.verify import verify as check
 
     if args.repair:
         _repair(args.where)
@@ -64,7 +64,7 @@ def _report(where: str, found: list[Link]) -> None:
 
 
 def _repair(where: str) -> None:
-    from foundry.verifying import repair
+    from foundry.project.verify import repair
 
     done = repair(where)
     for name in done.restored:
@@ -88,7 +88,7 @@ def _repair(where: str) -> None:
 
 
 def reproduce(args: argparse.Namespace) -> None:
-    from foundry.reproducing import reproduce as rebuild
+    from foundry.project.reproduce import reproduce as rebuild
 
     print("building it again in a temporary clone; this takes as long as the pipeline does")
     differ = rebuild(args.where, load_config(args.params), commit=args.commit)

@@ -11,8 +11,8 @@ from foundry.config import TrackingError, load_config
 
 
 def compare(args: argparse.Namespace) -> None:
-    from foundry.comparing import compare as run
-    from foundry.comparing import noise_floor
+    from foundry.project.compare import compare as run
+    from foundry.project.compare import noise_floor
 
     cfg = load_config(args.params)
     done = run(args.a, args.b, cfg)

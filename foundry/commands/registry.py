@@ -12,14 +12,14 @@ from foundry.utils.files import state_dir
 
 
 def register(args: argparse.Namespace) -> None:
-    from foundry.registering import register_export
+    from foundry.project.register import register_export
 
     done = register_export(load_config(args.params))
     print(f"version {done.version} of {done.name}: {'new' if done.created else 'was registered before'}; {done.reason}")
 
 
 def promote(args: argparse.Namespace) -> None:
-    from foundry.registering import promote as decide
+    from foundry.project.register import promote as decide
 
     if args.force != bool(args.why):
         raise ConfigError('--force needs --why "…" and the other way round: what goes against the gate has a reason')
@@ -28,14 +28,14 @@ def promote(args: argparse.Namespace) -> None:
 
 
 def rollback(args: argparse.Namespace) -> None:
-    from foundry.registering import rollback as back
+    from foundry.project.register import rollback as back
 
     was, now = back(load_config(args.params), args.why)
     print(f"champion: version {now} again (version {was} was)")
 
 
 def sync(args: argparse.Namespace) -> None:
-    from foundry.registering import deliver_registrations
+    from foundry.project.register import deliver_registrations
     from foundry.tracking import sync as deliver
     from foundry.tracking.address import resolve
 

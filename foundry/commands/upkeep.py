@@ -12,16 +12,16 @@ from foundry.config import ConfigError, load_config
 
 
 def status(args: argparse.Namespace) -> None:
-    from foundry.inventory import lines
-    from foundry.inventory import status as ask
+    from foundry.project.status import lines
+    from foundry.project.status import status as ask
 
     found = ask()
     print(json.dumps(found) if args.json else "\n".join(lines(found)))
 
 
 def gc(args: argparse.Namespace) -> None:
-    from foundry.collecting import Piece, collect, remove
-    from foundry.inventory import mib
+    from foundry.project.collect import Piece, collect, remove
+    from foundry.project.status import mib
 
     if not 0 <= args.days <= 36_500:
         raise ConfigError(f"--days {args.days:g}: give 0 to 36500 days")

@@ -103,9 +103,9 @@ def test_models_are_named_by_table_folder_or_revision_and_scored_anew_on_common_
     clean, shards, tokenizer, held, tmp_path, monkeypatch, capsys
 ):
     from foundry.cli import main
-    from foundry.comparing import noise_floor
     from foundry.config import ConfigError, load_config
     from foundry.export.huggingface import export_huggingface
+    from foundry.project.compare import noise_floor
 
     monkeypatch.chdir(tmp_path)
     shutil.copytree(clean, "data/clean")

@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from foundry.cli import main
-from foundry.comparing import in_folder
-from foundry.comparing import losses as score_text
 from foundry.config import DataError, Export, ExportError, TrackingError, parse_config
 from foundry.config.prediction import PREDICTION
-from foundry.custody import trace
 from foundry.export import export
 from foundry.export.lineage import lineage
 from foundry.export.manifest import verify_export, write_record
-from foundry.registering import register_export
+from foundry.project.compare import in_folder
+from foundry.project.compare import losses as score_text
+from foundry.project.register import register_export
+from foundry.project.trace import trace
 from foundry.tracking import tracking_uri
 from foundry.tracking.backup import backup
 from foundry.tracking.registry import download

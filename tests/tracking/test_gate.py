@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from foundry import registering
 from foundry.config import ConfigError, Runtime, TrackingError, parse_config
+from foundry.project import register
 from foundry.tracking import Candidate, tracking_uri
 from foundry.tracking.backup import backup
 from foundry.tracking.names import WHY
@@ -74,9 +74,9 @@ def home(tables, tmp_path, monkeypatch, cfg):
             artifacts=[folder / "params.yaml"],
         )
 
-    monkeypatch.setattr(registering, "_candidate", candidate)
+    monkeypatch.setattr(register, "_candidate", candidate)
     exported(home, "first", 1.0)
-    assert registering.register_export(cfg, home).champion
+    assert register.register_export(cfg, home).champion
     exported(home, "better", 0.9)
     return home
 
@@ -102,26 +102,26 @@ def test_a_store_that_is_away_for_a_moment_is_no_decision_and_the_registration_w
         def away(*args):
             raise ConnectionError("no route to host")
 
-        m.setattr(registering, "fetch", away)
+        m.setattr(register, "fetch", away)
         with pytest.raises(TrackingError, match=r"gate cannot decide now.*version 1.*no route to host.*`foundry sync`"):
-            registering.register_export(cfg, home)
+            register.register_export(cfg, home)
     client = connect(tracking_uri(Runtime()))
     assert champion(home) == "1" and WHY not in client.get_model_version("lm", "2").tags
     (waiting,) = (home / ".foundry/register").glob("*/waiting.json")
-    (line,) = registering.deliver_registrations(cfg)
+    (line,) = register.deliver_registrations(cfg)
     assert line.startswith("version 2 of lm: better: ") and champion(home) == "2" and not waiting.exists()
     assert client.get_model_version("lm", "2").tags[WHY].startswith("promoted: better")
 
 
 def test_a_disk_that_is_not_mounted_is_away_and_not_empty(home, cfg):
     uri, disk = tracking_uri(Runtime()), home / ".foundry/mlartifacts"
-    decide = registering._gate(cfg, registering.read_documents(home / "documents.parquet"), uri)
+    decide = register._gate(cfg, register.read_documents(home / "documents.parquet"), uri)
     version = connect(uri).get_model_version("lm", "1")
     disk.rename(disk.with_name("unplugged"))
-    with registering.reached(uri, "ask"), pytest.raises(TrackingError, match="mlartifacts is not there"):
+    with register.reached(uri, "ask"), pytest.raises(TrackingError, match="mlartifacts is not there"):
         decide(version)
     disk.with_name("unplugged").rename(disk)
-    with registering.reached(uri, "ask"):
+    with register.reached(uri, "ask"):
         assert decide(version).promote
 
 
@@ -135,7 +135,7 @@ def test_a_disk_that_is_not_mounted_is_away_and_not_empty(home, cfg):
 )
 def test_files_that_somebody_deleted_or_damaged_are_reported_as_they_are(home, cfg, damage, told):
     damage(model_folder(home))
-    done = registering.register_export(cfg, home)
+    done = register.register_export(cfg, home)
     assert done.created and not done.champion and told in done.reason and "--force --why" in done.reason
     assert not list((home / ".foundry/register").glob("*"))
 
@@ -148,7 +148,7 @@ def test_one_registration_that_cannot_be_read_keeps_no_other_waiting(home, cfg):
         (folder / "waiting.json").write_text('{"tags": {}}')
     (home / ".foundry/register/aaa/documents.parquet").write_text("cut off")
     with pytest.raises(TrackingError, match=r"(?s)version 2 of lm: better.*aaa: .*cannot be read"):
-        registering.deliver_registrations(cfg)
+        register.deliver_registrations(cfg)
     assert champion(home) == "2"
 
 
@@ -156,13 +156,13 @@ def test_an_alias_that_was_removed_is_named_with_the_command_that_brings_it_back
     client = connect(tracking_uri(Runtime()))
     client.delete_registered_model_alias("lm", "challenger")
     with pytest.raises(ConfigError, match=r"challenger.*`foundry register` sets it to the newest version again"):
-        registering.promote(cfg, "challenger")
-    registering.register_export(cfg, home)
-    assert registering.promote(cfg, "challenger") == (True, "it is the champion")
+        register.promote(cfg, "challenger")
+    register.register_export(cfg, home)
+    assert register.promote(cfg, "challenger") == (True, "it is the champion")
     client.delete_registered_model_alias("lm", "champion")
     with pytest.raises(ConfigError, match="`foundry promote` asks the gate"):
-        registering.promote(cfg, "champion")
-    assert registering.rollback(cfg, "it was removed by hand") == ("2", "1") and champion(home) == "1"
+        register.promote(cfg, "champion")
+    assert register.rollback(cfg, "it was removed by hand") == ("2", "1") and champion(home) == "1"
     with pytest.raises(ConfigError, match="name=other not found") as e:
         find(client, "models:/other@champion")
     assert "promote" not in str(e.value)  # there is no such model at all
@@ -172,11 +172,11 @@ def test_a_moved_project_compares_with_its_champion_rolls_back_and_backs_up(home
     new = home.with_name("moved to 那里")
     home.rename(new)
     monkeypatch.setenv("DVC_ROOT", str(new))
-    monkeypatch.setattr(registering, "_candidate", partial(_moved, registering._candidate, new))
-    done = registering.register_export(cfg, new)
+    monkeypatch.setattr(register, "_candidate", partial(_moved, register._candidate, new))
+    done = register.register_export(cfg, new)
     assert done.champion and done.reason.startswith("better: ") and done.reason.endswith("against version 1")
-    assert registering.promote(cfg, "1")[1].startswith("worse: ")
-    assert registering.rollback(cfg, "x") == ("2", "1")
+    assert register.promote(cfg, "1")[1].startswith("worse: ")
+    assert register.rollback(cfg, "x") == ("2", "1")
     assert backup(tracking_uri(Runtime()), tmp_path / "kept") == {"models": 1, "versions": 2, "copied": 2}
     assert not home.exists()
 

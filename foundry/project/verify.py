@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from foundry.config import DataError, ExportError
-from foundry.custody import EXPORT, commit_of
 from foundry.export.lineage import FOLDERS, files_of, read_lineage
 from foundry.export.lineage import NAME as LINEAGE
 from foundry.export.manifest import NAME as PROOF
 from foundry.export.manifest import ChangedExportError, verify_export
+from foundry.project.trace import EXPORT, commit_of
 from foundry.utils.dvc_record import LOCK, Cache, Out, md5_file, md5_folder, out_of, recorded_outs
 from foundry.utils.files import atomic_write, sha256_file
 

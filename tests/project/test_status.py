@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from foundry.cli import main
-from foundry.inventory import holder, last_point, size
+from foundry.project.status import holder, last_point, size
 from foundry.utils.files import write_json
 from foundry.utils.process import exclusive
 

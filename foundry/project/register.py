@@ -162,7 +162,7 @@ def _gate(cfg: Config, mine: pa.Table, uri: str, root: Path | None = None) -> De
             except DataError as e:
                 if root is None or not (root / "data/clean/test").is_dir():
                     return Decision(False, f"the champion (version {champion.version}) was tested on other text ({e})")
-                from foundry.comparing import in_folder, losses
+                from foundry.project.compare import in_folder, losses
 
                 path, missing = _kept(champion, uri, Path(tmp), "export")
                 if path is None:

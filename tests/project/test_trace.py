@@ -10,7 +10,6 @@ import pytest
 import yaml
 from scoring import tiny
 
-from foundry import custody, reproducing
 from foundry.cli import main
 from foundry.config import ConfigError, Export, ExportError, FoundryError, load_config, parse_config, read_yaml
 from foundry.data.tokens.shards import Shards
@@ -18,11 +17,12 @@ from foundry.export import export
 from foundry.export.lineage import REPORTS, lineage, read_lineage
 from foundry.export.manifest import read_record, verify_export, write_record
 from foundry.models import load_model, save_model
+from foundry.project import reproduce, trace
+from foundry.project.verify import verify
 from foundry.utils.dvc_record import md5_file, md5_folder, read_lock
 from foundry.utils.files import sha256_file, sha256_json, write_json
-from foundry.verifying import verify
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCE = {"name": "one", "url": "file:corpus/a.txt", "license": "CC0-1.0", "attribution": "us", "lang": "en"}
 CFG = parse_config({"download": {"sources": [{"name": "one", "url": "file:corpus/a.txt"}]}})
 
@@ -173,11 +173,11 @@ def test_a_record_that_was_changed_and_a_folder_that_is_no_export_are_refused(pr
     record = project / "artifacts/export/proof.json"
     record.write_text(record.read_text().replace('"different": 0', '"different": 1', 1))
     with pytest.raises(ExportError, match=r"proof\.json was changed"):
-        custody.trace("artifacts/export", CFG)
+        trace.trace("artifacts/export", CFG)
     with pytest.raises(SystemExit):
         main(["verify"])
     assert "export: artifacts/export/proof.json: changed" in capsys.readouterr().err
-    for call in (verify, lambda folder: custody.trace(str(folder), CFG)):
+    for call in (verify, lambda folder: trace.trace(str(folder), CFG)):
         with pytest.raises(ExportError):
             call(project / "data")
 
@@ -288,18 +288,18 @@ def test_what_cannot_be_rebuilt_is_refused_before_anything_starts(project):
     shutil.rmtree(project / ".git")
     subprocess.run(["git", "init", "-q"], cwd=project, check=True)
     with pytest.raises(ConfigError, match=r"commit of artifacts/export is not known here.*--commit"):
-        reproducing.reproduce("artifacts/export", CFG)
+        reproduce.reproduce("artifacts/export", CFG)
 
 
 def test_the_first_link_that_differs_is_named_with_what_differs():
-    old = {key: {} for key in reproducing.LINKS} | {
+    old = {key: {} for key in reproduce.LINKS} | {
         "parameters": {"a": 1},
         "shards": {"files": {"a": "1", "b": "2"}},
         "model": {"w": 1},
     }
-    assert reproducing.differences(old, old) == []
+    assert reproduce.differences(old, old) == []
     new = {**old, "shards": {"files": {"a": "1", "b": "3"}}, "model": {"w": 2}}
-    assert reproducing.differences(old, new) == ["shards: files.b was 2, now 3", "model: w was 1, now 2"]
+    assert reproduce.differences(old, new) == ["shards: files.b was 2, now 3", "model: w was 1, now 2"]
 
 
 def test_parameters_that_the_commit_does_not_have_are_shown(project, capsys):
@@ -326,7 +326,7 @@ def test_parameters_that_a_chain_has_are_parameters_that_build_it_again(preset, 
     cfg = parse_config(params)
     shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
     chain = {"parameters": cfg.model_dump(mode="json", exclude={"runtime"}), "runtime": {"threads": 3}}
-    reproducing._set_parameters(tmp_path / "params.yaml", json.loads(json.dumps(chain)), None)
+    reproduce._set_parameters(tmp_path / "params.yaml", json.loads(json.dumps(chain)), None)
     again = load_config(tmp_path / "params.yaml")
     assert again.model_dump(exclude={"runtime"}) == cfg.model_dump(exclude={"runtime"})
     assert again.runtime.threads == 3 and again.runtime.tracking is False

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry.config import Config, DataError
-from foundry.inventory import STATE, holder, size, undelivered_runs
+from foundry.project.status import STATE, holder, size, undelivered_runs
 from foundry.tracking.names import FINGERPRINT
 from foundry.utils.files import read_json, remove_dir, sha256_json
 from foundry.utils.process import locked_if_free

@@ -12,8 +12,8 @@ import pytest
 from pipeline import commit, run
 
 from foundry.cli import main
+from foundry.project.verify import verify
 from foundry.utils.dvc_record import Cache, md5_file, recorded_outs
-from foundry.verifying import verify
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from foundry import cli
-from foundry.checking import findings
 from foundry.config import ExportError, load_config, parse_config
 from foundry.export import exportable
+from foundry.project import check
+from foundry.project.check import findings
 
 BASE = "download: {{sources: [{{name: one, url: 'file:corpus/x', text: '{text}'}}]}}\n"
 
@@ -96,9 +97,7 @@ def test_a_file_that_a_later_stage_would_miss_is_reported_before_the_first(proje
 
 
 def test_every_problem_of_the_sources_and_packages_is_reported_at_once(project, capsys, monkeypatch):
-    from foundry import checking
-
-    monkeypatch.setattr(checking, "find_spec", lambda name: None)
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
     project("runtime: {executor: ray, tensorboard: board}\nevaluate: {harness: [piqa]}", text="{{x!r}}")
     code, _, err = run(capsys, "check")
     assert code == 1 and "4 problems" in err

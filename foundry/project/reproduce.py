@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry.config import Config, ConfigError, DataError, read_yaml, yaml_text
-from foundry.custody import EXPORT, chain_of, kept_run, trace
+from foundry.project.trace import EXPORT, chain_of, kept_run, trace
 from foundry.utils.dvc_record import md5_folder
 from foundry.utils.files import write_text
 
