@@ -44,11 +44,11 @@ def ours(project: Path, seconds: float) -> dict:
     with tempfile.TemporaryDirectory() as tmp:
         probe = Trainer.from_shards(cfg.model, cfg.train, data, seed=cfg.seed, runtime=runtime, state=Path(tmp))
         with numerics(probe.runtime, probe.world):
-            state, taken = probe._start(), []
+            session, taken = probe.open(), []
             for _ in range(6):
                 begin = time.perf_counter()
-                probe._step(state)
-                state.step += 1
+                session.step(session.state)
+                session.state.step += 1
                 taken.append(time.perf_counter() - begin)
         steps = max(20, round(seconds / sorted(taken[1:])[2]))
         train = cfg.train.model_copy(
@@ -61,7 +61,7 @@ def ours(project: Path, seconds: float) -> dict:
         items = batches(windows([t for t, _ in documents], T, T), 8)
         nats, _ = score_documents(result.model, items, len(documents))
         bits = nats.sum() / math.log(2) / sum(n for _, n in documents)
-        return {"seconds": trainer._state.seconds, "steps": steps, "bits_per_byte": float(bits)}
+        return {"seconds": trainer.open().state.seconds, "steps": steps, "bits_per_byte": float(bits)}
 
 
 def turn(side: str, project: Path, seconds: float, checkout: Path | None = None) -> dict:

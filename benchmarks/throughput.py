@@ -166,11 +166,11 @@ def ours(cfg, seconds: float, folder: Path):
 
     trainer = Trainer.from_shards(cfg.model, cfg.train, folder / "shards", runtime=cfg.runtime, state=folder / "state")
     with numerics(trainer.runtime, trainer.world):
-        state = trainer._start()
+        session = trainer.open()
 
         def step() -> None:
-            trainer._step(state)
-            state.step += 1
+            session.step(session.state)
+            session.state.step += 1
 
         yield from turns(step, cfg.train.tokens_per_step, seconds)
 

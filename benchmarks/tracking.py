@@ -33,13 +33,14 @@ class Run:
         self.trainer = Trainer.from_shards(
             self.cfg.model, self.cfg.train, folder / "shards", runtime=self.cfg.runtime, state=folder / "state"
         )
-        self.state = self.trainer._start()
+        self.session = self.trainer.open()
+        self.state = self.session.state
 
     def turn(self, steps: int, tracker: Tracker | None) -> float:
         """Seconds a step."""
         begin = time.perf_counter()
         for _ in range(steps):
-            loss, norm, factor = self.trainer._step(self.state)
+            loss, norm, factor = self.session.step(self.state)
             self.state.step += 1
             if tracker and self.state.step % self.cfg.train.log_interval == 0:
                 now = time.perf_counter() - begin

@@ -111,10 +111,10 @@ def _hours(seconds: float) -> str:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    from foundry.data.tokens.inspect import parts
     from foundry.data.tokens.loader import DataLoader
     from foundry.tokenizers import Tokenizer
-    from foundry.training.passed import Passed
+    from foundry.training.resume import SKIPPED
+    from foundry.training.skipped import SkippedBatches
     from foundry.utils.files import read_json
 
     cfg = load_config(args.params)
@@ -125,10 +125,10 @@ def inspect(args: argparse.Namespace) -> None:
     tokenizer = Tokenizer("artifacts/tokenizer")
     config = Path("artifacts/model/config.json")
     facts = read_json(config, "facts of the model") if config.exists() else {}
-    passed = Passed(state_dir() / "train" / facts.get("fingerprint", "none") / "passed.json")
-    batch = passed.batch(args.step - 1)
+    skipped = SkippedBatches(state_dir() / "train" / facts.get("fingerprint", "none") / SKIPPED)
+    batch = skipped.batch(args.step - 1)
     print(f"step {args.step} reads batch {batch}: {loader.batch_size} rows of {T} tokens")
-    for p in parts(loader, batch):
+    for p in loader.parts(batch):
         text = tokenizer.decode(p.tokens.tolist())
         shown = text if args.full or len(text) <= 100 else f"{text[:70]} … {text[-25:]}"
         print(f"row {p.row}: {p.source} {p.doc_id} ({p.shard}), its tokens {p.begin} to {p.end}: {shown!r}")

@@ -43,7 +43,7 @@ def work(cfg: Config, log: logging.Logger) -> None:
             datasets=[DatasetRef(name="data/shards", digest=index[:36], path="data/shards", context="train")],
             enabled=cfg.runtime.tracking and here.main,
         ) as tracker:
-            trainer.sinks.append(tracker)
+            trainer.callbacks.append(tracker)
             result = trainer.fit()
         if not here.main:
             return

@@ -100,7 +100,7 @@ class TrainConfig(Section):
     )
     on_nonfinite: Literal["halt", "skip", "rollback"] = Field(
         "halt",
-        description="when a loss or gradient is not finite; skip: that step changes nothing; rollback: the batches before it are passed over",
+        description="when a loss or gradient is not finite; skip: that step changes nothing; rollback: the batches before it are skipped",
     )
     rollback_steps: int = Field(
         5, ge=1, le=10**9, description="batches that a rollback passes over, the offending one included"

@@ -24,6 +24,7 @@ from foundry.tracking.params import flatten, used
 from foundry.tracking.settings import reason
 from foundry.tracking.source import source_tags
 from foundry.tracking.system import SystemMetrics
+from foundry.utils.events import MetricsCallback
 from foundry.utils.files import write_text
 from foundry.utils.log import get_logger
 
@@ -40,7 +41,7 @@ class DatasetRef:
     context: str = "train"
 
 
-class Tracker:
+class Tracker(MetricsCallback):
     """A context manager around a training; `log` inside it never raises and never waits for MLflow.
 
     Args:

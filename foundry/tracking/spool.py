@@ -19,13 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from foundry.utils.events import MetricsCallback
 from foundry.utils.files import write_text
 from foundry.utils.log import get_logger
 
 SYSTEM = "system/"  # prefix of the machine's metrics: their steps count samples, and no rollback touches them
 
 
-class Spool:
+class Spool(MetricsCallback):
     """The spool of one run, in its state folder. Any thread of one process may log; any process may read."""
 
     def __init__(self, folder: Path, marks: Path | None = None) -> None:

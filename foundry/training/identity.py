@@ -12,16 +12,13 @@ from foundry.config import CheckpointError, ModelConfig, TrainConfig
 from foundry.utils.files import sha256_json
 
 
-def identity(
-    model: ModelConfig, train: TrainConfig, seed: int, index_sha256: str, tokenizer_sha256: str
-) -> dict[str, Any]:
-    """Everything that makes a run this run and no other, as flat JSON values."""
+def identity(model: ModelConfig, train: TrainConfig, seed: int, data: dict[str, str]) -> dict[str, Any]:
+    """Everything that makes a run this run and no other, as flat JSON values; `data`: the loader's identity."""
     return {
         **{f"model.{k}": v for k, v in model.model_dump(mode="json").items()},
         **{f"train.{k}": v for k, v in train.model_dump(mode="json").items()},
         "seed": seed,
-        "index_sha256": index_sha256,
-        "tokenizer_sha256": tokenizer_sha256,
+        **data,
     }
 
 

@@ -7,6 +7,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -31,6 +32,28 @@ VARIABLES = (
     "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "MKL_DYNAMIC",
     "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTORCH_MPS_FAST_MATH",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What `runtime` came to on this machine.
+
+    Attributes:
+        micro_rows: sequences of one forward pass.
+        why_not: why the run is not compiled; empty if it is.
+    """
+
+    precision: torch.dtype
+    micro_rows: int
+    compiled: bool
+    why_not: str = ""
+
+    @property
+    def precision_name(self) -> str:
+        """float32, bfloat16 or float16."""
+        return str(self.precision).removeprefix("torch.")
+
+
 COMPILE_FROM_FLOPS = 5e12  # compiling takes 20-60 s on two cores; a shorter run does not win that back
 
 
@@ -145,17 +168,25 @@ def compiled(function: Callable) -> Callable:
     return torch.compile(function, dynamic=False)
 
 
-def environment(
-    runtime: Runtime, world: World, precision: torch.dtype, is_compiled: bool, micro_rows: int
-) -> dict[str, Any]:
+def environment(runtime: Runtime, world: World, execution: Execution) -> dict[str, Any]:
     """What decides the last bits of a result, besides the run's identity."""
     return {
-        "machine": platform.machine(), "isa": torch.backends.cpu.get_cpu_capability(), "device": world.device.type,
-        "device_name": device_name(world.device), "torch": torch.__version__, "processes": world.size, "threads": thread_count(runtime),
-        "precision": str(precision), "compiled": is_compiled, "micro_rows": micro_rows, "parallel": runtime.parallel if world.size > 1 else "alone",
-        "loss_chunk": runtime.loss_chunk, "recompute": runtime.recompute,
-        "float32": "onednn" if world.device.type == "cpu" and faster_float32() else "default", **variables(),
-    }  # fmt: skip
+        "machine": platform.machine(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "device": world.device.type,
+        "device_name": device_name(world.device),
+        "torch": torch.__version__,
+        "processes": world.size,
+        "threads": thread_count(runtime),
+        "precision": str(execution.precision),
+        "compiled": execution.compiled,
+        "micro_rows": execution.micro_rows,
+        "parallel": runtime.parallel if world.size > 1 else "alone",
+        "loss_chunk": runtime.loss_chunk,
+        "recompute": runtime.recompute,
+        "float32": "onednn" if world.device.type == "cpu" and faster_float32() else "default",
+        **variables(),
+    }
 
 
 def variables() -> dict[str, str | None]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from foundry.config import TrainConfig
-from foundry.training.parallel import divided_like, from_part, whole
+from foundry.training.parallel import divided_like, from_part, joined
 from foundry.training.schedule import lr_factor
 
 # Coefficients of the quintic Newton-Schulz iteration that drives singular values towards 1 (Jordan et al. 2024, "Muon: An optimizer for
@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
                     m = self.state[p].setdefault("momentum", torch.zeros_like(p))
                     m.lerp_(p.grad, 1 - group["momentum"])
                     grads.append(p.grad.lerp(m, group["momentum"]))  # Nesterov
-                updates = orthogonalize(torch.stack([whole(g) for g in grads]))
+                updates = orthogonalize(torch.stack([joined(g) for g in grads]))
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 for p, u in zip(params, updates, strict=True):
                     u = divided_like(u, p)

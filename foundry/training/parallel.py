@@ -1,6 +1,6 @@
 """One model on one or many processes: the function that trains it, its gradients' norm, its state.
 
-alone   the model as it is.
+alone   one process: the model as it is.
 ddp     every process holds the whole model; gradients are summed over the processes (gloo on CPUs, NCCL on GPUs).
 fsdp    weights, gradients and moments are divided over the processes (FSDP2, Zhao et al. 2023, arXiv:2304.11277); for models that
         do not fit.
@@ -9,6 +9,7 @@ fsdp    weights, gradients and moments are divided over the processes (FSDP2, Zh
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,62 +17,69 @@ import torch
 from torch import Tensor, nn
 
 from foundry.models import MiniLLM
+from foundry.training.protocols import Loss
 from foundry.utils.checkpoint import Box
 from foundry.utils.distributed import World
 
 
-class SummedLoss(nn.Module):
-    """The model's loss as a forward pass, which is what DDP and FSDP hook."""
+class Applied(nn.Module):
+    """A function of the model as a forward pass, which is what DDP and FSDP hook."""
 
-    def __init__(self, model: MiniLLM, chunk: int, z_loss: float) -> None:
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
-        self.model, self.chunk, self.z_loss = model, chunk, z_loss
+        self.model, self.loss = model, loss
 
-    def forward(self, tokens: Tensor, targets: Tensor, segments: Tensor | None = None, each: bool = False) -> Any:
-        """(what is minimised, nats), summed; with `each` the nats of every position (B, T)."""
-        if each:
-            return self.model.nats(tokens, targets, chunk=self.chunk)
-        return self.model.summed_loss(tokens, targets, segments, chunk=self.chunk, z_loss=self.z_loss)
+    def forward(self, *batch: Tensor | None, function: Callable[..., Any] | None = None) -> Any:
+        """The loss of a batch; or another function of (model, *batch)."""
+        return (function or self.loss)(self.model, *batch)
 
 
 class Parallel:
-    """Args:
-    mode: `ddp` or `fsdp`; with one process both are the model alone.
+    """The model on all processes.
+
+    Args:
+        mode: `ddp` or `fsdp`; with one process both are the model as it is.
+        loss: see `protocols.Loss`.
     """
 
-    def __init__(self, model: MiniLLM, world: World, mode: str, chunk: int, z_loss: float) -> None:
-        self.world, self.mode = world, mode if world.size > 1 else "alone"
-        self.loss: nn.Module = SummedLoss(model, chunk, z_loss)
+    def __init__(self, model: MiniLLM, world: World, mode: str, loss: Loss) -> None:
+        self.model, self.world, self.mode = model, world, mode if world.size > 1 else "alone"
+        self.module: nn.Module = Applied(model, loss)
         if self.mode == "ddp":
             ids = [world.device.index] if world.device.type == "cuda" else None
-            self.loss = nn.parallel.DistributedDataParallel(self.loss, device_ids=ids)
+            self.module = nn.parallel.DistributedDataParallel(self.module, device_ids=ids)
         elif self.mode == "fsdp":
             from torch.distributed.fsdp import fully_shard
 
             for block in model.layers:
                 fully_shard(block)
-            fully_shard(self.loss)
+            fully_shard(self.module)
+
+    @property
+    def divided(self) -> bool:
+        """Whether every process has only a part of the state, and all must take part in what reads the weights."""
+        return self.mode == "fsdp"
 
     @property
     def gradient_scale(self) -> float:
         """What the loss is multiplied by, so that gradients come out summed over the processes: both take their mean."""
         return 1.0 if self.mode == "alone" else float(self.world.size)
 
-    def nats(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Of every position (B, T), for validation. With FSDP every process must ask."""
-        module = self.loss if self.mode == "fsdp" else getattr(self.loss, "module", self.loss)
-        return module(tokens, targets, each=True)
+    def apply(self, function: Callable[..., Any], *batch: Tensor | None) -> Any:
+        """A function of (model, *batch) without gradients, for validation. With FSDP every process must ask."""
+        module = self.module if self.divided else getattr(self.module, "module", self.module)
+        return module(*batch, function=function)
 
     def accumulating(self, last: bool) -> AbstractContextManager:
         """Around the forward and backward pass of a micro-batch: only the last one of a step talks to the other processes."""
         if self.mode == "ddp" and not last:
-            return self.loss.no_sync()
-        if self.mode == "fsdp":
-            self.loss.set_requires_gradient_sync(last)
+            return self.module.no_sync()
+        if self.divided:
+            self.module.set_requires_gradient_sync(last)
         return nullcontext()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def joined(tensor: Tensor) -> Tensor:
     """A tensor with all its parts; every process must ask for it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
@@ -116,7 +124,7 @@ def clip_gradients(params: list[nn.Parameter], limit: float) -> float:
     Gradients whose norm is not finite are left as they are.
     """
     grads = [p.grad for p in params if p.grad is not None]
-    norm = whole(nn.utils.get_total_norm(grads)).item()
+    norm = joined(nn.utils.get_total_norm(grads)).item()
     if limit and math.isfinite(norm) and norm > limit:
         torch._foreach_mul_(grads, limit / (norm + 1e-6))
     return norm

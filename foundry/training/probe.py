@@ -39,15 +39,15 @@ def probe_seconds(cfg: Config, data: str | Path = "data/shards", steps: int = ST
         finally:
             log.setLevel(level)
         with numerics(trainer.runtime, trainer.world):
-            state = trainer._start()
+            session = trainer.open()
             taken = []
             for _ in range(3 + steps):
                 begin = time.perf_counter()
-                trainer._step(state)
+                session.step(session.state)
                 taken.append(time.perf_counter() - begin)
-                state.step += 1
+                session.state.step += 1
             begin = time.perf_counter()
-            trainer._validation(state)
+            trainer.validate(session)
             validation = time.perf_counter() - begin
     validations = math.ceil(cfg.train.steps / cfg.train.eval_interval)  # the last step has one in any case
     return statistics.median(taken[3:]) * cfg.train.steps + validation * validations

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from foundry.config import TrainConfig
-from foundry.data.tokens.loader import DataLoader
 from foundry.models.loss import wide
 from foundry.training.parallel import Parallel, clip_gradients
-from foundry.training.passed import Passed
+from foundry.training.protocols import Loader, Loss
+from foundry.training.skipped import SkippedBatches
 from foundry.training.state import TrainState
 from foundry.utils.distributed import World
 from foundry.utils.log import get_logger
@@ -27,7 +27,9 @@ class TrainStep:
     """What a training does in each step.
 
     Args:
-        loss_of: (tokens, targets, segments) → (what is minimised, nats), summed over a micro-batch.
+        loader, loss: see `protocols`.
+        skipped: decides which batch a step reads.
+        forward: the loss through `parallel`, under autocast, compiled where the run is: (*batch) → (what is minimised, what is reported).
         micro_rows: sequences of a micro-batch.
     """
 
@@ -36,36 +38,36 @@ class TrainStep:
         config: TrainConfig,
         seed: int,
         world: World,
-        loader: DataLoader,
-        passed: Passed,
+        loader: Loader,
+        loss: Loss,
+        skipped: SkippedBatches,
         parallel: Parallel,
-        loss_of: Callable[..., tuple[Tensor, Tensor]],
+        forward: Callable[..., tuple[Tensor, Tensor]],
         micro_rows: int,
     ) -> None:
-        self.config, self.seed, self.world, self.loader, self.passed = config, seed, world, loader, passed
-        self.parallel, self.loss_of, self.micro_rows = parallel, loss_of, micro_rows
+        self.config, self.seed, self.world, self.loader, self.loss = config, seed, world, loader, loss
+        self.skipped, self.parallel, self.forward, self.micro_rows = skipped, parallel, forward, micro_rows
 
     def __call__(self, state: TrainState) -> tuple[float, float, float]:
-        """One optimizer step: (loss in nats per token, gradient norm, learning-rate factor).
+        """One optimizer step: (loss in nats per token, gradient norm, learning-rate factor). The caller counts the step.
 
         Raises:
             NotFinite: before anything was changed.
         """
-        batch = self.passed.batch(state.step)
-        tokens, targets = (t.to(self.world.device) for t in self.loader.batch(batch))
-        segments = self.loader.batch_documents(batch)[0].to(self.world.device) if self.config.document_mask else None
+        tensors = self.loader.tensors(self.skipped.batch(state.step), self.config.document_mask)
+        batch = [t if t is None else t.to(self.world.device) for t in tensors]
         torch.manual_seed(step_seed(self.seed, state.step, self.world.rank))
-        valid = self.world.sum((targets >= 0).sum())
+        valid = self.world.sum(self.loss.count(*batch))
         factor = state.optimizers.set_lr(state.step)
         state.optimizers.zero_grad()
         total = torch.zeros((), device=self.world.device, dtype=wide(self.world.device))
-        parts = [t.split(self.micro_rows) if t is not None else None for t in (tokens, targets, segments)]
+        parts = [t if t is None else t.split(self.micro_rows) for t in batch]
         n = len(parts[0])
         for i in range(n):
             with self.parallel.accumulating(i == n - 1):
-                loss, nats = self.loss_of(*(p[i] if p else None for p in parts))
+                loss, reported = self.forward(*(p if p is None else p[i] for p in parts))
                 state.scaler.scale(loss * (self.parallel.gradient_scale / valid)).backward()
-            total += nats.detach()
+            total += reported.detach()
         mean = (self.world.sum(total) / valid).item()
         if not math.isfinite(mean):
             raise NotFinite(f"the loss is {mean}")
@@ -79,7 +81,7 @@ class TrainStep:
         elif self.world.main:
             where, scale = f"step {state.step + 1}", state.scaler.get_scale()
             get_logger().info(
-                "%s: the gradient left float16's range; no weight was changed, loss scale now %g", where, scale
+                "%s: the gradient overflowed float16; the weights are unchanged, the loss scale is now %g", where, scale
             )
         return mean, norm, factor
 

@@ -40,7 +40,7 @@ def test_a_killed_and_resumed_training_is_one_run_without_doubled_points(root, u
         p.communicate()
     p = start(shards, folder, uri)
     text, _ = p.communicate(timeout=200)
-    assert p.returncode == 0 and "goes on from the checkpoint of step" in text, text
+    assert p.returncode == 0 and "resumes from the checkpoint of step" in text, text
     assert "step 18\n" in text  # a repeated step: there was something to double
     (fingerprint,) = (f.name for f in folder.iterdir() if (f / "run.json").exists())
     run, _ = history(uri, fingerprint, experiment="runner")

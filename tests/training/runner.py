@@ -14,9 +14,10 @@ from foundry.config import FoundryError, ModelConfig, Runtime, TrainConfig
 from foundry.models import save_model
 from foundry.tracking import Tracker
 from foundry.training import Trainer, checkpoints
-from foundry.training.state import TrainState
+from foundry.training.setup import Session
 from foundry.utils import checkpoint
 from foundry.utils.distributed import world
+from foundry.utils.events import MetricsCallback
 from foundry.utils.files import open_to_write
 from foundry.utils.log import setup_logging
 from foundry.utils.process import die_with_parent
@@ -42,8 +43,8 @@ def slow_down_saving() -> None:
     checkpoint.atomic_write = slowly
 
 
-class Printed:
-    """A sink that prints the steps."""
+class Printed(MetricsCallback):
+    """Prints the steps."""
 
     def log(self, step: int, metrics: dict) -> None:
         print(f"step {step}", flush=True)
@@ -53,17 +54,18 @@ class Printed:
 
 
 def overflow(trainer: Trainer, step: int) -> None:
-    start = trainer._start
+    start = trainer.open
 
-    def started() -> TrainState:
-        state = start()
+    def started() -> Session:
+        session = start()
+        state = session.state
         last = trainer.world.rank == trainer.world.size - 1
         state.model.tok_embeddings.weight.register_hook(
             lambda g: g * float("inf") if last and state.step == step else g
         )
-        return state
+        return session
 
-    trainer._start = started
+    trainer.open = started
 
 
 def fill_the_disk(rank: int) -> None:
@@ -119,7 +121,7 @@ def main() -> None:
             if infinite is not None:
                 overflow(trainer, infinite)
             with tracked(trainer, address) as tracker:
-                trainer.sinks += [tracker, Printed()]
+                trainer.callbacks += [tracker, Printed()]
                 result = trainer.fit()
             if result.model is not None:
                 print(f"process {here.rank} has the trained model", flush=True)

@@ -201,11 +201,12 @@ def test_the_state_is_copied_so_that_later_steps_do_not_reach_into_it(shards, tm
     trainer = Trainer.from_shards(
         MODEL, TRAIN, shards, runtime=Runtime(device="cpu", precision="float32", threads=1), state=tmp_path
     )
-    state = trainer._start()
+    session = trainer.open()
+    state = session.state
     copied, values = state.state_dict()
     before = {k: v.clone() for k, v in copied.items()}
     for _ in range(2):
-        trainer._step(state)
+        session.step(state)
         state.step += 1
         state.curve.append({"step": state.step})
     assert all(torch.equal(before[k], v) for k, v in copied.items()) and values["curve"] == []
@@ -294,8 +295,8 @@ def test_damage_in_another_run_stops_no_new_run(shards, shorter, tmp_path, caplo
     before = sha256_tree(other)
     trainer = longer(shards, state)
     if how == "pruned meanwhile":  # that run's own trainer removed it after it was listed
-        found = trainer._shorter_runs()
-        monkeypatch.setattr(trainer, "_shorter_runs", lambda: [(found[0][0] + 1, found[0][1]), *found])
+        found = trainer.run_folder.shorter_runs()
+        monkeypatch.setattr(trainer.run_folder, "shorter_runs", lambda: [(found[0][0] + 1, found[0][1]), *found])
     with caplog.at_level("INFO", logger="foundry"):
         model = trainer.fit().model
     from_other = "is the same run up to step" in caplog.text
@@ -308,6 +309,6 @@ def test_damage_in_another_run_stops_no_new_run(shards, shorter, tmp_path, caplo
 
 def test_a_rollback_without_a_good_checkpoint_is_an_error(shards, tmp_path):
     trainer = Trainer.from_shards(MODEL, TRAIN, shards, runtime=RUNTIME, state=tmp_path)
-    state = trainer._start()
+    state = trainer.open().state
     with pytest.raises(CheckpointError, match="no good checkpoint of step 3 or earlier"):
-        trainer._load(state, 3)
+        trainer.run_folder.load(state, 3)

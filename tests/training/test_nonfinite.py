@@ -9,6 +9,8 @@ import torch
 from foundry.config import FoundryError, ModelConfig, Runtime, TrainConfig
 from foundry.training import Trainer
 from foundry.training import numerics as arithmetic
+from foundry.training.pretraining import NextToken
+from foundry.training.skipped import Decision
 from foundry.training.state import WINDOW, TrainState
 
 MODEL = ModelConfig(
@@ -18,25 +20,28 @@ TRAIN = TrainConfig(steps=12, tokens_per_step=256, warmup_steps=1, log_interval=
 RUNTIME = Runtime(device="cpu", precision="float32", threads=1, checkpoint_interval=3)
 
 
+class Poisoned(NextToken):
+    """A loss (or gradient only) that is not a number for some batches, as a damaged batch would make it."""
+
+    trainer: Trainer
+
+    def __init__(self, batches, how):
+        super().__init__(RUNTIME.loss_chunk, 0.0)
+        self.batches, self.how = batches, how
+
+    def __call__(self, model, *batch):
+        total, nats = super().__call__(model, *batch)
+        if self.trainer.skipped.batch(self.trainer.open().state.step) in self.batches:
+            total = total * float("nan")
+            nats = nats * float("nan") if self.how == "loss" else nats
+        return total, nats
+
+
 def made(shards, state, poisoned=(), how="loss", **train):
-    """A run whose loss (or gradient alone) is not a number for some batches, as a damaged batch would make it."""
-    trainer = Trainer.from_shards(MODEL, TRAIN.model_copy(update=train), shards, seed=3, runtime=RUNTIME, state=state)
-    make = trainer._loss_function
-
-    def poisoning():
-        loss_of = make()
-
-        def loss(*batch):
-            total, nats = loss_of(*batch)
-            if trainer.passed.batch(trainer._state.step) in poisoned:
-                total = total * float("nan")
-                nats = nats * float("nan") if how == "loss" else nats
-            return total, nats
-
-        return loss
-
-    trainer._loss_function = poisoning
-    return trainer
+    loss = Poisoned(poisoned, how)
+    config = TRAIN.model_copy(update=train)
+    loss.trainer = Trainer.from_shards(MODEL, config, shards, seed=3, runtime=RUNTIME, state=state, loss=loss)
+    return loss.trainer
 
 
 def weights(result):
@@ -60,27 +65,28 @@ def test_halt_names_step_shard_and_documents_and_leaves_the_weights(shards, tmp_
     # The weights are those after five steps. `fit` multiplies inside `numerics`, so the reference does, too.
     other = made(shards, tmp_path / "other", steps=12)
     with arithmetic.numerics(RUNTIME, other.world):
-        state = other._start()
+        session = other.open()
+        state = session.state
         for _ in range(5):
-            other._step(state)
+            session.step(state)
             state.step += 1
-    assert same(trainer._state.model.parameters(), state.model.parameters())
+    assert same(trainer.open().state.model.parameters(), state.model.parameters())
 
 
-def passed_over(shards, state, batches, **train):
+def told_to_skip(shards, state, batches, **train):
     """An untouched run that is told from the start to pass over these batches."""
     trainer = made(shards, state, **train)
     for b in batches:
-        trainer.passed.add(0, [b], "told so")
+        trainer.skipped.add(Decision(0, "told so", [b]))
     return trainer.fit()
 
 
 def test_skip_passes_over_the_batch_and_nothing_else(shards, tmp_path):
     trainer = made(shards, tmp_path / "a", {5, 8}, on_nonfinite="skip")
     result = trainer.fit()
-    assert [d["batches"] for d in result.facts["passed_over"]] == [[5], [8]] and len(result.curve) == 12
+    assert [d["batches"] for d in result.facts["skipped_batches"]] == [[5], [8]] and len(result.curve) == 12
     assert all(torch.isfinite(p).all() for p in result.model.parameters())
-    told = passed_over(shards, tmp_path / "b", [5, 8], on_nonfinite="skip")
+    told = told_to_skip(shards, tmp_path / "b", [5, 8], on_nonfinite="skip")
     assert same(weights(result), weights(told)) and result.curve == told.curve
 
 
@@ -89,13 +95,13 @@ def test_rollback_returns_to_a_checkpoint_and_passes_over_the_window(shards, tmp
     options = {"on_nonfinite": "rollback", "rollback_steps": 3}
     result = made(shards, tmp_path / "a", {batch}, **options).fit()
     window = list(range(max(0, batch - 2), batch + 1))
-    (decision,) = result.facts["passed_over"]
+    (decision,) = result.facts["skipped_batches"]
     assert decision["batches"] == window and "the loss is nan" in decision["reason"]
-    told = passed_over(shards, tmp_path / "b", window, **options)
+    told = told_to_skip(shards, tmp_path / "b", window, **options)
     assert same(weights(result), weights(told)) and result.curve == told.curve
     # A rerun beside the decisions repeats them without meeting the batch; one without them comes to the same.
     again = made(shards, tmp_path / "a", {batch}, **options)
-    assert json.loads((again.folder / "passed.json").read_text()) == [decision]
+    assert json.loads((again.folder / "skipped.json").read_text()) == [decision]
     assert same(weights(again.fit()), weights(result))
     anew = made(shards, tmp_path / "c", {batch}, **options).fit()
     assert same(weights(anew), weights(result))
@@ -105,11 +111,12 @@ def test_tensorboard_shows_what_was_written_last_however_soon_the_writers_follow
     """Names of its files end in the writer's number: the tenth one sorts before the ninth, if both are of the same second."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from foundry.training.report import TensorBoard
+    from foundry.training.callbacks import TensorBoard
 
     for n in range(1, 12):
-        with TensorBoard(tmp_path, 0) as board:
-            board.log(1, {"loss": float(n)})
+        board = TensorBoard(tmp_path, 0)
+        board.log(1, {"loss": float(n)})
+        board.on_end()
     assert [e.value for e in EventAccumulator(str(tmp_path)).Reload().Scalars("loss")] == [11.0]
 
 
@@ -127,17 +134,17 @@ def test_after_a_rollback_the_spool_and_tensorboard_have_the_numbers_of_the_curv
         trainer.runtime = trainer.runtime.model_copy(update={"tensorboard": str(tmp_path / "board")})
         spool = Spool(tmp_path / "spool")
         spool.log(7, {"system/cpu": 1.0})
-        trainer.sinks.append(spool)
+        trainer.callbacks.append(spool)
         return trainer
 
     first = run()
     if killed:
-        at = (first.passed, "add") if killed == "before it is recorded" else (first.sinks[0], "back_to")
-        monkeypatch.setattr(*at, lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+        at = (first.skipped, "add") if killed == "before it is recorded" else (first.callbacks[0], "back_to")
+        monkeypatch.setattr(*at, lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             first.fit()
     result = (run() if killed else first).fit()
-    assert result.facts["passed_over"][0]["batches"] == [5, 6, 7, 8]
+    assert result.facts["skipped_batches"][0]["batches"] == [5, 6, 7, 8]
     spool, points = Spool(tmp_path / "spool"), {}
     for key, value, _, step in spool.pending(10**6)[0]:
         assert points.setdefault(key, {}).setdefault(step, value) == value
@@ -155,18 +162,18 @@ def test_after_a_rollback_the_spool_and_tensorboard_have_the_numbers_of_the_curv
 
 
 def test_a_run_that_passes_over_too_much_is_given_up(shards, tmp_path):
-    with pytest.raises(FoundryError, match="6 batches were passed over before"):
+    with pytest.raises(FoundryError, match="6 batches were skipped before"):
         made(shards, tmp_path, set(range(3, 40)), on_nonfinite="skip").fit()
 
 
 @pytest.mark.parametrize(("before", "given_up"), [(10, False), (11, True)])
 def test_a_run_may_pass_over_one_batch_in_twenty(shards, tmp_path, before, given_up):
     trainer = made(shards, tmp_path, on_nonfinite="skip", steps=200)
-    trainer.passed.add(0, list(range(1000, 1000 + before)), "before")
-    answer = pytest.raises(FoundryError, match=f"{before} batches were passed over") if given_up else nullcontext()
+    trainer.skipped.add(Decision(0, "before", list(range(1000, 1000 + before))))
+    answer = pytest.raises(FoundryError, match=f"{before} batches were skipped") if given_up else nullcontext()
     with answer:
-        trainer._answer(trainer._start(), "the loss is nan", None)
-    assert len(trainer.passed.decisions) == (1 if given_up else 2)
+        trainer.recovery(trainer.open().state, "the loss is nan", None)
+    assert len(trainer.skipped.decisions) == (1 if given_up else 2)
 
 
 def test_a_loss_is_a_jump_above_six_deviations_of_the_last_ones():
@@ -197,12 +204,13 @@ def kept(state):
 def test_in_float16_an_overflow_in_one_optimizers_gradients_stops_the_step_of_both(shards, tmp_path, name):
     runtime = RUNTIME.model_copy(update={"precision": "float16"})
     trainer = Trainer.from_shards(MODEL, TRAIN, shards, seed=3, runtime=runtime, state=tmp_path)
-    state, factor = trainer._start(), [1.0]
+    session, factor = trainer.open(), [1.0]
+    state = session.state
     dict(state.model.named_parameters())[name].register_hook(lambda g: g * factor[0])
 
     def step(by=1.0):
         factor[0] = by
-        _, norm, _ = trainer._step(state)
+        _, norm, _ = session.step(state)
         state.step += 1
         return norm
 
@@ -224,7 +232,7 @@ def test_in_float16_a_gradient_that_no_scale_helps_is_answered_as_any_other(shar
     runtime = RUNTIME.model_copy(update={"precision": "float16"})
     train = TRAIN.model_copy(update={"steps": 40})
     trainer = Trainer.from_shards(MODEL, train, shards, seed=3, runtime=runtime, state=tmp_path)
-    state = trainer._start()
+    state = trainer.open().state
     state.model.norm.weight.register_hook(lambda g: g * float("nan"))
     before = kept(state)
     with pytest.raises(FoundryError, match="step 17: the gradient's norm is nan"):  # 65,536 is 2 to the power of 16

@@ -16,6 +16,7 @@ from foundry.training import Trainer
 from foundry.training import numerics as module
 from foundry.training.numerics import (
     VARIABLES,
+    Execution,
     compiled,
     environment,
     faster_float32,
@@ -192,7 +193,7 @@ def test_the_environment_of_a_run(monkeypatch, size, kind, onednn):
     monkeypatch.setattr(module, "faster_float32", lambda: onednn)
     monkeypatch.setattr(module, "device_name", lambda device: f"a {device.type}")
     runtime = Runtime(threads=3, parallel="fsdp", loss_chunk=77, recompute=True)
-    found = environment(runtime, World(0, size, torch.device(kind)), torch.bfloat16, True, 5)
+    found = environment(runtime, World(0, size, torch.device(kind)), Execution(torch.bfloat16, 5, True))
     assert found == {
         **dict.fromkeys(VARIABLES),
         "MKL_CBWR": "AVX2",
@@ -222,7 +223,7 @@ def test_an_operation_without_a_deterministic_kernel_is_refused_on_the_cpu(defau
 def started(shards, state, **runtime):
     options = {"device": "cpu", "precision": "float32", "threads": 1, **runtime}
     trainer = Trainer.from_shards(MODEL, TRAIN, shards, runtime=Runtime(**options), state=state)
-    trainer._check_folder()
+    trainer.run_folder.record(environment(trainer.runtime, trainer.world, trainer.execution))
     return json.loads((trainer.folder / "environment.json").read_text())
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from foundry.config import ConfigError, ModelConfig, Runtime, TrainConfig
-from foundry.data.tokens.inspect import parts, told
 from foundry.data.tokens.loader import DataLoader
 from foundry.models.accounting import train_memory_bytes
 from foundry.training.plan import check_plan, checkpoint_space, make_plan
@@ -26,14 +25,14 @@ def test_the_documents_of_a_step_are_those_its_batch_holds(shards, packing):
     for step in (0, 5, loader.windows // 8):  # the last one crosses into the next epoch
         tokens = loader.batch(step)[0].numpy()
         rows = [[] for _ in range(8)]
-        for p in parts(loader, step):
+        for p in loader.parts(step):
             rows[p.row].append(p.tokens[: len(p.tokens)])
         for row, pieces in zip(tokens, rows, strict=True):
             seen = np.concatenate(pieces)
             assert np.array_equal(seen, row[: len(seen)]) and (packing != "cut" or len(seen) == 32)
-    ids = {p.doc_id for p in parts(loader, 0)}
+    ids = {p.doc_id for p in loader.parts(0)}
     assert all(len(i) == 16 for i in ids)
-    assert next(iter(ids)) in told(loader, 0, most=100)
+    assert next(iter(ids)) in loader.describe(0, most=100)
 
 
 def test_a_part_says_where_in_its_document_it_lies(shards):
@@ -42,7 +41,7 @@ def test_a_part_says_where_in_its_document_it_lies(shards):
     for shard in range(len(loader.shards.tokens)):
         for doc_id, at, begin, end in loader.shards.documents_at(shard, 0, len(loader.shards.tokens[shard])):
             whole[doc_id] = loader.shards.tokens[shard][at + begin : at + end]
-    for p in parts(loader, 4):
+    for p in loader.parts(4):
         assert np.array_equal(whole[p.doc_id][p.begin : p.end], p.tokens)
 
 

@@ -77,7 +77,7 @@ def test_kills_at_random_moments_change_no_bit(shards, tmp_path):
             break
     assert kills >= 10 and in_saves >= 3
     text = finish(shards, tmp_path / "state", tmp_path / "model", "steps=150")
-    assert "goes on from the checkpoint of step" in text
+    assert "resumes from the checkpoint of step" in text
     assert results(tmp_path / "model") == results(tmp_path / "uninterrupted")
 
 
@@ -114,7 +114,7 @@ def test_a_stop_signal_saves_and_exits_with_128_plus_its_number(shards, whole, t
     assert p.returncode == 128 + sig, text
     assert "stopped by a signal at step" in text and not (tmp_path / "model").exists()
     text = finish(shards, tmp_path / "state", tmp_path / "model")
-    assert "goes on from the checkpoint of step" in text
+    assert "resumes from the checkpoint of step" in text
     assert results(tmp_path / "model") == whole[0]
 
 
@@ -134,7 +134,7 @@ def test_a_longer_run_of_the_same_recipe_goes_on_from_the_stable_part(shards, tm
     """wsd: the rate does not depend on `steps` before the decay, so the shorter run's checkpoint is the longer run's own."""
     finish(shards, tmp_path / "state", tmp_path / "short", "steps=30")
     text = finish(shards, tmp_path / "state", tmp_path / "long", "steps=50")
-    assert "is the same run up to step 15" in text and "goes on from the checkpoint of step 15" in text
+    assert "is the same run up to step 15" in text and "resumes from the checkpoint of step 15" in text
     finish(shards, tmp_path / "other", tmp_path / "anew", "steps=50")
     assert results(tmp_path / "long") == results(tmp_path / "anew")
     assert "same run" not in finish(shards, tmp_path / "state", tmp_path / "x", "steps=40", "schedule=cosine")
@@ -151,13 +151,13 @@ def test_a_clock_that_was_set_back_between_two_lives_changes_no_bit(shards, whol
     for i, file in enumerate(files):
         os.utime(file, (time.time() + 86_400 - i,) * 2)
     text = finish(shards, tmp_path / "state", tmp_path / "model")
-    assert "goes on from the checkpoint of step 12" in text or "goes on from the checkpoint of step 8" in text, text
+    assert "resumes from the checkpoint of step 12" in text or "resumes from the checkpoint of step 8" in text, text
     assert results(tmp_path / "model") == whole[0]
 
 
 def test_a_finished_run_started_again_gives_the_same_bits_at_once(shards, whole, tmp_path):
     text = finish(shards, whole[1] / "state", tmp_path / "model")
-    assert "goes on from the checkpoint of step 30" in text
+    assert "resumes from the checkpoint of step 30" in text
     assert results(tmp_path / "model") == whole[0]
 
 
@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(shards, whole, 
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
     text = finish(shards, tmp_path / "state", tmp_path / "model")
-    assert "step 30 is damaged and was moved to" in text and "goes on from the checkpoint of step 28" in text
+    assert "step 30 is damaged and was moved to" in text and "resumes from the checkpoint of step 28" in text
     assert results(tmp_path / "model") == whole[0]
 
 
@@ -208,4 +208,4 @@ def test_other_execution_settings_go_on_with_a_warning(shards, tmp_path):
     p.send_signal(signal.SIGTERM)
     p.communicate(timeout=60)
     text = finish(shards, tmp_path / "state", tmp_path / "model", "threads=2")
-    assert "threads 1 → 2" in text and "goes on from the checkpoint" in text
+    assert "threads 1 → 2" in text and "resumes from the checkpoint" in text

@@ -11,6 +11,7 @@ from foundry.config import ModelConfig, TrainConfig
 from foundry.models import MiniLLM
 from foundry.training.optimizer import Optimizers
 from foundry.training.parallel import Parallel
+from foundry.training.pretraining import NextToken
 from foundry.training.state import TrainState
 from foundry.training.step import TrainStep, _lowered
 from foundry.utils.distributed import World
@@ -29,8 +30,8 @@ class Loader:
         targets[:, ::3], targets[0], targets[:, 1] = -1, -1, 0
         return tokens, targets
 
-    def batch_documents(self, number):
-        return (torch.arange(16).expand(6, 16) // (3 + number),)
+    def tensors(self, number, documents):
+        return *self.batch(number), torch.arange(16).expand(6, 16) // (3 + number) if documents else None
 
 
 class Watched(Parallel):
@@ -45,18 +46,17 @@ def made(micro_rows=6, scaler=None, **train):
     torch.manual_seed(1)
     model = MiniLLM(TINY)
     config = TrainConfig(steps=10, warmup_steps=0, grad_clip=0.0, z_loss=0.0, **train)
-    parallel = Watched(model, ALONE, "ddp", 1024, config.z_loss)
+    loss = NextToken(1024, config.z_loss)
+    parallel = Watched(model, ALONE, "ddp", loss)
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
     state = TrainState(model, Optimizers(model, config), scaler, {})
-    passed = SimpleNamespace(batch=lambda step: step + 3)
-    return TrainStep(config, 3, ALONE, Loader(), passed, parallel, parallel.loss, micro_rows), state
+    skipped = SimpleNamespace(batch=lambda step: step + 3)
+    return TrainStep(config, 3, ALONE, Loader(), loss, skipped, parallel, parallel.module, micro_rows), state
 
 
 def by_hand(model, number, masked):
     """(mean nats of the targets that count, norm of its gradient)."""
-    loader = Loader()
-    tokens, targets = loader.batch(number)
-    segments = loader.batch_documents(number)[0] if masked else None
+    tokens, targets, segments = Loader().tensors(number, masked)
     nats, _ = model.summed_loss(tokens, targets, segments, chunk=96)
     loss = nats / (targets >= 0).sum()
     grads = torch.autograd.grad(loss, list(model.parameters()))
@@ -67,7 +67,7 @@ def by_hand(model, number, masked):
 @pytest.mark.parametrize("micro_rows", [6, 4, 1])
 def test_a_steps_loss_is_the_mean_over_all_targets_that_count_and_its_norm_that_of_the_mean(micro_rows, masked):
     step, state = made(micro_rows, document_mask=masked, packing="best_fit" if masked else "cut")
-    for number in (3, 4, 5):  # the batch that `passed` says; no gradient is left of the step before
+    for number in (3, 4, 5):  # the batch that `skipped` says; no gradient is left of the step before
         expected = by_hand(state.model, number, masked)
         loss, norm, factor = step(state)
         assert (loss, norm) == (pytest.approx(expected[0], rel=1e-5), pytest.approx(expected[1], rel=1e-4))

@@ -13,16 +13,18 @@ import torch
 from foundry.config import ConfigError, FoundryError, ModelConfig, Runtime, TrainConfig
 from foundry.data.tokens.loader import DataLoader
 from foundry.training import Trainer
+from foundry.training.skipped import Decision
 from foundry.utils.device import compile_problem
 from foundry.utils.distributed import World
+from foundry.utils.events import MetricsCallback
 
 RUNNER = Path(__file__).with_name("runner.py")
 MODEL = ModelConfig(vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32)
 TRAIN = TrainConfig(steps=6, tokens_per_step=256, warmup_steps=1, log_interval=1, eval_interval=3, eval_tokens=600)
 
 
-class Seen(list):
-    """A sink that keeps (step, numbers)."""
+class Seen(MetricsCallback, list):
+    """Keeps (step, numbers)."""
 
     def log(self, step, metrics):
         self.append((step, metrics))
@@ -36,7 +38,7 @@ def fit(shards, tmp_path, train=TRAIN, model=MODEL, **runtime):
     settings = Runtime(
         **{"device": "cpu", "precision": "float32", "threads": 1, "checkpoint_interval": 1000, **runtime}
     )
-    trainer = Trainer.from_shards(model, train, shards, runtime=settings, state=tmp_path, sinks=[seen])
+    trainer = Trainer.from_shards(model, train, shards, runtime=settings, state=tmp_path, callbacks=[seen])
     return trainer.fit(), seen
 
 
@@ -119,10 +121,10 @@ def test_dropout_differs_between_the_ranks_and_from_step_to_step(shards, tmp_pat
         trainer = Trainer(
             model, TRAIN, DataLoader(shards, 8, 32), world=world, runtime=runtime, state=tmp_path / str(rank)
         )
-        state = trainer._start()
-        state.step = step
-        trainer.passed.decisions = [{"step": 0, "reason": "", "batches": list(range(8 - step))}]  # always batch 8
-        return trainer._step(state)[0]
+        session = trainer.open()
+        session.state.step = step
+        trainer.skipped.decisions = [Decision(0, "", list(range(8 - step)))]  # always batch 8
+        return session.step(session.state)[0]
 
     assert loss(0) == loss(0) and loss(1) == loss(1)
     assert len({loss(0), loss(1), loss(2), loss(0, step=1)}) == 4
@@ -183,7 +185,7 @@ def test_compiling_is_left_out_with_the_reason_where_it_does_not_work(shards, tm
     trainer = Trainer.from_shards(
         MODEL, TRAIN, shards, runtime=Runtime(device="cpu", precision="bfloat16"), state=tmp_path
     )
-    assert not trainer.compiled and "no such compiler" in caplog.text
+    assert not trainer.execution.compiled and "no such compiler" in caplog.text
     with pytest.raises(ConfigError, match=r"no such compiler.* runtime\.compile"):
         Trainer.from_shards(MODEL, TRAIN, shards, runtime=Runtime(device="cpu", compile="always"), state=tmp_path)
 

@@ -10,6 +10,8 @@ Attention does not stop between the documents of a row; `batch_documents` tells 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,24 @@ from foundry.data.tokens.shards import Shards
 from foundry.utils.splitmix import key
 
 GATHERED = 1 << 18  # tokens that are gathered at once
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a document in a row of a batch.
+
+    Attributes:
+        begin, end: tokens of the document that the row reads, begin symbol counted.
+        tokens: of the part.
+    """
+
+    row: int
+    shard: str
+    source: str
+    doc_id: str
+    begin: int
+    end: int
+    tokens: np.ndarray
 
 
 class DataLoader:
@@ -122,6 +142,43 @@ class DataLoader:
         """
         segments, positions = _joined([self._layout.boundaries(e, s) for e, s in self.samples(step)])
         return torch.from_numpy(segments), torch.from_numpy(positions)
+
+    def tensors(self, step: int, documents: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """(tokens, targets, segments) of a step; without `documents` no segments: attention crosses the documents of a row."""
+        return *self.batch(step), self.batch_documents(step)[0] if documents else None
+
+    def parts(self, step: int) -> Iterator[Part]:
+        """The documents that this rank's rows of `batch(step)` read, in their order."""
+        for row, pieces in enumerate(self.contents(step), start=self.rows.start):
+            for shard, first, count in pieces:
+                info = self.shards.infos[shard]
+                for doc_id, at, begin, end in self.shards.documents_at(shard, first, count):
+                    tokens = self.shards.tokens[shard][at + begin : at + end]
+                    yield Part(row, info["file"], info["source"], doc_id, begin, end, tokens)
+
+    def describe(self, step: int, most: int = 8) -> str:
+        """One line for an error message: shards and documents of `batch(step)`."""
+        names = [f"{shard} {doc_id}" for shard, doc_id in {(p.shard, p.doc_id): None for p in self.parts(step)}]
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        return f"it read {', '.join(names[:most])}{more} (`foundry inspect --step` prints them)"
+
+    @property
+    def vocab_size(self) -> int:
+        return self.shards.index["vocab_size"]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The hashes that the batches depend on: of the index, which has that of every shard, and of the tokenizer."""
+        return {
+            "index_sha256": self.shards.index_sha256,
+            "tokenizer_sha256": self.shards.index["tokenizer_sha256"],
+        }
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of the raw text of the split, on average."""
+        infos = self.shards.infos
+        return sum(i["bytes"] for i in infos) / max(1, sum(i["tokens"] for i in infos))
 
 
 def check_numbers(batch_size: int, seq_len: int, seed: int) -> None:

@@ -1,0 +1,65 @@
+"""Pre-training's loss and validator: the next token, and bits per byte of held-out documents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foundry.data.tokens.documents import batches, first_documents, windows
+from foundry.data.tokens.shards import Shards
+from foundry.models import MiniLLM
+from foundry.models.scoring import score_documents
+
+
+class NextToken:
+    """Cross-entropy of the next token, with an optional z-loss.
+
+    Args:
+        chunk: positions whose logits exist at a time.
+        z_loss: weight of the squared logarithm of the softmax's denominator (Chowdhery et al. 2022, arXiv:2204.02311); 0: none.
+    """
+
+    def __init__(self, chunk: int, z_loss: float) -> None:
+        self.chunk, self.z_loss = chunk, z_loss
+
+    def count(self, tokens: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
+        return (targets >= 0).sum()
+
+    def __call__(
+        self, model: MiniLLM, tokens: Tensor, targets: Tensor, segments: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return model.summed_loss(tokens, targets, segments, chunk=self.chunk, z_loss=self.z_loss)
+
+
+class HeldOutText:
+    """Validation on fixed documents: the sum of nats over the sum of tokens, and over the sum of bytes.
+
+    Args:
+        shards: the folder of all splits.
+        max_tokens: how much of the validation split is read.
+        seq_len: the model's context.
+        chunk: positions whose logits exist at a time.
+    """
+
+    def __init__(self, shards: Shards, max_tokens: int, seq_len: int, chunk: int) -> None:
+        self.documents, self.n_bytes = first_documents(Shards(shards.folder, "val"), max_tokens)
+        self.seq_len, self.chunk = seq_len, chunk
+
+    def __call__(
+        self, model: MiniLLM, apply: Callable[..., Any], precision: torch.dtype, rows: int
+    ) -> dict[str, float]:
+        """val_loss (nats per token) and val_bits_per_byte."""
+
+        def nats(model: MiniLLM, tokens: Tensor, targets: Tensor) -> Tensor:
+            return model.nats(tokens, targets, chunk=self.chunk)
+
+        items = batches(windows(self.documents, self.seq_len, self.seq_len), rows)
+        sums, counts = score_documents(model, items, len(self.documents), precision, lambda x, y: apply(nats, x, y))
+        return {
+            "val_loss": sums.sum() / counts.sum(),
+            "val_bits_per_byte": sums.sum() / math.log(2) / sum(self.n_bytes),
+        }

@@ -1,0 +1,104 @@
+"""How a run is carried out on this machine, and everything that its loop works with. Execution only: no result depends on it but in last bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foundry.config import ModelConfig, Runtime, TrainConfig
+from foundry.models import MiniLLM
+from foundry.training.numerics import Execution, compiled, precision_reason, wants_compile
+from foundry.training.optimizer import Optimizers
+from foundry.training.parallel import Parallel
+from foundry.training.plan import Plan
+from foundry.training.protocols import Loader, Loss
+from foundry.training.skipped import SkippedBatches
+from foundry.training.state import TrainState
+from foundry.training.step import TrainStep
+from foundry.utils.allocator import allocator
+from foundry.utils.device import resolve_precision
+from foundry.utils.distributed import World
+from foundry.utils.log import get_logger
+
+MICRO_TOKENS = {"cpu": 4096}  # of a forward pass, where runtime.micro_batch_tokens does not say; other devices: 16,384
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the loop of one run works with; made once."""
+
+    state: TrainState
+    step: TrainStep
+    parallel: Parallel
+
+
+def precision_and_rows(runtime: Runtime, world: World, loader: Loader) -> tuple[torch.dtype, int]:
+    """(precision, sequences of one forward pass): as asked, else the most that the device's limit allows and that divide the batch."""
+    rows = loader.batch_size // world.size
+    wanted = runtime.micro_batch_tokens or MICRO_TOKENS.get(world.device.type, 16_384)
+    limit = max(1, wanted // loader.seq_len)
+    micro_rows = next(n for n in range(min(limit, rows), 0, -1) if rows % n == 0)
+    return resolve_precision(runtime.precision, world.device), micro_rows
+
+
+def resolve(runtime: Runtime, world: World, precision: torch.dtype, micro_rows: int, plan: Plan) -> Execution:
+    """Decides whether to compile, which is tried first.
+
+    Raises:
+        ConfigError: if compiling is asked for and does not work here.
+    """
+    is_compiled, why_not = wants_compile(runtime, precision, plan.flops, world.device)
+    return Execution(precision, micro_rows, is_compiled, why_not)
+
+
+def open_session(
+    model: MiniLLM | None,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    seed: int,
+    runtime: Runtime,
+    world: World,
+    execution: Execution,
+    loader: Loader,
+    loss: Loss,
+    skipped: SkippedBatches,
+    identity: dict,
+) -> Session:
+    """The model on its device (without one: with the first weights of the seed, the same on every rank), its optimizers and its step."""
+    if model is None:
+        torch.manual_seed(seed)
+        model = MiniLLM(model_config)
+    model = model.to(world.device).train()
+    model.recompute = runtime.recompute
+    parallel = Parallel(model, world, runtime.parallel, loss)
+    forward = forward_of(parallel, world, execution)
+    step = TrainStep(config, seed, world, loader, loss, skipped, parallel, forward, execution.micro_rows)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=execution.precision == torch.float16)
+    return Session(TrainState(model, Optimizers(model, config), scaler, identity), step, parallel)
+
+
+def forward_of(parallel: Parallel, world: World, execution: Execution) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The loss of a batch (what is minimised, what is reported): under autocast, compiled as the run needs."""
+    precision = execution.precision
+    autocast = torch.autocast(world.device.type, precision, enabled=precision != torch.float32)
+
+    def forward(*batch: Tensor | None) -> tuple[Tensor, Tensor]:
+        with autocast:
+            return parallel.module(*batch)
+
+    return compiled(forward) if execution.compiled else forward
+
+
+def log_setup(fingerprint: str, plan: Plan, runtime: Runtime, world: World, execution: Execution) -> None:
+    """Logs what was derived before anything runs (law 9)."""
+    log = get_logger()
+    for line in plan.lines():
+        log.info("%s", line)
+    how = f"{world.size} x {world.device.type}, {execution.precision_name}"
+    why = precision_reason(runtime, execution.precision, world.device)
+    compiling = "compiled" if execution.compiled else f"not compiled ({execution.why_not})"
+    log.info("run %s on %s (%s), %d threads, %s", fingerprint, how, why, torch.get_num_threads(), compiling)
+    log.info("memory allocator: %s", allocator())

@@ -1,0 +1,58 @@
+"""Batches that a run skips: its answer to a loss or gradient that is not finite.
+
+The batch of a step is the step's own number, moved on by one for every batch that was skipped before it; so the others keep their order,
+each is read once, and the whole run is a function of its identity and this list. The list is a file beside the checkpoints, and its entries
+are part of `config.json` and `reports/train.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from foundry.config import CheckpointError
+from foundry.utils.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Decision:
+    """At `step`, for `reason`, the run decided to skip `batches`."""
+
+    step: int
+    reason: str
+    batches: list[int]
+
+
+class SkippedBatches:
+    """The decisions of one run, in their order.
+
+    Raises:
+        CheckpointError: if the file is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        known = read_json(path, "the batches that a run skips", CheckpointError) if path.exists() else []
+        try:
+            self.decisions = [Decision(**d) for d in known]
+        except TypeError as e:
+            raise CheckpointError(f"{path} is not a list of skipped batches ({e}): move its folder away") from None
+
+    def __len__(self) -> int:
+        return sum(len(d.batches) for d in self.decisions)
+
+    def batch(self, step: int) -> int:
+        """The number of the batch that a step, counted from 0, reads."""
+        for b in sorted(b for d in self.decisions for b in d.batches):
+            if b <= step:
+                step += 1
+        return step
+
+    def add(self, decision: Decision, *, write: bool = True) -> None:
+        """Skips batches from now on; written at once. Only rank 0 writes."""
+        self.decisions.append(decision)
+        if write:
+            write_json(self._path, self.to_json())
+
+    def to_json(self) -> list[dict]:
+        return [asdict(d) for d in self.decisions]

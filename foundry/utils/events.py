@@ -1,0 +1,105 @@
+"""What happens in a training, as typed events, and the callbacks that receive them.
+
+MLflow, TensorBoard, the progress bar and the log lines are callbacks. Only rank 0 has any; a callback changes nothing of the run (law 8)
+and must not raise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimizer step.
+
+    Attributes:
+        step: optimizer steps done.
+        loss: nats per token. bits_per_byte: of the training text (with weighted sources, approximately).
+        seconds: wall-clock time of training so far, over all resumes.
+        share_of_peak: of the device's operations per second; None if its peak is unknown.
+        deviations: of a spike, how many standard deviations the loss lies above the last ones; else None.
+        logged: whether the step is a point of the loss curve.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens_per_second: float
+    gflops: float
+    seconds: float
+    bits_per_byte: float
+    share_of_peak: float | None
+    deviations: float | None
+    logged: bool
+
+    def metrics(self) -> dict[str, float]:
+        """The finite numbers by name: the norm of a gradient that left float16's range is not among them."""
+        names = ("loss", "grad_norm", "lr", "tokens_per_second", "gflops", "seconds", "bits_per_byte", "share_of_peak")
+        values = {name: getattr(self, name) for name in names}
+        return {k: v for k, v in values.items() if v is not None and math.isfinite(v)}
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A validation of the weights after `step` steps."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A checkpoint was begun; training waited `seconds` for the copy of the state."""
+
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """Training returned to `step` and takes other batches from there: what was reported of later steps no longer counts."""
+
+    step: int
+
+
+class Callback:
+    """Receives the events of one training; methods that are not overridden do nothing."""
+
+    def on_step(self, event: StepDone) -> None:
+        pass
+
+    def on_validation(self, event: Validated) -> None:
+        pass
+
+    def on_checkpoint(self, event: CheckpointSaved) -> None:
+        pass
+
+    def on_rollback(self, event: RolledBack) -> None:
+        pass
+
+    def on_end(self) -> None:
+        """The loop has ended: finished, stopped, or with an error."""
+
+
+class MetricsCallback(Callback):
+    """A callback that keeps numbers by step: those of each point of the loss curve and of each validation."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        raise NotImplementedError
+
+    def back_to(self, step: int) -> None:
+        """What was logged of later steps no longer counts."""
+        raise NotImplementedError
+
+    def on_step(self, event: StepDone) -> None:
+        if event.logged:
+            self.log(event.step, event.metrics())
+
+    def on_validation(self, event: Validated) -> None:
+        self.log(event.step, event.metrics)
+
+    def on_rollback(self, event: RolledBack) -> None:
+        self.back_to(event.step)
