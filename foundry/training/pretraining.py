@@ -39,14 +39,14 @@ class HeldOutText:
     """Validation on fixed documents: the sum of nats over the sum of tokens, and over the sum of bytes.
 
     Args:
-        shards: the folder of all splits.
-        max_tokens: how much of the validation split is read.
+        shards: of the validation split.
+        max_tokens: how many tokens of it are read.
         seq_len: the model's context.
         chunk: positions whose logits exist at a time.
     """
 
     def __init__(self, shards: Shards, max_tokens: int, seq_len: int, chunk: int) -> None:
-        self.documents, self.n_bytes = first_documents(Shards(shards.folder, "val"), max_tokens)
+        self.documents, self.n_bytes = first_documents(shards, max_tokens)
         self.seq_len, self.chunk = seq_len, chunk
 
     def __call__(

@@ -21,6 +21,7 @@ import torch
 
 from foundry.config import FoundryError, ModelConfig, Runtime, TrainConfig
 from foundry.data.tokens.loader import DataLoader
+from foundry.data.tokens.shards import Shards
 from foundry.models import MiniLLM
 from foundry.models.accounting import train_flops_per_token
 from foundry.models.files import weights_sha256
@@ -134,7 +135,7 @@ class Trainer:
         chunk = self.runtime.loss_chunk
         self.loss = loss or NextToken(chunk, self.config.z_loss)
         self.validator = validator or HeldOutText(
-            data_loader.shards, self.config.eval_tokens, self.model_config.max_seq_len, chunk
+            Shards(data_loader.shards.folder, "val"), self.config.eval_tokens, self.model_config.max_seq_len, chunk
         )
         self.execution = resolve(self.runtime, self.world, precision, micro_rows, self.plan)
         self.skipped = SkippedBatches(self.folder / SKIPPED)
