@@ -17,7 +17,7 @@ import psutil
 
 from flows.workspace import building, prune
 from foundry.config import LockError
-from foundry.utils.process import exclusive
+from foundry.utils.locks import exclusive
 
 MARK = "FOUNDRY_UI"  # in the environment of everything that a `make ui` starts: its project
 RUN = "PREFECT__FLOW_RUN_ID"  # in the environment of a run's processes, by Prefect's worker

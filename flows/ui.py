@@ -30,7 +30,7 @@ from flows.settings import environment, project_root
 from foundry.config import ConfigError, FoundryError, LockError
 from foundry.tracking.address import own_store, sqlite_uri
 from foundry.tracking.settings import artifacts_of, connect
-from foundry.utils.process import exclusive
+from foundry.utils.locks import exclusive
 from foundry.utils.served import addresses, lock_path, remove_addresses, write_addresses
 
 HOST = "127.0.0.1"

@@ -24,7 +24,7 @@ from foundry.config import ConfigError, read_yaml, yaml_text
 from foundry.config.profiles import with_values
 from foundry.utils.dvc_files import repair_dvc
 from foundry.utils.files import atomic_write, write_json
-from foundry.utils.process import exclusive, locked_if_free
+from foundry.utils.locks import exclusive, locked_if_free
 
 KEPT = ("params.yaml", "dvc.lock", "data.lock.json")
 Log = Callable[[str], None]

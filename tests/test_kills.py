@@ -25,7 +25,7 @@ from foundry.tracking import backup
 from foundry.tracking.spool import Spool
 from foundry.training.checkpoints import Checkpoints
 from foundry.utils.files import sha256_tree, write_json
-from foundry.utils.process import exclusive
+from foundry.utils.locks import exclusive
 
 MODEL = ModelConfig(vocab_size=64, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=16, max_seq_len=16)
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from foundry.config import Config, DataError
-from foundry.project.status import STATE, holder, size, undelivered_runs
+from foundry.project.status import STATE, size, undelivered_runs
 from foundry.tracking.names import FINGERPRINT
 from foundry.utils.files import read_json, remove_dir, sha256_json
-from foundry.utils.process import locked_if_free
+from foundry.utils.locks import holder_of, locked_if_free
 
 DAY = 86_400.0  # seconds
 TEMPORARY = 1.0  # days after which a temporary file is of a process that was killed
@@ -64,14 +64,14 @@ def collect(cfg: Config, root: Path = Path("."), days: float = 7.0) -> Collected
     for folder in _folders(state / "runs"):
         tree = folder / "tree"
         if tree.exists():
-            busy = "its run is at work" if holder(folder / "lock") else None
+            busy = "its run is at work" if holder_of(folder / "lock") else None
             found.add(tree, busy, "worktree of a run that died")
         found.add(folder, runs[folder], "parameters, lock and reports of a flow's run that nothing refers to")
     references = _references(cfg, root, registered, [f for f, why in runs.items() if why])
     undelivered = {f.name for f in undelivered_runs(root)}
     for folder in _folders(state / "train"):
         why = references.get(folder.name)
-        if holder(folder / "lock") or holder(folder / "tracker.lock"):
+        if holder_of(folder / "lock") or holder_of(folder / "tracker.lock"):
             why = "it runs"
         elif folder.name in undelivered:
             why = "MLflow has not all of its points: `foundry sync`"
@@ -123,7 +123,7 @@ def _kept_runs(runs: Path, registered: list[dict[str, str]], days: float) -> dic
     newest = max(with_report, key=lambda f: (f / "run.json").stat().st_mtime, default=None)
     kept: dict[Path, str | None] = {}
     for folder in folders:
-        if holder(folder / "lock"):
+        if holder_of(folder / "lock"):
             kept[folder] = "its run is at work"
         elif folder.name in flows:
             kept[folder] = "a registered version was built by it"

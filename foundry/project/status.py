@@ -19,6 +19,7 @@ import psutil
 
 from foundry.config import ConfigError, FoundryError, read_yaml
 from foundry.utils.files import read_json
+from foundry.utils.locks import holder_of
 
 STATE = Path(".foundry")
 SIZED = ("train", "runs", "register", "downloads", "mlartifacts", "mlflow.db", "prefect", "ui")
@@ -37,41 +38,6 @@ def status(root: Path = Path(".")) -> dict[str, Any]:
     }
 
 
-def holder(lock: Path) -> tuple[int, str] | None:
-    """(process, note) of the living process that holds a lock file of `foundry.utils.process.exclusive`; None if none does.
-
-    The file says which process it was, the kernel's table of locks whether it still holds it. The lock itself is not tried: a trainer that starts at that
-    moment would be refused.
-    """
-    try:
-        text, inode = lock.read_text(encoding="utf-8"), lock.stat().st_ino
-        pid, _, note = text.partition(" ")
-        held = int(pid) in _holders(lock, inode)
-    except (OSError, ValueError):  # no such file, or damaged
-        return None
-    return (int(pid), note.strip()) if held else None
-
-
-def _holders(lock: Path, inode: int) -> set[int]:
-    """Processes that hold a lock on the file: by Linux's table (`proc_locks(5)`), elsewhere those that have the file open."""
-    table = Path("/proc/locks")
-    if table.exists():
-        rows = (
-            line.split()
-            for line in table.read_text(encoding="ascii").splitlines()
-            if " FLOCK " in line and "->" not in line
-        )
-        return {int(r[-4]) for r in rows if r[-3].endswith(f":{inode}")}
-    return {p.pid for p in psutil.process_iter() if _has_open(p, lock)}
-
-
-def _has_open(process: psutil.Process, path: Path) -> bool:
-    try:
-        return str(path.resolve()) in {f.path for f in process.open_files()}
-    except psutil.Error:  # it ended meanwhile, or is another user's
-        return False
-
-
 def _trainings(root: Path) -> Iterator[dict[str, Any]]:
     """Every training with a state folder: run, step, steps, loss, logged_s_ago, finished; `pid` of one that runs."""
     for folder in sorted(p.parent for p in (root / STATE / "train").glob("*/identity.json")):
@@ -84,8 +50,8 @@ def _trainings(root: Path) -> Iterator[dict[str, Any]]:
         row = {"what": "training", "run": folder.name, "steps": steps, "saved_step": saved, "step": max(step, saved)}
         if loss is not None:
             row |= {"loss": loss, "logged_s_ago": round(time.time() - when, 1)}
-        held = holder(folder / "lock")
-        yield {**row, "finished": saved >= steps, **({"pid": held[0]} if held else {})}
+        held = holder_of(folder / "lock")
+        yield {**row, "finished": saved >= steps, **({"pid": held.pid} if held else {})}
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -134,14 +100,14 @@ def _outs(stage: dict[str, Any]) -> Iterator[str]:
 
 
 def _flows(root: Path) -> Iterator[dict[str, Any]]:
-    if held := holder(root / STATE / "runs" / "building"):
-        yield {"what": "flow", "pid": held[0], "note": held[1]}
+    if held := holder_of(root / STATE / "runs" / "building"):
+        yield {"what": "flow", "pid": held.pid, "note": held.note}
 
 
 def undelivered_runs(root: Path) -> Iterator[Path]:
     """State folders of trainings that were tracked, are over, and that MLflow does not have whole."""
     for folder in sorted(p.parent for p in (root / STATE / "train").glob("*/run.json")):
-        over = holder(folder / "tracker.lock") is None and holder(folder / "lock") is None
+        over = holder_of(folder / "tracker.lock") is None and holder_of(folder / "lock") is None
         if over and not (
             _text(folder / "delivered") == (_text(folder / "status") or "KILLED") and not undelivered(folder)
         ):

@@ -22,7 +22,7 @@ from foundry.tracking.names import FINGERPRINT, KEY, RESTORED
 from foundry.tracking.settings import connect, experiment_id, serialized
 from foundry.tracking.spool import Spool
 from foundry.utils.files import read_json, write_json, write_text
-from foundry.utils.process import locked_if_free
+from foundry.utils.locks import locked_if_free
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

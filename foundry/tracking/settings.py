@@ -18,7 +18,7 @@ from foundry.config import ConfigError, Runtime
 from foundry.tracking.address import own_store, resolve, sqlite_path, sqlite_uri
 from foundry.tracking.description import EXPERIMENT, NOTE
 from foundry.utils.files import state_dir
-from foundry.utils.process import exclusive
+from foundry.utils.locks import exclusive
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

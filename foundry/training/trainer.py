@@ -46,8 +46,9 @@ from foundry.utils.device import device_memory, get_device, peak_flops
 from foundry.utils.distributed import World, told_lost_peer
 from foundry.utils.events import Callback
 from foundry.utils.files import state_dir
+from foundry.utils.locks import exclusive
 from foundry.utils.log import get_logger
-from foundry.utils.process import Stopped, StopSignal, exclusive
+from foundry.utils.process import Stopped, StopSignal
 
 
 @dataclass(frozen=True)

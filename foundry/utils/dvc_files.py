@@ -24,7 +24,7 @@ import psutil
 import yaml
 
 from foundry.config import ConfigError
-from foundry.utils.process import locked_if_free
+from foundry.utils.locks import locked_if_free
 
 LOCK, RWLOCK = "dvc.lock", Path(".dvc/tmp/rwlock")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast; not every build has it

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from foundry.utils.files import read_json, write_json
-from foundry.utils.process import locked_if_free
+from foundry.utils.locks import locked_if_free
 
 
 def lock_path(root: Path) -> Path:

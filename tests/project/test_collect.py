@@ -11,7 +11,7 @@ from foundry.cli import main
 from foundry.config import load_config
 from foundry.training.identity import fingerprint, identity
 from foundry.utils.files import sha256_json, write_json
-from foundry.utils.process import exclusive
+from foundry.utils.locks import exclusive
 
 OLD = time.time() - 30 * 86_400
 

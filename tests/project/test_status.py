@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from foundry.cli import main
-from foundry.project.status import holder, last_point, size
+from foundry.project.status import last_point, size
 from foundry.utils.files import write_json
-from foundry.utils.process import exclusive
+from foundry.utils.locks import exclusive
 
 RUNNER = Path(__file__).resolve().parents[1] / "training/runner.py"
 
@@ -109,14 +109,6 @@ def test_damaged_files_of_the_state_stop_nothing(root, text, capsys):
         (root / name).write_text(text)
     assert ask(capsys)["running"] == []
     main(["status"])
-
-
-def test_a_lock_file_that_names_another_living_process_is_not_held(root):
-    (root / "lock").write_text(str(os.getppid()))
-    assert holder(root / "lock") is None
-    with exclusive(root / "lock", note="x"):
-        assert holder(root / "lock") == (os.getpid(), "x")
-    assert holder(root / "lock") is None
 
 
 def test_the_last_point_is_that_of_the_training_and_links_are_counted_once(root):

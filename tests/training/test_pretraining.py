@@ -14,7 +14,7 @@ from foundry.models import MiniLLM
 from foundry.training import Trainer
 from foundry.training.pretraining import HeldOutText, NextToken
 from foundry.training.schedule import stable_steps
-from foundry.utils.process import exclusive
+from foundry.utils.locks import exclusive
 
 MODEL = ModelConfig(vocab_size=400, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32)
 TRAIN = TrainConfig(steps=4, tokens_per_step=256, warmup_steps=1, log_interval=1, eval_interval=2, eval_tokens=600)

@@ -1,4 +1,4 @@
-"""Children die with their parent, stop cleanly, and never share a state folder."""
+"""Child processes end with their parent, and processes stop cleanly on a signal."""
 
 import os
 import signal
@@ -9,8 +9,7 @@ import time
 import psutil
 import pytest
 
-from foundry.config import LockError
-from foundry.utils.process import StopSignal, exclusive
+from foundry.utils.process import StopSignal
 
 
 def test_a_child_gets_the_signal_when_its_parent_is_killed(tmp_path):
@@ -53,29 +52,9 @@ def test_the_second_signal_ends_the_process_at_once():
     assert p.wait(5) == 130
 
 
-def test_a_lock_is_held_once_and_freed_by_a_kill(tmp_path):
-    lock = tmp_path / "lock"
-    code = (
-        "import sys, time\nfrom pathlib import Path\nfrom foundry.utils.process import exclusive\n"
-        "with exclusive(Path(sys.argv[1]), 'x'):\n    print('held', flush=True)\n    time.sleep(60)"
-    )
-    p = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True)
-    p.stdout.readline()
-    with (
-        pytest.raises(LockError, match=f"training abc is already running \\(pid {p.pid}") as e,
-        exclusive(lock, "training abc"),
-    ):
-        pass
-    assert e.value.pid == p.pid
-    p.kill()
-    p.wait()
-    with exclusive(lock, "training abc"):
-        assert lock.read_text() == str(os.getpid())
-
-
 @pytest.mark.parametrize("ended", ["stage", "command"])
 def test_ctrl_c_ends_with_one_line_and_exit_code_130(ended, tmp_path, monkeypatch, capsys):
-    """Of a stage and of a command; training saves first and has its own words."""
+    """A stage and a command; training saves its state first and has a message of its own."""
     from foundry import cli
     from foundry.utils import stage
 

