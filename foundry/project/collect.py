@@ -158,7 +158,8 @@ def _present(cfg: Config, root: Path) -> str | None:
     index = _json(root / "data/shards/index.json")
     if not index.get("tokenizer_sha256"):
         return None
-    return fingerprint(identity(cfg.model, cfg.train, cfg.seed, sha256_json(index), index["tokenizer_sha256"]))
+    data = {"index_sha256": sha256_json(index), "tokenizer_sha256": index["tokenizer_sha256"]}
+    return fingerprint(identity(cfg.model, cfg.train, cfg.seed, data))
 
 
 def _committed(root: Path) -> Iterator[tuple[str, str]]:

@@ -61,7 +61,8 @@ def test_what_anything_refers_to_stays_and_the_rest_is_freed_only_when_asked(roo
     index = {"tokenizer_sha256": "t" * 64, "splits": {}}
     write_json(root / "data/shards/index.json", index)
     cfg = load_config()
-    present = fingerprint(identity(cfg.model, cfg.train, cfg.seed, sha256_json(index), "t" * 64))
+    data = {"index_sha256": sha256_json(index), "tokenizer_sha256": "t" * 64}
+    present = fingerprint(identity(cfg.model, cfg.train, cfg.seed, data))
     kept = ["committed", "here", present, "running", "undelivered", "registered", "waits", "stored"]
     for name in [*kept, "old", "stopped"]:
         training(root, name, delivered=name != "undelivered", status="KILLED" if name == "stopped" else "FINISHED")
