@@ -51,6 +51,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "tests/training/test_plan.py",
     ),
     "foundry/evaluation/intervals.py": ("tests/evaluation/test_bits_per_byte.py", "tests/evaluation/test_tokens.py"),
+    "foundry/utils/bootstrap.py": ("tests/utils/test_bootstrap.py", "tests/evaluation/test_bits_per_byte.py"),
     "foundry/models/*.py": (
         *QUICK,
         "tests/models",

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foundry.config import DataError
+from foundry.utils.bootstrap import bootstrap, percentiles_95
 
 COLUMNS = ("doc_id", "source", "lang", "n_bytes", "tokens", "nats")
 
@@ -104,12 +105,9 @@ def compare_documents(a: pa.Table, b: pa.Table, resamples: int = 2000, seed: int
 
 
 def _difference(bits_a: np.ndarray, bits_b: np.ndarray, n_bytes: np.ndarray, resamples: int, seed: int) -> Difference:
-    rng, gap, n = np.random.default_rng(seed), bits_b - bits_a, len(n_bytes)
-    draws = np.empty(resamples)
-    for i in range(resamples):
-        at = rng.integers(0, n, n)
-        draws[i] = gap[at].sum() / n_bytes[at].sum()
-    low, high = np.percentile(draws, (2.5, 97.5))
+    gap, n = bits_b - bits_a, len(n_bytes)
+    draws = bootstrap(lambda drawn: gap[drawn].sum() / n_bytes[drawn].sum(), n, resamples, seed)
+    low, high = percentiles_95(draws)
     wins = ((gap < 0).sum() + (gap == 0).sum() / 2) / n
     values = (bits_a.sum() / n_bytes.sum(), bits_b.sum() / n_bytes.sum(), gap.sum() / n_bytes.sum(), low, high, wins)
     return Difference(*(round(float(v), 6) for v in values), documents=n)

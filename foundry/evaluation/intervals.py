@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from foundry.utils.bootstrap import bootstrap, percentiles_95
+
 Interval = dict[str, float]
 
 
@@ -19,19 +21,21 @@ def ratio_intervals(
     Returns:
         None for a column of which no document has a part.
     """
-    rng, n = np.random.default_rng(seed), len(above)
-    draws = np.full((resamples, above.shape[1]), np.nan)
-    for i in range(resamples):
-        times = np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64)
+    n = len(above)
+
+    def ratios(drawn: np.ndarray) -> np.ndarray:
+        times = np.bincount(drawn, minlength=n).astype(np.float64)
         over = times @ below
-        np.divide(times @ above, over, out=draws[i], where=over > 0)
+        return np.divide(times @ above, over, out=np.full(len(over), np.nan), where=over > 0)
+
+    draws = bootstrap(ratios, n, resamples, seed)
     out: list[Interval | None] = []
     for column in range(above.shape[1]):
         total = below[:, column].sum()
         if not total > 0:
             out.append(None)
             continue
-        low, high = np.nanpercentile(draws[:, column], (2.5, 97.5))
+        low, high = percentiles_95(draws[:, column])
         value = above[:, column].sum() / total
         out.append({k: round(float(v), digits) for k, v in (("value", value), ("low", low), ("high", high))})
     return out

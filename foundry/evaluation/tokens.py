@@ -12,6 +12,7 @@ from foundry.data.tokens.documents import IGNORE, batches, windows
 from foundry.evaluation.intervals import ratio_intervals
 from foundry.models import MiniLLM
 from foundry.models.scoring import LOGITS
+from foundry.utils.bootstrap import bootstrap, percentiles_95
 
 BINS = 10
 
@@ -86,11 +87,13 @@ def calibration(scores: TokenScores, documents: int, resamples: int, seed: int) 
         for k, a in enumerate(accuracy)
         if a
     ]  # fmt: skip
-    rng, draws, gap = np.random.default_rng(seed), np.empty(resamples), sure - right
-    for i in range(resamples):
-        times = np.bincount(rng.integers(0, documents, documents), minlength=documents).astype(np.float64)
-        draws[i] = np.abs(times @ gap).sum() / max((times @ counts).sum(), 1.0)
-    low, high = np.percentile(draws, (2.5, 97.5))
+    gap = sure - right
+
+    def expected_error(drawn: np.ndarray) -> float:
+        times = np.bincount(drawn, minlength=documents).astype(np.float64)
+        return np.abs(times @ gap).sum() / max((times @ counts).sum(), 1.0)
+
+    low, high = percentiles_95(bootstrap(expected_error, documents, resamples, seed))
     value = np.abs(gap.sum(0)).sum() / counts.sum()
     error = {k: round(float(v), 4) for k, v in (("value", value), ("low", low), ("high", high))}
     return {"expected_error": error, "rows": rows}

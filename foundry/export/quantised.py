@@ -20,6 +20,7 @@ from foundry.export.gguf_read import load_gguf
 from foundry.models import MiniLLM
 from foundry.models.scoring import LOGITS, score_documents
 from foundry.models.transformer import IGNORE
+from foundry.utils.bootstrap import bootstrap, percentiles_95
 
 RESAMPLES = 1000
 
@@ -96,7 +97,6 @@ def _bits(nats: np.ndarray, n_bytes: np.ndarray, digits: int) -> float:
 
 def _interval(nats: np.ndarray, n_bytes: np.ndarray) -> dict[str, float]:
     """Bits per byte with a 95 % bootstrap percentile interval over documents, seeded: {value, low, high}."""
-    rng, n = np.random.default_rng(0), len(nats)
-    draws = [_bits(nats[at], n_bytes[at], 9) for at in (rng.integers(0, n, n) for _ in range(RESAMPLES))]
-    low, high = np.percentile(draws, (2.5, 97.5))
-    return {"value": _bits(nats, n_bytes, 5), "low": round(float(low), 5), "high": round(float(high), 5)}
+    draws = bootstrap(lambda drawn: _bits(nats[drawn], n_bytes[drawn], 9), len(nats), RESAMPLES, seed=0)
+    low, high = percentiles_95(draws)
+    return {"value": _bits(nats, n_bytes, 5), "low": round(low, 5), "high": round(high, 5)}

@@ -1,0 +1,34 @@
+"""The bootstrap over documents (Efron 1979, "Bootstrap methods: another look at the jackknife"): the one source of every interval.
+
+Documents are drawn, not tokens, because the tokens of one document depend on each other. The draws are a function of the seed and the number of
+documents only: every caller that uses the same seed on the same documents sees the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float | np.ndarray], documents: int, resamples: int, seed: int
+) -> np.ndarray:
+    """Computes a statistic on resampled documents.
+
+    Args:
+        statistic: takes the numbers of the drawn documents, int64 (documents,), with repetitions; returns a number or an array of one shape.
+            NaN marks a draw in which nothing was counted.
+        documents: how many there are; each draw has as many, with replacement.
+
+    Returns:
+        float64 (resamples, *shape of the statistic).
+    """
+    rng = np.random.default_rng(seed)
+    return np.array([statistic(rng.integers(0, documents, documents)) for _ in range(resamples)], np.float64)
+
+
+def percentiles_95(draws: np.ndarray) -> tuple[float, float]:
+    """The lower and upper end of the 95 % percentile interval of draws (resamples,); NaN is left out."""
+    low, high = np.nanpercentile(draws, (2.5, 97.5))
+    return float(low), float(high)

@@ -1,0 +1,29 @@
+"""The bootstrap: draws that depend on the seed and the number of documents only, and a percentile interval of what was counted."""
+
+import numpy as np
+
+from foundry.utils.bootstrap import bootstrap, percentiles_95
+
+
+def test_every_draw_has_as_many_documents_as_there_are_and_follows_from_the_seed():
+    drawn = bootstrap(lambda at: at, 7, 40, seed=3)
+    rng = np.random.default_rng(3)
+    assert drawn.shape == (40, 7) and drawn.dtype == np.float64
+    assert (drawn == [rng.integers(0, 7, 7) for _ in range(40)]).all()
+    assert {len(set(row)) for row in drawn.tolist()} != {7}  # with replacement
+    assert (bootstrap(lambda at: at, 7, 40, seed=4) != drawn).any()
+
+
+def test_all_statistics_of_one_seed_see_the_same_draws():
+    values = np.random.default_rng(0).random((9, 2))
+    both = bootstrap(lambda at: values[at].sum(0), 9, 50, seed=1)
+    for column in range(2):
+        single = bootstrap(lambda at, column=column: values[at, column].sum(), 9, 50, seed=1)
+        np.testing.assert_allclose(both[:, column], single, rtol=1e-12)
+
+
+def test_the_interval_is_that_of_the_draws_in_which_something_was_counted():
+    draws = np.arange(1001.0)
+    assert percentiles_95(draws) == (25.0, 975.0)
+    with_empty = np.insert(draws, [0, 500], np.nan)
+    assert percentiles_95(with_empty) == (25.0, 975.0)
