@@ -1,58 +1,92 @@
-"""`data/raw/manifest.json`: what the download stage leaves for the next one."""
+"""`data/raw/manifest.json`: what the download stage writes and the clean stage reads, with the one schema of both."""
 
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from foundry.config import DataError
-from foundry.utils.files import read_json, sha256_file
+from foundry.utils.files import read_json, sha256_file, write_json
 
-_KEYS = {
-    "name",
-    "url",
-    "license",
-    "attribution",
-    "lang",
-    "format",
-    "text",
-    "encoding",
-    "cut",
-    "html",
-    "member",
-    "files",
-}
+NAME = "manifest.json"
 
 
-def read_manifest(raw: Path) -> list[dict[str, Any]]:
-    """The sources, in the order of the mix.
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RawFile(_Record):
+    """A downloaded file: its path below the folder of the manifest, its hash, its size."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+class RawSource(_Record):
+    """A source of the parameters (`foundry.config.Source` documents the keys) with the files that it gave, by name."""
+
+    name: str
+    url: str
+    license: str
+    attribution: str
+    lang: str
+    format: str
+    encoding: str | None
+    text: str
+    cut: str
+    html: Literal["auto", "strip", "keep"]
+    member: str | None
+    files: Annotated[tuple[RawFile, ...], Field(strict=False)]  # JSON has no tuples
+
+    @property
+    def bytes(self) -> int:
+        """The size of all files together."""
+        return sum(f.bytes for f in self.files)
+
+
+class Manifest(_Record):
+    """The sources, in the order of the parameters."""
+
+    sources: Annotated[tuple[RawSource, ...], Field(strict=False)]
+
+
+def write_manifest(raw: Path, manifest: Manifest) -> None:
+    write_json(raw / NAME, manifest.model_dump())
+
+
+def read_manifest(raw: Path) -> Manifest:
+    """The manifest of a folder.
 
     Raises:
-        DataError: if the manifest is missing, not ours, or names a file outside its folder.
+        DataError: if the manifest is missing, is not of this release, or names a file outside its folder.
     """
-    path = raw / "manifest.json"
+    path = raw / NAME
     data = read_json(path, "run the download stage first (python -m stages.download)", DataError)
-    sources = data.get("sources") if isinstance(data, dict) else None
-    if not isinstance(sources, list) or not all(isinstance(s, dict) and s.keys() >= _KEYS for s in sources):
-        raise DataError(f"{path} is not a manifest of the download stage; run it again")
-    for f in (f for s in sources for f in s["files"]):
-        if PurePosixPath(f["path"]).is_absolute() or ".." in PurePosixPath(f["path"]).parts:
-            raise DataError(f"{path} names {f['path']!r}, which lies outside {raw}; run the download stage again")
-    return sources
+    try:
+        manifest = Manifest.model_validate(data)
+    except ValidationError:
+        raise DataError(f"{path} is not a manifest of the download stage; run it again") from None
+    for file in (f for s in manifest.sources for f in s.files):
+        if PurePosixPath(file.path).is_absolute() or ".." in PurePosixPath(file.path).parts:
+            raise DataError(f"{path} names {file.path!r}, which is outside {raw}; run the download stage again")
+    return manifest
 
 
-def verified(raw: Path, file: dict[str, Any]) -> Path:
+def verified(raw: Path, file: RawFile) -> Path:
     """The path of a file whose bytes are what the manifest says.
 
     Raises:
         DataError: if it is missing or was changed.
     """
-    path = raw / file["path"]
+    path = raw / file.path
     if not path.is_file():
         raise DataError(f"{path} is missing, though the manifest names it; run the download stage again")
-    if (seen := sha256_file(path)) != file["sha256"]:
+    if (seen := sha256_file(path)) != file.sha256:
         raise DataError(
-            f"{path} was changed after its download: sha256 {seen}, the manifest says {file['sha256']}; "
+            f"{path} was changed after its download: sha256 {seen}, the manifest says {file.sha256}; "
             "run the download stage again"
         )
     return path

@@ -51,7 +51,7 @@ def record_bases(job: Job, results: list[Result]) -> list[int]:
 def by_file(job: Job) -> dict[tuple[int, int], list[int]]:
     """(source, file) → numbers of its units."""
     out: dict[tuple[int, int], list[int]] = {
-        (s, f): [] for s, source in enumerate(job.sources) for f in range(len(source["files"]))
+        (s, f): [] for s, source in enumerate(job.sources) for f in range(len(source.files))
     }
     for n, unit in enumerate(job.units):
         out[unit.source, unit.file].append(n)
@@ -69,16 +69,16 @@ def encoding_doubts(job: Job, results: list[Result]) -> list[str]:
         if guess:  # with zero bytes it is text; without a guess a binary record is just that
             wrong += sum(results[n]["bad_reasons"].get("binary", 0) for n in numbers)
         if 2 * wrong > records:
-            found.setdefault((s, guess), []).append(job.sources[s]["files"][f]["path"])
+            found.setdefault((s, guess), []).append(job.sources[s].files[f].path)
     doubts = []
     for (s, guess), files in found.items():
         source = job.sources[s]
         more = f" and {len(files) - 1} more file{'s'[: len(files) > 2]}" if len(files) > 1 else ""
-        if guess and not source["encoding"]:
-            remedy = f"it looks like {guess}: set `encoding: {guess}` for the source {source['name']}"
+        if guess and not source.encoding:
+            remedy = f"it looks like {guess}: set `encoding: {guess}` for the source {source.name}"
         else:
-            remedy = f"set `encoding:` of the source {source['name']} to the one that it is in, or convert the file"
-        doubts.append(f"{files[0]}{more}: most of the text is not valid {source['encoding'] or 'UTF-8'}; {remedy}")
+            remedy = f"set `encoding:` of the source {source.name} to the one that it is in, or convert the file"
+        doubts.append(f"{files[0]}{more}: most of the text is not valid {source.encoding or 'UTF-8'}; {remedy}")
     return doubts
 
 
@@ -93,7 +93,7 @@ def check_files(job: Job, results: list[Result]) -> None:
                 f"record {b['record']}: {b['reason']} {b['excerpt'][:60]!r}" for b in _first_bad(job, numbers)
             )
             problems.append(
-                f"{job.sources[s]['files'][f]['path']}: {bad} of {bad + documents} records cannot be read ({share:.1%}; "
+                f"{job.sources[s].files[f].path}: {bad} of {bad + documents} records cannot be read ({share:.1%}; "
                 f"clean.max_bad_fraction allows {job.params.max_bad_fraction:.1%}). {told}. Mend the file, its format or "
                 "its text template"
             )
@@ -101,9 +101,9 @@ def check_files(job: Job, results: list[Result]) -> None:
         mine = [done for unit, done in zip(job.units, results, strict=True) if unit.source == s]
         if not sum(done["documents"] for done in mine) and not problems:
             problems.append(
-                f"{source['name']} holds no document (files: {len(source['files'])}, bytes: "
-                f"{sum(f['bytes'] for f in source['files'])}, unreadable records: {sum(d['bad'] for d in mine)}). Check "
-                f"what {source['url']} points to, its format ({source['format']}) and its text template"
+                f"{source.name} holds no document (files: {len(source.files)}, bytes: "
+                f"{source.bytes}, unreadable records: {sum(d['bad'] for d in mine)}). Check "
+                f"what {source.url} points to, its format ({source.format}) and its text template"
             )
     if problems:
         problems = [*encoding_doubts(job, results), *problems]
@@ -132,7 +132,7 @@ def write_quarantine(job: Job, bases: list[int], path: Path) -> None:
                     for line in f:
                         item = json.loads(line)
                         item["record"] += base
-                        out.write(json.dumps({"source": job.sources[job.units[n].source]["name"], **item}) + "\n")
+                        out.write(json.dumps({"source": job.sources[job.units[n].source].name, **item}) + "\n")
 
 
 def rows_in(job: Job, number: int) -> int:
@@ -250,5 +250,5 @@ def merged_samples(run: Outcome) -> dict[tuple[str, str], list[dict[str, Any]]]:
     for key, lines in merged.lines().items():
         number, kind = key.split(" ", 1)
         examples = sorted((json.loads(x) for x in lines), key=lambda e: (e["file"], e["record"]))
-        out[run.job.sources[int(number)]["name"], kind] = examples
+        out[run.job.sources[int(number)].name, kind] = examples
     return out

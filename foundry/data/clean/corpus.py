@@ -39,7 +39,7 @@ from foundry.data.clean.dedup import (
 from foundry.data.clean.outcome import Outcome
 from foundry.data.clean.prepare import Job, finish_unit, prepare_unit, read_rows
 from foundry.data.clean.report import write_reports
-from foundry.data.manifest import read_manifest, verified
+from foundry.data.manifest import RawSource, read_manifest, verified
 from foundry.data.read.streams import Limits
 from foundry.data.read.units import plan_units
 from foundry.data.schema import SPLITS, PartWriter, doc_id, split_of
@@ -63,7 +63,7 @@ def clean(params: Clean, runtime: Runtime, raw: Path, out: Path, reports: Path, 
     Raises:
         DataError: if the corpus is empty, damaged, loses too much, or leaves a split empty; nothing is written then.
     """
-    sources = read_manifest(raw)
+    sources = read_manifest(raw).sources
     with exclusive(state_dir() / "clean" / "lock", "a clean stage"):
         job = _plan(params, runtime, raw, sources, log)
         run = Cleaning(job, runtime, log)
@@ -86,9 +86,9 @@ def clean(params: Clean, runtime: Runtime, raw: Path, out: Path, reports: Path, 
     return report
 
 
-def _plan(params: Clean, runtime: Runtime, raw: Path, sources: list[dict[str, Any]], log: logging.Logger) -> Job:
+def _plan(params: Clean, runtime: Runtime, raw: Path, sources: tuple[RawSource, ...], log: logging.Logger) -> Job:
     for source in sources:
-        for file in source["files"]:
+        for file in source.files:
             verified(raw, file)
     limits = Limits(params.max_record_bytes, params.max_unpack_ratio, params.max_unpacked_bytes)
     planned = plan_units(raw, sources, runtime.unit_bytes, limits)
@@ -99,7 +99,8 @@ def _plan(params: Clean, runtime: Runtime, raw: Path, sources: list[dict[str, An
             *(p for p in map(Path, params.block_lists) if p.is_file()),  # what is none, `BlockList` reports
         )
     ]
-    fingerprint = sha256_json([sources, params.model_dump(), [u.__dict__ for u in planned], _code(), eval_files])[:16]
+    described = [s.model_dump() for s in sources]
+    fingerprint = sha256_json([described, params.model_dump(), [vars(u) for u in planned], _code(), eval_files])[:16]
     folder = state_dir() / "clean" / fingerprint
     for old in folder.parent.glob("*/"):
         if old != folder:
@@ -107,7 +108,7 @@ def _plan(params: Clean, runtime: Runtime, raw: Path, sources: list[dict[str, An
     make_folder(folder)
     log.info(
         "%d file%s in %d unit%s, %d worker%s (%s)",
-        *(x for n in (sum(len(s["files"]) for s in sources), len(planned), cores(runtime)) for x in (n, "s"[: n != 1])),
+        *(x for n in (sum(len(s.files) for s in sources), len(planned), cores(runtime)) for x in (n, "s"[: n != 1])),
         runtime.executor,
     )
     if done := len([u for u in range(len(planned)) if (folder / f"{u:05d}.json").exists()]):
@@ -154,7 +155,7 @@ class Cleaning(Outcome):
         """About how many bytes of its file a unit is."""
         unit = self.job.units[number]
         place = (unit.source, unit.file)
-        return self.job.sources[unit.source]["files"][unit.file]["bytes"] // self.shares[place]
+        return self.job.sources[unit.source].files[unit.file].bytes // self.shares[place]
 
     def _results(self) -> Any:
         numbers = range(len(self.job.units))
@@ -283,7 +284,7 @@ class Cleaning(Outcome):
             writers = {s: stack.enter_context(PartWriter(folder / s)) for s in SPLITS}
             i = 0
             for n in self.prepared:
-                source = self.job.sources[self.job.units[n].source]["name"]
+                source = self.job.sources[self.job.units[n].source].name
                 for batch in read_rows(self.job, n, ["text", "lang", "domain"]):
                     for text, lang, domain in zip(*(c.to_pylist() for c in batch.columns), strict=True):
                         if not self.dropped[i]:

@@ -32,6 +32,7 @@ from foundry.data.clean.normalize import fix_mojibake, normalize, without_meta_s
 from foundry.data.clean.repeats import LINE_CHARS, PARAGRAPH_CHARS, piece_hashes, without
 from foundry.data.clean.rules import Rules, Verdict
 from foundry.data.clean.scrub import scrub
+from foundry.data.manifest import RawSource
 from foundry.data.read.encoding import guess_encoding
 from foundry.data.read.formats import EXCERPT, Bad, Document
 from foundry.data.read.streams import Limits
@@ -64,7 +65,7 @@ class Job:
     raw: Path
     root: Path
     folder: Path
-    sources: list[dict[str, Any]]
+    sources: tuple[RawSource, ...]
     units: list[Unit]
     params: Clean
     limits: Limits
@@ -143,7 +144,7 @@ def prepare_unit(job: Job, task: tuple[int, int]) -> dict[str, Any]:
         return read_json(marker, "a finished unit")
     unit, params = job.units[number], job.params
     source = job.sources[unit.source]
-    lang = source["lang"]
+    lang = source.lang
     rules, eval_sets = _tools(job.root, params.model_dump_json())
     counts, samples = Counts(), Samples(SAMPLES)
     lines: list[set[int]] = []
@@ -164,7 +165,7 @@ def prepare_unit(job: Job, task: tuple[int, int]) -> dict[str, Any]:
                 continue
             counts.documents += 1
             counts.in_chars[str(len(item.text).bit_length())] += 1
-            text = _mended(item, params, source["html"], counts, samples)
+            text = _mended(item, params, source.html, counts, samples)
             said, score = lang, 1.0
             if params.languages or (lang == "und" and params.identify_language):
                 said, score = identify(text, params.min_language_score)

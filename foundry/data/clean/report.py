@@ -77,29 +77,29 @@ def _numbers(run: Outcome) -> dict[str, Any]:
         },
         "splits": {
             split: {
-                "documents": sum(stats.documents[split, s["name"]] for s in job.sources),
-                "bytes": sum(stats.bytes[split, s["name"]] for s in job.sources),
+                "documents": sum(stats.documents[split, s.name] for s in job.sources),
+                "bytes": sum(stats.bytes[split, s.name] for s in job.sources),
             }
             for split in SPLITS
         },
         "leakage": leakage(run),
         "languages": dict(sorted(stats.languages.items(), key=lambda x: (-x[1], x[0]))),
         "per_source": {
-            source["name"]: {
+            source.name: {
                 **amounts(numbers),
-                "bytes": sum(stats.bytes[split, source["name"]] for split in SPLITS),
+                "bytes": sum(stats.bytes[split, source.name] for split in SPLITS),
             }
             for _, source, numbers in sources
         },
         "sources": [
             {
-                **{k: source[k] for k in ("name", "url", "member", "license", "attribution", "lang")},
+                **{k: getattr(source, k) for k in ("name", "url", "member", "license", "attribution", "lang")},
                 "sha256": files[0][1] if len(files) == 1 else sha256_json(files),
                 "files": len(files),
-                "bytes": sum(f["bytes"] for f in source["files"]),
+                "bytes": source.bytes,
             }
             for _, source, _ in sources
-            for files in [[[f["path"], f["sha256"]] for f in source["files"]]]
+            for files in [[[f.path, f.sha256] for f in source.files]]
         ],
     }
 
@@ -114,7 +114,7 @@ def _bad_examples(run: Outcome) -> list[dict[str, Any]]:
                     item = json.loads(line)
                     out.append(
                         {
-                            "source": run.job.sources[run.job.units[n].source]["name"],
+                            "source": run.job.sources[run.job.units[n].source].name,
                             **item,
                             "record": item["record"] + base,
                         }
@@ -130,7 +130,7 @@ def _details(run: Outcome) -> dict[str, Any]:
         results = [run.results[n] for n in numbers]
         files.append(
             {
-                "file": job.sources[s]["files"][f]["path"],
+                "file": job.sources[s].files[f].path,
                 "records": sum(done["documents"] + done["bad"] for done in results),
                 "kept": sum(stats.kept[n] for n in numbers),
                 "dropped": sum(sum(done["dropped"].values()) for done in results),
@@ -147,7 +147,7 @@ def _details(run: Outcome) -> dict[str, Any]:
         "domains": sorted(stats.domains.items(), key=lambda x: (-x[1], x[0]))[:DOMAINS],
         "clusters": run.clusters,
         "by_split": [
-            (s["name"], [(stats.documents[split, s["name"]], stats.bytes[split, s["name"]]) for split in SPLITS])
+            (s.name, [(stats.documents[split, s.name], stats.bytes[split, s.name]) for split in SPLITS])
             for s in job.sources
         ],
     }

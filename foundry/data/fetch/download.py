@@ -29,8 +29,9 @@ from foundry.data.fetch.sniff import check_kind
 from foundry.data.fetch.sources import Address, Hub, Local, Remote, Tarball, Web, Wheel, parse_source
 from foundry.data.fetch.store import MOST_THREADS, Fetched, Meter, stored
 from foundry.data.fetch.web import fetch_url
+from foundry.data.manifest import Manifest, RawFile, RawSource, write_manifest
 from foundry.data.read.template import Template
-from foundry.utils.files import atomic_dir, make_folder, open_to_write, sha256_file, state_dir, write_json
+from foundry.utils.files import atomic_dir, make_folder, open_to_write, sha256_file, state_dir
 from foundry.utils.locks import exclusive
 from foundry.utils.log import progress
 
@@ -38,7 +39,7 @@ FICLONE = 0x40049409  # linux/fs.h: share the blocks of a file until one side is
 Locked = dict[str, dict[str, Any]]
 
 
-def download(config: Config, raw: Path, log: logging.Logger) -> dict[str, Any]:
+def download(config: Config, raw: Path, log: logging.Logger) -> Manifest:
     """Fetches all sources into `raw` and returns the manifest.
 
     Raises:
@@ -55,15 +56,12 @@ def download(config: Config, raw: Path, log: logging.Logger) -> dict[str, Any]:
     with exclusive(store / "lock", "a download"):
         found = _fetch_all(config, addresses, _Fetcher(store, locked, config.download.allow_private, log))
         with atomic_dir(raw) as folder:
-            entries = [_place(s, found[_key(s)], folder, locked) for s in sources]
-            manifest = {"sources": entries}
-            write_json(folder / "manifest.json", manifest)
-        _record(sources, [found[_key(s)] for s in sources], entries, locked, log)
-    for entry in entries:
-        count, size = len(entry["files"]), sum(f["bytes"] for f in entry["files"])
-        log.info(
-            "%s: %d file%s, %.2f MB in %s", entry["name"], count, "s"[: count > 1], size / 1e6, raw / entry["name"]
-        )
+            manifest = Manifest(sources=tuple(_place(s, found[_key(s)], folder, locked) for s in sources))
+            write_manifest(folder, manifest)
+        _record(sources, [found[_key(s)] for s in sources], manifest, locked, log)
+    for s in manifest.sources:
+        count = len(s.files)
+        log.info("%s: %d file%s, %.2f MB in %s", s.name, count, "s"[: count > 1], s.bytes / 1e6, raw / s.name)
     return manifest
 
 
@@ -177,7 +175,7 @@ class _Fetcher:
                 return find_files(address.pattern)
 
 
-def _place(source: Source, files: list[Fetched], folder: Path, locked: Locked) -> dict[str, Any]:
+def _place(source: Source, files: list[Fetched], folder: Path, locked: Locked) -> RawSource:
     """Copies a source's files below the new folder and describes them; the hash is of the copy."""
     listed = []
     for f in sorted(files, key=lambda f: f.name):
@@ -187,26 +185,26 @@ def _place(source: Source, files: list[Fetched], folder: Path, locked: Locked) -
         sha256, size = sha256_file(target), target.stat().st_size
         if f.address and (pin := pin_of(source, f.address, locked)):
             pin.check(f.address, sha256, size)
-        listed.append({"path": f"{source.name}/{f.name}", "sha256": sha256, "bytes": size})
-    if source.sha256 and [f["sha256"] for f in listed] != [source.sha256]:
-        seen = ", ".join(f["sha256"] for f in listed[:3])
+        listed.append(RawFile(path=f"{source.name}/{f.name}", sha256=sha256, bytes=size))
+    if source.sha256 and [f.sha256 for f in listed] != [source.sha256]:
+        seen = ", ".join(f.sha256 for f in listed[:3])
         raise DataError(
             f"{source.name}: {source.url} is not the one file that sha256 {source.sha256} names; "
             f"{len(listed)} found: {seen}"
         )
-    keys = ("name", "url", "license", "attribution", "lang", "format", "encoding", "text", "cut", "html", "member")
-    return {**{k: getattr(source, k) for k in keys}, "files": listed}
+    described = {k: getattr(source, k) for k in RawSource.model_fields if k != "files"}
+    return RawSource(**described, files=tuple(listed))
 
 
 def _record(
-    sources: list[Source], found: list[list[Fetched]], entries: list[dict], locked: Locked, log: logging.Logger
+    sources: list[Source], found: list[list[Fetched]], manifest: Manifest, locked: Locked, log: logging.Logger
 ) -> None:
     """Adds what came for the first time to the lock file."""
     new = {}
-    for s, files, entry in zip(sources, found, entries, strict=True):
-        for f, facts in zip(sorted(files, key=lambda f: f.name), entry["files"], strict=True):
+    for s, files, placed in zip(sources, found, manifest.sources, strict=True):
+        for f, raw in zip(sorted(files, key=lambda f: f.name), placed.files, strict=True):
             if f.address and not s.sha256 and f.address not in locked:
-                new[f.address] = {"sha256": facts["sha256"], "bytes": facts["bytes"]}
+                new[f.address] = {"sha256": raw.sha256, "bytes": raw.bytes}
     if new:
         write_lock(lock_path(), {**locked, **new})
         log.info("recorded %d file%s in %s; commit it", len(new), "s"[: len(new) > 1], lock_path())

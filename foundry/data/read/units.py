@@ -11,12 +11,13 @@ Everything else is one unit a file, and streams.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from foundry.config import DataError
+from foundry.data.manifest import RawSource
 from foundry.data.read.archives import open_zip, read_tar, shown_member, zip_members
 from foundry.data.read.encoding import Utf8, wide_encoding
 from foundry.data.read.formats import Bad, Document, Recipe, read_json, read_jsonl, read_page, read_text
@@ -56,7 +57,7 @@ class Unit:
     stop: int | None
 
 
-def plan_units(raw: Path, sources: list[dict[str, Any]], unit_bytes: int, limits: Limits) -> list[Unit]:
+def plan_units(raw: Path, sources: Sequence[RawSource], unit_bytes: int, limits: Limits) -> list[Unit]:
     """The units of every file, in the order source, file, start.
 
     Raises:
@@ -64,26 +65,26 @@ def plan_units(raw: Path, sources: list[dict[str, Any]], unit_bytes: int, limits
     """
     units = []
     for s, source in enumerate(sources):
-        for f, file in enumerate(source["files"]):
-            path, shown = raw / file["path"], file["path"]
+        for f, file in enumerate(source.files):
+            path, shown = raw / file.path, file.path
             with damage(shown):
                 container = archive_of(path.name)
                 format = (
-                    container[0] if container else _format(path.name, source["format"], shown, lambda p=path: _head(p))
+                    container[0] if container else _format(path.name, source.format, shown, lambda p=path: _head(p))
                 )
                 for start, stop in _ranges(path, shown, format, source, unit_bytes, limits):
-                    units.append(Unit(s, f, source["member"] if container else None, format, start, stop))
+                    units.append(Unit(s, f, source.member if container else None, format, start, stop))
     return units
 
 
 def _ranges(
-    path: Path, shown: str, format: str, source: dict[str, Any], unit_bytes: int, limits: Limits
+    path: Path, shown: str, format: str, source: RawSource, unit_bytes: int, limits: Limits
 ) -> list[tuple[int, int | None]]:
     size, packed = path.stat().st_size, packing_of(path.name)[1]
     meter = Meter(shown, size, limits)
     if format == "zip":
         with open_zip(path) as archive:
-            members = zip_members(archive, shown, source["member"], source["format"], meter)
+            members = zip_members(archive, shown, source.member, source.format, meter)
         return cut([m.file_size for m in members], unit_bytes)
     if packed or format == "tar":
         return [(0, None)]
@@ -91,7 +92,7 @@ def _ranges(
         return parquet_units(path, shown, unit_bytes, meter)
     if format == "arrow":
         return arrow_units(path, shown, unit_bytes)
-    if format == "jsonl" and size > unit_bytes and not source["encoding"]:
+    if format == "jsonl" and size > unit_bytes and not source.encoding:
         with open(path, "rb") as f:
             if not wide_encoding(f.read(4)):
                 return [(at, at + unit_bytes if at + unit_bytes < size else None) for at in range(0, size, unit_bytes)]
@@ -133,7 +134,7 @@ def _head(path: Path) -> bytes:
         return stream.peek(_LOOK)
 
 
-def read_unit(raw: Path, sources: list[dict[str, Any]], unit: Unit, limits: Limits) -> Iterator[Document | Bad]:
+def read_unit(raw: Path, sources: Sequence[RawSource], unit: Unit, limits: Limits) -> Iterator[Document | Bad]:
     """The records of a unit, numbered from 0; offsets are those of the whole decompressed file or member.
 
     Raises:
@@ -141,13 +142,13 @@ def read_unit(raw: Path, sources: list[dict[str, Any]], unit: Unit, limits: Limi
         ConfigError: if the source's template is not understood.
     """
     source = sources[unit.source]
-    shown = source["files"][unit.file]["path"]
+    shown = source.files[unit.file].path
     path = raw / shown
-    recipe = Recipe(source["text"], source["cut"], limits, source["encoding"])
+    recipe = Recipe(source.text, source.cut, limits, source.encoding)
     with damage(shown):
         meter = Meter(shown, path.stat().st_size, limits)
         if unit.format == "zip":
-            yield from _numbered(_read_zip(path, shown, unit, source["format"], recipe))
+            yield from _numbered(_read_zip(path, shown, unit, source.format, recipe))
         elif unit.format in FILES and not packing_of(path.name)[1]:
             yield from FILES[unit.format](path, shown, recipe, unit.start, unit.stop, meter)
         else:
@@ -157,11 +158,11 @@ def read_unit(raw: Path, sources: list[dict[str, Any]], unit: Unit, limits: Limi
                     packing = archive_of(path.name)[1]
                     stream = unpack(f, packing, shown, meter) if packing else Stream(f)
                     inner = Meter(shown, meter.packed, limits)
-                    yield from _numbered(_read_tar(stream, shown, unit, source["format"], recipe, inner))
+                    yield from _numbered(_read_tar(stream, shown, unit, source.format, recipe, inner))
                 else:
                     below, packing = packing_of(path.name)
                     stream = unpack(f, packing, shown, meter) if packing else Stream(f)
-                    trusted = source["format"] != "auto"
+                    trusted = source.format != "auto"
                     yield from _read(stream, shown, below, unit.format, recipe, trusted, unit.start, unit.stop)
 
 

@@ -106,7 +106,7 @@ def test_a_linked_file_and_a_corpus_that_is_a_link_are_read(linked):
         Path("data/raw"),
         logging.getLogger(),
     )
-    assert [f["path"] for f in manifest["sources"][0]["files"]] == ["s/c.txt"]
+    assert [f.path for f in manifest.sources[0].files] == ["s/c.txt"]
 
 
 def test_what_is_accepted_is_what_dvc_notices(linked):

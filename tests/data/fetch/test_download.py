@@ -18,6 +18,7 @@ import yaml
 from foundry.config import ConfigError, DataError, parse_config
 from foundry.data.fetch.download import download
 from foundry.data.fetch.local import find_files
+from foundry.data.manifest import read_manifest
 from foundry.data.read.archives import wanted
 from foundry.data.read.suffixes import ARCHIVES, FORMATS, archive_of, outer_kind
 
@@ -31,7 +32,7 @@ def run(*sources):
 
 
 def names(manifest):
-    return [f["path"] for s in manifest["sources"] for f in s["files"]]
+    return [f.path for s in manifest.sources for f in s.files]
 
 
 def touch(folder, *paths):
@@ -62,7 +63,7 @@ def test_wheel_comes_by_the_package_client_once(project, wheels):
     source = {"name": "tiny", "url": "pypi:tiny_corpus==1.0", "sha256": sha256, "member": "tiny_corpus/data.json"}
     manifest = run(source)
     assert names(manifest) == ["tiny/tiny_corpus-1.0.whl"]  # the tags are the publisher's business
-    assert manifest["sources"][0]["files"][0]["sha256"] == sha256
+    assert manifest.sources[0].files[0].sha256 == sha256
     assert hashlib.sha256((RAW / names(manifest)[0]).read_bytes()).hexdigest() == sha256
     next(folder.iterdir()).unlink()  # the index has gone: the store serves
     assert run(source) == manifest
@@ -247,7 +248,7 @@ def test_data_set_files_come_from_the_users_hub_at_the_pinned_revision(project, 
     at = f"http://127.0.0.1:{hub.server_address[1]}"
     done = stage(project, at, f"hf:me/set@{COMMIT}/data/*.jsonl")
     assert done.returncode == 0, done.stderr
-    manifest = json.loads((RAW / "manifest.json").read_text())
+    manifest = read_manifest(RAW)
     assert names(manifest) == ["s/data/one.jsonl", "s/data/two.jsonl"]
     assert (RAW / "s/data/two.jsonl").read_bytes() == HUB["data/two.jsonl"]
     asked = len(hub.asked)

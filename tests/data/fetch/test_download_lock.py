@@ -65,7 +65,7 @@ def test_other_bytes_are_refused_until_relocked(site, project, capsys):
     run(source)
     recorded = LOCK.read_bytes()
     site.files["/a.txt"], site.etag = NEW, '"two"'
-    assert run(source)["sources"][0]["files"][0]["sha256"] == sha(OLD)  # the store has what was recorded
+    assert run(source).sources[0].files[0].sha256 == sha(OLD)  # the store has what was recorded
     forget_store(project)
     with pytest.raises(DataError) as e:
         run(source)
@@ -76,7 +76,7 @@ def test_other_bytes_are_refused_until_relocked(site, project, capsys):
     main(["relock", "news"])
     assert source["url"] in capsys.readouterr().out
     assert json.loads(LOCK.read_text())["files"] == {}
-    assert run(source)["sources"][0]["files"][0]["sha256"] == sha(NEW)
+    assert run(source).sources[0].files[0].sha256 == sha(NEW)
     assert json.loads(LOCK.read_text())["files"][source["url"]]["sha256"] == sha(NEW)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from foundry.config import DataError, parse_config
 from foundry.data.fetch.download import download
+from foundry.data.manifest import RawFile
 
 RAW = Path("data/raw")
 
@@ -53,7 +54,7 @@ def run(url="npm:poems@1.0.0", sha256=SHA):
 def test_tarball_comes_once_and_is_stored_as_published(site, project, bare, monkeypatch):
     monkeypatch.setenv("npm_config_registry", site.url)
     site.files["/poems/-/poems-1.0.0.tgz"] = BODY
-    assert run()["sources"][0]["files"] == [{"path": "s/poems-1.0.0.tgz", "sha256": SHA, "bytes": len(BODY)}]
+    assert run().sources[0].files == (RawFile(path="s/poems-1.0.0.tgz", sha256=SHA, bytes=len(BODY)),)
     assert (RAW / "s/poems-1.0.0.tgz").read_bytes() == BODY
     run()
     assert len(site.requests) == 1 and site.sent == len(BODY)
@@ -63,7 +64,7 @@ def test_tarball_comes_once_and_is_stored_as_published(site, project, bare, monk
 def test_scoped_name_lies_below_its_scope(site, project, bare, monkeypatch):
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", site.url + "/npm/")
     site.files["/npm/@me/poems/-/poems-1.0.0-rc.1.tgz"] = BODY
-    assert run("npm:@me/poems@1.0.0-rc.1")["sources"][0]["files"][0]["path"] == "s/poems-1.0.0-rc.1.tgz"
+    assert run("npm:@me/poems@1.0.0-rc.1").sources[0].files[0].path == "s/poems-1.0.0-rc.1.tgz"
 
 
 @pytest.mark.parametrize("where", ["project", "home"])

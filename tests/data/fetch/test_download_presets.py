@@ -34,9 +34,9 @@ def load(name):
 
 def run(values):
     download(parse_config(values), RAW, logging.getLogger("foundry"))
-    sources = read_manifest(RAW)
+    sources = read_manifest(RAW).sources
     for s in sources:
-        for f in s["files"]:
+        for f in s.files:
             verified(RAW, f)
     return sources
 
@@ -125,10 +125,10 @@ def test_presets_of_the_hub(project, hub, name):
     wanted = dict(hub.files)
     hub.files |= {"README.md": b"card", "validation.parquet": make_parquet(["other"])}
     (source,) = run(load(name))
-    assert [f["path"] for f in source["files"]] == [f"{name}/{p}" for p in paths]
-    assert [f["sha256"] for f in source["files"]] == [hashlib.sha256(b).hexdigest() for b in wanted.values()]
-    table = pq.read_table(RAW / source["files"][0]["path"])
-    assert Template(source["text"]).render(table.to_pylist()[0])
+    assert [f.path for f in source.files] == [f"{name}/{p}" for p in paths]
+    assert [f.sha256 for f in source.files] == [hashlib.sha256(b).hexdigest() for b in wanted.values()]
+    table = pq.read_table(RAW / source.files[0].path)
+    assert Template(source.text).render(table.to_pylist()[0])
     assert len(json.loads(Path("data.lock.json").read_text())["files"]) == len(paths)
     served = len(hub.served)
     run(load(name))
@@ -171,8 +171,8 @@ def test_presets_of_the_npm_registry(project, site, monkeypatch):
         s["sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
     sources = run(values)
     assert len(site.requests) == 1  # two sources, one tarball
-    assert [Template(s["text"]).render(poem).split("\n")[0] for s in sources] == ["靜夜思", "菩萨蛮"]
-    assert {s["files"][0]["path"].split("/")[1] for s in sources} == {"chinese-poetry-2.0.1.tgz"}
+    assert [Template(s.text).render(poem).split("\n")[0] for s in sources] == ["靜夜思", "菩萨蛮"]
+    assert {s.files[0].path.split("/")[1] for s in sources} == {"chinese-poetry-2.0.1.tgz"}
 
 
 def test_preset_of_a_book(project):
@@ -180,5 +180,5 @@ def test_preset_of_a_book(project):
     lines = ["红楼梦", "第一回 甄士隐梦幻识通灵", "此开卷第一回也。", "　　第一百二十回 归结", "第一个回合"]
     (project / "corpus/book.txt").write_text("\n".join(lines), encoding="utf-8")
     (source,) = run(load("book"))
-    assert [bool(re.match(source["cut"], x)) for x in lines] == [False, True, False, True, False]
+    assert [bool(re.match(source.cut, x)) for x in lines] == [False, True, False, True, False]
     assert not Path("data.lock.json").exists()

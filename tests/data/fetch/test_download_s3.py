@@ -17,6 +17,7 @@ import yaml
 from foundry.cli import main
 from foundry.config import DataError, parse_config
 from foundry.data.fetch.download import download
+from foundry.data.manifest import RawFile
 
 pytest.importorskip("s3fs")  # an extra of its own
 
@@ -127,7 +128,7 @@ def sha(data):
 def test_one_object_comes_whole_and_once(project, bucket):
     bucket.files["deep/big book.txt"] = BIG
     manifest = run("s3://books/deep/big book.txt")
-    assert manifest["sources"][0]["files"] == [{"path": "s/big book.txt", "sha256": sha(BIG), "bytes": len(BIG)}]
+    assert manifest.sources[0].files == (RawFile(path="s/big book.txt", sha256=sha(BIG), bytes=len(BIG)),)
     assert (RAW / "s/big book.txt").read_bytes() == BIG
     assert json.loads(LOCK.read_text())["files"] == {
         "s3://books/deep/big book.txt": {"sha256": sha(BIG), "bytes": len(BIG)}
@@ -150,7 +151,7 @@ def test_patterns_take_every_match_and_no_more(project, bucket):
         "xx/d.txt": b"d",
     }
     manifest = run("s3://books/x/*.txt", "s3://books/x/**/*.txt")
-    got = [[f["path"] for f in s["files"]] for s in manifest["sources"]]
+    got = [[f.path for f in s.files] for s in manifest.sources]
     assert got == [["s/a.txt", "s/b.txt"], ["s1/a.txt", "s1/b.txt", "s1/deep/a.txt"]]
     assert (RAW / "s1/deep/a.txt").read_bytes() == b"other"
     assert sorted(json.loads(LOCK.read_text())["files"]) == [
@@ -167,7 +168,7 @@ def test_a_pattern_that_matches_other_files_than_before_is_refused_until_relocke
         run("s3://books/x/*.txt")
     main(["relock", "s"])
     assert "forgot s3://books/x/a.txt" in capsys.readouterr().out
-    assert [f["path"] for f in run("s3://books/x/*.txt")["sources"][0]["files"]] == ["s/b.txt", "s/c.txt"]
+    assert [f.path for f in run("s3://books/x/*.txt").sources[0].files] == ["s/b.txt", "s/c.txt"]
 
 
 def test_other_bytes_are_refused(project, bucket):

@@ -314,7 +314,7 @@ def test_two_members_of_one_file_are_one_transfer(site, project):
     sources = [{"name": n, "url": f"{site.url}/x/a.zip", "member": f"{n}.txt"} for n in ("one", "two")]
     manifest = download(make_config(*sources), RAW, LOG)
     assert len(site.requests) == 1
-    assert [s["files"][0]["path"] for s in manifest["sources"]] == ["one/a.zip", "two/a.zip"]
+    assert [s.files[0].path for s in manifest.sources] == ["one/a.zip", "two/a.zip"]
 
 
 LONG_AGO = "Mon, 01 Jan 2024 00:00:00 GMT"

@@ -13,6 +13,7 @@ import zipfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from reading import raw_source
 
 from foundry.config import DataError
 from foundry.data.read.archives import wanted
@@ -23,9 +24,7 @@ LIMITS = Limits(1 << 20, 1000, 1 << 30)
 
 
 def read(path, member=None, format="auto", text="{text}", limits=LIMITS, unit_bytes=1 << 40):
-    sources = [
-        {"format": format, "text": text, "member": member, "cut": "", "encoding": None, "files": [{"path": path.name}]}
-    ]
+    sources = [raw_source(path.name, format=format, text=text, member=member)]
     units = plan_units(path.parent, sources, unit_bytes, limits)
     return [i for u in units for i in read_unit(path.parent, sources, u, limits)]
 

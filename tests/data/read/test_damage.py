@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+import reading
+from reading import raw_source
 
 from foundry.config import DataError
 from foundry.data.read import streams
@@ -23,9 +25,7 @@ from foundry.data.read.units import Limits, plan_units, read_unit
 
 def read(path, text="{text}", format="auto", limits=None, cut=""):
     limits = limits or Limits(1 << 20, 1000, 1 << 30)
-    sources = [
-        {"format": format, "text": text, "member": None, "cut": cut, "encoding": None, "files": [{"path": path.name}]}
-    ]
+    sources = [raw_source(path.name, format=format, text=text, cut=cut)]
     units = plan_units(path.parent, sources, 1 << 40, limits)
     return [i for u in units for i in read_unit(path.parent, sources, u, limits)]
 
@@ -92,16 +92,7 @@ def test_an_empty_file_that_cannot_be_empty_is_damaged(tmp_path, name):
 
 def test_missing_files_and_missing_permission_are_told(tmp_path):
     path = put(tmp_path, "a.jsonl", b"{}")
-    sources = [
-        {
-            "format": "auto",
-            "text": "{text}",
-            "member": None,
-            "cut": "",
-            "encoding": None,
-            "files": [{"path": "a.jsonl"}],
-        }
-    ]
+    sources = [raw_source("a.jsonl")]
     (unit,) = plan_units(tmp_path, sources, 1 << 40, limits := Limits(1 << 20, 1000, 1 << 30))
     path.unlink()
     with pytest.raises(DataError, match="does not exist"):
@@ -177,16 +168,7 @@ def test_wide_encodings_with_a_byte_order_mark_are_read_by_every_text_format(tmp
             assert [d.text for d in documents] == [HARD] * text.count("e\u0301")
             assert not any(d.repaired for d in documents)
             assert all(i.offset is None for i in items if isinstance(i, Bad))
-    sources = [
-        {
-            "format": "auto",
-            "text": "{text}",
-            "member": None,
-            "cut": "",
-            "encoding": None,
-            "files": [{"path": "a.jsonl"}],
-        }
-    ]
+    sources = [raw_source("a.jsonl")]
     assert len(plan_units(tmp_path, sources, 10, Limits(1 << 20, 1000, 1 << 30))) == 1  # lines end in two bytes
 
 
@@ -254,9 +236,10 @@ MEASURE = r"""
 import re, sys
 from pathlib import Path
 from foundry.data.read.units import Limits, plan_units, read_unit
+from reading import raw_source
 
 def read(name, limits):
-    sources = [{"format": "auto", "text": "{text}", "member": None, "cut": "", "encoding": None, "files": [{"path": name}]}]
+    sources = [raw_source(name)]
     found = []
     for unit in plan_units(Path(sys.argv[1]), sources, 10 << 20, limits):
         for item in read_unit(Path(sys.argv[1]), sources, unit, limits):
@@ -296,7 +279,8 @@ def test_a_line_of_100_mb_is_counted_and_not_held(tmp_path, suffix):
 
     def measure(limit):
         command = [sys.executable, "-c", MEASURE, str(tmp_path), suffix, str(limit)]
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        helpers = {**os.environ, "PYTHONPATH": os.path.dirname(reading.__file__)}
+        run = subprocess.run(command, capture_output=True, text=True, check=True, env=helpers)
         return run.stdout.strip().split(" ", 1)
 
     kilobytes, found = measure(1 << 20)

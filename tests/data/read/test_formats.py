@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reading import raw_source
 
 from foundry.config import ConfigError, DataError
 from foundry.data.read import formats, streams
@@ -22,14 +23,7 @@ from foundry.data.read.units import Limits, plan_units, read_unit
 
 def read(path, text="{text}", format="auto", cut="", limit=1 << 20):
     """All of one file, as a plan of one unit reads it."""
-    source = {
-        "format": format,
-        "text": text,
-        "cut": cut,
-        "member": None,
-        "encoding": None,
-        "files": [{"path": path.name}],
-    }
+    source = raw_source(path.name, format=format, text=text, cut=cut)
     limits = Limits(limit, 1000, 1 << 30)
     (unit,) = plan_units(path.parent, [source], 1 << 40, limits)
     return list(read_unit(path.parent, [source], unit, limits))

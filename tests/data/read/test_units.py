@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import put, read, said
+from reading import put, raw_source, read, said
 
 from foundry.config import DataError
 from foundry.data.read.formats import Bad, Document
@@ -21,17 +21,6 @@ from foundry.data.read.units import Limits, Unit, plan_units, read_unit
 
 LIMITS = Limits(1 << 20, 1000, 1 << 30)
 WHOLE = 1 << 40
-
-
-def source(*names, text="{text}", format="auto", member=None, cut=""):
-    return {
-        "format": format,
-        "text": text,
-        "member": member,
-        "cut": cut,
-        "encoding": None,
-        "files": [{"path": n} for n in names],
-    }
 
 
 def items(raw, sources, unit_bytes, limits=LIMITS):
@@ -69,9 +58,9 @@ def test_units_of_json_lines_are_the_whole_file_for_every_size(tmp_path_factory,
     folder = tmp_path_factory.mktemp("units")
     (folder / "a.jsonl").write_bytes(data)
     limits = Limits(limit, 1000, 1 << 30)
-    got, units = items(folder, [source("a.jsonl")], unit_bytes, limits)
+    got, units = items(folder, [raw_source("a.jsonl")], unit_bytes, limits)
     assert len(units) == max(1, -(-len(data) // unit_bytes))
-    assert got == items(folder, [source("a.jsonl")], WHOLE, limits)[0]
+    assert got == items(folder, [raw_source("a.jsonl")], WHOLE, limits)[0]
 
     offset, expected = 0, []  # by another way
     for line in data.split(b"\n"):
@@ -91,16 +80,16 @@ def test_every_size_of_a_unit_gives_the_same_for_one_hard_file(tmp_path):
     hard = ["שלום \u202bעולם\u202c", "👩‍👩‍👧‍👦 and 🇩🇪", "e\u0301 \u200b \ufeff", "a\u2028b\x85c\r", "", "中文" * 30]
     data = b"\r\n".join(json.dumps({"text": t}, ensure_ascii=False).encode() for t in hard) + b"\n\n\nnot json\n"
     (tmp_path / "a.jsonl").write_bytes(data)
-    whole, _ = items(tmp_path, [source("a.jsonl")], WHOLE)
+    whole, _ = items(tmp_path, [raw_source("a.jsonl")], WHOLE)
     assert [i.text for i in whole[:-1]] == hard and whole[-1].reason == "broken_json"
     for unit_bytes in range(1, len(data) + 2):
-        assert items(tmp_path, [source("a.jsonl")], unit_bytes)[0] == whole
+        assert items(tmp_path, [raw_source("a.jsonl")], unit_bytes)[0] == whole
 
 
 def test_units_travel_and_are_read_in_any_order(tmp_path):
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_text("".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(50)))
-    sources = [source("b.jsonl"), source("a.jsonl", "b.jsonl")]
+    sources = [raw_source("b.jsonl"), raw_source("a.jsonl", "b.jsonl")]
     whole, units = items(tmp_path, sources, 100)
     assert [(u.source, u.file) for u in units] == sorted((u.source, u.file) for u in units) and len(units) > 20
     assert all(Unit(**json.loads(json.dumps(dataclasses.asdict(u)))) == u for u in units)
@@ -140,7 +129,7 @@ WRITERS = {
 @pytest.mark.parametrize("unit_bytes", [1, 700, 2000, WHOLE])
 def test_tables_are_cut_at_row_groups_and_batches(tmp_path, table, name, unit_bytes):
     WRITERS[name](table, tmp_path / name)
-    sources = [source(name, text="{text}: {tags} {meta.year}")]
+    sources = [raw_source(name, text="{text}: {tags} {meta.year}")]
     got, units = items(tmp_path, sources, unit_bytes)
     expected = [
         f"row {i}: {chr(10).join([str(i)] * (i % 3))} {i}" if i % 7 else "missing_field text" for i in range(100)
@@ -150,7 +139,7 @@ def test_tables_are_cut_at_row_groups_and_batches(tmp_path, table, name, unit_by
         assert (len(units) == 1) == (unit_bytes == WHOLE) and (unit_bytes > 1 or len(units) == 12)
     with gzip.open(tmp_path / f"{name}.gz", "wb") as f:
         f.write((tmp_path / name).read_bytes())
-    packed, units = items(tmp_path, [source(f"{name}.gz", text=sources[0]["text"])], unit_bytes)
+    packed, units = items(tmp_path, [raw_source(f"{name}.gz", text=sources[0].text)], unit_bytes)
     assert len(units) == 1 and [dataclasses.replace(i, file=name) for i in packed] == got
 
 
@@ -161,8 +150,8 @@ def test_units_of_a_zip_archive_are_the_whole_for_every_size(tmp_path_factory, s
     with zipfile.ZipFile(folder / "a.zip", "w") as z:
         for i, n in reversed(list(enumerate(sizes))):
             z.writestr(f"d/{i}.jsonl", (json.dumps({"text": str(i)}) + "\n") * n)
-    got, _ = items(folder, [source("a.zip")], unit_bytes)
-    assert got == items(folder, [source("a.zip")], WHOLE)[0]
+    got, _ = items(folder, [raw_source("a.zip")], unit_bytes)
+    assert got == items(folder, [raw_source("a.zip")], WHOLE)[0]
     assert [(i.file, i.text) for i in got] == [
         (f"a.zip!d/{i}.jsonl", str(i)) for i, n in enumerate(sizes) for _ in range(n)
     ]
@@ -175,7 +164,7 @@ def test_a_row_that_is_not_utf8_does_not_fail_its_column(tmp_path, kind, name):
         [b"good", b"caf\xe9 and more", "中文".encode()], pa.binary() if kind == pa.string() else pa.large_binary()
     )
     WRITERS[name](pa.table({"text": pa.Array.from_buffers(kind, 3, values.buffers())}), tmp_path / name)
-    got, _ = items(tmp_path, [source(name)], WHOLE)
+    got, _ = items(tmp_path, [raw_source(name)], WHOLE)
     assert [i.text for i in got] == ["good", "café and more", "中文"]
     assert [i.repaired for i in got] == [False, True, False]
 
@@ -188,7 +177,7 @@ def test_dictionary_binary_and_view_columns_are_text_too(tmp_path, name):
         "view": pa.array(["1", "2", "3"], pa.string_view()),
     }
     WRITERS[name](pa.table(columns), tmp_path / name)
-    got, _ = items(tmp_path, [source(name, text="{text}{raw}{view}")], WHOLE)
+    got, _ = items(tmp_path, [raw_source(name, text="{text}{raw}{view}")], WHOLE)
     assert [i.text for i in got] == ["ux1", "vy2", "uz3"]
 
 
@@ -202,8 +191,8 @@ def test_columns_that_are_missing_or_hold_no_text_are_named_with_the_others(tmp_
         "{meta.day} {text}": r"'meta.day' is struct<year: int64>",
     }.items():
         with pytest.raises(DataError, match=told):
-            items(tmp_path, [source(name, text=text)], WHOLE)
-    assert len(items(tmp_path, [source(name, text="{text} {n}")], WHOLE)[0]) == 100  # numbers beside text
+            items(tmp_path, [raw_source(name, text=text)], WHOLE)
+    assert len(items(tmp_path, [raw_source(name, text="{text} {n}")], WHOLE)[0]) == 100  # numbers beside text
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl", "a.json"])
