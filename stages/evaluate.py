@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from foundry.config import Config
 from foundry.data.tokens.shards import Shards, part_files, read_clean
-from foundry.evaluation.page import write_page
 from foundry.evaluation.plots import plot_curve, write_rows
+from foundry.evaluation.report_page import write_page
 from foundry.evaluation.run import run_evaluation
 from foundry.evaluation.samples import samples_page
 from foundry.evaluation.tasks import write_tasks

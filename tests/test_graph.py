@@ -80,6 +80,22 @@ def test_code_dependencies_are_exactly_the_import_closure(stage):
     assert len(expected) > 5  # the closure did not come out empty by mistake
 
 
+def test_templates_of_pages_are_dependencies_of_the_stages_that_render_them():
+    """A template is a file beside the module that names it."""
+    found = 0
+    for stage, node in STAGES.items():
+        named = {
+            (Path(name).parent / n.value).as_posix()
+            for name in closure(stage)
+            for n in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8")))
+            if isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value.endswith(".html")
+        }
+        expected = sorted(n for n in named if (ROOT / n).is_file())
+        assert [d for d in node["deps"] if d.endswith(".html")] == expected, stage
+        found += len(expected)
+    assert found >= 6
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_parameters_are_exactly_the_sections_that_the_stage_reads(stage):
     tree = ast.parse((ROOT / f"stages/{stage}.py").read_text(encoding="utf-8"))
@@ -107,7 +123,7 @@ def test_runtime_is_a_dependency_of_no_stage():
 def test_every_file_dependency_is_made_by_an_earlier_stage():
     made = {"corpus", "tasks"}
     for stage, node in STAGES.items():
-        assert {d for d in node["deps"] if not d.endswith(".py")} <= made, stage
+        assert {d for d in node["deps"] if not d.endswith((".py", ".html"))} <= made, stage
         made |= set(outs(stage))
 
 

@@ -9,7 +9,7 @@ from scoring import tiny
 
 from foundry.config import Config, Download
 from foundry.data.tokens.shards import Shards, part_files, read_clean
-from foundry.evaluation.page import write_page
+from foundry.evaluation.report_page import write_page
 from foundry.evaluation.run import run_evaluation
 from foundry.utils.log import get_logger
 
