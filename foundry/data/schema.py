@@ -1,25 +1,28 @@
-"""The clean documents' columns and their checks (pandera), and the one way to write them.
+"""The columns of clean documents, their checks (pandera), and the one way to write them.
 
 Parquet files are the same bytes for the same rows: fixed row groups and parts, zstd, no times. Columns are `string`,
-not `large_string`: a part holds far less than 2 GiB.
+not `large_string`: a part contains far less than 2 GiB.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from foundry.config import DataError
 from foundry.utils.files import make_folder, open_to_write
+
+if TYPE_CHECKING:
+    from pandera.errors import SchemaError
 
 COLUMNS = pa.schema(
     [
@@ -41,34 +44,26 @@ def doc_id(data: bytes) -> str:
 
 
 def split_of(name: str, val_fraction: float, test_fraction: float) -> str:
-    """The split of a document, drawn by its hash alone: other documents never move it."""
+    """The split of a document, drawn only by its hash: other documents never move it."""
     u = int(name, 16) / 2**64
     return "test" if u < test_fraction else "val" if u < test_fraction + val_fraction else "train"
 
 
 @cache
-def clean_model() -> Any:
+def clean_documents() -> Any:
     """The pandera model of `data/clean/*/part-*.parquet`; imported on first use, since pandera costs a second."""
     import pandera.pyarrow as pp
 
     class CleanDocuments(pp.DataFrameModel):
-        doc_id: str = pp.Field(str_matches=r"^[0-9a-f]{16}$")
+        doc_id: str = pp.Field(str_matches=r"^[0-9a-f]{16}$", unique=True)
         text: str = pp.Field(str_length={"min_value": 1})
         source: str = pp.Field(str_matches=r"^[a-z0-9][a-z0-9._-]*$")
         lang: str = pp.Field(str_length={"min_value": 1})
         n_bytes: int = pp.Field(ge=1)
 
-        @pp.dataframe_check(error=LENGTHS)
-        def bytes_agree(cls, data: Any) -> bool:
-            return not _wrong_lengths(data.table)
-
-        @pp.dataframe_check(error=UNIQUE)
-        def ids_differ(cls, data: Any) -> bool:
-            return not _repeated_ids(data.table)
-
-        @pp.dataframe_check(error=UTF8)
-        def texts_are_utf8(cls, data: Any) -> bool:
-            return not _not_utf8(data.table)
+        @pp.dataframe_check(error="n_bytes is not the length of text in UTF-8 bytes")
+        def lengths_agree(cls, data: Any) -> pa.ChunkedArray:
+            return pc.fill_null(pc.equal(pc.binary_length(data.table["text"]), data.table["n_bytes"]), False)
 
         class Config:
             strict = True
@@ -77,42 +72,13 @@ def clean_model() -> Any:
     return CleanDocuments
 
 
-LENGTHS = "n_bytes is not the length of text in UTF-8 bytes"
-UNIQUE = "a doc_id stands twice"
-UTF8 = "text is not valid UTF-8"
-
-
-def _wrong_lengths(table: pa.Table) -> list[int]:
-    import pyarrow.compute as pc
-
-    same = pc.equal(pc.binary_length(table["text"]), table["n_bytes"]).to_numpy()
-    return np.flatnonzero(same != True).tolist()  # noqa: E712 - a null is wrong as well
-
-
-def _repeated_ids(table: pa.Table) -> list[int]:
-    ids = np.asarray(table["doc_id"].to_pylist(), object)
-    _, first = np.unique(ids.astype(str), return_index=True)
-    return sorted(set(range(len(ids))) - set(first.tolist()))
-
-
-def _not_utf8(table: pa.Table) -> list[int]:
-    def wrong(column: pa.ChunkedArray) -> bool:
-        try:
-            column.validate(full=True)
-        except pa.ArrowInvalid:
-            return True
-        return False
-
-    if not wrong(table["text"]):
-        return []
-    return [i for i in range(len(table)) if wrong(table["text"].slice(i, 1))]
-
-
 def check_documents(table: pa.Table, where: str, first_row: int = 0) -> None:
     """Validates a table of clean documents.
 
     Args:
-        first_row: number of the table's first row in the file that messages name.
+        table: the documents.
+        where: the file that messages name.
+        first_row: number of the table's first row in that file.
 
     Raises:
         DataError: with the checks that failed and the rows that fail them.
@@ -121,39 +87,46 @@ def check_documents(table: pa.Table, where: str, first_row: int = 0) -> None:
 
     if not table.schema.equals(COLUMNS):
         seen, wanted = (", ".join(f"{f.name} {f.type}" for f in s) for s in (table.schema, COLUMNS))
-        raise DataError(f"{where} does not hold clean documents: its columns are {seen}; they must be {wanted}")
+        raise DataError(f"{where} does not contain clean documents: its columns are {seen}; they must be {wanted}")
+    failed: list[tuple[str, np.ndarray]] = []
+    if not _is_utf8(table["text"]):  # pandera cannot show such a row
+        wrong = [not _is_utf8(table["text"].slice(row, 1)) for row in range(len(table))]
+        failed = [("text is not valid UTF-8", np.array(wrong))]
+    else:
+        try:
+            clean_documents().validate(table, lazy=True)
+        except SchemaErrors as e:
+            failed = [_failed(table, error) for error in e.schema_errors[:8]]
+    if failed:
+        problems = "; ".join(f"{check} (rows {_first_rows(wrong, first_row)})" for check, wrong in failed)
+        raise DataError(f"{where} does not contain clean documents: {problems}")
+
+
+def _is_utf8(texts: pa.ChunkedArray) -> bool:
     try:
-        clean_model().validate(table, lazy=True)
-    except SchemaErrors as e:
-        told = [f"{name}: {check} (rows {rows})" for name, check, rows in _failures(table, e, first_row)]
-        raise DataError(f"{where} does not hold clean documents: {'; '.join(told[:8])}") from None
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
-def _failures(table: pa.Table, errors: Any, first_row: int) -> Iterator[tuple[str, str, str]]:
-    import pyarrow.compute as pc
+def _failed(table: pa.Table, error: SchemaError) -> tuple[str, np.ndarray]:
+    """A failed check, and which rows fail it: pandera gives values of the column, or one bool per row of the table."""
+    column = error.schema.name
+    if column in table.column_names:
+        wrong = pc.is_in(table[column], value_set=error.failure_cases[column].combine_chunks())
+    else:
+        wrong = pc.invert(error.check_output.to_native()["check_output"])
+    return f"{column}: {getattr(error.check, 'error', None) or error.check}", wrong.to_numpy()
 
-    for e in errors.schema_errors:
-        check = str(getattr(e.check, "error", None) or e.check or e)
-        cases = e.failure_cases
-        if LENGTHS in check:
-            rows = _wrong_lengths(table)
-        elif UNIQUE in check:
-            rows = _repeated_ids(table)
-        elif UTF8 in check:
-            rows = _not_utf8(table)
-        elif isinstance(cases, pa.Table) and cases.num_columns and cases.column_names[0] in table.column_names:
-            name = cases.column_names[0]
-            rows = np.flatnonzero(pc.is_in(table[name], value_set=cases[name].combine_chunks()).to_numpy()).tolist()
-        else:
-            rows = []
-        shown = ", ".join(str(first_row + r) for r in rows[:5]) + (
-            f" and {len(rows) - 5} more" if len(rows) > 5 else ""
-        )
-        yield getattr(e.schema, "name", None) or "table", check, shown or "all"
+
+def _first_rows(wrong: np.ndarray, first_row: int) -> str:
+    rows = (np.flatnonzero(wrong) + first_row).tolist()
+    return ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
 
 
 class PartWriter:
-    """Writes the documents of one split as `part-00000.parquet`, …; each row group is checked before that."""
+    """Writes the documents of one split as `part-00000.parquet`, …; each row group is checked before it is written."""
 
     def __init__(self, folder: Path) -> None:
         make_folder(folder)

@@ -113,7 +113,7 @@ def test_wrong_clean_parts_are_told(clean, tokenizer, tmp_path):
     with pytest.raises(DataError, match=r"part-00000.parquet lacks the columns doc_id"):
         write_shards(copy, tokenizer, PARAMS, tmp_path / "s")
     pq.write_table(table.set_column(1, "text", pa.array([None, *table["text"].to_pylist()[1:]], pa.string())), part)
-    with pytest.raises(DataError, match=r"part-00000.parquet does not hold clean documents: .*text: .*rows 0"):
+    with pytest.raises(DataError, match=r"part-00000.parquet does not contain clean documents: .*text: .*rows 0"):
         write_shards(copy, tokenizer, PARAMS, tmp_path / "s")
     longer = pa.array([n + (i in (3, 5)) for i, n in enumerate(table["n_bytes"].to_pylist())], pa.int64())
     pq.write_table(table.set_column(4, "n_bytes", longer), part)
