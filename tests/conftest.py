@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from foundry.data.splits import SPLITS
+
 os.environ.setdefault("FOUNDRY_PROGRESS", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
-SPLITS = ("train", "val", "test")
 WORDS = [
     "the",
     "a",

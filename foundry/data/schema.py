@@ -35,18 +35,11 @@ COLUMNS = pa.schema(
 )
 GROUP_ROWS, GROUP_BYTES = 4096, 16 << 20  # a row group ends at the first of the two
 PART_BYTES = 128 << 20  # a part ends after this much text
-SPLITS = ("train", "val", "test")
 
 
 def doc_id(data: bytes) -> str:
     """Name of a document: the first 16 hexadecimal digits of the sha256 of its UTF-8 text."""
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-def split_of(name: str, val_fraction: float, test_fraction: float) -> str:
-    """The split of a document, drawn only by its hash: other documents never move it."""
-    u = int(name, 16) / 2**64
-    return "test" if u < test_fraction else "val" if u < test_fraction + val_fraction else "train"
 
 
 @cache

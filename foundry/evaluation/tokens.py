@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from foundry.config import DataError
-from foundry.data.tokens.documents import IGNORE, batches, windows
+from foundry.data.tokens.documents import batches, windows
 from foundry.evaluation.intervals import ratio_intervals
 from foundry.models import MiniLLM
 from foundry.models.scoring import LOGITS
 from foundry.utils.bootstrap import bootstrap, percentiles_95
+from foundry.utils.targets import IGNORE
 
 BINS = 10
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from foundry.export.gguf_read import load_gguf
 from foundry.models import MiniLLM
 from foundry.models.scoring import LOGITS, score_documents
-from foundry.models.transformer import IGNORE
 from foundry.utils.bootstrap import bootstrap, percentiles_95
+from foundry.utils.targets import IGNORE
 
 RESAMPLES = 1000
 

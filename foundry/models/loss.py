@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100  # a target that is not counted
+from foundry.utils.targets import IGNORE
 
 
 def wide(device: torch.device) -> torch.dtype:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foundry.models.transformer import IGNORE, MiniLLM
+from foundry.models.transformer import MiniLLM
 from foundry.utils.device import settle_vector_math
+from foundry.utils.targets import IGNORE
 
 LOGITS = 1 << 24  # numbers that exist at a time: 64 MiB
 

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from foundry.config import ModelConfig
 from foundry.models.components import MLP, FlashAttention, LayerCache, RMSNorm, precompute_freqs_cis, visible
-from foundry.models.loss import IGNORE, linear_cross_entropy, soft_cap
+from foundry.models.loss import linear_cross_entropy, soft_cap
+from foundry.utils.targets import IGNORE
 
 
 class Cache(Protocol):

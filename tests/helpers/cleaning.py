@@ -11,7 +11,7 @@ import pytest
 from foundry.config import DataError, parse_config
 from foundry.data.clean.corpus import clean
 from foundry.data.fetch.download import download
-from foundry.data.schema import SPLITS
+from foundry.data.splits import SPLITS
 
 LOG = logging.getLogger("foundry")
 RAW, OUT, REPORTS = Path("data/raw"), Path("data/clean"), Path("reports")

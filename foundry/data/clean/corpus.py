@@ -42,7 +42,8 @@ from foundry.data.clean.report import write_reports
 from foundry.data.manifest import RawSource, read_manifest, verified
 from foundry.data.read.streams import Limits
 from foundry.data.read.units import plan_units
-from foundry.data.schema import SPLITS, PartWriter, doc_id, split_of
+from foundry.data.schema import PartWriter, doc_id
+from foundry.data.splits import SPLITS, split_of
 from foundry.data.text.words import units
 from foundry.utils.executor import cores, map_units
 from foundry.utils.files import atomic_dir, make_folder, remove_dir, sha256_file, sha256_json, state_dir, write_array

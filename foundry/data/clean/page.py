@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry.data.clean.rules import REASONS
-from foundry.data.schema import SPLITS
+from foundry.data.splits import SPLITS
 from foundry.utils.files import write_text
 from foundry.utils.html_page import render_page
 

@@ -17,7 +17,7 @@ from foundry.data.clean.card import write_card
 from foundry.data.clean.outcome import Outcome, Result
 from foundry.data.clean.page import write_page
 from foundry.data.clean.rules import REASONS
-from foundry.data.schema import SPLITS
+from foundry.data.splits import SPLITS
 from foundry.utils.files import atomic_write, sha256_json, write_json
 
 BAD_EXAMPLES = 10

@@ -15,7 +15,7 @@ import numpy as np
 from foundry.config.corpus import C4, FineWeb, GopherQuality, GopherRepetition
 from foundry.data.text.grams import word_numbers
 from foundry.data.text.words import spaceless, stop_words
-from foundry.utils.splitmix import mix
+from foundry.utils.splitmix import GAMMA, mix
 
 
 class Finding(NamedTuple):
@@ -25,7 +25,6 @@ class Finding(NamedTuple):
 
 
 _BULLETS = ("•", "-", "·", "●", "▪", "＊")
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 class _Shapes(dict):
@@ -135,7 +134,7 @@ def _repeated_grams(words: list[str], size: int, p: GopherRepetition) -> Finding
         if n > len(words) or most == 1:
             break
         for k in range(at, n):  # overflow is wanted
-            grams = grams[:-1] * _FACTOR + numbers[k : k + len(grams) - 1]
+            grams = grams[:-1] * GAMMA + numbers[k : k + len(grams) - 1]
         at = max(at, n)
         lengths = ends[n:] - ends[:-n]
         if top and most * (int(lengths.max()) + n - 1) <= share * size:

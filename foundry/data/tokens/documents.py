@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foundry.data.tokens.shards import Shards
-
-IGNORE = -100
+from foundry.utils.targets import IGNORE
 
 
 @dataclass(frozen=True)

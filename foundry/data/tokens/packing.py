@@ -16,12 +16,12 @@ from __future__ import annotations
 import numpy as np
 
 from foundry.config import DataError
-from foundry.data.tokens.documents import IGNORE
 from foundry.data.tokens.mixture import Mixture
 from foundry.data.tokens.order import permute
 from foundry.data.tokens.shards import Shards, source_totals
 from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID
 from foundry.utils.splitmix import key
+from foundry.utils.targets import IGNORE
 
 
 class Cut:

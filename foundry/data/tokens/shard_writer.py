@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from foundry.config import DataError, Shard
-from foundry.data.tokens.shards import FORMAT, SPLITS, source_totals
+from foundry.data.splits import SPLITS
+from foundry.data.tokens.shards import FORMAT, source_totals
 from foundry.data.tokens.tokenize import Block, TokenizerPool
 from foundry.tokenizers import Tokenizer
 from foundry.utils.files import atomic_dir, atomic_write, sha256_file, write_json

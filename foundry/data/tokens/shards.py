@@ -22,7 +22,6 @@ from foundry.config import DataError
 from foundry.utils.files import read_json, sha256_file, sha256_json
 
 FORMAT = 2
-SPLITS = ("train", "val", "test")
 
 
 def part_files(folder: str | Path) -> list[Path]:

@@ -15,7 +15,8 @@ from cleaning import MINE, OUT, REPORTS, digests, quarantined, rejected, rows, r
 
 from foundry.config import DataError
 from foundry.data import schema
-from foundry.data.schema import COLUMNS, SPLITS, PartWriter, check_documents, doc_id, split_of
+from foundry.data.schema import COLUMNS, PartWriter, check_documents, doc_id
+from foundry.data.splits import SPLITS, split_of
 
 ROOT = Path(__file__).parents[3]
 

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from foundry.data.tokens.documents import IGNORE, batches, first_documents, windows
+from foundry.data.tokens.documents import batches, first_documents, windows
 from foundry.data.tokens.shards import Shards
+from foundry.utils.targets import IGNORE
 
 
 def scored(documents, seq_len, stride, rows=3):

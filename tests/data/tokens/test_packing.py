@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from foundry import DataLoader
 from foundry.config import DataError
-from foundry.data.tokens.documents import IGNORE
 from foundry.data.tokens.mixture import Mixture
 from foundry.data.tokens.packing import cut_documents, pack_best_fit
 from foundry.data.tokens.shards import FORMAT, Shards
 from foundry.utils.files import sha256_file, write_json
+from foundry.utils.targets import IGNORE
 
 WAYS = ("cut", "best_fit", "document")
 QUICK = settings(max_examples=20, deadline=None)
