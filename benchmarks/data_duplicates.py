@@ -21,7 +21,7 @@ import orjson
 
 from benchmarks.corpus_for_data import clean_texts
 from foundry.data.clean.dedup import BANDS, NEIGHBOURS, band_keys, comparable, drop_near, equal_pairs, jaccard, shingles
-from foundry.data.text.words import units
+from foundry.data.text.words import gram_words
 
 CHUNK = 256
 
@@ -33,12 +33,12 @@ def _read(path: Path) -> list[str]:
 def _keys(path: Path) -> np.ndarray:
     texts = _read(path)
     return np.concatenate(
-        [band_keys([comparable(t, units(t)) for t in texts[i : i + CHUNK]]) for i in range(0, len(texts), CHUNK)]
+        [band_keys([comparable(t, gram_words(t)) for t in texts[i : i + CHUNK]]) for i in range(0, len(texts), CHUNK)]
     )
 
 
 def _compare(task: list[tuple[str, str]]) -> list[float]:
-    return [jaccard(*(shingles(comparable(t, units(t))) for t in pair)) for pair in task]
+    return [jaccard(*(shingles(comparable(t, gram_words(t))) for t in pair)) for pair in task]
 
 
 def ours(folder: Path, out: Path, pool: ProcessPoolExecutor) -> dict:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from foundry.config import Evaluate
-from foundry.data.text.words import units
+from foundry.data.text.words import gram_words
 from foundry.evaluation.intervals import ratio_interval
 from foundry.inference import Generator
 from foundry.utils.log import get_logger
@@ -50,7 +50,7 @@ def figures(
         distinct_1, distinct_2, distinct_3: different n-grams of words among all (Li et al. 2016); repeated_4: 4-grams that stood earlier in the
         same text; recited: share of runs of 13 words that stand in the training text. None where no text is long enough.
     """
-    words = [units(t) for t in texts]
+    words = [gram_words(t) for t in texts]
     out: dict[str, Any] = {}
     for n in (1, 2, 3, 4):
         grams = [[tuple(w[i : i + n]) for i in range(len(w) - n + 1)] for w in words]

@@ -15,7 +15,7 @@ import numpy as np
 
 from foundry.config import ConfigError
 from foundry.data.text.grams import gram_hashes
-from foundry.data.text.words import units
+from foundry.data.text.words import gram_words
 from foundry.utils.inputs import find_inputs
 
 
@@ -35,7 +35,7 @@ class Contamination:
         found = [np.empty(0, np.uint64)]
         for path in (p for pattern in patterns for p in find_inputs(pattern, root, "clean.decontaminate")):
             for text in _texts(path):
-                words = units(text)
+                words = gram_words(text)
                 self.texts += 1
                 if len(words) < n:
                     self.too_short += 1

@@ -38,7 +38,7 @@ from foundry.data.read.formats import EXCERPT, Bad, Document
 from foundry.data.read.streams import Limits
 from foundry.data.read.units import Unit, read_unit
 from foundry.data.schema import doc_id
-from foundry.data.text.words import units
+from foundry.data.text.words import gram_words
 from foundry.utils.files import atomic_write, read_json, write_array, write_json
 
 FOREIGN = 1 << 14  # bytes of a unit that its encoding is guessed from
@@ -218,7 +218,7 @@ def finish_unit(job: Job, number: int) -> dict[str, Any]:
                     verdict = Verdict("too_short", "min_chars", len(text), params.min_chars)
                     drop(counts, samples, verdict, row["file"], row["record"], row["text"].decode())
                     continue
-                rows.add_row(row["file"], row["record"], row["lang"], row["domain"], text, units(text))
+                rows.add_row(row["file"], row["record"], row["lang"], row["domain"], text, gram_words(text))
     done = _finish(job, number, "final.json", counts, samples)
     job.path(number, "arrow").unlink()
     return done

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from foundry.config import Clean, ConfigError
 from foundry.data.clean.web_rules import c4, fineweb, gopher_quality, gopher_repetition
-from foundry.data.text.words import spaceless, tokens, units
+from foundry.data.text.words import gram_words, spaceless, tokens
 from foundry.utils.inputs import refuse_linked
 
 _ASCII_SYMBOLS = "$+<=>^`|~"
@@ -78,7 +78,7 @@ class Rules:
             return text, [], Verdict("symbol_ratio", "max_symbol_ratio", share, p.max_symbol_ratio)
         if p.max_dup_line_ratio < 1 and (share := dup_line_ratio(text)) > p.max_dup_line_ratio:
             return text, [], Verdict("duplicate_lines", "max_dup_line_ratio", share, p.max_dup_line_ratio)
-        words = units(text) if p.max_top_ngram_ratio < 1 else None
+        words = gram_words(text) if p.max_top_ngram_ratio < 1 else None
         if words and (share := top_ngram_ratio(words)) > p.max_top_ngram_ratio:
             return text, words, Verdict("repeated_ngrams", "max_top_ngram_ratio", share, p.max_top_ngram_ratio)
         before = text
@@ -86,7 +86,7 @@ class Rules:
         if verdict:
             return text, [], verdict
         if words is None or text != before:
-            words = units(text)
+            words = gram_words(text)
         if self._blocked and (found := self._blocked.find(text, words)):
             verdict = Verdict("blocked", found, 1, 0)
         return text, words, verdict
@@ -131,7 +131,7 @@ class BlockList:
             if not entries:
                 raise ConfigError(f"clean.block_lists: {root / name} holds no word")
             for entry in entries:
-                words = units(entry)
+                words = gram_words(entry)
                 if spaceless(entry):
                     self._anywhere.append(entry.lower())
                 elif words:

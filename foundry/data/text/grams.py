@@ -1,8 +1,8 @@
-"""Hashes of n-grams of a document's units: what duplicates and contamination are found by.
+"""Hashes of n-grams of words, by which duplicates and contamination are found.
 
-A unit (a word, or a character of a script without spaces) becomes a 64-bit number once for each distinct unit; the hash of
-an n-gram is a polynomial of its units' numbers, computed for all places at once, and finished by SplitMix64's mixer. Two
-different n-grams share a hash with a probability of 2^-64.
+Each distinct word (see `words.gram_words`) is hashed once to a 64-bit number. The hash of an n-gram is a polynomial of
+the numbers of its words, computed for all positions at once, and finished by the mixer of SplitMix64. Two different
+n-grams share a hash with a probability of 2^-64.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import numpy as np
 
 from foundry.utils.splitmix import GAMMA, mix
 
-MAX_CACHED = 1 << 20  # distinct units held; bounds the memory on texts without end
+MAX_CACHED = 1 << 20  # distinct words that are kept; bounds the memory for an endless stream of texts
 
 
 class _Numbers(dict):
-    """unit → 64-bit number, the same in every process (Python's own hash is not)."""
+    """word → 64-bit number, the same in every process (Python's own hash is not)."""
 
-    def __missing__(self, unit: str) -> int:
+    def __missing__(self, word: str) -> int:
         if len(self) >= MAX_CACHED:
             self.clear()
-        number = int.from_bytes(hashlib.blake2b(unit.encode(), digest_size=8).digest(), "little")
-        self[unit] = number
+        number = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+        self[word] = number
         return number
 
 
@@ -31,19 +31,27 @@ _numbers = _Numbers()
 
 
 def word_numbers(words: list[str]) -> np.ndarray:
-    """uint64: one number for each distinct word."""
+    """uint64 (words,): the number of each word."""
     return np.fromiter(map(_numbers.__getitem__, words), np.uint64, len(words))
 
 
 def gram_hashes(words: list[str], n: int) -> np.ndarray:
-    """uint64 hash of each run of `n` units, in order; of all units together where there are fewer than `n`, none of none."""
+    """The hash of each n-gram, in order.
+
+    Args:
+        words: of one document, as `words.gram_words` gives them.
+        n: words of an n-gram. A document of fewer words has one hash, of all its words.
+
+    Returns:
+        uint64 (max(1, words - n + 1),); empty if there are no words.
+    """
     if not words:
         return np.empty(0, np.uint64)
     numbers = word_numbers(words)
     n = min(n, len(numbers))
     count = len(numbers) - n + 1
     out = numbers[:count].copy()
-    for k in range(1, n):  # overflow is wanted, and only scalars warn of it
+    for k in range(1, n):  # overflow is intended, and NumPy warns of it only for scalars
         out *= GAMMA
         out += numbers[k : k + count]
     return mix(out)

@@ -1,8 +1,9 @@
-"""A document's words, counted once for all quality rules.
+"""The words of a document, in the two forms that cleaning and evaluation need.
 
-Units are what duplicates and n-grams of evaluation sets are found by: words in lower case, without punctuation. Tokens are
-what the published quality rules count: words as written, and every punctuation mark by itself. In scripts that write no
-spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) a character is the word-like unit of both.
+`gram_words` are the words of n-grams, by which duplicates and evaluation text are found: in lower case, without
+punctuation. `tokens` are what the published quality rules count: words as written, and every punctuation mark as one
+token. In scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) every character counts as
+one word in both forms.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ NO_SPACES = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\U00020000-\U0003ffff"
 )
-# Vowel signs are no \w to Python; they belong to their words.
+# Vowel signs do not match \w in Python; they belong to their words.
 _LETTERS = rf"[^\W{NO_SPACES}](?:[^\W{NO_SPACES}]|[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0dff])*"
-_UNIT = re.compile(rf"[{NO_SPACES}]|{_LETTERS}")
-_WORD = re.compile(r"\w+")  # the same where neither of the two occurs, five times as fast
+_GRAM_WORD = re.compile(rf"[{NO_SPACES}]|{_LETTERS}")
+_WORD = re.compile(r"\w+")  # the same for text without such scripts and signs, five times as fast
 _NUMBER = r"[0-9]+(?:[.,:/–][0-9]+)*\w*"
 _SHORT = r"(?:\b[A-Za-z]\.)+"  # U.S., e.g., an initial
 _TOKEN = re.compile(rf"[{NO_SPACES}]|{_NUMBER}|{_SHORT}|['’]?{_LETTERS}|\.\.+|[^\w\s]")
@@ -30,18 +31,18 @@ def _plain(text: str) -> bool:
     return text.isascii() or not _BEYOND_LATIN.search(text)
 
 
-def units(text: str) -> list[str]:
-    """Words in lower case, or single characters of scripts without spaces."""
+def gram_words(text: str) -> list[str]:
+    """The words of a text for n-grams: in lower case; in scripts without spaces, every character."""
     text = text.lower()
-    return (_WORD if _plain(text) else _UNIT).findall(text)
+    return (_WORD if _plain(text) else _GRAM_WORD).findall(text)
 
 
 class _Pieces(dict):
-    """The tokens of a run of characters without white space; each distinct short one is cut once."""
+    """The tokens of a run of characters without white space; each distinct short run is split only once."""
 
     def __missing__(self, run: str) -> tuple[str, ...]:
         pieces = tuple((_PLAIN_TOKEN if _plain(run) else _TOKEN).findall(run))
-        if len(run) <= 32:  # a sentence of Chinese comes once
+        if len(run) <= 32:  # a Chinese sentence is one long run that hardly ever occurs again
             if len(self) >= 1 << 18:
                 self.clear()
             self[run] = pieces
@@ -52,16 +53,16 @@ _pieces = _Pieces()
 
 
 def tokens(text: str) -> list[str]:
-    """Words and punctuation marks; a contraction's second half is a token (`don` `'t`), as is a run of full stops."""
+    """Words and punctuation marks; the second half of a contraction is a token (`don` `'t`), and so is `...`."""
     return list(chain.from_iterable(map(_pieces.__getitem__, text.split())))
 
 
 def spaceless(text: str) -> int:
-    """How many characters are of scripts without spaces."""
+    """The number of characters of scripts without spaces."""
     return 0 if _plain(text) else len(_CHARACTER.findall(text))
 
 
-# The commonest function words: Gopher's own for English; of other languages, words that running text can hardly avoid.
+# Frequent function words: for English those of Gopher, for other languages words that running text can hardly avoid.
 STOP_WORDS = {
     "en": {"the", "be", "to", "of", "and", "that", "have", "with"},
     "zh": set("的了是在不有和人這这中大為为上個个我他也之其而以於于"),
@@ -77,7 +78,10 @@ STOP_WORDS = {
 
 
 def stop_words(lang: str, text: str) -> set[str] | None:
-    """The list of the language; where the language is unknown, that of Chinese or Japanese if the script says so."""
+    """The stop words of a language, or None if there is no list.
+
+    For an unknown language (`und`), the list of Chinese or Japanese if a third of the text is in such a script.
+    """
     if lang == "und" and 3 * spaceless(text) > len(text):
         lang = "ja" if re.search("[\u3040-\u30ff]", text) else "zh"
     return STOP_WORDS.get(lang.split("-")[0])

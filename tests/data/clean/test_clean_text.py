@@ -10,7 +10,7 @@ from foundry.config import Clean
 from foundry.data.clean.markup import strip_html
 from foundry.data.clean.normalize import _ftfy, fix_mojibake, normalize
 from foundry.data.clean.rules import Rules, dup_line_ratio, symbol_ratio, top_ngram_ratio
-from foundry.data.text.words import units
+from foundry.data.text.words import gram_words
 
 
 @pytest.mark.parametrize(
@@ -197,11 +197,13 @@ def test_repeated_lines_are_counted_without_empty_ones():
 
 
 def test_top_ngram_covers_its_share_and_a_topics_name_covers_nothing():
-    words = units("salt and pepper " * 5 + " ".join(f"w{i:02d}x" for i in range(13)))  # 5 * 13 = 65 letters of 65 + 52
+    words = gram_words(
+        "salt and pepper " * 5 + " ".join(f"w{i:02d}x" for i in range(13))
+    )  # 5 * 13 = 65 letters of 65 + 52
     assert top_ngram_ratio(words) == pytest.approx(65 / 117)
     assert (
         top_ngram_ratio(
-            units("Pope Alexander VI was head of the Church. Pope Alexander VI died. Pope Alexander VI lived.")
+            gram_words("Pope Alexander VI was head of the Church. Pope Alexander VI died. Pope Alexander VI lived.")
         )
         == 0.0
     )
@@ -209,11 +211,11 @@ def test_top_ngram_covers_its_share_and_a_topics_name_covers_nothing():
 
 
 def test_units_are_words_or_characters_of_scripts_without_spaces():
-    assert units("The Cat's 2 mice") == ["the", "cat", "s", "2", "mice"]
-    assert units("我爱 NLP。") == ["我", "爱", "nlp"]
-    assert units("ไทย กา") == ["ไ", "ท", "ย", "ก", "า"]
-    assert units("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
-    assert units("ひらカナ") == ["ひ", "ら", "カ", "ナ"]
+    assert gram_words("The Cat's 2 mice") == ["the", "cat", "s", "2", "mice"]
+    assert gram_words("我爱 NLP。") == ["我", "爱", "nlp"]
+    assert gram_words("ไทย กา") == ["ไ", "ท", "ย", "ก", "า"]
+    assert gram_words("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
+    assert gram_words("ひらカナ") == ["ひ", "ら", "カ", "ナ"]
 
 
 PARTS = st.tuples(

@@ -24,13 +24,13 @@ from foundry.data.clean.dedup import (
     jaccard,
     shingles,
 )
-from foundry.data.text.words import units
+from foundry.data.text.words import gram_words
 
 THRESHOLD = 0.7
 
 
 def pairs_of(texts):
-    keys = band_keys([comparable(t, units(t)) for t in texts])
+    keys = band_keys([comparable(t, gram_words(t)) for t in texts])
     found = [equal_pairs(lambda b=b: iter([keys[:, b]]), len(texts), 1 << 20, NEIGHBOURS) for b in range(BANDS)]
     return np.unique(np.concatenate(found), axis=0)
 
@@ -39,7 +39,7 @@ def find(texts, threshold=THRESHOLD):
     pairs = pairs_of(texts)
 
     def compare(i, j):
-        return jaccard(*(shingles(comparable(texts[k], units(texts[k]))) for k in (i, j)))
+        return jaccard(*(shingles(comparable(texts[k], gram_words(texts[k]))) for k in (i, j)))
 
     first = np.arange(len(texts))
     found = drop_near(pairs, np.array([compare(i, j) for i, j in pairs.tolist()]), compare, threshold, first)
@@ -158,7 +158,7 @@ def test_threshold_is_the_parameters(story):
 
 
 def test_keys_do_not_depend_on_batches_or_hash_seed(family):
-    words = [units(t) for t in family]
+    words = [gram_words(t) for t in family]
     whole = band_keys(words)
     assert np.array_equal(np.concatenate([band_keys(words[:7]), band_keys(words[7:])]), whole)
     code = "from foundry.data.clean.dedup import band_keys\nprint(band_keys([list('abcdefgh')]).tolist())"
@@ -219,7 +219,7 @@ def morse(seed, letters=80, heading=""):
 
 def test_texts_without_words_are_compared_by_their_signs():
     texts = [morse(1), morse(2), morse(3), morse(1) + " ..."]
-    assert not any(units(t) for t in texts)
+    assert not any(gram_words(t) for t in texts)
     assert {i: j for i, (j, _) in find(texts).items()} == {3: 0}
     # A few words among the signs do not make two texts equal; nor do emoji in a row, without any white space.
     assert find([morse(1, heading="Telegram: "), morse(2, heading="Telegram: ")]) == {}
@@ -229,7 +229,7 @@ def test_texts_without_words_are_compared_by_their_signs():
 
 def test_words_are_the_units_where_there_are_words(story):
     text = "| a | b |\n|---|---|\n" + story(4, 60)
-    assert comparable(text, units(text)) == units(text)
+    assert comparable(text, gram_words(text)) == gram_words(text)
     assert comparable("... ---", []) == list("...---")
 
 

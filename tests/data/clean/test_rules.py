@@ -13,7 +13,7 @@ from foundry.config import ConfigError
 from foundry.config.corpus import C4, Clean, FineWeb, GopherQuality, GopherRepetition
 from foundry.data.clean.rules import Rules
 from foundry.data.clean.web_rules import c4, fineweb, gopher_quality, gopher_repetition, repeated
-from foundry.data.text.words import tokens, units
+from foundry.data.text.words import gram_words, tokens
 
 SETS = ("gopher_quality", "gopher_repetition", "c4", "fineweb")
 
@@ -173,7 +173,7 @@ def test_c4_drops_lines_and_leaves_the_rest():
     text, words, found = apply(
         "\n".join(x for pair in zip(good, [*bad, ""], strict=True) for x in pair), c4={"enabled": True}
     )
-    assert found is None and text.split("\n") == good and words == units(text)
+    assert found is None and text.split("\n") == good and words == gram_words(text)
     assert apply("Cited[12] text here[edit] stands. " * 6, c4={"enabled": True})[0].count("[") == 0
 
 
