@@ -13,9 +13,9 @@ import numpy as np
 
 from foundry.config import Runtime
 from foundry.data.text.grams import gram_hashes
-from foundry.data.text.words import units
+from foundry.data.text.words import gram_words
 from foundry.evaluation.intervals import Interval, ratio_interval
-from foundry.utils.executor import map_units
+from foundry.utils.executor import map_tasks
 
 
 def overlap(
@@ -40,7 +40,7 @@ def overlap(
     known = np.unique(np.concatenate(flat)) if flat else np.empty(0, np.uint64)
     seen = np.zeros(len(known), bool)
     if len(known):
-        for here in map_units(_seen, (known, n, read), parts, runtime):
+        for here in map_tasks(_seen, (known, n, read), parts, runtime):
             seen |= here
     return {
         name: (
@@ -63,7 +63,7 @@ def _seen(context: tuple[np.ndarray, int, Callable[[Any], Iterable[str]]], part:
 
 
 def _runs(text: str, n: int) -> np.ndarray:
-    words = units(text)
+    words = gram_words(text)
     return gram_hashes(words, n) if len(words) >= n else np.empty(0, np.uint64)
 
 

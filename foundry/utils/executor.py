@@ -1,8 +1,8 @@
-"""Work cut into units: a pure function mapped over unit numbers by this machine's processes, or by Ray.
+"""Work that is divided into tasks: a pure function mapped over them by processes of this machine, or by Ray.
 
-Results come in the order of the units, whatever the number of workers and the order of completion. A function gets a
-context that is sent to each worker once, and returns little: what is large goes to files. Ray workers need the same
-file system (one machine, or a shared folder).
+Results come in the order of the tasks, for any number of workers and any order of completion. The function gets a
+context that is sent to each worker only once, and results that are large go to files. Ray workers need the same file
+system (one machine, or a shared folder).
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -20,68 +21,116 @@ from foundry.config.schema import Runtime
 from foundry.utils.device import cpu_cores
 from foundry.utils.process import as_worker
 
-_context: Any = None
+AHEAD = 64  # tasks that may be submitted per worker: one slow task does not keep the others idle
 
 
 def cores(runtime: Runtime) -> int:
-    """Worker processes: `runtime.workers`, or as many as this process may use cores."""
+    """Worker processes: `runtime.workers`, or one for each core that this process may use."""
     return runtime.workers or cpu_cores()
 
 
-def map_units(
-    function: Callable[[Any, Any], Any], context: Any, items: Sequence[Any], runtime: Runtime
-) -> Iterator[Any]:
-    """`function(context, item)` of each item, in their order.
+class WorkerPool:
+    """Processes of this machine that share a context; they are started by the first `map`, and end with the block.
 
     Args:
-        function: a module's function (it is sent by name).
+        workers: number of processes.
+        context: the first argument of every function that is mapped; it is sent to each worker once.
+        ahead: tasks per worker that are submitted before the oldest result is taken. Their results wait in memory, so
+            few where results are large.
+        set_up: called once in each worker with the context that was sent; what it returns is the context of the
+            functions. It is a function of a module (it is sent by name).
+    """
+
+    def __init__(
+        self, workers: int, context: Any, ahead: int = AHEAD, set_up: Callable[[Any], Any] | None = None
+    ) -> None:
+        self._workers, self._ahead, self._start_arguments = workers, ahead, (context, set_up)
+        self._processes: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._processes:
+            self._processes.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def started(self) -> bool:
+        return self._processes is not None
+
+    def map(self, function: Callable[[Any, Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+        """`function(context, task)` of each task, in their order; an error of the function is raised as it is.
+
+        Args:
+            function: a function of a module (it is sent by name).
+
+        Raises:
+            FoundryError: if a worker process was killed.
+        """
+        if self._processes is None:
+            self._processes = ProcessPoolExecutor(
+                self._workers, multiprocessing.get_context("spawn"), _start, self._start_arguments
+            )
+        submitted: deque[Future] = deque()
+        try:
+            for task in tasks:
+                submitted.append(self._processes.submit(_call, function, task))
+                if len(submitted) > self._ahead * self._workers:
+                    yield submitted.popleft().result()
+            while submitted:
+                yield submitted.popleft().result()
+        except BrokenProcessPool:
+            raise FoundryError(
+                f"one of {self._workers} worker processes was killed (perhaps because memory ran out): run the same "
+                "command again; if it happens twice, set a smaller runtime.workers, and in the clean stage a smaller "
+                "runtime.unit_bytes. Units that the clean stage has finished are kept"
+            ) from None
+
+
+def map_tasks(
+    function: Callable[[Any, Any], Any], context: Any, tasks: Sequence[Any], runtime: Runtime
+) -> Iterator[Any]:
+    """`function(context, task)` of each task, in their order, by what `runtime` says: this process, several, or Ray.
+
+    Args:
+        function: a function of a module (it is sent by name).
 
     Raises:
-        FoundryError: if a worker process was killed; an error of the function itself comes as it is.
+        FoundryError: if a worker was killed; an error of the function itself is raised as it is.
     """
+    workers = min(cores(runtime), len(tasks))
     if runtime.executor == "ray":
-        yield from _ray(function, context, items, runtime)
-        return
-    workers = min(cores(runtime), len(items))
-    if workers <= 1:
-        for item in items:
-            yield function(context, item)
-        return
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start, initargs=(context,)
-    )
-    try:
-        waiting = [pool.submit(_call, function, item) for item in items]
-        for future in waiting:
-            yield future.result()
-    except BrokenProcessPool:
-        raise FoundryError(
-            f"one of {workers} worker processes was killed (out of memory, perhaps). Finished units are kept: run the same "
-            "command again, with a smaller runtime.workers or runtime.unit_bytes if it happens twice"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        yield from _ray(function, context, tasks, runtime)
+    elif workers <= 1:
+        for task in tasks:
+            yield function(context, task)
+    else:
+        with WorkerPool(workers, context) as pool:
+            yield from pool.map(function, tasks)
 
 
-def _start(context: Any) -> None:
+_context: Any = None  # of a worker process
+
+
+def _start(context: Any, set_up: Callable[[Any], Any] | None) -> None:
     global _context
     as_worker()
-    _context = context
+    _context = set_up(context) if set_up else context
 
 
-def _call(function: Callable[[Any, Any], Any], item: Any) -> Any:
-    return function(_context, item)
+def _call(function: Callable[[Any, Any], Any], task: Any) -> Any:
+    return function(_context, task)
 
 
-def _ray(function: Callable[[Any, Any], Any], context: Any, items: Sequence[Any], runtime: Runtime) -> Iterator[Any]:
+def _ray(function: Callable[[Any, Any], Any], context: Any, tasks: Sequence[Any], runtime: Runtime) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError:
         raise ConfigError("runtime.executor is ray, which is not installed: pip install 'foundry-lm[ray]'") from None
 
-    mine = not ray.is_initialized()
-    if mine:
+    started_here = not ray.is_initialized()
+    if started_here:
         address = runtime.ray_address
         local = {} if address else {"num_cpus": max(2, cores(runtime)), "include_dashboard": False}
         try:
@@ -92,8 +141,8 @@ def _ray(function: Callable[[Any, Any], Any], context: Any, items: Sequence[Any]
         except (OSError, RuntimeError, ValueError) as e:
             if "AuthToken" in str(e.__cause__):
                 raise ConfigError(
-                    f"runtime.ray_address {address!r}: that Ray cluster wants a token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
-                    "and RAY_AUTH_MODE=token"
+                    f"runtime.ray_address {address!r}: that Ray cluster asks for a token; set RAY_AUTH_TOKEN or "
+                    "RAY_AUTH_TOKEN_PATH and RAY_AUTH_MODE=token"
                 ) from None
             raise ConfigError(
                 f"runtime.ray_address {address!r}: no Ray cluster answers at that HOST:PORT ({e})"
@@ -101,16 +150,17 @@ def _ray(function: Callable[[Any, Any], Any], context: Any, items: Sequence[Any]
     try:
         shared = ray.put(context)
         remote = ray.remote(function)
-        waiting = [remote.remote(shared, item) for item in items]
-        for one in waiting:
+        submitted = [remote.remote(shared, task) for task in tasks]
+        for result in submitted:
             try:
-                yield ray.get(one)
+                yield ray.get(result)
             except ray.exceptions.RayTaskError as e:
                 raise (e.cause if isinstance(e.cause, FoundryError) else e) from None
             except ray.exceptions.RayError as e:
                 raise FoundryError(
-                    f"a Ray worker was lost ({type(e).__name__}: {e}); finished units are kept"
+                    f"a Ray worker was lost ({type(e).__name__}: {e}); units that the clean stage has finished are kept: "
+                    "run the same command again"
                 ) from None
     finally:
-        if mine:
+        if started_here:
             ray.shutdown()

@@ -44,8 +44,8 @@ from foundry.data.read.streams import Limits
 from foundry.data.read.units import plan_units
 from foundry.data.schema import PartWriter, doc_id
 from foundry.data.splits import SPLITS, split_of
-from foundry.data.text.words import units
-from foundry.utils.executor import cores, map_units
+from foundry.data.text.words import gram_words
+from foundry.utils.executor import cores, map_tasks
 from foundry.utils.files import atomic_dir, make_folder, remove_dir, sha256_file, sha256_json, state_dir, write_array
 from foundry.utils.inputs import find_inputs
 from foundry.utils.locks import exclusive
@@ -162,7 +162,7 @@ class Cleaning(Outcome):
         numbers = range(len(self.job.units))
         most = self.params.max_documents
         if not most:
-            yield from map_units(prepare_unit, self.job, [(n, 0) for n in numbers], self.runtime)
+            yield from map_tasks(prepare_unit, self.job, [(n, 0) for n in numbers], self.runtime)
             return
         taken = Counter[int]()  # a sample: the units of a source one after the other, until it has enough
         for n in numbers:
@@ -192,7 +192,7 @@ class Cleaning(Outcome):
             found = frequent(column, count, limit, self.runtime.memory_bytes) if limit else np.empty(0, np.uint64)
             write_array(self.job.folder / f"{kind}.npy", found)
             self.log.info("%d %s stand in more than %d documents", len(found), kind, limit)
-        for n, done in zip(numbers, map_units(finish_unit, self.job, numbers, self.runtime), strict=True):
+        for n, done in zip(numbers, map_tasks(finish_unit, self.job, numbers, self.runtime), strict=True):
             accounting.add_up(self.results[n], done)
 
     # duplicates
@@ -239,7 +239,7 @@ class Cleaning(Outcome):
             self.pairs = np.unique(np.concatenate([self.pairs, pairs[~gone[pairs].any(axis=1)]]), axis=0)
         places = self._places(self.pairs)
         tasks = [places[i : i + PAIRS] for i in range(0, len(places), PAIRS)]
-        self.similarity = np.concatenate([np.empty(0), *map_units(compare, self.job, tasks, self.runtime)])
+        self.similarity = np.concatenate([np.empty(0), *map_tasks(compare, self.job, tasks, self.runtime)])
 
     def _drop_near(self) -> None:
         def one(a: int, b: int) -> float:
@@ -307,7 +307,7 @@ def compare(job: Job, places: np.ndarray) -> np.ndarray:
             texts = batch.column(0)
             for row in (r for r in rows if start <= r < start + len(texts)):
                 text = texts[row - start].as_py().decode()
-                held[unit, row] = shingles(comparable(text, units(text)))
+                held[unit, row] = shingles(comparable(text, gram_words(text)))
             start += len(texts)
     return np.array([jaccard(held[a, b], held[c, d]) for a, b, c, d in places.tolist()])
 

@@ -1,17 +1,13 @@
 """Clean documents as tokens, by every core, in the order of the corpus.
 
-A unit of work is one row group of one part file: a pure function of the file and the tokenizer. Units run in worker processes; their
-results come back in order, and only a few are under way, so memory is bounded by the size of the row groups, and the tokens are the
-same for every number of workers.
+The tokens of one row group of a part file are a pure function of the file and the tokenizer. Worker processes encode the
+row groups; their results come back in order, and only a few are under way, so memory is bounded by the size of the row
+groups, and the tokens are the same for every number of workers.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from foundry.config import DataError, FoundryError
+from foundry.config import DataError
 from foundry.data.schema import check_documents
 from foundry.data.tokens.shards import part_files
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.encode import Encoder
 from foundry.utils.device import cpu_cores
-from foundry.utils.process import as_worker
+from foundry.utils.executor import WorkerPool
 
 PARALLEL_FROM = 128 << 20  # bytes of text; this process alone has encoded less by the time others are ready
+AHEAD = 2  # row groups per worker that are under way: the tokens of each wait in memory until it is their turn
 ROWS = 4096  # documents that are held as text at once
 COLUMNS = ["text", "doc_id", "n_bytes", "source"]
 
@@ -46,25 +43,30 @@ class Block:
         return len(self.source)
 
 
+@dataclass(frozen=True)
+class RowGroup:
+    part: Path
+    number: int
+
+
 class TokenizerPool:
     """Encodes row groups in worker processes.
 
     Args:
         tokenizer: its file is read by each worker.
-        workers: processes; 0: one for each core, 1: this process alone, which encodes a small corpus in any case.
+        workers: processes; 0: one for each core, 1: only this process, which encodes a small corpus in any case.
     """
 
     def __init__(self, tokenizer: Tokenizer, workers: int = 0) -> None:
         self._encoder = Encoder(tokenizer)
         self._workers = workers or cpu_cores()
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool = WorkerPool(self._workers, tokenizer.path, AHEAD, _encoder_of)
 
     def __enter__(self) -> TokenizerPool:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._pool:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.__exit__(*exc)
 
     def blocks(self, folder: str | Path) -> Iterator[Block]:
         """The documents of one clean split, in the order of its files and rows.
@@ -73,42 +75,30 @@ class TokenizerPool:
             DataError: if there are no part files, or one cannot be read.
             FoundryError: if a worker process dies.
         """
-        sizes = [(part, g, size) for part in part_files(folder) for g, size in enumerate(_row_groups(part))]
-        groups = [(part, g) for part, g, _ in sizes]
-        small = self._pool is None and sum(size for _, _, size in sizes) < PARALLEL_FROM
-        if self._workers == 1 or small:
-            for part, group in groups:
-                yield encode_group(self._encoder, part, group)
-            return
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self._workers, multiprocessing.get_context("spawn"), _start, (self._encoder.tokenizer.path,)
-            )
-        waiting, rest = deque(), iter(groups)
-        try:
-            for part, group in rest:
-                waiting.append(self._pool.submit(_encode, part, group))
-                if len(waiting) > 2 * self._workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise FoundryError(
-                f"one of {self._workers} tokenizing processes was killed (out of memory, perhaps): run the same command again, with a "
-                "smaller runtime.workers if it happens twice"
-            ) from None
+        sizes = {RowGroup(part, n): size for part in part_files(folder) for n, size in enumerate(_row_groups(part))}
+        if self._workers == 1 or (not self._pool.started and sum(sizes.values()) < PARALLEL_FROM):
+            yield from (encode_group(self._encoder, group) for group in sizes)
+        else:
+            yield from self._pool.map(encode_group, sizes)
 
 
-def encode_group(encoder: Encoder, part: Path, group: int) -> Block:
+def _encoder_of(path: Path) -> Encoder:
+    """What a worker process encodes with."""
+    pa.set_cpu_count(1)  # every core already has its process
+    return Encoder(Tokenizer(path))
+
+
+def encode_group(encoder: Encoder, group: RowGroup) -> Block:
     """The documents of one row group as tokens.
 
     Raises:
         DataError: for a table that the clean stage would not have written, with its rows.
     """
     tokens, counts, doc_id, n_bytes, source = [], [], [], [], []
-    with _open(part) as file:
-        table = file.read_row_group(group)
-        check_documents(table, str(part), sum(file.metadata.row_group(g).num_rows for g in range(group)))
+    with _open(group.part) as file:
+        table = file.read_row_group(group.number)
+        first_row = sum(file.metadata.row_group(n).num_rows for n in range(group.number))
+        check_documents(table, str(group.part), first_row)
         for batch in table.select(COLUMNS).to_batches(ROWS):
             ids, at = encoder.encode(batch.column("text"))
             tokens.append(_with_ends(ids, at, encoder.tokenizer))
@@ -152,18 +142,3 @@ def _open(part: Path) -> pq.ParquetFile:
         raise DataError(
             f"{part} is not a readable parquet file ({e}): run `dvc checkout` or `dvc repro -f clean`"
         ) from None
-
-
-_encoder: Encoder | None = None
-
-
-def _start(path: Path) -> None:
-    global _encoder
-    as_worker()
-    pa.set_cpu_count(1)  # every core already has its process
-    _encoder = Encoder(Tokenizer(path))
-
-
-def _encode(part: Path, group: int) -> Block:
-    assert _encoder is not None
-    return encode_group(_encoder, part, group)

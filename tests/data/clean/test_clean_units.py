@@ -15,9 +15,7 @@ from cleaning import MINE, OUT, REPORTS, digests, run, texts
 from kills import every_kill
 
 import foundry.data.clean.corpus as module
-from foundry.config import DataError, FoundryError, parse_config
-from foundry.utils import executor
-from foundry.utils.executor import map_units
+from foundry.config import DataError
 
 ROOT = Path(__file__).parents[3]
 RULES = {"max_line_documents": 3, "near_dup_threshold": 0.6, "fix_mojibake": True}
@@ -129,42 +127,6 @@ def test_other_rules_do_not_meet_old_units(mixed):
     first = texts()
     run(MINE, runtime={"unit_bytes": 2048}, near_dedup="ignore")
     assert len(texts()) == len(first) + 20
-
-
-def _double(context, item):
-    return context * item
-
-
-def _die(context, item):
-    if item == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item
-
-
-def _refuse(context, item):
-    raise FoundryError(f"unit {item} is wrong")
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_results_come_in_order(workers):
-    runtime = parse_config({"download": {"sources": [MINE]}, "runtime": {"workers": workers}}).runtime
-    assert list(map_units(_double, 3, list(range(50)), runtime)) == [3 * i for i in range(50)]
-    with pytest.raises(FoundryError, match="unit 1 is wrong"):
-        list(map_units(_refuse, None, [1, 2], runtime))
-
-
-def test_killed_worker_is_told():
-    runtime = parse_config({"download": {"sources": [MINE]}, "runtime": {"workers": 2}}).runtime
-    with pytest.raises(FoundryError, match="worker processes was killed"):
-        list(map_units(_die, None, [1, 2, 3], runtime))
-
-
-def test_missing_ray_cluster_is_told():
-    values = {"executor": "ray", "ray_address": "127.0.0.1:9"}
-    runtime = parse_config({"download": {"sources": [MINE]}, "runtime": values}).runtime
-    with pytest.raises(FoundryError, match="no Ray cluster answers"):
-        list(executor.map_units(_double, 1, [1], runtime))
-    assert not OUT.exists()
 
 
 def test_finished_units_are_those_of_the_same_code_and_libraries(monkeypatch):

@@ -130,13 +130,13 @@ def test_wrong_clean_parts_are_told(clean, tokenizer, tmp_path):
 
 def test_a_killed_worker_is_told_and_leaves_nothing(clean, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("foundry.data.tokens.tokenize.PARALLEL_FROM", 0)
-    monkeypatch.setattr("foundry.data.tokens.tokenize._encode", _die)
+    monkeypatch.setattr("foundry.data.tokens.tokenize.encode_group", _die)
     with pytest.raises(FoundryError, match="was killed"):
         write_shards(clean, tokenizer, PARAMS, tmp_path / "s", workers=2)
     assert not list(tmp_path.iterdir())
 
 
-def _die(part, group):
+def _die(encoder, group):
     os.kill(os.getpid(), signal.SIGKILL)
 
 

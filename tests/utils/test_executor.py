@@ -1,0 +1,107 @@
+"""Worker processes: results in order, a bounded number of tasks under way, errors and killed workers reported."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from foundry.config import FoundryError
+from foundry.config.schema import Runtime
+from foundry.utils.executor import WorkerPool, map_tasks
+
+
+def _double(context, task):
+    return context * task
+
+
+def _die(context, task):
+    if task == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+def _refuse(context, task):
+    raise FoundryError(f"task {task} is wrong")
+
+
+def _slow_first(context, task):
+    time.sleep(0.2 * (task == 0))
+    return task
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_order(workers):
+    runtime = Runtime(workers=workers)
+    assert list(map_tasks(_double, 3, range(300), runtime)) == [3 * i for i in range(300)]
+    with pytest.raises(FoundryError, match="task 1 is wrong"):
+        list(map_tasks(_refuse, None, [1, 2], runtime))
+
+
+def test_only_a_few_tasks_are_taken_before_their_results_are():
+    taken = []
+
+    def tasks():
+        for i in range(40):
+            taken.append(i)
+            yield i
+
+    with WorkerPool(2, None, ahead=2) as pool:
+        for number, result in enumerate(pool.map(_slow_first, tasks())):
+            assert result == number and len(taken) <= min(40, number + 2 * 2 + 1)
+    assert len(taken) == 40
+
+
+def test_one_pool_maps_again_and_its_workers_are_set_up_once():
+    with WorkerPool(2, 3, set_up=_twice) as pool:
+        assert not pool.started
+        assert list(pool.map(_double, [1, 2])) == [6, 12] == list(pool.map(_double, iter([1, 2])))
+        assert pool.started
+
+
+def _twice(context):
+    return 2 * context
+
+
+def test_a_killed_worker_is_reported():
+    with pytest.raises(FoundryError, match=r"one of 2 worker processes was killed.*runtime\.workers"):
+        list(map_tasks(_die, None, [1, 2, 3], Runtime(workers=2)))
+
+
+def test_a_missing_ray_cluster_is_reported():
+    runtime = Runtime(executor="ray", ray_address="127.0.0.1:9")
+    with pytest.raises(FoundryError, match="no Ray cluster answers"):
+        list(map_tasks(_double, 1, [1], runtime))
+
+
+INTERRUPTED = """
+import time
+from foundry.config.schema import Runtime
+from foundry.utils.executor import map_tasks
+
+def wait(context, task):
+    print("working", flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    list(map_tasks(wait, None, range(9), Runtime(workers=2)))
+"""
+
+
+def test_an_interrupt_ends_the_workers_without_tracebacks_of_their_own(tmp_path):
+    """As Ctrl-C in a terminal: SIGINT to every process of the group."""
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    options = {
+        "env": {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        "start_new_session": True,  # a group of its own
+        "text": True,
+    }
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    assert [process.stdout.readline() for _ in range(2)] == ["working\n"] * 2
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode in (-signal.SIGINT, 130) and errors.count("Traceback") <= 1, errors
