@@ -8,7 +8,8 @@ from foundry.config import Config, TrackingError
 from foundry.data.tokens.documents import batches, windows
 from foundry.data.tokens.shards import read_clean
 from foundry.export.bundle import export
-from foundry.export.lineage import lineage
+from foundry.export.lineage import build_lineage
+from foundry.export.proof import ExportRecord, LlamaCppMissing
 from foundry.export.quantised import Scored
 from foundry.models import load_model
 from foundry.tokenizers import Tokenizer
@@ -43,10 +44,10 @@ def work(cfg: Config, log: logging.Logger) -> None:
     )
     record = export(
         "artifacts/export", model, facts, tokenizer, report, cleaning["sources"], texts, prompts, cfg.export,
-        cleaning=cleaning, scored=scored, lineage=lineage(".", facts, cfg.model_dump(mode="json", exclude={"runtime"})),
+        cleaning=cleaning, scored=scored, lineage=build_lineage(".", facts, cfg.model_dump(mode="json", exclude={"runtime"})),
         device=device,
     )  # fmt: skip
-    _tell(record, log)
+    _log_record(record, log)
     if cfg.runtime.tracking:
         _register(cfg, log)
 
@@ -78,26 +79,34 @@ def _test_text(tokenizer: Tokenizer, context: int) -> tuple[list[str], Scored]:
     return texts, Scored(list(batches(items, max(1, BATCH_TOKENS // context))), np.array(n_bytes))
 
 
-def _tell(record: dict, log: logging.Logger) -> None:
-    proof = record["proof"]
+def _log_record(record: ExportRecord, log: logging.Logger) -> None:
+    proof = record.proof
     log.info(
         "proved: %d tensors bit for bit, logits of %d tokens, ids of %d strings, %d greedy tokens",
-        proof["weights"]["tensors"], proof["logits"]["tokens"], proof["token_ids"]["strings"], proof["greedy"]["tokens"],
-    )  # fmt: skip
-    cpp = proof["llama_cpp"]
-    if cpp["proved"]:
+        proof.weights.tensors,
+        proof.logits.tokens,
+        proof.token_ids.strings,
+        proof.greedy.tokens,
+    )
+    cpp = proof.llama_cpp
+    if isinstance(cpp, LlamaCppMissing):
+        log.warning("llama.cpp: %s", cpp.why)
+    else:
         log.info(
             "proved in llama.cpp: ids of %d strings, log-probabilities after %d contexts, %d greedy tokens",
-            cpp["token_ids"]["strings"], cpp["log_probs"]["positions"], cpp["greedy"]["tokens"],
-        )  # fmt: skip
-    else:
-        log.warning("llama.cpp: %s", cpp["why"])
-    for kind, cost in record.get("quantised", {}).get("formats", {}).items():
+            cpp.token_ids.strings,
+            cpp.log_probs.positions,
+            cpp.greedy.tokens,
+        )
+    for kind, cost in record.quantised.formats.items() if record.quantised else ():
         log.info(
             "%s: %+.5f bits per byte, the same most likely token %.2f %% of the time, %d bytes",
-            kind, cost["difference"]["value"], 100 * cost["top1_agreement"], cost["bytes"],
-        )  # fmt: skip
-    log.info("wrote artifacts/export: hf/ and %s", ", ".join(n for n in record["files"] if n.endswith(".gguf")))
+            kind,
+            cost.difference.value,
+            100 * cost.top1_agreement,
+            cost.bytes,
+        )
+    log.info("wrote artifacts/export: hf/ and %s", ", ".join(n for n in record.files if n.endswith(".gguf")))
 
 
 def _register(cfg: Config, log: logging.Logger) -> None:

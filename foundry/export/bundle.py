@@ -22,13 +22,15 @@ from foundry.export.exportable import (
     tokenizer_problems,
 )
 from foundry.export.gguf_file import export_gguf
+from foundry.export.greedy import greedy_samples
 from foundry.export.huggingface import export_huggingface, user_tokens
 from foundry.export.licence import licence_notice
 from foundry.export.lineage import NAME as LINEAGE
-from foundry.export.manifest import write_record
+from foundry.export.lineage import Lineage
+from foundry.export.manifest import hash_files, write_record
 from foundry.export.parity import prove
+from foundry.export.proof import ExportRecord
 from foundry.export.quantised import Scored, measure
-from foundry.export.samples import greedy_samples
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
 from foundry.utils.files import atomic_dir, sha256_file, write_json, write_text
@@ -49,9 +51,9 @@ def export(
     *,
     cleaning: dict[str, Any] | None = None,
     scored: Scored | None = None,
-    lineage: dict[str, Any] | None = None,
+    lineage: Lineage | None = None,
     device: torch.device | str = "cpu",
-) -> dict[str, Any]:
+) -> ExportRecord:
     """Writes and proves `out`.
 
     Args:
@@ -66,7 +68,7 @@ def export(
         scored: held-out documents on which the cost of each rounding format is measured; None measures none.
 
     Returns:
-        The content of its `proof.json`: the proof, the hashes of the source and of every file.
+        What was written as `proof.json`: the proof, the hashes of the source and of every file.
 
     Raises:
         ExportError: if model, tokenizer and evaluation do not belong together, a weight is not finite, a format cannot
@@ -92,7 +94,7 @@ def export(
             export_gguf(model, tokenizer, path, kind, params.model_name)
         proof = prove(hf, ggufs, model, tokenizer, texts, prompts, params.parity_tolerance)
         rounded = {kind: path for kind, path in ggufs.items() if kind != "f32"}  # f32 was proved equal bit for bit
-        cost = measure(rounded, model, scored, device) if scored and rounded else None
+        costs = measure(rounded, model, scored, device) if scored and rounded else None
         notice = licence_notice(params.model_name, sources)
         if notice:
             write_text(hf / "LICENSE", notice)
@@ -104,18 +106,23 @@ def export(
             report=report,
             cleaning={**(cleaning or {}), "sources": sources},
             proof=proof,
-            quantised=cost,
+            costs=costs,
             samples=greedy_samples(model, tokenizer),
             files={p.relative_to(tmp).as_posix(): (p.stat().st_size, sha256_file(p)) for p in written},
             symbols=list(symbols),
         )
         write_text(hf / "README.md", model_card(card))
         if lineage:
-            write_json(tmp / LINEAGE, lineage)
-        record: dict[str, Any] = {"model_name": params.model_name, **{k: facts[k] for k in CUSTODY}, "proof": proof}
-        if cost:
-            record["quantised"] = cost
-        return write_record(tmp, record)
+            write_json(tmp / LINEAGE, lineage.model_dump())
+        record = ExportRecord(
+            model_name=params.model_name,
+            **{k: facts[k] for k in CUSTODY},
+            proof=proof,
+            quantised=costs,
+            files=hash_files(tmp),
+        )
+        write_record(tmp, record)
+        return record
 
 
 def _check_belonging(facts: dict[str, Any], tokenizer: Tokenizer, report: dict[str, Any]) -> None:

@@ -14,7 +14,9 @@ import yaml
 from foundry.config import ModelConfig
 from foundry.export.card_data import data, terms
 from foundry.export.card_numbers import evaluation, formats, proof
+from foundry.export.greedy import Sample
 from foundry.export.licence import HUB_NAMES, one_licence
+from foundry.export.proof import FormatCosts, Proof
 from foundry.models.accounting import count_params, train_flops_per_token
 from foundry.utils.markdown import code, fenced, table
 
@@ -30,9 +32,7 @@ class CardFacts:
         facts: `config.json` of the trained model.
         report: `reports/evaluate.json`; `tasks` and `contamination` are told if they are there.
         cleaning: `reports/clean.json`; `sources` at least (name, url, license, attribution, lang, sha256).
-        proof: of `parity.prove`.
-        quantised: of `quantised.measure`, or None.
-        samples: [(prompt, greedy continuation)].
+        costs: of `quantised.measure`, or None.
         files: {exported weight file: (bytes, sha256)}.
         symbols: the tokenizer's user symbols.
     """
@@ -42,9 +42,9 @@ class CardFacts:
     facts: dict[str, Any]
     report: dict[str, Any]
     cleaning: dict[str, Any]
-    proof: dict[str, Any]
-    quantised: dict[str, Any] | None
-    samples: list[tuple[str, str]]
+    proof: Proof
+    costs: FormatCosts | None
+    samples: list[Sample]
     files: dict[str, tuple[int, str]]
     symbols: list[str]
 
@@ -61,7 +61,7 @@ def model_card(c: CardFacts) -> str:
         data(c.cleaning),
         _training(c.cfg, c.facts),
         evaluation(c.report),
-        formats(c.quantised, names),
+        formats(c.costs, names),
         proof(c.proof),
         _samples(c.samples),
         _use(c.name, [n for n in names if n.endswith(".gguf")]),
@@ -158,10 +158,10 @@ def _training(cfg: ModelConfig, facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def _samples(samples: list[tuple[str, str]]) -> list[str]:
+def _samples(samples: list[Sample]) -> list[str]:
     lines = ["## Samples", "", "Greedy continuations of fixed prompts, as they came:"]
-    for prompt, text in samples:
-        lines += ["", f"Prompt `{prompt}`:", "", *fenced(prompt + text)]
+    for s in samples:
+        lines += ["", f"Prompt `{s.prompt}`:", "", *fenced(s.prompt + s.text)]
     return lines
 
 

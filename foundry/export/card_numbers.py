@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from foundry.export.proof import FormatCosts, GreedyProof, LlamaCppMissing, LlamaCppProof, Proof
 from foundry.utils.markdown import table
 
 
@@ -60,78 +61,76 @@ def _share(interval: dict[str, float] | None) -> str:
     return f"{100 * interval['value']:.1f} % ({100 * interval['low']:.1f} to {100 * interval['high']:.1f})"
 
 
-def formats(quantised: dict[str, Any] | None, files: dict[str, tuple[int, str]]) -> list[str]:
+def formats(costs: FormatCosts | None, files: dict[str, tuple[int, str]]) -> list[str]:
     """Every weight file with its size, and what its number format costs where that was measured.
 
     Args:
-        quantised: of `quantised.measure`.
+        costs: of `quantised.measure`.
         files: {file: (bytes, sha256)} of the weights.
     """
-    cost = {c["file"]: c for c in quantised["formats"].values()} if quantised else {}
+    by_file = {c.file: c for c in costs.formats.values()} if costs else {}
 
     def row(name: str, size: int) -> list[Any]:
-        if name not in cost:
+        if name not in by_file:
             exact = name.endswith(("model.safetensors", "-f32.gguf"))
             return [name, f"{size:,}", "as the model" if exact else "not measured", "", ""]
-        c, d = cost[name], cost[name]["difference"]
-        interval = f"{d['value']:+.5f} ({d['low']:+.5f} to {d['high']:+.5f})"
-        return [name, f"{size:,}", f"{c['bits_per_byte']:.4f}", interval, f"{c['top1_agreement']:.2%}"]
+        c, d = by_file[name], by_file[name].difference
+        interval = f"{d.value:+.5f} ({d.low:+.5f} to {d.high:+.5f})"
+        return [name, f"{size:,}", f"{c.bits_per_byte:.4f}", interval, f"{c.top1_agreement:.2%}"]
 
     head = ["file", "bytes", "bits per byte", "difference (95 % interval)", "same most likely token"]
     lines = ["## Number formats", "", *table(head, [row(n, size) for n, (size, _) in files.items()])]
-    if quantised:
+    if costs:
         lines += [
             "",
-            f"Measured on {quantised['tokens']:,} tokens of {quantised['documents']:,} documents of the test split, where "
-            f"the model itself has {quantised['float']['bits_per_byte']:.4f}; the matrices were dequantised, so that "
+            f"Measured on {costs.tokens:,} tokens of {costs.documents:,} documents of the test split, where "
+            f"the model itself has {costs.float.bits_per_byte:.4f}; the matrices were dequantised, so that "
             "rounding of activations in an engine comes on top.",
         ]
     return lines
 
 
-def proof(p: dict[str, Any]) -> list[str]:
+def proof(p: Proof) -> list[str]:
     """What the written files were compared with before they were given a name."""
-    ids, logits, greedy = p["token_ids"], p["logits"], p["greedy"]
+    ids, logits = p.token_ids, p.logits
+    logits_row = f"{logits.tokens:,} tokens, off by less than {logits.largest_difference_below:g}"
+    greedy_row = f"{p.greedy.tokens} tokens of {p.greedy.prompts} prompts, {_ties(p.greedy)}"
     rows = [
-        ["weights", "safetensors, read back", f"{p['weights']['tensors']} tensors bit for bit"],
-        ["token ids", "transformers", f"{ids['tokens']:,} tokens of {ids['strings']} strings, none different"],
-        [
-            "logits",
-            "transformers",
-            f"{logits['tokens']:,} tokens, off by less than {logits['largest_difference_below']:g}",
-        ],
-        ["greedy text", "transformers", f"{greedy['tokens']} tokens of {greedy['prompts']} prompts, {_ties(greedy)}"],
-        ["symbols, chat template and other settings", "transformers", f"{p['settings']['compared']}, none different"],
+        ["weights", "safetensors, read back", f"{p.weights.tensors} tensors bit for bit"],
+        ["token ids", "transformers", f"{ids.tokens:,} tokens of {ids.strings} strings, none different"],
+        ["logits", "transformers", logits_row],
+        ["greedy text", "transformers", greedy_row],
+        ["symbols, chat template and other settings", "transformers", f"{p.settings.compared}, none different"],
     ]
-    for g in p["gguf"].values():
-        rounding = "bit for bit" if g["format"] == "f32" else f"largest rounding {g['largest_rounding']:g}"
-        rows.append([f"GGUF {g['format']}", "gguf, read back", f"{g['tensors']} tensors, every key; {rounding}"])
-    cpp = p["llama_cpp"]
-    if not cpp["proved"]:
-        rows.append(["GGUF", "llama.cpp", cpp["why"]])
-    else:
-        ids, logs, greedy = cpp["token_ids"], cpp["log_probs"], cpp["greedy"]
-        rows += [
-            ["token ids", "llama.cpp", f"{ids['tokens']:,} tokens of {ids['strings']} strings, none different"],
-            ["settings", "llama.cpp", f"{cpp['settings']['compared']}, none different"],
-            [
-                "log-probabilities, GGUF f32",
-                "llama.cpp",
-                f"{logs['positions']} full contexts, off by less than {logs['largest_difference_below']:g}",
-            ],
-            ["greedy text, GGUF f32", "llama.cpp", f"{greedy['tokens']} tokens, {_ties(greedy)}"],
-        ]
-        for kind, run in cpp["formats"].items():
-            rows.append([f"GGUF {kind}", "llama.cpp", f"runs; total variation to the model {run['total_variation']:g}"])
+    for g in p.gguf.values():
+        rounding = "bit for bit" if g.format == "f32" else f"largest rounding {g.largest_rounding:g}"
+        rows.append([f"GGUF {g.format}", "gguf, read back", f"{g.tensors} tensors, every key; {rounding}"])
     return [
         "## Proof",
         "",
         "Each file was loaded by an independent implementation and compared with the trained model; `proof.json` has the figures.",
         "",
-        *table(["what", "loaded by", "result"], rows),
+        *table(["what", "loaded by", "result"], [*rows, *_llama_cpp(p.llama_cpp)]),
     ]
 
 
-def _ties(greedy: dict[str, int]) -> str:
-    ties = greedy["ties"]
+def _llama_cpp(p: LlamaCppProof | LlamaCppMissing) -> list[list[str]]:
+    if isinstance(p, LlamaCppMissing):
+        return [["GGUF", "llama.cpp", p.why]]
+    ids, logs = p.token_ids, p.log_probs
+    logs_row = f"{logs.positions} full contexts, off by less than {logs.largest_difference_below:g}"
+    return [
+        ["token ids", "llama.cpp", f"{ids.tokens:,} tokens of {ids.strings} strings, none different"],
+        ["settings", "llama.cpp", f"{p.settings.compared}, none different"],
+        ["log-probabilities, GGUF f32", "llama.cpp", logs_row],
+        ["greedy text, GGUF f32", "llama.cpp", f"{p.greedy.tokens} tokens, {_ties(p.greedy)}"],
+        *(
+            [f"GGUF {kind}", "llama.cpp", f"runs; total variation to the model {f.total_variation:g}"]
+            for kind, f in p.formats.items()
+        ),
+    ]
+
+
+def _ties(greedy: GreedyProof) -> str:
+    ties = greedy.ties
     return f"none different, {ties} {'tie' if ties == 1 else 'ties'}" if ties else "none different"

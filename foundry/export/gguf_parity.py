@@ -19,6 +19,7 @@ from foundry.config import ExportError, ModelConfig
 from foundry.config.corpus import CHAT_MARKERS
 from foundry.export.gguf_read import read_gguf
 from foundry.export.huggingface import CHAT_TEMPLATE
+from foundry.export.proof import GGUFProof
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID, UNK_ID
 
@@ -31,7 +32,7 @@ _FREE = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.name", "
 _HALF = 2**-11  # largest relative rounding of float16; the tiniest lose 2^-25 absolute
 
 
-def prove_gguf(path: Path, kind: str, cfg: ModelConfig, tokenizer: Tokenizer, weights: Path) -> dict[str, Any]:
+def prove_gguf(path: Path, kind: str, cfg: ModelConfig, tokenizer: Tokenizer, weights: Path) -> GGUFProof:
     """Compares the file with the proved Hugging Face weights and the tokenizer.
 
     Args:
@@ -55,12 +56,9 @@ def prove_gguf(path: Path, kind: str, cfg: ModelConfig, tokenizer: Tokenizer, we
             w, value = source.get_tensor(hf_name), stored.value()
             _prove_tensor(f"{path.name}: tensor {stored.name}", value, w, kind if w.ndim == 2 else "f32")
             worst = max(worst, (value - w).abs().max().item())
-    return {
-        "format": kind,
-        "tensors": len(file.tensors),
-        "tokens": cfg.vocab_size,
-        "largest_rounding": float(f"{worst:.1e}"),
-    }
+    return GGUFProof(
+        format=kind, tensors=len(file.tensors), tokens=cfg.vocab_size, largest_rounding=float(f"{worst:.1e}")
+    )
 
 
 def _prove_tensor(what: str, value: Tensor, w: Tensor, kind: str) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from foundry.config import ExportError
 from foundry.export.manifest import NAME, verify_export
+from foundry.export.proof import ExportRecord
 
 
 def push(folder: str | Path, repo: str, private: bool) -> str:
@@ -43,12 +43,12 @@ def push(folder: str | Path, repo: str, private: bool) -> str:
         raise ExportError(f"the hub did not take {repo}: {str(e).strip()[:500]}") from e
 
 
-def files_to_push(folder: Path, record: dict[str, Any]) -> dict[str, Path]:
+def files_to_push(folder: Path, record: ExportRecord) -> dict[str, Path]:
     """{path in the repository: file}."""
-    return {name.removeprefix("hf/"): folder / name for name in (*record["files"], NAME)}
+    return {name.removeprefix("hf/"): folder / name for name in (*record.files, NAME)}
 
 
-def _upload(folder: Path, repo: str, private: bool, token: str, record: dict[str, Any]) -> str:
+def _upload(folder: Path, repo: str, private: bool, token: str, record: ExportRecord) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
@@ -59,5 +59,5 @@ def _upload(folder: Path, repo: str, private: bool, token: str, record: dict[str
         *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
         *(CommitOperationDelete(path_in_repo=name) for name in stale),
     ]
-    done = api.create_commit(repo, operations, commit_message=f"{record['model_name']}, run {record['fingerprint']}")
+    done = api.create_commit(repo, operations, commit_message=f"{record.model_name}, run {record.fingerprint}")
     return str(done.commit_url)

@@ -1,4 +1,4 @@
-"""The record of an export: `proof.json` contains the hash of every file and of itself, so that a flipped byte is noticed.
+"""Writing and checking `proof.json`: it contains the hash of every file and of itself, so that a flipped byte is noticed.
 
 What protects the record itself: `dvc.lock` has the hash of the whole folder, and the registry a tag with it.
 Imports no torch: checking an export takes as long as reading it.
@@ -7,11 +7,11 @@ Imports no torch: checking an export takes as long as reading it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from foundry.config import ExportError
+from foundry.export.proof import ExportRecord
 from foundry.utils.files import read_json, sha256_file, sha256_json, write_json
 
 NAME = "proof.json"
@@ -33,44 +33,35 @@ class ChangedExportError(ExportError):
         )
 
 
-class _Record(BaseModel):
-    """What readers of `proof.json` rely on."""
-
-    model_config = ConfigDict(extra="allow")
-
-    model_name: str
-    files: dict[str, str]
+def write_record(folder: Path, record: ExportRecord) -> None:
+    """Writes `proof.json` into the folder: the record, and its own hash as the last key."""
+    content = record.model_dump(exclude_none=True)
+    write_json(folder / NAME, {**content, "sha256": sha256_json(content)})
 
 
-def write_record(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Writes `proof.json` over the files in the folder; returns its content."""
-    record = {**facts, "files": _hashes(folder)}
-    record["sha256"] = sha256_json(record)
-    write_json(folder / NAME, record)
-    return record
-
-
-def read_record(folder: str | Path) -> dict[str, Any]:
-    """The content of `proof.json`, whose own hash holds.
+def read_record(folder: str | Path) -> ExportRecord:
+    """The record in `proof.json`, after its own hash was checked.
 
     Raises:
-        ExportError: if the folder is no export, or the record was changed.
+        ExportError: if the folder is not an export, the record was changed, or another version of Foundry wrote it.
     """
     path = Path(folder) / NAME
-    record = read_json(path, "the proof of an export; run `dvc repro export` or `dvc checkout`", ExportError)
-    if not isinstance(record, dict) or record.pop("sha256", None) != sha256_json(record):
+    content = read_json(path, "the proof of an export; run `dvc repro export` or `dvc checkout`", ExportError)
+    if not isinstance(content, dict) or content.pop("sha256", None) != sha256_json(content):
         raise ExportError(f"{path} was changed after the export: `foundry verify --repair` restores it")
     try:
-        _Record.model_validate(record)
+        return ExportRecord.model_validate(content)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ExportError(f"{path} is not the proof of an export: {where}: {first['msg']}") from None
-    return record
+        raise ExportError(
+            f"{path} is not the proof of an export of this version of Foundry: {where}: {first['msg']}. "
+            "`dvc repro export` writes it again"
+        ) from None
 
 
-def verify_export(folder: str | Path) -> dict[str, Any]:
-    """Checks every file against the hash in `proof.json`; returns its content.
+def verify_export(folder: str | Path) -> ExportRecord:
+    """Compares every file with its hash in `proof.json`; returns the record.
 
     Raises:
         ChangedExportError: naming every file that is missing, changed or added.
@@ -78,7 +69,7 @@ def verify_export(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     record = read_record(folder)
-    expected, seen = record["files"], _hashes(folder)
+    expected, seen = record.files, hash_files(folder)
     states = {
         name: "missing" if name not in seen else "added" if name not in expected else "changed"
         for name in sorted({*expected, *seen})
@@ -89,6 +80,7 @@ def verify_export(folder: str | Path) -> dict[str, Any]:
     return record
 
 
-def _hashes(folder: Path) -> dict[str, str]:
+def hash_files(folder: Path) -> dict[str, str]:
+    """{path in the folder: sha256} of every file but `proof.json`, in the order of the paths."""
     files = ((p.relative_to(folder).as_posix(), p) for p in folder.rglob("*") if p.is_file())
     return {name: sha256_file(path) for name, path in sorted(files) if name != NAME}

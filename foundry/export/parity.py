@@ -9,7 +9,7 @@
     llama.cpp    token ids, settings, log-probabilities and greedy text of the float32 GGUF, where `xllamacpp` is installed
 
 Any difference is an `ExportError` that says which and by how much; the caller gives nothing a final name before all
-of it holds. Costs the import of transformers (some seconds) and about thirty forward passes of a full context.
+comparisons have succeeded. Costs the import of transformers (some seconds) and about thirty forward passes of a full context.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from typing import Any
 import torch
 
 from foundry.config import ExportError
+from foundry.export.differences import check_ids, power_of_ten
 from foundry.export.gguf_parity import prove_gguf
-from foundry.export.greedy import NEW_TOKENS, continuation, same_tokens
+from foundry.export.greedy import Continuation, continuation, prove_greedy
 from foundry.export.hostile import HOSTILE, own_texts
-from foundry.export.llamacpp import power_of_ten, prove_llamacpp
+from foundry.export.llamacpp import prove_llamacpp
+from foundry.export.proof import GreedyProof, LogitsProof, Proof, TokenIdsProof
 from foundry.export.settings_parity import prove_settings, prove_weights
 from foundry.inference import Generator
 from foundry.models import MiniLLM
@@ -43,7 +45,7 @@ def prove(
     texts: list[str],
     prompts: list[str],
     tolerance: float,
-) -> dict[str, Any]:
+) -> Proof:
     """Compares an export with its source; returns what was compared, for `proof.json`.
 
     Args:
@@ -58,26 +60,30 @@ def prove(
     """
     folder = Path(folder)
     model = model.float().cpu().eval()
-    tensors = prove_weights(folder, model)
+    weights = prove_weights(folder, model)
     hf_model, hf_tokenizer = _load_transformers(folder)
     generator = Generator(model, tokenizer, "cpu")
-    begun = [continuation(generator, prompt) for prompt in prompts]
-    proof = {
-        "weights": {"tensors": tensors, "different": 0},
-        "token_ids": _prove_ids(hf_tokenizer, tokenizer, texts),
-        "logits": _prove_logits(hf_model, model, tokenizer, texts, tolerance),
-        "greedy": _prove_greedy(hf_model, generator, begun, tolerance),
-        "settings": prove_settings(folder, hf_model, hf_tokenizer, model, tokenizer),
-    }
+    continuations = [continuation(generator, prompt) for prompt in prompts]
+    token_ids = _prove_ids(hf_tokenizer, tokenizer, texts)
+    logits = _prove_logits(hf_model, model, tokenizer, texts, tolerance)
+    greedy = _prove_greedy(hf_model, generator, continuations, tolerance)
+    settings = prove_settings(folder, hf_model, hf_tokenizer, model, tokenizer)
     del hf_model
-    weights = folder / "model.safetensors"
-    proof["gguf"] = {k: prove_gguf(path, k, model.cfg, tokenizer, weights) for k, path in ggufs.items()}
+    source = folder / "model.safetensors"
     contexts = [row[0].tolist() for row in _contexts(model, tokenizer, texts)]
-    proof["llama_cpp"] = prove_llamacpp(ggufs, folder.parent, model, tokenizer, texts, contexts, begun, tolerance)
-    return proof
+    return Proof(
+        weights=weights,
+        token_ids=token_ids,
+        logits=logits,
+        greedy=greedy,
+        settings=settings,
+        gguf={kind: prove_gguf(path, kind, model.cfg, tokenizer, source) for kind, path in ggufs.items()},
+        llama_cpp=prove_llamacpp(ggufs, folder.parent, model, tokenizer, texts, contexts, continuations, tolerance),
+    )
 
 
 def _load_transformers(folder: Path) -> tuple[Any, Any]:
+    """(transformers' model, its tokenizer) of the folder, loaded without a network."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -96,35 +102,23 @@ def _load_transformers(folder: Path) -> tuple[Any, Any]:
     return hf.eval(), tokenizer
 
 
-def _prove_ids(hf: Any, tokenizer: Tokenizer, texts: list[str]) -> dict[str, int]:
+def _prove_ids(hf: Any, tokenizer: Tokenizer, texts: list[str]) -> TokenIdsProof:
     tokens, own = 0, own_texts(tokenizer)
     for text in (*HOSTILE, *own, *texts):
         ours = tokenizer.encode(text, bos=True)
         theirs = hf(text, split_special_tokens=True)["input_ids"]
-        if ours != theirs:
-            both = zip(ours, theirs, strict=False)
-            at = next((i for i, (a, b) in enumerate(both) if a != b), min(len(ours), len(theirs)))
-            raise ExportError(
-                f"token ids differ from position {at} on for {text[:60]!r}: {ours[at : at + 5]} in SentencePiece, "
-                f"{theirs[at : at + 5]} in transformers"
-            )
+        check_ids(text, ours, theirs, "transformers")
         back = hf.decode(theirs, skip_special_tokens=True)
         if back != text:
             raise ExportError(f"transformers decodes the tokens of {text[:60]!r} to {back[:60]!r}")
         tokens += len(ours)
-    return {
-        "strings": len(HOSTILE) + len(own) + len(texts),
-        "hostile": len(HOSTILE),
-        "of_the_vocabulary": len(own),
-        "tokens": tokens,
-        "different": 0,
-    }
+    return TokenIdsProof(
+        strings=len(HOSTILE) + len(own) + len(texts), hostile=len(HOSTILE), of_the_vocabulary=len(own), tokens=tokens
+    )
 
 
 @torch.inference_mode()
-def _prove_logits(
-    hf: Any, model: MiniLLM, tokenizer: Tokenizer, texts: list[str], tolerance: float
-) -> dict[str, float | int]:
+def _prove_logits(hf: Any, model: MiniLLM, tokenizer: Tokenizer, texts: list[str], tolerance: float) -> LogitsProof:
     compared, worst = 0, 0.0
     for row in _contexts(model, tokenizer, texts):
         # One row at a time: logits of all rows of a large vocabulary would not fit the memory of a small machine.
@@ -132,7 +126,7 @@ def _prove_logits(
         if not difference <= tolerance:
             raise ExportError(f"logits differ by {difference:.3g}, allowed are {tolerance:g} (export.parity_tolerance)")
         worst, compared = max(worst, difference), compared + row.numel()
-    return {"tokens": compared, "tolerance": tolerance, "largest_difference_below": power_of_ten(worst)}
+    return LogitsProof(tokens=compared, tolerance=tolerance, largest_difference_below=power_of_ten(worst))
 
 
 def _contexts(model: MiniLLM, tokenizer: Tokenizer, texts: list[str]) -> Iterator[torch.Tensor]:
@@ -150,18 +144,21 @@ def _contexts(model: MiniLLM, tokenizer: Tokenizer, texts: list[str]) -> Iterato
 
 
 @torch.inference_mode()
-def _prove_greedy(
-    hf: Any, generator: Generator, begun: list[tuple[list[int], list[int]]], tolerance: float
-) -> dict[str, int]:
-    """The same greedy tokens as `begun` [(prompt, continuation)]; a tie ends a comparison."""
-    model, total, ties = generator.model, 0, 0
-    for ids, ours in begun:
-        prompt_ids = torch.tensor([ids])
-        n = min(NEW_TOKENS, model.cfg.max_seq_len - len(ids))
-        theirs = hf.generate(
-            prompt_ids, attention_mask=torch.ones_like(prompt_ids), max_new_tokens=n, do_sample=False, temperature=None,
-            top_k=None, top_p=None, suppress_tokens=generator.barred, eos_token_id=EOS_ID, pad_token_id=EOS_ID,
-        )[0, len(ids) :].tolist()  # fmt: skip
-        same, tie = same_tokens(model, generator.tokenizer, ids, ours, theirs, tolerance, "transformers")
-        total, ties = total + same, ties + tie
-    return {"prompts": len(begun), "tokens": total, "ties": ties, "different": 0}
+def _prove_greedy(hf: Any, generator: Generator, continuations: list[Continuation], tolerance: float) -> GreedyProof:
+    theirs = []
+    for c in continuations:
+        ids = torch.tensor([c.prompt])
+        out = hf.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=c.limit,
+            do_sample=False,
+            temperature=None,
+            top_k=None,
+            top_p=None,
+            suppress_tokens=generator.barred,
+            eos_token_id=EOS_ID,
+            pad_token_id=EOS_ID,
+        )
+        theirs.append(out[0, len(c.prompt) :].tolist())
+    return prove_greedy(generator.model, generator.tokenizer, continuations, theirs, tolerance, "transformers")

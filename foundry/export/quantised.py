@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from foundry.export.gguf_read import load_gguf
+from foundry.export.proof import BitsPerByte, FormatCost, FormatCosts, Interval
 from foundry.models import MiniLLM
 from foundry.models.scoring import LOGITS, score_documents
 from foundry.utils.bootstrap import bootstrap, percentiles_95
@@ -38,7 +38,7 @@ class Scored:
     n_bytes: np.ndarray
 
 
-def measure(files: dict[str, Path], model: MiniLLM, text: Scored, device: torch.device | str = "cpu") -> dict[str, Any]:
+def measure(files: dict[str, Path], model: MiniLLM, text: Scored, device: torch.device | str = "cpu") -> FormatCosts:
     """The cost of each file on the same text, one model in memory beside the source at a time.
 
     Args:
@@ -46,32 +46,28 @@ def measure(files: dict[str, Path], model: MiniLLM, text: Scored, device: torch.
         model: the source; it is on the CPU again at the end.
         device: where the models are scored, in float32.
 
-    Returns:
-        tokens, documents and bytes that were scored, `float` (bits per byte of the model itself) and by format: `file`,
-        `bytes` of the file, `bits_per_byte`, `difference` to float with its 95 % interval, `top1_agreement`.
-
     Raises:
         ExportError: if a file cannot be read back.
     """
     nats, choices, tokens = _run(model.to(device), text)
     model.to("cpu")
-    out: dict[str, Any] = {
-        "documents": len(text.n_bytes),
-        "tokens": tokens,
-        "bytes": int(text.n_bytes.sum()),
-        "float": {"bits_per_byte": _bits(nats, text.n_bytes, 4)},
-        "formats": {},
-    }
+    formats = {}
     for kind, path in files.items():
         theirs, their_choices, _ = _run(load_gguf(path, model.cfg).to(device), text)
-        out["formats"][kind] = {
-            "file": path.name,
-            "bytes": path.stat().st_size,
-            "bits_per_byte": _bits(theirs, text.n_bytes, 4),
-            "difference": _interval(theirs - nats, text.n_bytes),
-            "top1_agreement": round(float((choices == their_choices).mean()), 4),
-        }
-    return out
+        formats[kind] = FormatCost(
+            file=path.name,
+            bytes=path.stat().st_size,
+            bits_per_byte=_bits(theirs, text.n_bytes, 4),
+            difference=_interval(theirs - nats, text.n_bytes),
+            top1_agreement=round(float((choices == their_choices).mean()), 4),
+        )
+    return FormatCosts(
+        documents=len(text.n_bytes),
+        tokens=tokens,
+        bytes=int(text.n_bytes.sum()),
+        float=BitsPerByte(bits_per_byte=_bits(nats, text.n_bytes, 4)),
+        formats=formats,
+    )
 
 
 def _run(model: MiniLLM, text: Scored) -> tuple[np.ndarray, np.ndarray, int]:
@@ -95,8 +91,8 @@ def _bits(nats: np.ndarray, n_bytes: np.ndarray, digits: int) -> float:
     return round(float(nats.sum() / math.log(2) / n_bytes.sum()), digits)
 
 
-def _interval(nats: np.ndarray, n_bytes: np.ndarray) -> dict[str, float]:
-    """Bits per byte with a 95 % bootstrap percentile interval over documents, seeded: {value, low, high}."""
+def _interval(nats: np.ndarray, n_bytes: np.ndarray) -> Interval:
+    """Bits per byte with a 95 % bootstrap percentile interval over documents, seeded."""
     draws = bootstrap(lambda drawn: _bits(nats[drawn], n_bytes[drawn], 9), len(nats), RESAMPLES, seed=0)
     low, high = percentiles_95(draws)
-    return {"value": _bits(nats, n_bytes, 5), "low": round(low, 5), "high": round(high, 5)}
+    return Interval(value=_bits(nats, n_bytes, 5), low=round(low, 5), high=round(high, 5))

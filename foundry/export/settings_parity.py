@@ -23,6 +23,8 @@ from foundry.export.huggingface import (
     tokenizer_config,
     tokenizer_json,
 )
+from foundry.export.llamacpp_child import ServerSettings
+from foundry.export.proof import SettingsProof, WeightsProof
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID, UNK_ID
@@ -46,14 +48,11 @@ CHAT = (
 
 def prove_settings(
     folder: Path, hf_model: Any, hf_tokenizer: Any, model: MiniLLM, tokenizer: Tokenizer
-) -> dict[str, int]:
+) -> SettingsProof:
     """Compares what transformers loaded from the folder, and the folder's files, with the source.
 
     Args:
         hf_model, hf_tokenizer: as transformers loaded them.
-
-    Returns:
-        {"compared": number of settings}.
 
     Raises:
         ExportError: naming the first setting that differs, what was loaded and what is right.
@@ -70,7 +69,7 @@ def prove_settings(
         same(f"transformers loads {what}", seen, right)
         compared += 1
     compared += _same_files(folder, cfg, tokenizer)
-    return {"compared": compared, "different": 0}
+    return SettingsProof(compared=compared)
 
 
 def _same_files(folder: Path, cfg: ModelConfig, tokenizer: Tokenizer) -> int:
@@ -96,8 +95,8 @@ def _same_files(folder: Path, cfg: ModelConfig, tokenizer: Tokenizer) -> int:
     return compared
 
 
-def prove_weights(folder: Path, model: MiniLLM) -> int:
-    """Reads the folder back by `import_huggingface`; returns the number of tensors, all of them equal bit for bit.
+def prove_weights(folder: Path, model: MiniLLM) -> WeightsProof:
+    """Reads the folder back by `import_huggingface`; every tensor must equal the source bit for bit.
 
     Raises:
         ExportError: naming the first tensor or setting that differs.
@@ -111,19 +110,16 @@ def prove_weights(folder: Path, model: MiniLLM) -> int:
     # Dropout and the first weights are of training alone.
     if back.cfg != model.cfg.model_copy(update={"dropout": 0.0, "zero_init": True}):
         raise ExportError(f"the exported configuration reads back as {back.cfg!r}, the source is {model.cfg!r}")
-    return len(state)
+    return WeightsProof(tensors=len(state))
 
 
-def prove_llamacpp_settings(answer: dict[str, Any], cfg: ModelConfig, tokenizer: Tokenizer) -> int:
-    """Compares what llama.cpp's server reports about a file with the source; returns the number of settings.
-
-    Args:
-        answer: `settings` of `llamacpp_child`.
+def prove_llamacpp_settings(reported: ServerSettings, cfg: ModelConfig, tokenizer: Tokenizer) -> SettingsProof:
+    """Compares what llama.cpp's server reports about a file with the source.
 
     Raises:
-        ExportError: naming the first that differs.
+        ExportError: naming the first setting that differs.
     """
-    props, meta = answer["props"], answer["meta"]
+    props, meta = reported.props, reported.meta
     settings = {
         "the chat template": (props["chat_template"], CHAT_TEMPLATE),
         "the begin symbol": (props["bos_token"], "<s>"),
@@ -132,13 +128,13 @@ def prove_llamacpp_settings(answer: dict[str, Any], cfg: ModelConfig, tokenizer:
         "the number of tokens": (meta["n_vocab"], cfg.vocab_size),
         "the context": (meta["n_ctx_train"], cfg.max_seq_len),
         "the width": (meta["n_embd"], cfg.dim),
-        "a conversation": (answer["chat"], chat_text()),
-        "the tokens that end a text": (answer["ends"], sorted([EOS_ID, tokenizer.id_of(CHAT_MARKERS[1])])),
-        "the text of all pieces": (answer["pieces"], "".join(tokenizer.text_of(i) for i in plain_pieces(tokenizer))),
+        "a conversation": (reported.chat, chat_text()),
+        "the tokens that end a text": (reported.ends, sorted([EOS_ID, tokenizer.id_of(CHAT_MARKERS[1])])),
+        "the text of all pieces": (reported.pieces, "".join(tokenizer.text_of(i) for i in plain_pieces(tokenizer))),
     }
     for what, (seen, right) in settings.items():
         same(f"llama.cpp loads {what}", seen, right)
-    return len(settings)
+    return SettingsProof(compared=len(settings))
 
 
 def chat_text() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import foundry
 from foundry.config import Config, DataError, FoundryError, TrackingError, load_config
 from foundry.evaluation.compare import compare_documents, read_documents
+from foundry.export.lineage import NAME as LINEAGE
+from foundry.export.lineage import read_lineage
 from foundry.export.manifest import verify_export
+from foundry.export.proof import ExportRecord, Proof
 from foundry.tracking import DatasetRef, Registration, register, tracking_uri
 from foundry.tracking.lineage import lineage_tags
 from foundry.tracking.names import INTERVAL, PROOF, SCORE, TEST
@@ -219,55 +221,49 @@ def _candidate(cfg: Config, root: Path) -> Candidate:
     folder, package = root / "artifacts/export", Path(foundry.__file__).parent
     record = verify_export(folder)
     report = read_json(root / "reports/evaluate.json", "the evaluation; run `dvc repro evaluate`", DataError)
-    if report["weights_sha256"] != record["weights_sha256"]:
+    if report["weights_sha256"] != record.weights_sha256:
         raise DataError("reports/evaluate.json is of another model than artifacts/export: run `dvc repro`")
     scores = root / "artifacts/evaluation" / SCORES
     if not scores.is_file():
         raise DataError(f"{scores} is missing: run `dvc repro evaluate`")
     bpb = report["test"]["bits_per_byte"]
-    lineage = _lineage(folder)
     waiting = root / "waiting.json"
     tags = {
         **(read_json(waiting, "a registration that waits")["tags"] if waiting.exists() else lineage_tags(root)),
         TEST: report["test_sha256"],
         SCORE: repr(bpb["value"]),
         INTERVAL: f"{bpb['low']} to {bpb['high']}",
-        PROOF: proof_summary(record["proof"]),
+        PROOF: proof_summary(record.proof),
     }
     tags.pop("dvc.lock.md5", None)  # the file itself is kept with the run
     metrics = {f"test_bits_per_byte{k}": bpb[key] for k, key in (("", "value"), ("_low", "low"), ("_high", "high"))}
     metrics |= {f"task_{name}": t["score"] for name, t in report.get("tasks", {}).items()}
     # Every other hash of the chain is in lineage.json, which is part of the version as well.
-    artifacts = [folder / "lineage.json"]
+    artifacts = [folder / LINEAGE]
     artifacts += [root / n for n in ("params.yaml", "dvc.lock", *(f"reports/{r}" for r in REPORTS))]
     return Candidate(
-        cfg.export.model_name, record["fingerprint"], folder, scores, package / "export/pyfunc_model.py", [package],
-        description=f"{bpb['value']:.4f} bits per byte on test ({bpb['low']:.4f} to {bpb['high']:.4f}); run {record['fingerprint']}.",
-        tags=tags, metrics=metrics, artifacts=[p for p in artifacts if p.exists()], datasets=_datasets(record, report, lineage),
+        cfg.export.model_name, record.fingerprint, folder, scores, package / "export/pyfunc_model.py", [package],
+        description=f"{bpb['value']:.4f} bits per byte on test ({bpb['low']:.4f} to {bpb['high']:.4f}); run {record.fingerprint}.",
+        tags=tags, metrics=metrics, artifacts=[p for p in artifacts if p.exists()], datasets=_datasets(record, report, folder),
     )  # fmt: skip
 
 
-def _datasets(record: dict[str, Any], report: dict[str, Any], lineage: dict[str, Any] | None) -> list[DatasetRef]:
+def _datasets(record: ExportRecord, report: dict[str, Any], folder: Path) -> list[DatasetRef]:
     """The sources, the shards and the test text, each with its digest (MLflow keeps 36 characters of it)."""
     found = [
-        DatasetRef("data/shards", record["index_sha256"][:36], "data/shards", "train"),
+        DatasetRef("data/shards", record.index_sha256[:36], "data/shards", "train"),
         DatasetRef("data/shards/test", report["test_sha256"][:36], "data/shards/test", "test"),
     ]
-    for source in (lineage or {}).get("raw", []):
-        digest = source["files"][0]["sha256"] if len(source["files"]) == 1 else source["sha256"]
-        found.append(DatasetRef(source["name"], digest[:36], source["url"], "source"))
+    for source in read_lineage(folder).raw if (folder / LINEAGE).is_file() else []:
+        digest = source.files[0].sha256 if len(source.files) == 1 else source.sha256
+        found.append(DatasetRef(source.name, digest[:36], source.url, "source"))
     return found
 
 
-def _lineage(folder: Path) -> dict[str, Any] | None:
-    path = folder / "lineage.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def proof_summary(proof: dict[str, Any]) -> str:
+def proof_summary(proof: Proof) -> str:
     """What was proved, for a tag: the export is written only when it held."""
     ours = "transformers: logits, ids and greedy text equal"
-    return f"{ours}; llama.cpp: {'equal' if proof['llama_cpp']['proved'] else 'not proved here'}"
+    return f"{ours}; llama.cpp: {'equal' if proof.llama_cpp.proved else 'not proved here'}"
 
 
 def _waiting(content: str) -> Path:

@@ -112,8 +112,8 @@ def chain_of(folder: Path) -> dict[str, Any]:
         ExportError: if the folder is no export, or was changed.
     """
     record = verify_export(folder)
-    export = {"name": record["model_name"], "sha256": sha256_json(record["files"]), "files": record["files"]}
-    return {"export": export, **read_lineage(folder)}
+    export = {"name": record.model_name, "sha256": sha256_json(record.files), "files": record.files}
+    return {"export": export, **read_lineage(folder).model_dump()}
 
 
 def commit_of(folder: Path, root: Path) -> str | None:

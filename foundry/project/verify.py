@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from foundry.config import DataError, ExportError
-from foundry.export.lineage import FOLDERS, files_of, read_lineage
+from foundry.export.lineage import FOLDERS, linked_files, read_lineage
 from foundry.export.lineage import NAME as LINEAGE
 from foundry.export.manifest import NAME as PROOF
 from foundry.export.manifest import ChangedExportError, verify_export
@@ -84,7 +84,7 @@ def verify(folder: str | Path, root: str | Path = ".") -> list[Link]:
 
 def _export(folder: Path) -> list[Link]:
     try:
-        states = dict.fromkeys([*verify_export(folder)["files"], PROOF], "ok")
+        states = dict.fromkeys([*verify_export(folder).files, PROOF], "ok")
     except ChangedExportError as e:
         states = e.states
     except ExportError:  # the proof itself
@@ -94,13 +94,13 @@ def _export(folder: Path) -> list[Link]:
 
 def _chain(folder: Path, root: Path) -> list[Link]:
     try:
-        chain = read_lineage(folder)
+        lineage = read_lineage(folder)
     except ExportError:
         if not (folder / LINEAGE).exists():  # the export itself says so
             return []
         return [Link("record", f"{folder}/{LINEAGE}", "changed")]
-    expected = {path: (link, digest) for link, path, digest in files_of(chain)}
-    found = [Link(link, str(root / path), _state(root / path, digest)) for path, (link, digest) in expected.items()]
+    expected = {f.path: f for f in linked_files(lineage)}
+    found = [Link(f.link, str(root / path), _state(root / path, f.sha256)) for path, f in expected.items()]
     for link, top in FOLDERS.items():
         if link != "reports":  # of which the chain has a part
             here = (p.relative_to(root).as_posix() for p in sorted((root / top).rglob("*")) if p.is_file())

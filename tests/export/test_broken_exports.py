@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from foundry.config import ExportError, ModelConfig, TokenizerParams
 from foundry.data.tokens.shards import read_clean
-from foundry.export import export_gguf, export_huggingface
-from foundry.export import settings_parity as proof
+from foundry.export import export_gguf, export_huggingface, settings_parity
 from foundry.export.gguf_parity import prove_gguf
 from foundry.export.llamacpp import prove_llamacpp
 from foundry.export.parity import _load_transformers, _prove_ids
@@ -52,10 +51,10 @@ def broken(exported, tmp_path):
 
 def prove_hf(folder, model, tokenizer):
     """Everything about the folder but logits and greedy text, which the weights and config.json decide."""
-    proof.prove_weights(folder / "hf", model)
+    settings_parity.prove_weights(folder / "hf", model)
     hf_model, hf_tokenizer = _load_transformers(folder / "hf")
     ids = _prove_ids(hf_tokenizer, tokenizer, [])
-    return {**ids, **proof.prove_settings(folder / "hf", hf_model, hf_tokenizer, model, tokenizer)}
+    return ids, settings_parity.prove_settings(folder / "hf", hf_model, hf_tokenizer, model, tokenizer)
 
 
 def edit(name, **changes):
@@ -201,9 +200,9 @@ FAULTS = {
 
 def test_the_export_that_the_faults_damage_is_right(exported):
     folder, model, tokenizer = exported
-    done = prove_hf(folder, model, tokenizer)
-    assert done["compared"] > 60 and done["strings"] > 100
-    assert prove_gguf(folder / "m.gguf", "f32", model.cfg, tokenizer, folder / "hf/model.safetensors")["tensors"] == 11
+    ids, settings = prove_hf(folder, model, tokenizer)
+    assert settings.compared > 60 and ids.strings > 100
+    assert prove_gguf(folder / "m.gguf", "f32", model.cfg, tokenizer, folder / "hf/model.safetensors").tensors == 11
     assert len(FAULTS) + len(GGUF_FAULTS) > 33
 
 
@@ -215,8 +214,8 @@ def test_a_broken_folder_is_refused(broken, monkeypatch, name):
     with pytest.raises(ExportError, match=expected):
         prove_hf(folder, model, tokenizer)
     if seen_by_transformers and not name.startswith("weights"):
-        monkeypatch.setattr(proof, "prove_weights", lambda *args: 0)
-        monkeypatch.setattr(proof, "_same_files", lambda *args: 0)
+        monkeypatch.setattr(settings_parity, "prove_weights", lambda *args: None)
+        monkeypatch.setattr(settings_parity, "_same_files", lambda *args: 0)
         with pytest.raises(ExportError, match=r"transformers|token ids differ"):
             prove_hf(folder, model, tokenizer)
 

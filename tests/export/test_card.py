@@ -5,11 +5,25 @@ import re
 
 import pytest
 import yaml
+from exported import example_proof
 
 from foundry.config import ModelConfig
 from foundry.data.clean.card import card as data_card
 from foundry.export.card import CardFacts, model_card
+from foundry.export.greedy import Sample
 from foundry.export.licence import licence_notice
+from foundry.export.proof import (
+    BitsPerByte,
+    FormatCost,
+    FormatCosts,
+    GreedyProof,
+    Interval,
+    LlamaCppFormat,
+    LlamaCppProof,
+    LlamaCppTokenIds,
+    LogProbsProof,
+    SettingsProof,
+)
 from foundry.models.accounting import train_flops_per_token
 
 BPB = {"value": 1.2345, "low": 1.2, "high": 1.3}
@@ -40,20 +54,21 @@ CLEANING = {
         }
     },
 }
-PROOF = {
-    "weights": {"tensors": 29, "different": 0},
-    "token_ids": {"strings": 126, "hostile": 62, "tokens": 34567, "different": 0},
-    "logits": {"tokens": 2048, "tolerance": 1e-4, "largest_difference_below": 1e-5},
-    "greedy": {"prompts": 8, "tokens": 509, "ties": 1, "different": 0},
-    "settings": {"compared": 91, "different": 0},
-    "gguf": {"q8_0": {"format": "q8_0", "tensors": 29, "tokens": 400, "largest_rounding": 0.0123}},
-    "llama_cpp": {"proved": False, "why": "not proved here: xllamacpp is not installed"},
-}
-COST = {
-    "documents": 5, "tokens": 4321, "bytes": 9999, "float": {"bits_per_byte": 1.2346},
-    "formats": {"q8_0": {"file": "lm-q8_0.gguf", "bytes": 2222, "bits_per_byte": 1.2399, "top1_agreement": 0.9876,
-                         "difference": {"value": 0.0053, "low": 0.0041, "high": 0.0066}}},
-}  # fmt: skip
+COSTS = FormatCosts(
+    documents=5,
+    tokens=4321,
+    bytes=9999,
+    float=BitsPerByte(bits_per_byte=1.2346),
+    formats={
+        "q8_0": FormatCost(
+            file="lm-q8_0.gguf",
+            bytes=2222,
+            bits_per_byte=1.2399,
+            difference=Interval(value=0.0053, low=0.0041, high=0.0066),
+            top1_agreement=0.9876,
+        )
+    },
+)
 FILES = {"hf/model.safetensors": (8888, "6" * 64), "lm-f32.gguf": (9000, "7" * 64), "lm-q8_0.gguf": (2222, "8" * 64)}
 
 
@@ -69,9 +84,9 @@ def card(sources, **changes):
         FACTS,
         REPORT,
         {**CLEANING, "sources": sources},
-        PROOF,
-        COST,
-        [("The ", "salt.")],
+        example_proof(),
+        COSTS,
+        [Sample("The ", "salt.")],
         FILES,
         [],
     )
@@ -135,15 +150,14 @@ def test_tasks_and_contamination_are_told_where_they_were_measured():
 
 
 def test_a_run_of_llama_cpp_is_told_with_its_figures():
-    ran = {
-        "proved": True,
-        "settings": {"compared": 10, "different": 0},
-        "token_ids": {"strings": 126, "tokens": 777, "different": 0},
-        "log_probs": {"positions": 8, "vocabulary": 400, "tolerance": 1e-4, "largest_difference_below": 1e-6},
-        "greedy": {"prompts": 8, "tokens": 512, "ties": 0, "different": 0},
-        "formats": {"q8_0": {"total_variation": 0.0042}},
-    }
-    text = card([source()], proof={**PROOF, "llama_cpp": ran})
+    ran = LlamaCppProof(
+        settings=SettingsProof(compared=10),
+        token_ids=LlamaCppTokenIds(strings=126, tokens=777),
+        log_probs=LogProbsProof(positions=8, vocabulary=400, tolerance=1e-4, largest_difference_below=1e-6),
+        greedy=GreedyProof(prompts=8, tokens=512, ties=0),
+        formats={"q8_0": LlamaCppFormat(total_variation=0.0042)},
+    )
+    text = card([source()], proof=example_proof().model_copy(update={"llama_cpp": ran}))
     assert "777 tokens" in text and "8 full contexts, off by less than 1e-06" in text and "not proved" not in text
     assert "| GGUF q8_0 | llama.cpp | runs; total variation to the model 0.0042 |" in text
 
@@ -171,7 +185,7 @@ def test_the_licence_follows_the_texts(licenses, shown, told):
 def test_a_card_of_the_least_inputs_is_whole():
     report = {k: v for k, v in REPORT.items() if k != "baselines"}
     sources = [source(lang="und", attribution="")]
-    text = card(sources, report=report, cleaning={"sources": sources}, quantised=None, samples=[])
+    text = card(sources, report=report, cleaning={"sources": sources}, costs=None, samples=[])
     assert "language" not in head(text) and "none given" in text and "compressor" not in text
     assert "| lm-q8_0.gguf | 2,222 | not measured |" in text and "| lm-f32.gguf | 9,000 | as the model |" in text
 
@@ -184,7 +198,7 @@ def test_the_tokenizer_is_described_as_it_is():
 
 
 def test_hostile_text_stays_where_it_belongs():
-    text = card([source(attribution="a | b\n| c |\n# title")], samples=[("The ", "```\n# escaped\n```")])
+    text = card([source(attribution="a | b\n| c |\n# title")], samples=[Sample("The ", "```\n# escaped\n```")])
     (row,) = [line for line in text.split("\n") if "pypi:x==1" in line]
     assert r"a \| b \| c \| # title" in row and "\n# title" not in text
     assert "````text\nThe ```\n# escaped\n```\n````" in text

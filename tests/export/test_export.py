@@ -18,6 +18,7 @@ from foundry.export import export, export_gguf, export_huggingface, import_huggi
 from foundry.export.gguf_file import interleave
 from foundry.export.gguf_parity import prove_gguf
 from foundry.export.manifest import ChangedExportError
+from foundry.export.proof import LlamaCppMissing, WeightsProof
 from foundry.models import MiniLLM
 
 TEXTS = ["The salt water and the ancient city.  Two spaces.\nA line.", "Boil 12 onions; add 3 cups of 水."]
@@ -34,7 +35,7 @@ def written(model, tokenizer, tmp_path):
 @pytest.fixture(autouse=True)
 def without_llama_cpp(monkeypatch):
     """What is proved here is transformers and the read-back; `test_llamacpp.py` proves the third engine."""
-    monkeypatch.setattr("foundry.export.parity.prove_llamacpp", lambda *args: {"proved": False, "why": "not run here"})
+    monkeypatch.setattr("foundry.export.parity.prove_llamacpp", lambda *args: LlamaCppMissing(why="not run here"))
 
 
 def proved(folder, model, tokenizer, kind="f16"):
@@ -52,9 +53,7 @@ def test_an_export_equals_its_source(model, tokenizer, tmp_path, kind):
     export_huggingface(model, tokenizer, tmp_path / "hf")
     export_gguf(model, tokenizer, tmp_path / "m.gguf", kind, "m")
     proof = proved(tmp_path, model, tokenizer, kind)
-    assert (
-        proof["greedy"]["tokens"] > 10 and proof["token_ids"]["strings"] > 40 and proof["gguf"][kind]["tensors"] == 20
-    )
+    assert proof.greedy.tokens > 10 and proof.token_ids.strings > 40 and proof.gguf[kind].tensors == 20
 
 
 def test_an_untied_head_is_exported_too(make_model, tokenizer, tmp_path):
@@ -84,7 +83,7 @@ def test_a_model_with_qk_norm_is_exported_as_qwen3(make_model, tokenizer, tmp_pa
     export_huggingface(normed, tokenizer, tmp_path / "hf")
     export_gguf(normed, tokenizer, tmp_path / "m.gguf", "f16", "m")
     proof = proved(tmp_path, normed, tokenizer)
-    assert proof["gguf"]["f16"]["tensors"] == 24 and proof["greedy"]["tokens"] > 10
+    assert proof.gguf["f16"].tensors == 24 and proof.greedy.tokens > 10
     assert json.loads((tmp_path / "hf/config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
     assert import_huggingface(tmp_path / "hf")[0].cfg.qk_norm
 
@@ -168,7 +167,7 @@ CONFIGURED = {
 @pytest.mark.parametrize("key", CONFIGURED)
 def test_the_logits_alone_tell_a_wrong_configuration(written, model, tokenizer, monkeypatch, key):
     """transformers runs what config.json says, so the comparison of logits must bite without the checks before it."""
-    monkeypatch.setattr("foundry.export.parity.prove_weights", lambda folder, model: 0)
+    monkeypatch.setattr("foundry.export.parity.prove_weights", lambda *args: WeightsProof(tensors=0))
     edit(written / "hf/config.json", lambda c: c.update({key: CONFIGURED[key]}))
     if key == "max_position_embeddings":
         proved(written, model, tokenizer)
@@ -178,7 +177,7 @@ def test_the_logits_alone_tell_a_wrong_configuration(written, model, tokenizer, 
 
 
 def test_the_logits_alone_tell_swapped_heads_and_another_rotary_layout(written, model, tokenizer, monkeypatch):
-    monkeypatch.setattr("foundry.export.parity.prove_weights", lambda folder, model: 0)
+    monkeypatch.setattr("foundry.export.parity.prove_weights", lambda *args: WeightsProof(tensors=0))
     path = written / "hf" / "model.safetensors"
     whole = path.read_bytes()
     swap_heads(written)
@@ -200,12 +199,12 @@ def test_the_greedy_text_alone_tells_other_weights(written, model, tokenizer):
 
     hf, _ = _load_transformers(written / "hf")
     generator = Generator(model, tokenizer, "cpu")
-    begun = [continuation(generator, prompt) for prompt in PROMPTS]
-    assert _prove_greedy(hf, generator, begun, 1e-4)["tokens"] > 10
+    continuations = [continuation(generator, prompt) for prompt in PROMPTS]
+    assert _prove_greedy(hf, generator, continuations, 1e-4).tokens > 10
     with torch.no_grad():
         hf.model.norm.weight.mul_(-1)
     with pytest.raises(ExportError, match="greedy continuations of 'The' differ at token 0"):
-        _prove_greedy(hf, generator, begun, 1e-4)
+        _prove_greedy(hf, generator, continuations, 1e-4)
 
 
 @pytest.mark.parametrize("kind", ["f16", "q4_0"])
@@ -325,7 +324,7 @@ def test_the_bundle_is_the_same_bytes_again_names_its_sources_and_holds_no_code(
     # A server under another user reads it, whatever the umask of whoever exported it.
     assert {p.stat().st_mode & 0o777 for p in (tmp_path / "a").rglob("*") if p.is_dir()} == {0o755}
     assert {p.stat().st_mode & 0o777 for p in (tmp_path / "a").rglob("*") if p.is_file()} == {0o644}
-    assert a == b and len(a["files"]) == 12
+    assert a == b and len(a.files) == 12
     verify_export(tmp_path / "a")
     card = (tmp_path / "a/hf/README.md").read_text()
     assert "CC-BY-SA-4.0" in card and "the authors" in card and "1.5000" in card and "f" * 16 in card

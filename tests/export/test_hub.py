@@ -11,10 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from exported import example_proof
 
 from foundry.config import ExportError
 from foundry.export import push
-from foundry.export.manifest import write_record
+from foundry.export.manifest import hash_files, write_record
+from foundry.export.proof import ExportRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGE = (".safetensors", ".gguf")
@@ -121,7 +123,12 @@ def folder(tmp_path):
         ("lm-q8_0.gguf", b"GGUF" * 99),
     ):
         (out / name).write_bytes(data)
-    write_record(out, {"model_name": "lm", "fingerprint": "f" * 16})
+    hashes = {
+        name: digit * 64
+        for name, digit in zip(("index_sha256", "tokenizer_sha256", "weights_sha256"), "123", strict=True)
+    }
+    record = ExportRecord(model_name="lm", fingerprint="f" * 16, **hashes, proof=example_proof(), files=hash_files(out))
+    write_record(out, record)
     return out
 
 

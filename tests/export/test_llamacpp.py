@@ -12,6 +12,7 @@ from foundry.config import ExportError
 from foundry.export import export_gguf, llamacpp
 from foundry.export.greedy import continuation
 from foundry.export.llamacpp import prove_llamacpp
+from foundry.export.proof import GreedyProof, LlamaCppMissing
 from foundry.inference import Generator
 from foundry.models import MiniLLM
 
@@ -28,8 +29,8 @@ def proved(path, model, tokenizer):
     contexts = torch.randint(400, (2, T), generator=torch.Generator().manual_seed(3)).tolist()
     contexts.append((tokenizer.encode(TEXTS[0], bos=True) * 9)[:T])
     generator = Generator(model, tokenizer, "cpu")
-    begun = [continuation(generator, p) for p in PROMPTS]
-    return prove_llamacpp({"f32": path}, path.parent, model, tokenizer, TEXTS, contexts, begun, 1e-4)
+    continuations = [continuation(generator, p) for p in PROMPTS]
+    return prove_llamacpp({"f32": path}, path.parent, model, tokenizer, TEXTS, contexts, continuations, 1e-4)
 
 
 @with_llama_cpp
@@ -38,8 +39,8 @@ def test_llama_cpp_computes_what_the_model_computes(make_model, model, tokenizer
     model = make_model(model.cfg.model_copy(update=options), seed=2)
     export_gguf(model, tokenizer, tmp_path / "m.gguf", "f32", "m")
     done = proved(tmp_path / "m.gguf", model, tokenizer)
-    assert done["proved"] and done["token_ids"]["strings"] > 60 and done["greedy"]["tokens"] > 50
-    assert done["log_probs"]["positions"] == 3 and done["log_probs"]["largest_difference_below"] <= 1e-4
+    assert done.proved and done.token_ids.strings > 60 and done.greedy.tokens > 50
+    assert done.log_probs.positions == 3 and done.log_probs.largest_difference_below <= 1e-4
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
 
 
@@ -49,19 +50,19 @@ def test_without_a_float32_file_one_is_made_for_the_proof_and_the_others_run_too
     calm = MiniLLM(model.cfg)
     calm.load_state_dict({k: v * (0.3 if v.ndim == 2 else 1) for k, v in model.state_dict().items()})
     calm.eval()
-    begun = [continuation(Generator(calm, tokenizer, "cpu"), "The")]
+    continuations = [continuation(Generator(calm, tokenizer, "cpu"), "The")]
     files = {kind: tmp_path / f"m-{kind}.gguf" for kind in ("q8_0", "q4_0")}
     for kind, path in files.items():
         export_gguf(calm, tokenizer, path, kind, "m")
-    done = prove_llamacpp(files, tmp_path, calm, tokenizer, [], [[1, 5, 9], list(range(20, 60))], begun, 1e-4)
-    off = {kind: figure["total_variation"] for kind, figure in done["formats"].items()}
-    assert done["proved"] and 0 < off["q8_0"] < off["q4_0"] < 0.5
+    done = prove_llamacpp(files, tmp_path, calm, tokenizer, [], [[1, 5, 9], list(range(20, 60))], continuations, 1e-4)
+    off = {kind: figure.total_variation for kind, figure in done.formats.items()}
+    assert done.proved and 0 < off["q8_0"] < off["q4_0"] < 0.5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m-q4_0.gguf", "m-q8_0.gguf"]
 
 
 def test_what_is_no_distribution_is_told(model):
     with pytest.raises(ExportError, match="probabilities of the q4_0 file sum to nan"):
-        llamacpp._total_variation("q4_0", [[float("nan")] * 400], [[1, 2]], model)
+        llamacpp._prove_format("q4_0", [[float("nan")] * 400], [[1, 2]], model)
 
 
 def no_scores(self, scores):
@@ -146,26 +147,27 @@ def test_a_child_that_never_answers_is_stopped(model, tokenizer, tmp_path, monke
 def test_where_it_is_not_installed_the_proof_says_so(model, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(llamacpp, "find_spec", lambda name: None)
     monkeypatch.setattr(subprocess, "run", None)
-    assert proved(tmp_path / "m.gguf", model, tokenizer) == {
-        "proved": False,
-        "why": "not proved here: xllamacpp is not installed",
-    }
+    missing = LlamaCppMissing(why="not proved here: xllamacpp is not installed")
+    assert proved(tmp_path / "m.gguf", model, tokenizer) == missing
+    assert missing.model_dump() == {"proved": False, "why": missing.why}
 
 
 def test_wider_log_probabilities_and_other_greedy_tokens_are_told(model, tokenizer, tmp_path, monkeypatch):
     """The comparison bites by itself: answers one part in a thousand off, and one token off."""
     generator = Generator(model, tokenizer, "cpu")
-    ids, ours = continuation(generator, "The")
+    c = continuation(generator, "The")
+    ids, ours = c.prompt, c.tokens
     with torch.inference_mode():
         right = model(torch.tensor([ids]))[0][0, -1].double().log_softmax(-1)
-    assert llamacpp._same_log_probs([right.tolist()], [ids], model, 1e-4) < 1e-9
+    assert llamacpp._prove_log_probs([right.tolist()], [ids], model, 1e-4).largest_difference_below < 1e-8
     with pytest.raises(ExportError, match=r"token \d+ has .*, here "):
-        llamacpp._same_log_probs([(right * 1.001).tolist()], [ids], model, 1e-4)
+        llamacpp._prove_log_probs([(right * 1.001).tolist()], [ids], model, 1e-4)
     with pytest.raises(ExportError, match=r"differ in llama\.cpp"):
-        llamacpp._same_log_probs([[float("nan")] * 400], [ids], model, 1e-4)
-    assert llamacpp._same_greedy([ours], [(ids, ours)], model, tokenizer, 1e-4) == (len(ours), 0)
+        llamacpp._prove_log_probs([[float("nan")] * 400], [ids], model, 1e-4)
+    same = GreedyProof(prompts=1, tokens=len(ours), ties=0)
+    assert llamacpp._prove_greedy([ours], [c], model, tokenizer, 1e-4) == same
     wrong = [*ours[:5], (ours[5] + 1) % 300 + 50, *ours[6:]]
     with pytest.raises(ExportError, match=r"differ at token 5.*in llama\.cpp"):
-        llamacpp._same_greedy([wrong], [(ids, ours)], model, tokenizer, 1e-4)
+        llamacpp._prove_greedy([wrong], [c], model, tokenizer, 1e-4)
     with pytest.raises(ExportError, match="where one of them ends"):
-        llamacpp._same_greedy([[*ours, 7]], [(ids, ours)], model, tokenizer, 1e-4)
+        llamacpp._prove_greedy([[*ours, 7]], [c], model, tokenizer, 1e-4)

@@ -8,6 +8,7 @@ import torch
 
 from foundry.export import export_gguf
 from foundry.export.gguf_read import load_gguf
+from foundry.export.proof import Interval
 from foundry.export.quantised import Scored, measure
 
 KINDS = ("f32", "f16", "bf16", "q8_0", "q4_0")
@@ -46,23 +47,23 @@ def test_the_figures_equal_a_plain_computation(files, model, text):
                 same += int(both["a"][row, position].argmax() == both["b"][row, position].argmax())
                 seen += 1
     bits = {k: v / math.log(2) / 540 for k, v in nats.items()}
-    cost = found["formats"]["q4_0"]
-    assert found["tokens"] == seen == 230 and found["bytes"] == 540 and found["documents"] == 4
-    assert found["float"]["bits_per_byte"] == pytest.approx(bits["a"], abs=1e-4)
-    assert cost["bits_per_byte"] == pytest.approx(bits["b"], abs=1e-4)
-    assert cost["difference"]["value"] == pytest.approx(bits["b"] - bits["a"], abs=2e-5)
-    assert cost["top1_agreement"] == round(same / seen, 4) and 0 < same < seen
-    assert cost["difference"]["low"] <= cost["difference"]["value"] <= cost["difference"]["high"]
-    assert cost["bytes"] == files["q4_0"].stat().st_size and cost["file"] == "m-q4_0.gguf"
+    cost = found.formats["q4_0"]
+    assert found.tokens == seen == 230 and found.bytes == 540 and found.documents == 4
+    assert found.float.bits_per_byte == pytest.approx(bits["a"], abs=1e-4)
+    assert cost.bits_per_byte == pytest.approx(bits["b"], abs=1e-4)
+    assert cost.difference.value == pytest.approx(bits["b"] - bits["a"], abs=2e-5)
+    assert cost.top1_agreement == round(same / seen, 4) and 0 < same < seen
+    assert cost.difference.low <= cost.difference.value <= cost.difference.high
+    assert cost.bytes == files["q4_0"].stat().st_size and cost.file == "m-q4_0.gguf"
 
 
 def test_float32_costs_nothing_and_fewer_bits_cost_more(files, model, text):
-    cost = measure(files, model, text)["formats"]
-    assert cost["f32"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0} and cost["f32"]["top1_agreement"] == 1
-    off = {kind: abs(cost[kind]["difference"]["value"]) for kind in KINDS}
+    cost = measure(files, model, text).formats
+    assert cost["f32"].difference == Interval(value=0.0, low=0.0, high=0.0) and cost["f32"].top1_agreement == 1
+    off = {kind: abs(cost[kind].difference.value) for kind in KINDS}
     assert max(off["f16"], off["bf16"], off["q8_0"]) < off["q4_0"]
-    sizes = [cost[kind]["bytes"] for kind in ("f32", "f16", "q8_0", "q4_0")]
-    assert sizes == sorted(sizes, reverse=True) and cost["q4_0"]["top1_agreement"] < 1
+    sizes = [cost[kind].bytes for kind in ("f32", "f16", "q8_0", "q4_0")]
+    assert sizes == sorted(sizes, reverse=True) and cost["q4_0"].top1_agreement < 1
 
 
 def test_the_same_numbers_again(files, model, text):

@@ -15,8 +15,8 @@ from foundry.cli import main
 from foundry.config import DataError, Export, ExportError, TrackingError, parse_config
 from foundry.config.prediction import PREDICTION
 from foundry.export import export
-from foundry.export.lineage import lineage
-from foundry.export.manifest import verify_export, write_record
+from foundry.export.lineage import build_lineage
+from foundry.export.manifest import hash_files, read_record, verify_export, write_record
 from foundry.project.compare import in_folder
 from foundry.project.compare import losses as score_text
 from foundry.project.register import register_export
@@ -97,7 +97,7 @@ def make(root, model, tokenizer, value=1.5, scale=1.0, seed=0, fingerprint="f" *
         write_json(root / "reports" / name, report)
     export(
         root / "artifacts/export", model, facts, tokenizer, report, [{"name": "one", "url": "file:corpus/x", **terms, "sha256": "4" * 64}], ["The salt."],
-        ["The"], Export(model_name="tiny", gguf_types=["f32"]), lineage=lineage(root, facts, {"seed": 1}),
+        ["The"], Export(model_name="tiny", gguf_types=["f32"]), lineage=build_lineage(root, facts, {"seed": 1}),
     )  # fmt: skip
     losses(root, scale, seed)
     return root
@@ -137,9 +137,7 @@ def test_files_that_were_replaced_in_the_store_are_noticed_by_the_registrys_tag(
     (stored / "hf/README.md").write_text("another card")
     with pytest.raises(ExportError, match=r"README\.md: changed"):
         trace("models:/tiny/1", cfg, root)
-    record = json.loads((stored / "proof.json").read_text())
-    record.pop("sha256")
-    write_record(stored, record)  # signed again
+    write_record(stored, read_record(stored).model_copy(update={"files": hash_files(stored)}))  # signed again
     for command in ("verify", "trace", "reproduce"):
         with pytest.raises(SystemExit):
             main([command, "models:/tiny/1"])

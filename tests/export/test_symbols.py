@@ -48,12 +48,12 @@ def exported(make_model, clean, tmp_path):
 
 def prove_all(model, tokenizer, folder):
     proof = _prove_ids(_load_transformers(folder / "hf")[1], tokenizer, [])
-    assert proof["strings"] == len(HOSTILE) + len(own_texts(tokenizer)) and proof["of_the_vocabulary"] > 100
+    assert proof.strings == len(HOSTILE) + len(own_texts(tokenizer)) and proof.of_the_vocabulary > 100
     prove_settings(folder / "hf", *_load_transformers(folder / "hf"), model, tokenizer)
     prove_gguf(folder / "m.gguf", "f32", model.cfg, tokenizer, folder / "hf/model.safetensors")
     if LLAMA_CPP:
         done = prove_llamacpp({"f32": folder / "m.gguf"}, folder, model, tokenizer, [], [[1, 300]], [], 1e-4)
-        assert done["token_ids"]["strings"] == proof["strings"]
+        assert done.token_ids.strings == proof.strings
 
 
 @pytest.mark.parametrize("symbols", [REASONING, ODD, NESTED], ids=["reasoning", "odd", "nested"])

@@ -14,8 +14,8 @@ from foundry.cli import main
 from foundry.config import ConfigError, Export, ExportError, FoundryError, load_config, parse_config, read_yaml
 from foundry.data.tokens.shards import Shards
 from foundry.export import export
-from foundry.export.lineage import REPORTS, lineage, read_lineage
-from foundry.export.manifest import read_record, verify_export, write_record
+from foundry.export.lineage import REPORTS, build_lineage, read_lineage
+from foundry.export.manifest import hash_files, read_record, verify_export, write_record
 from foundry.models import load_model, save_model
 from foundry.project import reproduce, trace
 from foundry.project.verify import verify
@@ -48,7 +48,7 @@ def whole(tmp_path_factory, clean, shards, tokenizer):
     write_json(root / "artifacts/evaluation/tasks/cloze.jsonl", {"question": 1})
     for name in REPORTS:
         write_json(root / "reports" / name, {"of": name})
-    chain = lineage(root, facts, CFG.model_dump(mode="json", exclude={"runtime"}))
+    chain = build_lineage(root, facts, CFG.model_dump(mode="json", exclude={"runtime"}))
     bpb = {"value": 1.5, "low": 1.4, "high": 1.6}
     report = {
         "test": {"bits_per_byte": bpb, "documents": 3},
@@ -184,9 +184,7 @@ def test_a_record_that_was_changed_and_a_folder_that_is_no_export_are_refused(pr
 
 def sign(export):
     """Writes a proof over the files as they are, as somebody does who wants to hide a change."""
-    record = json.loads((export / "proof.json").read_text())
-    record.pop("sha256")
-    write_record(export, record)
+    write_record(export, read_record(export).model_copy(update={"files": hash_files(export)}))
 
 
 def test_a_proof_that_was_signed_again_is_noticed_by_the_lock_and_without_one_said_to_be_unproved(project, capsys):
