@@ -181,6 +181,14 @@ def mutants_of(path: Path) -> list[Mutant]:
     return sorted(set(good), key=lambda m: (m.line, m.start, m.new))
 
 
+def remove(folder: Path) -> None:
+    """Removes a copy; a test that was stopped may have left a mount in it."""
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for mount in (m for m in mounts if m.startswith(f"{folder}/")):
+        subprocess.run(["umount", mount], check=False)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def tests_of(path: str) -> tuple[str, ...]:
     return next(tests for pattern, tests in ROOMS.items() if Path(path).match(pattern))
 
@@ -332,7 +340,7 @@ def main() -> None:
             outcome = run_tests(folder, files, 60 + 8 * sum(tests.values()), Chosen(tests))
         finally:
             target.write_bytes(data)
-            shutil.rmtree(folder / "tmp", ignore_errors=True)
+            remove(folder / "tmp")
             folders.put(folder)
         return m, outcome
 
@@ -351,7 +359,7 @@ def main() -> None:
                     print(f"{killed.total()} of {tried.total()} killed so far", flush=True)
     finally:
         while not folders.empty():
-            shutil.rmtree(folders.get())
+            remove(folders.get())
     for path in tried:
         print(f"{killed[path]:4d} of {tried[path]:4d} killed  {path}")
     if left_out:

@@ -18,8 +18,11 @@ PROFILED = (3, 10)  # steps before and in a profile
 
 
 class ProgressBar(Callback):
-    """Args:
-    steps: of the run. done: steps that a checkpoint had.
+    """Shows the numbers of the newest step.
+
+    Args:
+        steps: steps of the run.
+        done: steps that the run resumes from.
     """
 
     def __init__(self, steps: int, done: int) -> None:
@@ -28,8 +31,8 @@ class ProgressBar(Callback):
     def on_step(self, event: StepDone) -> None:
         share = "n/a" if event.share_of_peak is None else f"{event.share_of_peak:.0%}"
         self._bar.set_postfix_str(
-            f"loss {event.loss:.3f}, {event.bits_per_byte:.3f} bits/byte, lr {event.lr:.1e}, grad {event.grad_norm:.2f}, "
-            f"{event.tokens_per_second:,.0f} tokens/s, {share} of peak",
+            f"loss {event.loss:.3f}, {event.bits_per_byte:.3f} bits/byte, lr {event.lr:.1e}, "
+            f"grad {event.grad_norm:.2f}, {event.tokens_per_second:,.0f} tokens/s, {share} of peak",
             refresh=False,
         )
         self._bar.update()

@@ -1,11 +1,13 @@
 """The checkpoints of one run: the newest good one is used, damaged ones are set aside, old ones are removed last.
 
-A thread writes them: the loop waits for the copy of the state to host memory, and for the checkpoint before if that is still being
-written. An error of the thread (a full disk) is raised by the next call. A damaged checkpoint never stops a run: it is moved to
-`checkpoints/damaged/` with a warning, and the one before is used; if none is left, training starts from scratch.
+A thread writes them: the loop waits only for the copy of the state to host memory, and for the previous checkpoint if
+that is still being written. An error of the thread (a full disk) is raised by the next call. A damaged checkpoint never
+stops a run: it is moved to `checkpoints/damaged/` with a warning, and the one before it is used; if none is left,
+training starts from scratch.
 
-Where FSDP divides the state, every process writes and reads its own part, and no process ever has the whole state. All processes need the
-same file system. They agree over a gloo group of the thread's own, so that the loop's collectives are not disturbed.
+Where FSDP divides the state, every process writes and reads its own part, and no process ever has the whole state. All
+processes need the same file system. They agree over a gloo group that only this thread uses, so that the collectives of
+the loop are not disturbed.
 """
 
 from __future__ import annotations
@@ -82,7 +84,10 @@ class Writers:
         return self.together(lambda: work() if self.rank == 0 else None)[0]
 
     def save(self, path: Path, tensors: dict[str, Tensor], boxes: dict[str, Box], values: dict[str, Any]) -> list[str]:
-        """Writes a checkpoint, which appears under its name when the parts of all processes are there; the files of this process.
+        """Writes a checkpoint, which appears under its name when the parts of all processes are complete.
+
+        Returns:
+            the names of this process's files.
 
         Raises:
             DiskError: if the disk takes no more.
@@ -136,7 +141,9 @@ class Checkpoints:
         values: dict[str, Any],
         boxes: dict[str, Box] | None = None,
     ) -> None:
-        """Begins to write a checkpoint; the tensors must not change any more. Where the state is divided, every process calls it.
+        """Begins to write a checkpoint. The tensors must not change any more.
+
+        Where the state is divided, every process must call it.
 
         Args:
             boxes: of each tensor that is a part, which part.
@@ -202,7 +209,7 @@ class Checkpoints:
     def load_newest(
         self, before: int | None = None, wanted: WantedPart = lambda name, shape: None
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest good checkpoint; damaged ones are set aside with a warning. None if there is none. Every process calls it.
+        """The newest good checkpoint, or None; damaged ones are set aside with a warning. Every process must call it.
 
         Args:
             before: only those of at most so many steps.

@@ -1,7 +1,7 @@
 """The fingerprint: one value for resume, cache and lineage (law 1).
 
-A hash over the run's identity parameters, its data index (which holds the hash of every shard) and its tokenizer. Execution
-parameters are not in it: the same run on another machine has the same fingerprint.
+A hash over the run's identity parameters, its data index (which contains the hash of every shard) and its tokenizer.
+Execution parameters are not part of it: the same run on another machine has the same fingerprint.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ def identity(model: ModelConfig, train: TrainConfig, seed: int, data: dict[str, 
 
 
 def extends(other: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
-    """`other` with this run's length, where that alone may differ: with the schedules wsd and constant a longer run is the same run
-    up to the shorter one's decay.
+    """The identity `other` with this run's length, where only the length may differ.
+
+    With the schedules wsd and constant a longer run is the same run up to the decay of the shorter one.
     """
     if mine["train.schedule"] not in ("wsd", "constant"):
         return other
@@ -47,5 +48,5 @@ def check_same(old: dict[str, Any], new: dict[str, Any], where: str) -> None:
     lines = "".join(f"\n  - {k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in keys)
     raise CheckpointError(
         f"{where} belongs to run {fingerprint(old)}, this is run {fingerprint(new)}; they differ in:{lines}\n"
-        "Restore the former values, or move that folder away to start anew"
+        "Restore the former values, or move that folder away to train from scratch"
     )

@@ -1,4 +1,7 @@
-"""How the arithmetic is done: threads, deterministic kernels, precision, compiling. Execution settings: they decide last bits alone."""
+"""How the arithmetic is done: threads, deterministic kernels, precision, compilation.
+
+These are execution settings: only the last bits of a result depend on them.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +30,17 @@ from foundry.utils.distributed import World
 from foundry.utils.log import get_logger
 
 # What makes torch, oneDNN, MKL, cuBLAS or Apple's kernels compute another way, with other last bits.
-VARIABLES = (
-    "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_CPU_ISA_HINTS", "DNNL_CPU_ISA_HINTS",
-    "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "MKL_DYNAMIC",
-    "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTORCH_MPS_FAST_MATH",
-)  # fmt: skip
+_CPU = "ATEN_CPU_CAPABILITY ONEDNN_MAX_CPU_ISA DNNL_MAX_CPU_ISA ONEDNN_CPU_ISA_HINTS DNNL_CPU_ISA_HINTS"
+_MATH = "ONEDNN_DEFAULT_FPMATH_MODE DNNL_DEFAULT_FPMATH_MODE MKL_CBWR MKL_ENABLE_INSTRUCTIONS MKL_DEBUG_CPU_TYPE"
+_OTHER = (
+    "MKL_DYNAMIC CUBLAS_WORKSPACE_CONFIG NVIDIA_TF32_OVERRIDE TORCH_ALLOW_TF32_CUBLAS_OVERRIDE PYTORCH_MPS_FAST_MATH"
+)
+VARIABLES = (*_CPU.split(), *_MATH.split(), *_OTHER.split())
 
 
 @dataclass(frozen=True)
 class Execution:
-    """What `runtime` came to on this machine.
+    """How a run is carried out on this machine: `runtime`, resolved.
 
     Attributes:
         micro_rows: sequences of one forward pass.
@@ -54,13 +58,15 @@ class Execution:
         return str(self.precision).removeprefix("torch.")
 
 
-COMPILE_FROM_FLOPS = 5e12  # compiling takes 20-60 s on two cores; a shorter run does not win that back
+COMPILE_FROM_FLOPS = 5e12  # compilation takes 20-60 s on two cores, which a shorter run does not gain back
 
 
 @lru_cache(maxsize=1)
 def faster_float32() -> bool:
-    """Whether oneDNN should multiply float32 in MKL's place: on AMD with AVX512-BF16, where it was measured twice as fast, and only if it
-    keeps float32's accuracy there (on other processors the same setting rounds to bfloat16).
+    """Whether oneDNN should multiply float32 in place of MKL.
+
+    On AMD with AVX512-BF16 it was measured to be twice as fast. It is used only if it keeps the accuracy of float32
+    there: on other processors the same setting rounds to bfloat16.
     """
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as f:
@@ -138,10 +144,13 @@ def precision_reason(runtime: Runtime, precision: torch.dtype, device: torch.dev
 
 
 def wants_compile(runtime: Runtime, precision: torch.dtype, flops: float, device: torch.device) -> tuple[bool, str]:
-    """(whether to compile, why): `auto` compiles where it works and was seen to pay, in bfloat16 (1.4 times on a CPU; 1.03 in float32).
+    """(whether to compile, the reason if not).
+
+    `auto` compiles where compilation works and pays: in bfloat16 (measured on a CPU: 1.4 times the speed; 1.03 in
+    float32).
 
     Raises:
-        ConfigError: if `always` cannot be had.
+        ConfigError: for `always` where compilation does not work.
     """
     wish = runtime.compile
     if wish == "never":
@@ -153,7 +162,7 @@ def wants_compile(runtime: Runtime, precision: torch.dtype, flops: float, device
     problem = compile_problem(device)
     if problem and wish == "always":
         raise ConfigError(
-            f"torch.compile does not work here: {problem}; mend that or set runtime.compile to auto or never"
+            f"torch.compile does not work here: {problem}; fix that or set runtime.compile to auto or never"
         )
     if problem:
         get_logger().warning("not compiled, since torch.compile does not work here: %s", problem)
@@ -190,5 +199,5 @@ def environment(runtime: Runtime, world: World, execution: Execution) -> dict[st
 
 
 def variables() -> dict[str, str | None]:
-    """The variables of the environment that choose other kernels in torch and its libraries, each with its value; None: not set."""
+    """The environment variables that choose other kernels in torch and its libraries; None: not set."""
     return {name: os.environ.get(name) for name in VARIABLES}

@@ -1,4 +1,7 @@
-"""Measures a run's steps, keeps its loss curve, and sends events to the callbacks. Changes nothing else of the run (law 8)."""
+"""Measures the steps of a run, keeps its loss curve, and sends events to callbacks.
+
+It changes nothing else of the run (law 8).
+"""
 
 from __future__ import annotations
 

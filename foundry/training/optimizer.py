@@ -1,6 +1,7 @@
 """Optimizers: AdamW for everything, or Muon for the matrices of the layers and AdamW for the rest.
 
-Every parameter is in exactly one group; a parameter that fits none is an error, so that a new component cannot go untrained.
+Every parameter is in exactly one group; a parameter that fits none is an error, so that no component is
+left untrained.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from foundry.config import TrainConfig
 from foundry.training.parallel import divided_like, from_part, joined
 from foundry.training.schedule import lr_factor
 
-# Coefficients of the quintic Newton-Schulz iteration that drives singular values towards 1 (Jordan et al. 2024, "Muon: An optimizer for
-# hidden layers in neural networks").
+# Coefficients of the quintic Newton-Schulz iteration that drives singular values towards 1 (Jordan et al. 2024, "Muon:
+# An optimizer for hidden layers in neural networks").
 _NS = (3.4445, -4.7750, 2.0315)
 
 
@@ -37,10 +38,12 @@ def orthogonalize(g: Tensor, iterations: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized (Jordan et al. 2024). For matrices only.
+    """Momentum, orthogonalized (Jordan et al. 2024). Only for matrices.
 
-    The update of an (m, n) matrix is scaled by sqrt(max(1, m / n)); decay is decoupled. Matrices of one shape are
-    orthogonalized together; those that FSDP divides are put together for it on every process.
+    torch has a Muon of its own. This one orthogonalizes matrices of one shape together and works under FSDP.
+
+    The update of an (m, n) matrix is scaled by sqrt(max(1, m / n)); weight decay is decoupled. Matrices that FSDP
+    divides are joined on every process for the iteration.
     """
 
     def __init__(
@@ -83,7 +86,8 @@ class Optimizers:
         tables = {n: p for n, p in model.named_parameters() if n in ("tok_embeddings.weight", "output.weight")}
         if left := sorted(set(self.names.values()) - set(inner) - set(norms) - set(tables)):
             raise ValueError(
-                f"no optimizer group takes the parameters {', '.join(left)}: add a rule in foundry/training/optimizer.py"
+                f"no optimizer group takes the parameters {', '.join(left)}: "
+                "add a rule in foundry/training/optimizer.py"
             )
         plain = [*tables.values(), *norms.values()]
         adamw_groups = [{"params": plain, "weight_decay": 0.0}]

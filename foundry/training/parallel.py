@@ -1,9 +1,9 @@
-"""One model on one or many processes: the function that trains it, its gradients' norm, its state.
+"""One model on one or many processes: its forward pass, the norm of its gradients, its state.
 
 alone   one process: the model as it is.
-ddp     every process holds the whole model; gradients are summed over the processes (gloo on CPUs, NCCL on GPUs).
-fsdp    weights, gradients and moments are divided over the processes (FSDP2, Zhao et al. 2023, arXiv:2304.11277); for models that
-        do not fit.
+ddp     every process has the whole model; gradients are summed over the processes (gloo on CPUs, NCCL on GPUs).
+fsdp    weights, gradients and moments are divided over the processes (FSDP2, Zhao et al. 2023, arXiv:2304.11277), for
+        models that do not fit one device.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Parallel:
 
     @property
     def gradient_scale(self) -> float:
-        """What the loss is multiplied by, so that gradients come out summed over the processes: both take their mean."""
+        """The factor of the loss that makes gradients a sum over the processes: DDP and FSDP take their mean."""
         return 1.0 if self.mode == "alone" else float(self.world.size)
 
     def apply(self, function: Callable[..., Any], *batch: Tensor | None) -> Any:
@@ -71,7 +71,7 @@ class Parallel:
         return module(*batch, function=function)
 
     def accumulating(self, last: bool) -> AbstractContextManager:
-        """Around the forward and backward pass of a micro-batch: only the last one of a step talks to the other processes."""
+        """A context for the passes of a micro-batch: only the last one of a step communicates with other processes."""
         if self.mode == "ddp" and not last:
             return self.module.no_sync()
         if self.divided:
@@ -85,7 +85,7 @@ def joined(tensor: Tensor) -> Tensor:
 
 
 def divided_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as FSDP divides `like`; the tensor itself where nothing is divided."""
+    """A complete tensor, divided as FSDP divides `like`; the tensor itself where nothing is divided."""
     if not hasattr(like, "device_mesh"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -119,9 +119,12 @@ def from_part(part: Tensor, like: Tensor) -> Tensor:
 
 
 def clip_gradients(params: list[nn.Parameter], limit: float) -> float:
-    """Scales the gradients to a global norm of at most `limit` (0: any); returns the norm before, the same on every process.
+    """Scales the gradients to a global norm of at most `limit` (0: no limit).
 
     Gradients whose norm is not finite are left as they are.
+
+    Returns:
+        the norm before scaling, the same on every process.
     """
     grads = [p.grad for p in params if p.grad is not None]
     norm = joined(nn.utils.get_total_norm(grads)).item()

@@ -1,4 +1,4 @@
-"""What a run will do, derived before it begins (law 9): pure arithmetic, no torch."""
+"""What a run will do, derived before it starts (law 9): pure arithmetic, no torch."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class Plan:
     def lines(self) -> list[str]:
         return [
             f"model: {self.params:,} parameters ({self.non_embedding_params:,} without the embedding)",
-            f"data: {self.tokens:,} tokens = {self.steps:,} steps x {self.tokens_per_step:,}; {self.epochs:.2f} epochs of {self.tokens_per_epoch:,}",
-            f"work: {self.flops:.2e} floating-point operations, {self.flops_per_token:,} a token "
+            f"data: {self.tokens:,} tokens = {self.steps:,} steps x {self.tokens_per_step:,}; "
+            f"{self.epochs:.2f} epochs of {self.tokens_per_epoch:,}",
+            f"work: {self.flops:.2e} floating-point operations, {self.flops_per_token:,} per token "
             "(6 for each weight that is multiplied, 6 x dim x context for the attention of a layer)",
             f"a checkpoint takes about {self.checkpoint_bytes / 2**20:,.0f} MiB",
             f"expected first loss: ln V = {self.first_loss:.3f}",
@@ -60,11 +61,12 @@ def make_plan(model: ModelConfig, train: TrainConfig, tokens_per_epoch: int) -> 
 
 
 def checkpoint_space(plan: Plan, runtime: Runtime, pinned: frozenset[int], folder: Path) -> tuple[int, int, Path]:
-    """(bytes that the run's checkpoints will still take, bytes free, where): most are on the disk at once while one is written and none
-    removed yet.
+    """(bytes that the run's checkpoints will still take, bytes that are free, the folder that was asked).
+
+    Most checkpoints exist while one is being written and none has been removed yet.
 
     Args:
-        folder: the run's state; the checkpoints that it has are counted as theirs, up to the number that will be kept.
+        folder: the run's state; the checkpoints in it count, up to the number that will be kept.
     """
     saves = {*range(runtime.checkpoint_interval, plan.steps, runtime.checkpoint_interval), plan.steps, *pinned}
     most = min(runtime.keep_checkpoints + len(pinned) + 1, len(saves))
@@ -108,24 +110,25 @@ def check_plan(
     needed, free, there = checkpoint_space(plan, runtime, pinned, folder)
     if needed > free:
         problems.append(
-            f"checkpoints need {needed / 2**20:,.2f} MiB more ({runtime.keep_checkpoints} newest, {len(pinned)} pinned, one being "
-            f"written, without those that are there), {free / 2**20:,.2f} MiB are free in {there}: make room or lower "
-            "runtime.keep_checkpoints"
+            f"checkpoints need {needed / 2**20:,.2f} MiB more ({runtime.keep_checkpoints} newest, "
+            f"{len(pinned)} pinned, one being written, without those that exist), {free / 2**20:,.2f} MiB are free "
+            f"in {there}: make room or lower runtime.keep_checkpoints"
         )
     divided = runtime.parallel == "fsdp" and processes > 1
     if divided and precision == "float16":
         problems.append(
-            f"runtime.parallel fsdp needs bfloat16 or float32, and runtime.precision {runtime.precision} is float16 on this device: "
-            "set runtime.precision: float32"
+            f"runtime.parallel fsdp needs bfloat16 or float32, and runtime.precision {runtime.precision} is float16 on "
+            "this device: set runtime.precision: float32"
         )
     if problems:
-        raise ConfigError("training cannot begin:" + "".join(f"\n  - {p}" for p in problems))
+        raise ConfigError("training cannot start:" + "".join(f"\n  - {p}" for p in problems))
     needs = train_memory_bytes(model, micro_rows, precision != "float32", runtime.recompute, runtime.loss_chunk)
     if divided:
         needs -= int(STATE_BYTES * plan.params * (1 - 1 / processes))
     if memory and needs > memory:
         get_logger().warning(
-            "training may need %.1f GiB, its device has %.1f for each process: set runtime.recompute, or lower runtime.micro_batch_tokens",
+            "training may need %.1f GiB, its device has %.1f for each process: set runtime.recompute, or lower "
+            "runtime.micro_batch_tokens",
             needs / 2**30,
             memory / 2**30,
         )
@@ -142,6 +145,6 @@ def check_batch(recipe: TrainConfig, loaders: dict[str, Any]) -> None:
         said["batch_size"] = recipe.batch_size
     if differ := [f"{k} {v} there, {loaders[k]} of the loader" for k, v in said.items() if v != loaders[k]]:
         raise ConfigError(
-            f"the recipe and the data loader have different batches ({'; '.join(differ)}): leave these keys out of the recipe, or "
-            "make the loader with the same"
+            f"the recipe and the data loader have different batches ({'; '.join(differ)}): leave these keys out of the "
+            "recipe, or make the loader with the same values"
         )

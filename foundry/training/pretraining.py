@@ -20,7 +20,8 @@ class NextToken:
 
     Args:
         chunk: positions whose logits exist at a time.
-        z_loss: weight of the squared logarithm of the softmax's denominator (Chowdhery et al. 2022, arXiv:2204.02311); 0: none.
+        z_loss: weight of the squared logarithm of the softmax's denominator (Chowdhery et al. 2022, arXiv:2204.02311);
+            0: none.
     """
 
     def __init__(self, chunk: int, z_loss: float) -> None:

@@ -16,7 +16,7 @@ from foundry.utils.log import get_logger
 
 STEPS = 20
 MOST_GPUS = 100_000
-UTILISATION = 0.4  # of a GPU's peak that a run of this size is expected to reach
+UTILISATION = 0.4  # share of a GPU's peak that a run of this size is expected to reach
 
 
 def probe_seconds(cfg: Config, data: str | Path = "data/shards", steps: int = STEPS) -> float:
@@ -54,7 +54,7 @@ def probe_seconds(cfg: Config, data: str | Path = "data/shards", steps: int = ST
 
 
 def gpu_seconds(plan: Plan, gpu: str, count: int) -> float:
-    """Seconds of the run on `count` GPUs of a kind, at the utilisation that is expected; from the parameters alone.
+    """Seconds of the run on `count` GPUs of one kind, at the expected utilisation; only the parameters are needed.
 
     Raises:
         ConfigError: for a GPU whose peak is not known, or a number of them that no machine has.

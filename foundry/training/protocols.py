@@ -1,7 +1,7 @@
 """What the one training loop is given: where batches come from, what is minimised, how a model is validated.
 
-Pre-training brings a loader of token shards, the next-token loss and bits per byte of held-out text. Another kind of training brings others
-and changes no line of the loop.
+Pre-training brings a loader of token shards, the next-token loss and bits per byte of held-out text. Another kind of
+training brings others and changes no line of the loop.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ class Loader(Protocol):
     """The batch of a number is a pure function of the data, the seed and the number (law 2).
 
     Attributes:
-        batch_size: sequences of the global batch. seq_len: tokens of a sequence. packing: what a sequence is.
-        seed: of the order.
+        batch_size: sequences of the global batch.
+        seq_len: tokens of a sequence.
+        packing: what a sequence is.
+        seed: seed of the order.
         tokens_per_epoch: places for tokens in an epoch.
-        vocab_size: of the tokenizer. identity: hashes of all that the batches depend on, by name.
+        vocab_size: size of the tokenizer's vocabulary.
+        identity: hashes of everything that the batches depend on, by name.
         bytes_per_token: bytes of raw text per token, on average.
     """
 
@@ -67,8 +70,8 @@ class Validator(Protocol):
         """Metrics by name, the same on every process that takes part.
 
         Args:
-            model: for its mode and its device. apply: calls a function of (model, *batch) on the weights that are valid, also where
-                FSDP divides them.
+            model: for its mode and its device.
+            apply: calls a function of (model, *batch); under FSDP with all weights, which every process must ask for.
             precision: of autocast.
             rows: sequences that fit a forward pass.
         """

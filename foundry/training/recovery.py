@@ -50,8 +50,8 @@ class Recovery:
         if cfg.on_nonfinite == "halt" or len(self.skipped) > max(cfg.rollback_steps, MOST_SKIPPED * cfg.steps):
             more = f" {len(self.skipped)} batches were skipped before." if len(self.skipped) else ""
             raise FoundryError(
-                f"{where}. The weights are as they were before this step.{more} Lower train.lr or train.matrix_lr, raise "
-                "train.warmup_steps, set runtime.precision: float32, or set train.on_nonfinite: skip or rollback"
+                f"{where}. The weights are as they were before this step.{more} Lower train.lr or train.matrix_lr, "
+                "raise train.warmup_steps, set runtime.precision: float32, or set train.on_nonfinite: skip or rollback"
             )
         first = step if cfg.on_nonfinite == "skip" else max(0, step - cfg.rollback_steps + 1)
         window = [self.skipped.batch(s) for s in range(first, step + 1)]

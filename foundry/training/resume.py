@@ -1,4 +1,4 @@
-"""Where a run goes on: its folder, its newest good checkpoint, or that of a shorter run of the same recipe."""
+"""Where a run resumes: its folder, its newest good checkpoint, or that of a shorter run of the same recipe."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RunFolder:
         self.path, self.identity, self.config, self.world, self.checkpoints = path, identity, config, world, checkpoints
 
     def record(self, environment: dict[str, Any]) -> None:
-        """Records the run's identity and its environment; warns when the environment differs from the one that began the run.
+        """Records the identity and the environment of the run; warns if the run was started in another environment.
 
         Raises:
             CheckpointError: if the folder is of another run.
@@ -50,7 +50,7 @@ class RunFolder:
                 f"{k} {old.get(k)} → {environment[k]}" for k in environment if old.get(k) != environment[k]
             )
             get_logger().warning(
-                "the run was begun with other execution settings (%s): it resumes, but not with the same last bits",
+                "the run was started with other execution settings (%s): it resumes, but not with the same last bits",
                 changed,
             )
         elif not path.exists():
@@ -67,8 +67,8 @@ class RunFolder:
         found = self.checkpoints.load_newest(before, state.wanted)
         if found is None and before is not None:
             raise CheckpointError(
-                f"there is no good checkpoint of step {before} or earlier in {self.checkpoints.folder} to roll back to: "
-                "run the same command again, which trains from what is left, or set train.on_nonfinite: skip"
+                f"there is no good checkpoint of step {before} or earlier in {self.checkpoints.folder} to roll back "
+                "to: run the same command again, which resumes from what is left, or set train.on_nonfinite: skip"
             )
         if found is None:
             found = self._shorter_run(state)
@@ -80,9 +80,9 @@ class RunFolder:
                 get_logger().info("resumes from the checkpoint of step %d", state.step)
 
     def _shorter_run(self, state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """A checkpoint of another run that is the same up to there: the stable part of the same recipe with other `steps`.
+        """A checkpoint of another run that is the same so far: the stable part of the same recipe with other `steps`.
 
-        What that run's folder contains is not this run's: what is damaged or was just removed is skipped with a warning.
+        The folder belongs to that run: what is damaged there, or was just removed, is skipped with a warning.
         """
         for step, folder in self.world.share(self.shorter_runs() if self.world.main else None):
             found, why = Checkpoints(folder / "checkpoints", 1, world=self.world).read(step, state.wanted)

@@ -10,9 +10,9 @@ from foundry.config import TrainConfig
 def lr_factor(step: int, cfg: TrainConfig) -> float:
     """Factor of the learning rates at a step, counted from 0.
 
-    Linear warm-up that reaches the peak at `warmup_steps`; then `cosine` (Loshchilov & Hutter 2016, arXiv:1608.03983), `linear`,
-    `constant`, or `wsd`: stable, then linear decay (Hu et al. 2024, arXiv:2404.06395). All but `constant` end at `min_lr_ratio` after
-    the last step.
+    A linear warm-up reaches the peak at `warmup_steps`; then `cosine` (Loshchilov & Hutter 2016, arXiv:1608.03983),
+    `linear`, `constant`, or `wsd`: stable, then linear decay (Hu et al. 2024, arXiv:2404.06395). All but `constant` end
+    at `min_lr_ratio` after the last step.
     """
     if step < cfg.warmup_steps:
         return (step + 1) / (cfg.warmup_steps + 1)

@@ -1,4 +1,7 @@
-"""How a run is carried out on this machine, and everything that its loop works with. Execution only: no result depends on it but in last bits."""
+"""Set-up of a run: how it is carried out on this machine, and everything that its loop works with.
+
+Only the last bits of a result depend on this module.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ class Session:
 
 
 def precision_and_rows(runtime: Runtime, world: World, loader: Loader) -> tuple[torch.dtype, int]:
-    """(precision, sequences of one forward pass): as asked, else the most that the device's limit allows and that divide the batch."""
+    """(precision, sequences of one forward pass).
+
+    Where `runtime` does not say, as many sequences as the device's limit allows and as divide the batch.
+    """
     rows = loader.batch_size // world.size
     wanted = runtime.micro_batch_tokens or MICRO_TOKENS.get(world.device.type, 16_384)
     limit = max(1, wanted // loader.seq_len)
@@ -67,7 +73,11 @@ def open_session(
     skipped: SkippedBatches,
     identity: dict,
 ) -> Session:
-    """The model on its device (without one: with the first weights of the seed, the same on every rank), its optimizers and its step."""
+    """The model on its device, its optimizers and its step.
+
+    Args:
+        model: None for a new one, whose first weights the seed gives, the same on every rank.
+    """
     if model is None:
         torch.manual_seed(seed)
         model = MiniLLM(model_config)

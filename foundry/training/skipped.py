@@ -1,8 +1,8 @@
 """Batches that a run skips: its answer to a loss or gradient that is not finite.
 
-The batch of a step is the step's own number, moved on by one for every batch that was skipped before it; so the others keep their order,
-each is read once, and the whole run is a function of its identity and this list. The list is a file beside the checkpoints, and its entries
-are part of `config.json` and `reports/train.json`.
+The batch of a step is the step's own number plus one for every batch that was skipped before it. So the others keep
+their order, each is read once, and the whole run is a function of its identity and this list. The list is a file beside
+the checkpoints, and its entries are part of `config.json` and `reports/train.json`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The one state object of training (law 3): what is saved is loaded, and nothing else is needed to go on.
+"""The one state object of training (law 3): what is saved is loaded, and nothing else is needed to resume.
 
-Step, weights, optimizer state, gradient scaler, random generators (Python, NumPy, torch, CUDA), the loss curve, the window that spikes are
-measured against and the time spent. The loader has none: its batch is a function of the step. Nor has dropout: the
-generator is set anew for every step, from (seed, step, rank), so that every rank of any number goes on exactly.
+It has the step, weights, optimizer state, gradient scaler, random generators (Python, NumPy, torch, CUDA), the loss
+curve, the window that spikes are measured against and the time spent. The loader has no state: its batch is a function
+of the step. Nor has dropout: its generator is seeded in every step from (seed, step, rank), so that a run resumes
+exactly on every rank.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class TrainState:
         self.seconds = 0.0
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, JSON values), copies in host memory: with FSDP, of the parts that this process has (see `boxes`)."""
+        """(tensors, JSON values), copied to host memory: with FSDP, the parts that this process has (see `boxes`)."""
         kind, keys, pos, has_gauss, cached = np.random.get_state()
         version, internal, gauss = random.getstate()
         tensors = {
@@ -75,7 +76,10 @@ class TrainState:
         return {k: box for k, v in named.items() if (box := box_of(v))}
 
     def wanted(self, name: str, shape: tuple[int, ...]) -> Box | None:
-        """The part of a saved tensor that this process needs; None: all of it. The optimizer's moments are divided as their weights."""
+        """The part of a saved tensor that this process needs; None: all of it.
+
+        The optimizer's moments are divided as their weights are.
+        """
         kind, _, rest = name.partition("/")
         weight = self._weights.get(rest if kind == "model" else rest.rpartition("/")[0])
         return weight if weight and weight.shape == shape else None
@@ -109,7 +113,7 @@ class TrainState:
             torch.cuda.set_rng_state_all(cuda)
 
     def watch(self, loss: float) -> float | None:
-        """Takes a loss into the window; returns how many standard deviations a spike lies above it, else None."""
+        """Adds a loss to the window; returns how many standard deviations a spike is above the window, else None."""
         spike = None
         if len(self.window) == WINDOW:
             mean, std = float(np.mean(self.window)), float(np.std(self.window))
@@ -124,6 +128,6 @@ def _named(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _host_copy(tensor: Tensor) -> Tensor:
-    """A tensor of its own in host memory: training goes on while it is written."""
+    """A copy in host memory: training continues while it is written."""
     tensor = own_part(tensor.detach())
     return tensor.cpu() if tensor.device.type != "cpu" else tensor.clone()

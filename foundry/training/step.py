@@ -29,7 +29,8 @@ class TrainStep:
     Args:
         loader, loss: see `protocols`.
         skipped: decides which batch a step reads.
-        forward: the loss through `parallel`, under autocast, compiled where the run is: (*batch) → (what is minimised, what is reported).
+        forward: the loss through `parallel`, under autocast, compiled if the run is:
+            (*batch) → (what is minimised, what is reported).
         micro_rows: sequences of a micro-batch.
     """
 
@@ -49,7 +50,9 @@ class TrainStep:
         self.skipped, self.parallel, self.forward, self.micro_rows = skipped, parallel, forward, micro_rows
 
     def __call__(self, state: TrainState) -> tuple[float, float, float]:
-        """One optimizer step: (loss in nats per token, gradient norm, learning-rate factor). The caller counts the step.
+        """One optimizer step: (loss in nats per token, gradient norm, learning-rate factor).
+
+        The caller counts the step.
 
         Raises:
             NotFinite: before anything was changed.
@@ -87,9 +90,10 @@ class TrainStep:
 
 
 def _lowered(scaler: torch.amp.GradScaler) -> bool:
-    """Lowers the scale of the loss after gradients that are not finite; False, with the scale as it was, if the scale is not the cause.
+    """Lowers the scale of the loss after gradients that are not finite; whether the scale was the cause.
 
-    It is not without a scaler, nor at a scale of 1, where the gradient itself is out of float16's range.
+    It is not the cause without a scaler, nor at a scale of 1, where the gradient itself is out of float16's range; the
+    scale then stays as it was.
     """
     scale = scaler.get_scale()
     scaler.update()

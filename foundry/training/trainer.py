@@ -1,11 +1,13 @@
 """The trainer: one loop, one state, resumed bit for bit.
 
-Guarantees: a run that was killed at any moment and started again ends with the same bits as one that was not (same machine, same
-execution parameters); the loss is a sum over valid terms divided by their global count, however the batch is cut (law 6);
-validation and reporting change nothing (law 8). Costs: a copy of the state every `runtime.checkpoint_interval` steps; a thread writes it.
+Guarantees: a run that was killed at any moment and started again ends with the same bits as one that was not (same
+machine, same execution parameters); the loss is a sum over valid terms divided by their global count, however the batch
+is cut (law 6); validation and reporting change nothing (law 8). Costs: a copy of the state every
+`runtime.checkpoint_interval` steps, which a thread writes.
 
-`setup` makes what the loop works with, `step` is one step, `resume` finds where a run goes on, `recovery` answers what is not finite,
-`observer` reports. The loader, the loss and the validator are arguments (`protocols`).
+`setup` makes what the loop works with, `step` is one step, `resume` finds the checkpoint to resume from, `recovery`
+handles values that are not finite, `observer` reports. The loader, the loss and the validator are arguments (see
+`protocols`).
 """
 
 from __future__ import annotations
@@ -53,7 +55,13 @@ from foundry.utils.process import Stopped, StopSignal
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run gives: the trained model (with FSDP on the main process, elsewhere None) and what the reports need (no clock)."""
+    """What a finished run gives.
+
+    Attributes:
+        model: the trained model; with FSDP only on the main process, elsewhere None.
+        facts: what `config.json` and `reports/train.json` say of the run; no clock.
+        curve, validations: one row per point of the loss curve and per validation.
+    """
 
     model: MiniLLM | None
     facts: dict[str, Any]
@@ -66,7 +74,8 @@ class Trainer:
 
     Args:
         model: a model, which is trained in place; or an architecture, whose first weights the seed gives.
-        train_config: the recipe. Where it says nothing of the batch (`batch_size`, `tokens_per_step`, `packing`), that is the loader's.
+        train_config: the recipe. What it does not say of the batch (`batch_size`, `tokens_per_step`, `packing`) is
+            the loader's.
         data_loader: batches of the training split; see `protocols.Loader`.
         device: default: `runtime.device`.
         loss: what is minimised; default: the next token's cross-entropy.
@@ -185,7 +194,7 @@ class Trainer:
             Stopped: after SIGTERM or SIGINT, with the state saved; exit code 128 + signal.
             LockError: if another process trains this run.
             CheckpointError: if its folder or checkpoint is of another run, or no checkpoint is left to roll back to.
-            FoundryError: if a loss or gradient is not finite and the policy is to halt; the weights were not changed by that step.
+            FoundryError: if a loss or gradient is not finite and the policy is to halt; that step changed no weight.
         """
         with ExitStack() as stack:
             if self.world.main:
@@ -334,8 +343,10 @@ class Trainer:
         return time.perf_counter() - begin
 
     def _trained(self, session: Session) -> MiniLLM | None:
-        """The model with all its weights. With FSDP every rank must ask, and only the main process gets it: the others join their parts of
-        one tensor after the other and keep none.
+        """The model with all its weights.
+
+        With FSDP every rank must ask, and only the main process gets it: the others join their parts of one tensor
+        after the other and keep none.
         """
         trained = session.state.model
         if not session.parallel.divided:
@@ -368,7 +379,8 @@ def _check_fit(loader: Loader, model: ModelConfig) -> None:
     """
     if loader.vocab_size != model.vocab_size:
         raise FoundryError(
-            f"the shards have a vocabulary of {loader.vocab_size}, the model one of {model.vocab_size}: run `dvc repro shard`"
+            f"the shards have a vocabulary of {loader.vocab_size}, the model one of {model.vocab_size}: "
+            "run `dvc repro shard`"
         )
     if loader.seq_len > model.max_seq_len:
         raise FoundryError(

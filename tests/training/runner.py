@@ -1,7 +1,9 @@
-"""A training process for the tests: `python runner.py SHARDS STATE OUT [key=value ...]` trains a tiny model and saves it.
+"""A training process for the tests: `python runner.py SHARDS STATE OUT [key=value ...]` trains a tiny model
+and saves it.
 
-Keys are fields of Runtime, TrainConfig or ModelConfig, `slow_save=1`: every checkpoint takes a while, and says when it begins,
-`track=ADDRESS`: the run goes to MLflow there, and `overflow=STEP`: in that step a gradient of the last rank is infinite.
+Keys are fields of Runtime, TrainConfig or ModelConfig; `slow_save=1`: every checkpoint takes a while and prints when it
+begins; `track=ADDRESS`: the run is tracked by the MLflow server there; `overflow=STEP`: in that step a gradient of the
+last rank is infinite.
 """
 
 import json
@@ -83,9 +85,14 @@ def fill_the_disk(rank: int) -> None:
 
 def tracked(trainer: Trainer, address: str | None) -> Tracker:
     return Tracker(
-        trainer.folder, uri=address or "sqlite:///unused.db", experiment="runner", run_name="r", fingerprint=trainer.fingerprint, params={"seed": 3},
+        trainer.folder,
+        uri=address or "sqlite:///unused.db",
+        experiment="runner",
+        run_name="r",
+        fingerprint=trainer.fingerprint,
+        params={"seed": 3},
         enabled=bool(address),
-    )  # fmt: skip
+    )
 
 
 def main() -> None:
@@ -104,15 +111,29 @@ def main() -> None:
     runtime = Runtime(**fields(Runtime, threads=1, checkpoint_interval=4, device="cpu", precision="float32"))
     model = ModelConfig(
         **fields(
-            ModelConfig, vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32, dropout=0.1
+            ModelConfig,
+            vocab_size=400,
+            dim=32,
+            n_layers=2,
+            n_heads=2,
+            n_kv_heads=1,
+            ffn_dim=48,
+            max_seq_len=32,
+            dropout=0.1,
         )
-    )  # fmt: skip
+    )
     train = TrainConfig(
         **fields(
-            TrainConfig, steps=30, tokens_per_step=256, warmup_steps=2, log_interval=1, eval_interval=10, eval_tokens=600,
+            TrainConfig,
+            steps=30,
+            tokens_per_step=256,
+            warmup_steps=2,
+            log_interval=1,
+            eval_interval=10,
+            eval_tokens=600,
             decay_fraction=0.5,
         )
-    )  # fmt: skip
+    )
     die_with_parent()
     setup_logging()
     try:

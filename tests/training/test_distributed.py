@@ -1,4 +1,4 @@
-"""Several processes on the CPU (gloo): the same run as one process, the same resume, the same stop. What NCCL would do was never run."""
+"""Several processes on the CPU (gloo): they train, resume and stop as one process does. NCCL was never run."""
 
 import json
 import math
@@ -162,7 +162,7 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(shards, one, 
 
 
 def test_a_disk_that_is_full_for_one_process_ends_all_with_the_reason(shards, tmp_path):
-    """The part of one process cannot be written: no checkpoint appears, none is left half-written, and nobody waits for the others."""
+    """One process cannot write its part: no checkpoint appears, none is left half-written, and no process waits."""
     p = start(2, shards, tmp_path, *SAME, "parallel=fsdp", "full_disk=1")
     text, _ = p.communicate(timeout=200)
     assert p.returncode != 0
@@ -170,7 +170,7 @@ def test_a_disk_that_is_full_for_one_process_ends_all_with_the_reason(shards, tm
     assert "training process 1 could not write its part of a checkpoint: DiskError" in text
     (folder,) = tmp_path.glob("state/*/checkpoints")
     assert not list(folder.iterdir())
-    assert "goes on" not in finish(2, shards, tmp_path, *SAME, "parallel=fsdp")[0]
+    assert "resumes" not in finish(2, shards, tmp_path, *SAME, "parallel=fsdp")[0]
 
 
 def test_a_rank_that_dies_ends_the_run_with_its_error_told(shards, tmp_path):
@@ -201,9 +201,14 @@ def stage(project):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "FOUNDRY_PROGRESS": "0"}
     env.pop("DVC_ROOT", None)
     return subprocess.Popen(
-        [sys.executable, "-m", "stages.train"], cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-m", "stages.train"],
+        cwd=project,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         start_new_session=True,
-    )  # fmt: skip
+    )
 
 
 def begun(p):

@@ -50,9 +50,15 @@ def test_from_a_text_file_to_a_trained_model(book):
     assert loader.tokenizer.decode(loader.tokenizer.encode("The river king.")) == "The river king."
     model = MiniLLM(
         ModelConfig(
-            vocab_size=loader.tokenizer.vocab_size, dim=32, n_layers=2, n_heads=2, n_kv_heads=2, ffn_dim=64, max_seq_len=32
+            vocab_size=loader.tokenizer.vocab_size,
+            dim=32,
+            n_layers=2,
+            n_heads=2,
+            n_kv_heads=2,
+            ffn_dim=64,
+            max_seq_len=32,
         )
-    )  # fmt: skip
+    )
     config = TrainConfig(batch_size=4, learning_rate=5e-3, max_iters=60, eval_interval=20)
     assert (config.batch_size, config.lr, config.steps) == (4, 5e-3, 60)
     assert (config.learning_rate, config.max_iters) == (5e-3, 60)
@@ -72,12 +78,12 @@ def test_from_a_text_file_to_a_trained_model(book):
 def test_a_recipe_that_says_another_batch_than_the_loader_has_is_refused(book):
     loader = DataLoader(file_path=book, batch_size=8, block_size=32, vocab_size=400)
     cfg = ModelConfig(vocab_size=400, dim=32, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=64, max_seq_len=32)
-    for wrong, told in (
+    for wrong, expected in (
         ({"batch_size": 4}, "batch_size 4 there, 8 of the loader"),
         ({"tokens_per_step": 512}, "tokens_per_step 512 there, 256 of the loader"),
         ({"packing": "document"}, "packing document there, cut of the loader"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=expected):
             Trainer(cfg, TrainConfig(max_iters=5, **wrong), loader, "cpu")
     right = TrainConfig(max_iters=5, batch_size=8, tokens_per_step=256, packing="cut")
     prints = {Trainer(cfg, c, loader, "cpu").fingerprint for c in (right, TrainConfig(max_iters=5))}

@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite: caught before it changes anything, told with its documents, and answered as `train.on_nonfinite` says."""
+"""A loss or gradient that is not finite is found before it changes anything; `train.on_nonfinite` says what follows."""
 
 import json
 from contextlib import nullcontext
@@ -52,14 +52,16 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize(("how", "told"), [("loss", "the loss is nan"), ("gradient", "the gradient's norm is nan")])
+@pytest.mark.parametrize(("how", "expected"), [("loss", "the loss is nan"), ("gradient", "the gradient's norm is nan")])
 @pytest.mark.parametrize(
     "onednn", [False, True]
 )  # what an AMD processor with AVX512-BF16 multiplies by, on any processor
-def test_halt_names_step_shard_and_documents_and_leaves_the_weights(shards, tmp_path, monkeypatch, how, told, onednn):
+def test_halt_names_step_shard_and_documents_and_leaves_the_weights(
+    shards, tmp_path, monkeypatch, how, expected, onednn
+):
     monkeypatch.setattr(arithmetic, "faster_float32", lambda: onednn)
     trainer = made(shards, tmp_path, {5}, how)
-    with pytest.raises(FoundryError, match=rf"step 6: {told}.*shard-\d+.arrow [0-9a-f]{{16}}.*Lower train.lr") as e:
+    with pytest.raises(FoundryError, match=rf"step 6: {expected}.*shard-\d+.arrow [0-9a-f]{{16}}.*Lower train.lr") as e:
         trainer.fit()
     assert "on_nonfinite: skip or rollback" in str(e.value)
     # The weights are those after five steps. `fit` multiplies inside `numerics`, so the reference does, too.
@@ -73,11 +75,11 @@ def test_halt_names_step_shard_and_documents_and_leaves_the_weights(shards, tmp_
     assert same(trainer.open().state.model.parameters(), state.model.parameters())
 
 
-def told_to_skip(shards, state, batches, **train):
-    """An untouched run that is told from the start to pass over these batches."""
+def skipping(shards, state, batches, **train):
+    """An untouched run that skips these batches from the start."""
     trainer = made(shards, state, **train)
     for b in batches:
-        trainer.skipped.add(Decision(0, "told so", [b]))
+        trainer.skipped.add(Decision(0, "by the test", [b]))
     return trainer.fit()
 
 
@@ -86,8 +88,8 @@ def test_skip_passes_over_the_batch_and_nothing_else(shards, tmp_path):
     result = trainer.fit()
     assert [d["batches"] for d in result.facts["skipped_batches"]] == [[5], [8]] and len(result.curve) == 12
     assert all(torch.isfinite(p).all() for p in result.model.parameters())
-    told = told_to_skip(shards, tmp_path / "b", [5, 8], on_nonfinite="skip")
-    assert same(weights(result), weights(told)) and result.curve == told.curve
+    expected = skipping(shards, tmp_path / "b", [5, 8], on_nonfinite="skip")
+    assert same(weights(result), weights(expected)) and result.curve == expected.curve
 
 
 @pytest.mark.parametrize("batch", [1, 7])
@@ -97,18 +99,18 @@ def test_rollback_returns_to_a_checkpoint_and_passes_over_the_window(shards, tmp
     window = list(range(max(0, batch - 2), batch + 1))
     (decision,) = result.facts["skipped_batches"]
     assert decision["batches"] == window and "the loss is nan" in decision["reason"]
-    told = told_to_skip(shards, tmp_path / "b", window, **options)
-    assert same(weights(result), weights(told)) and result.curve == told.curve
+    expected = skipping(shards, tmp_path / "b", window, **options)
+    assert same(weights(result), weights(expected)) and result.curve == expected.curve
     # A rerun beside the decisions repeats them without meeting the batch; one without them comes to the same.
     again = made(shards, tmp_path / "a", {batch}, **options)
     assert json.loads((again.folder / "skipped.json").read_text()) == [decision]
     assert same(weights(again.fit()), weights(result))
-    anew = made(shards, tmp_path / "c", {batch}, **options).fit()
-    assert same(weights(anew), weights(result))
+    again_from_scratch = made(shards, tmp_path / "c", {batch}, **options).fit()
+    assert same(weights(again_from_scratch), weights(result))
 
 
 def test_tensorboard_shows_what_was_written_last_however_soon_the_writers_follow_each_other(tmp_path):
-    """Names of its files end in the writer's number: the tenth one sorts before the ninth, if both are of the same second."""
+    """Names of its files end in the writer's number: of one second, the tenth is sorted before the ninth."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from foundry.training.callbacks import TensorBoard
@@ -124,7 +126,7 @@ def test_tensorboard_shows_what_was_written_last_however_soon_the_writers_follow
 def test_after_a_rollback_the_spool_and_tensorboard_have_the_numbers_of_the_curve(
     shards, tmp_path, monkeypatch, killed
 ):
-    """The batch of step 9 is not finite: training returns to step 3, and steps 4 to 8 have other batches the second time."""
+    """The batch of step 9 is not finite: training returns to step 3, and steps 4 to 8 then have other batches."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from foundry.tracking.spool import Spool
@@ -228,7 +230,7 @@ def test_in_float16_an_overflow_in_one_optimizers_gradients_stops_the_step_of_bo
 
 
 def test_in_float16_a_gradient_that_no_scale_helps_is_answered_as_any_other(shards, tmp_path):
-    """The scale halves down to 1; the step that still overflows there halts the run, with weights and scale as they were."""
+    """The scale halves down to 1; the step that still overflows halts the run, with weights and scale as they were."""
     runtime = RUNTIME.model_copy(update={"precision": "float16"})
     train = TRAIN.model_copy(update={"steps": 40})
     trainer = Trainer.from_shards(MODEL, train, shards, seed=3, runtime=runtime, state=tmp_path)

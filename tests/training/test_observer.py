@@ -1,4 +1,4 @@
-"""What a run tells while it trains, number by number, by a clock of the test's own."""
+"""What a run reports while it trains, number by number, by a clock of the test's own."""
 
 import json
 import math
@@ -20,7 +20,7 @@ CONFIG = TrainConfig(steps=5, tokens_per_step=100, log_interval=2, warmup_steps=
 
 
 class Bar:
-    """A progress bar that keeps what it is told."""
+    """A progress bar that keeps what it shows."""
 
     def __init__(self, total, initial, unit, desc):
         assert (total, unit, desc) == (5, "step", "train")
@@ -78,7 +78,7 @@ def trained(seen, state, clock, seconds, loss, norm=0.5, lr=0.001, last=False):
 
 
 def test_each_number_of_a_step_is_what_its_name_says(clock):
-    """Time that was not training (a validation, a checkpoint) counts neither for the speed nor for the run's seconds."""
+    """Time that was not training (a validation, a checkpoint) is not part of the speed or of the run's seconds."""
     seen, state, kept, bar = made()
     trained(seen, state, clock, 2.0, 3.14159265, norm=1.23456789)
     clock.now += 7
@@ -100,7 +100,8 @@ def test_each_number_of_a_step_is_what_its_name_says(clock):
     assert state.validations == [{"step": 3, "tokens": 300, "val_loss": 2.0, "val_bits_per_byte": 1.5}]
     assert kept.pop(2) == (3, {"val_loss": 2.0, "val_bits_per_byte": 1.5})
     assert [s for s, _ in kept] == [1, 2, 4, 5]
-    for (_, got), speed, seconds, loss in zip(kept, (50, 25, 100, 100), (2, 6, 7.5, 8.5), (3.14159265, 2.5, 2.3, 2.2), strict=True):  # fmt: skip
+    speeds, seconds_so_far, losses = (50, 25, 100, 100), (2, 6, 7.5, 8.5), (3.14159265, 2.5, 2.3, 2.2)
+    for (_, got), speed, seconds, loss in zip(kept, speeds, seconds_so_far, losses, strict=True):
         assert got["loss"] == loss and got["tokens_per_second"] == speed and got["seconds"] == seconds
         assert got["gflops"] == pytest.approx(speed * 3000 / 1e9, rel=1e-12)
         assert got["share_of_peak"] == pytest.approx(speed * 3000 / 1e6, rel=1e-12)

@@ -1,4 +1,4 @@
-"""What training will do, told before it begins; what a step read, told afterwards."""
+"""What training will do, derived before it starts; what a step read, listed afterwards."""
 
 import shutil
 import subprocess
@@ -70,7 +70,7 @@ def test_the_memory_estimate_is_near_what_a_step_takes():
 
 
 def test_the_memory_estimate_adds_up_by_hand():
-    """12 tokens of 3 layers, in each 6 + 3 widths of 8, 4 of 4 for keys and values and 4 of 5 for the feed-forward layer: 108 numbers."""
+    """12 tokens x 3 layers x 108: 6 + 3 widths of 8, 4 of 4 for keys and values, 4 of 5 for the feed-forward layer."""
     from foundry.models import MiniLLM
 
     cfg = ModelConfig(vocab_size=10, dim=8, n_layers=3, n_heads=4, n_kv_heads=2, ffn_dim=5, max_seq_len=6)
@@ -100,24 +100,39 @@ def test_an_untied_head_is_counted_once_in_the_operations():
 def test_a_plan_in_words():
     """4,000 tokens of 1,600, and the numbers of a model of 50 x 4 embedding weights, counted by hand."""
     cfg = ModelConfig(
-        vocab_size=50, dim=4, n_layers=1, n_heads=1, n_kv_heads=1, ffn_dim=3, max_seq_len=8, qk_norm=False,
+        vocab_size=50,
+        dim=4,
+        n_layers=1,
+        n_heads=1,
+        n_kv_heads=1,
+        ffn_dim=3,
+        max_seq_len=8,
+        qk_norm=False,
         tie_embeddings=True,
-    )  # fmt: skip
+    )
     plan = make_plan(cfg, TrainConfig(steps=20, tokens_per_step=200, warmup_steps=1), 1600)
     inner = 4 * 4 * 4 + 3 * 4 * 3  # attention, feed-forward
     params = 50 * 4 + inner + 3 * 4  # and three norms
     flops = 6 * (50 * 4 + inner) + 6 * 4 * 8
     assert plan.to_dict() == {
-        "params": params, "non_embedding_params": params - 200, "steps": 20, "tokens_per_step": 200, "tokens": 4000,
-        "tokens_per_epoch": 1600, "epochs": 2.5, "flops_per_token": flops, "flops": 4000 * flops, "first_loss": 3.912,
+        "params": params,
+        "non_embedding_params": params - 200,
+        "steps": 20,
+        "tokens_per_step": 200,
+        "tokens": 4000,
+        "tokens_per_epoch": 1600,
+        "epochs": 2.5,
+        "flops_per_token": flops,
+        "flops": 4000 * flops,
+        "first_loss": 3.912,
         "checkpoint_bytes": 12 * params,
-    }  # fmt: skip
+    }
     assert make_plan(cfg, TrainConfig(steps=20, tokens_per_step=200, warmup_steps=1), 1_300).epochs == 3.0769
     big = replace(plan, checkpoint_bytes=2500 * 2**20)
     assert big.lines() == [
         f"model: {params} parameters ({params - 200} without the embedding)",
         "data: 4,000 tokens = 20 steps x 200; 2.50 epochs of 1,600",
-        f"work: {4000 * flops:.2e} floating-point operations, {flops:,} a token "
+        f"work: {4000 * flops:.2e} floating-point operations, {flops:,} per token "
         "(6 for each weight that is multiplied, 6 x dim x context for the attention of a layer)",
         "a checkpoint takes about 2,500 MiB",
         "expected first loss: ln V = 3.912",
@@ -179,7 +194,7 @@ def test_with_fsdp_each_process_holds_its_part_and_one_process_holds_all(tmp_pat
     assert "training may need" not in caplog.text
     checked(plan, runtime, tmp_path, memory=memory)
     assert "training may need" in caplog.text
-    checked(plan, runtime, tmp_path, precision="float16")  # alone nothing is divided
+    checked(plan, runtime, tmp_path, precision="float16")  # one process divides nothing
 
 
 def test_the_space_for_checkpoints_counts_all_that_will_be_kept_and_what_is_there(tmp_path, monkeypatch):
@@ -214,7 +229,7 @@ def test_the_space_for_checkpoints_counts_all_that_will_be_kept_and_what_is_ther
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_checkpoint_takes_what_the_plan_says(shards, tmp_path, optimizer):
-    """Weights and two moments of four bytes with AdamW, with Muon one moment for the matrices: never more than planned, but for the rest."""
+    """AdamW: weights and two moments of four bytes. Muon: one moment for the matrices, therefore less than planned."""
     from foundry.training import Trainer
     from foundry.utils.checkpoint import load_checkpoint
 
@@ -272,8 +287,12 @@ def test_the_commands_plan_and_inspect_say_it(shards, tokenizer, tmp_path):
 
     def foundry(*args):
         done = subprocess.run(
-            [sys.executable, "-m", "foundry.cli", *args], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"}
-        )  # fmt: skip
+            [sys.executable, "-m", "foundry.cli", *args],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"},
+        )
         return done.returncode, done.stdout + done.stderr
 
     code, text = foundry("plan", "--probe")

@@ -36,14 +36,14 @@ def config(steps):
 
 @pytest.mark.parametrize(("steps", "probed", "taken"), [(50, 4, [1.0, 5.0, 2.0, 3.0]), (60, None, [2.5] * 20)])
 def test_a_run_takes_its_steps_at_the_median_and_its_validations(shards, monkeypatch, steps, probed, taken):
-    """Steps at 2.5 s, the first three left out, and 3 validations at 7 s: after steps 20, 40 and the last one, 50 or 60."""
+    """Steps at 2.5 s without the first three, and 3 validations at 7 s: after steps 20, 40 and the last (50 or 60)."""
     clock = Clock([90.0, 80.0, 70.0, *taken, 7.0])
     monkeypatch.setattr(probe, "time", clock)
     log = get_logger()
     log.setLevel("INFO")
     assert probe.probe_seconds(config(steps), shards, *([probed] if probed else [])) == steps * 2.5 + 3 * 7
     assert clock.asked == 2 * (3 + len(taken) + 1)
-    assert log.level == 20  # as before: the probe silences the plan alone
+    assert log.level == 20  # as before: the probe silences only the plan
 
 
 def test_time_on_gpus_comes_from_their_number_and_their_data_sheet():

@@ -1,4 +1,4 @@
-"""A run that was killed and started again ends with the same bits as one that was not. Real processes, really killed."""
+"""A run that was killed and started again ends with the same bits as one that was not: real processes, real kills."""
 
 import json
 import os
@@ -82,17 +82,19 @@ def test_kills_at_random_moments_change_no_bit(shards, tmp_path):
 
 
 HARD = {
-    "float16, accumulation, across an epoch": ["steps=90", "precision=float16", "micro_batch_tokens=64", "checkpoint_interval=1"],
-    "packed documents with masks": ["packing=best_fit", "document_mask=true", "steps=20", "checkpoint_interval=3", "optimizer=adamw"],
-    "every option": ["qk_norm=true", "z_loss=0.0001", "logit_softcap=20.0", "sliding_window=9", "recompute=true", "schedule=cosine"],
-}  # fmt: skip
+    "float16, accumulation, across an epoch": "steps=90 precision=float16 micro_batch_tokens=64 checkpoint_interval=1",
+    "packed documents with masks": (
+        "packing=best_fit document_mask=true steps=20 checkpoint_interval=3 optimizer=adamw"
+    ),
+    "every option": ("qk_norm=true z_loss=0.0001 logit_softcap=20.0 sliding_window=9 recompute=true schedule=cosine"),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HARD)
 def test_a_killed_run_with_everything_that_has_state_ends_the_same(shards, tmp_path, name):
-    """Killed after the first step, in the warm-up, at the epoch's end (step 76 of 256 tokens), in the decay, before the last step."""
-    options = HARD[name]
+    """Killed after the first step, in the warm-up, at an epoch's end (step 76), in the decay, before the last step."""
+    options = HARD[name].split()
     finish(shards, tmp_path / "whole", tmp_path / "uninterrupted", *options)
     steps = 90 if "steps=90" in options else 20
     for step in (1, 2, 76, steps - 1):
@@ -131,12 +133,12 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_checkpoints_whole(shards, 
 
 
 def test_a_longer_run_of_the_same_recipe_goes_on_from_the_stable_part(shards, tmp_path):
-    """wsd: the rate does not depend on `steps` before the decay, so the shorter run's checkpoint is the longer run's own."""
+    """wsd: before the decay the rate does not depend on `steps`; the checkpoints of both runs are the same there."""
     finish(shards, tmp_path / "state", tmp_path / "short", "steps=30")
     text = finish(shards, tmp_path / "state", tmp_path / "long", "steps=50")
     assert "is the same run up to step 15" in text and "resumes from the checkpoint of step 15" in text
-    finish(shards, tmp_path / "other", tmp_path / "anew", "steps=50")
-    assert results(tmp_path / "long") == results(tmp_path / "anew")
+    finish(shards, tmp_path / "other", tmp_path / "from scratch", "steps=50")
+    assert results(tmp_path / "long") == results(tmp_path / "from scratch")
     assert "same run" not in finish(shards, tmp_path / "state", tmp_path / "x", "steps=40", "schedule=cosine")
 
 

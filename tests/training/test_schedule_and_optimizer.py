@@ -223,7 +223,7 @@ def test_optimizer_state_comes_back(kind):
 
 
 def test_the_state_goes_where_the_parameters_are_and_adamws_step_count_where_adamw_keeps_it():
-    """A model of another device, which is torch's meta device here; a fused AdamW has the count beside the parameter."""
+    """The other device is torch's meta device here; a fused AdamW has the count beside the parameter."""
     model = MiniLLM(TINY)
     here = Optimizers(model, TrainConfig(optimizer="adamw"))
     assert all(g["fused"] for g in here.param_groups)

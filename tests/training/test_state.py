@@ -1,4 +1,4 @@
-"""The state of training: what is saved comes back, all of it, and the window that jumps of the loss are measured against."""
+"""The state of training: all that is saved is restored; the window that jumps of the loss are measured against."""
 
 import random
 

@@ -18,6 +18,7 @@ from foundry.utils.distributed import World
 from foundry.utils.splitmix import step_seed
 
 TINY = ModelConfig(vocab_size=50, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=16)
+INF = float("inf")
 ALONE = World(0, 1, torch.device("cpu"))
 
 
@@ -90,8 +91,8 @@ def test_a_scale_of_the_loss_grows_with_good_steps_and_changes_no_number():
 
 @pytest.mark.parametrize(
     ("scale", "gradient", "lowered", "after"),
-    [(4.0, float("inf"), True, 2.0), (2.0, float("nan"), True, 1.0), (1.0, float("inf"), False, 1.0), (None, float("inf"), False, 1.0)],
-)  # fmt: skip
+    [(4.0, INF, True, 2.0), (2.0, float("nan"), True, 1.0), (1.0, INF, False, 1.0), (None, INF, False, 1.0)],
+)
 def test_the_scale_is_the_cause_of_an_overflow_while_it_can_be_lowered(scale, gradient, lowered, after):
     p = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([p], lr=1.0)

@@ -1,4 +1,4 @@
-"""The trainer's numbers do not depend on how the batch is cut, on how often it validates, or on the number of processes."""
+"""The trainer's numbers depend neither on how the batch is cut, nor on validations, nor on the number of processes."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def test_the_loss_falls_and_the_first_one_is_about_ln_v(shards, tmp_path):
 
 
 def test_the_reported_numbers_are_what_their_names_say(clean, shards, tmp_path):
-    """Bits per byte of the text that the shards hold, operations by Kaplan's count, both worked out here from the text and the shapes."""
+    """Bits per byte of the shards' text and operations by Kaplan's count, derived here from the text and the shapes."""
     result, seen = fit(shards, tmp_path)
     training = [m for _, m in seen if "loss" in m]
     texts = pq.read_table(clean / "train").select(["text", "source"]).to_pylist()
