@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from foundry.config import Config
 from foundry.data.tokens.shards import Shards, part_files, read_clean
+from foundry.evaluation.continuations import samples_markdown
+from foundry.evaluation.full_evaluation import evaluate_model
 from foundry.evaluation.plots import plot_curve, write_rows
 from foundry.evaluation.report_page import write_page
-from foundry.evaluation.run import run_evaluation
-from foundry.evaluation.samples import samples_page
 from foundry.evaluation.tasks import write_tasks
 from foundry.models import load_model
 from foundry.tokenizers import Tokenizer
@@ -36,7 +36,7 @@ def work(cfg: Config, log: logging.Logger) -> None:
     tokenizer = Tokenizer("artifacts/tokenizer")
     test = Shards("data/shards", "test", tokenizer_sha256=tokenizer.sha256)
     rows = (row for part in read_clean("data/clean/test", ["doc_id", "text", "lang"]) for row in part)
-    done = run_evaluation(model, facts, tokenizer, test, rows, part_files("data/clean/train"), cfg, log)
+    done = evaluate_model(model, facts, tokenizer, test, rows, part_files("data/clean/train"), cfg, log)
     report = done.report
     if cfg.evaluate.harness:
         report["harness"] = _harness(model, tokenizer, cfg, log)
@@ -48,7 +48,7 @@ def work(cfg: Config, log: logging.Logger) -> None:
     ppmd = report.get("baselines", {}).get("ppmd_order_8", {}).get("given_train")
     plot_curve(curve, validations, ppmd, "reports/loss.png")
     write_rows(report["calibration"], report["by_position"], "reports")
-    write_text("reports/samples.md", samples_page(done.samples, cfg.evaluate))
+    write_text("reports/samples.md", samples_markdown(done.samples, cfg.evaluate))
     train, cleaning = (
         read_json(f"reports/{n}.json", f"the {n} stage's report; run `dvc repro`") for n in ("train", "clean")
     )

@@ -6,7 +6,7 @@ _HOME = {
     "Comparison": "compare",
     "Scores": "bits_per_byte",
     "compare_documents": "compare",
-    "evaluate": "report",
+    "score_held_out": "held_out_scores",
     "interval": "bits_per_byte",
     "read_documents": "compare",
     "score": "bits_per_byte",

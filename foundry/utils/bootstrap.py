@@ -7,8 +7,24 @@ documents only: every caller that uses the same seed on the same documents sees 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
+
+from foundry.utils.records import Record
+
+
+class Interval(Record):
+    """A measured number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def rounded(cls, value: float, low: float, high: float, digits: int) -> Self:
+        """All three numbers rounded to `digits` digits after the point."""
+        return cls(value=round(float(value), digits), low=round(float(low), digits), high=round(float(high), digits))
 
 
 def bootstrap(

@@ -140,15 +140,15 @@ def test_a_comparison_leaves_no_temporary_folder(project, monkeypatch, tmp_path,
 
 def test_a_long_prompt_of_the_samples_is_cut_with_a_notice(project, tokenizer, caplog):
     from foundry.config import Evaluate
-    from foundry.evaluation.samples import samples, samples_page
+    from foundry.evaluation.continuations import continue_prompts, samples_markdown
     from foundry.inference import Generator
     from foundry.models import load_model
 
     generator = Generator(load_model("artifacts/model")[0], tokenizer, "cpu")
     how = Evaluate(prompts=["The ", "salt " * 200, "salt " * 300 + "\U0001f600"], max_new_tokens=4)
-    rows = samples(generator, how, 1)
+    rows = continue_prompts(generator, how, 1)
     assert [("note" in row) for row in rows] == [False, True, True]
     assert rows[1]["note"].startswith("the prompt has ") and "the last 16 of them" in rows[1]["note"]
-    assert "evaluate.prompts[1]" in caplog.text and rows[1]["note"] in samples_page(rows, how)
+    assert "evaluate.prompts[1]" in caplog.text and rows[1]["note"] in samples_markdown(rows, how)
     with pytest.raises(ValueError, match="fit the context of 32"):
         generator.stream("salt " * 200)

@@ -16,8 +16,8 @@ from foundry.config import DataError, ModelConfig
 from foundry.data.tokens.shards import Shards, read_clean
 from foundry.evaluation.baselines import baselines, last_bytes, ppmd_sizes
 from foundry.evaluation.bits_per_byte import bits_per_byte, held_out, interval, perplexity, score
+from foundry.evaluation.held_out_scores import _test_sha256
 from foundry.evaluation.intervals import ratio_interval, ratio_intervals
-from foundry.evaluation.report import _test_sha256
 from foundry.models import MiniLLM
 
 

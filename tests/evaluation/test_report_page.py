@@ -9,8 +9,8 @@ from scoring import tiny
 
 from foundry.config import Config, Download
 from foundry.data.tokens.shards import Shards, part_files, read_clean
+from foundry.evaluation.full_evaluation import evaluate_model
 from foundry.evaluation.report_page import write_page
-from foundry.evaluation.run import run_evaluation
 from foundry.utils.log import get_logger
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -32,7 +32,7 @@ def evaluation(shards, clean, tokenizer):
     )
     rows = [r for part in read_clean(clean / "test", ["doc_id", "text", "lang"]) for r in part]
     facts = {"fingerprint": "f" * 16, "weights_sha256": "0" * 64}
-    return run_evaluation(
+    return evaluate_model(
         tiny(max_seq_len=64),
         facts,
         tokenizer,

@@ -116,14 +116,14 @@ def test_a_wrong_question_is_told_by_line_and_field(tmp_path, line, told):
 
 
 def test_an_empty_file_of_questions_and_a_pattern_without_file_are_told(tmp_path):
-    from foundry.evaluation.run import _own
+    from foundry.evaluation.full_evaluation import _task_files
 
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/none.jsonl").write_text("\n")
     with pytest.raises(DataError, match="holds no question"):
-        _own(["tasks/*.jsonl"], tmp_path)
+        _task_files(["tasks/*.jsonl"], tmp_path)
     with pytest.raises(ConfigError, match=r"'tasks/\*.json' matches no file"):
-        _own(["tasks/*.json"], tmp_path)
+        _task_files(["tasks/*.json"], tmp_path)
 
 
 def test_the_shipped_questions_are_balanced():

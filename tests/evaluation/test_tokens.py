@@ -9,9 +9,9 @@ import torch
 from scoring import tiny
 
 from foundry.config import DataError
-from foundry.evaluation import report
+from foundry.evaluation import held_out_scores
 from foundry.evaluation.bits_per_byte import Scores, score
-from foundry.evaluation.leaks import probe_leaks
+from foundry.evaluation.leak_probe import probe_leaks
 from foundry.evaluation.tokens import TokenScores, calibration, position_curve, score_tokens
 
 
@@ -39,11 +39,11 @@ def test_every_token_is_scored_as_the_plain_way_does(net, held):
 
 def test_the_sum_over_tokens_is_the_sum_over_documents_and_a_wrong_one_is_told(net, held):
     scores, tokens = score(net, held.tokens, 32), score_tokens(net, held.tokens)
-    report.double_entry(scores, tokens)
+    held_out_scores.double_entry(scores, tokens)
     with pytest.raises(DataError, match="no number of it can be trusted"):
-        report.double_entry(Scores(scores.nats * 1.001, scores.tokens), tokens)
+        held_out_scores.double_entry(Scores(scores.nats * 1.001, scores.tokens), tokens)
     with pytest.raises(DataError, match="no number of it can be trusted"):
-        report.double_entry(Scores(scores.nats, scores.tokens + 1), tokens)
+        held_out_scores.double_entry(Scores(scores.nats, scores.tokens + 1), tokens)
 
 
 def test_damaged_weights_give_an_error_not_a_number(held):

@@ -16,7 +16,7 @@ from foundry.utils.markdown import code
 KINDS = ("greedy", "sampled")
 
 
-def samples(generator: Generator, params: Evaluate, seed: int) -> list[dict[str, str]]:
+def continue_prompts(generator: Generator, params: Evaluate, seed: int) -> list[dict[str, str]]:
     """[{prompt, greedy, sampled}] in the order of the prompts; the same for the same model and seed.
 
     Of a prompt that does not fit the context, only the end is read; its row has a `note` that says so, and the log does.
@@ -38,7 +38,7 @@ def samples(generator: Generator, params: Evaluate, seed: int) -> list[dict[str,
     return rows
 
 
-def figures(
+def variety(
     texts: list[str], recited: tuple[np.ndarray, np.ndarray] | None, resamples: int, seed: int
 ) -> dict[str, Any]:
     """How varied some continuations are, with intervals over them.
@@ -65,7 +65,7 @@ def figures(
     return out
 
 
-def samples_page(rows: list[dict[str, str]], params: Evaluate) -> str:
+def samples_markdown(rows: list[dict[str, str]], params: Evaluate) -> str:
     """The samples as Markdown; the prompt is bold-free code, so that nothing in a text is taken for markup."""
     lines = [
         "# Samples",

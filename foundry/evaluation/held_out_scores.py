@@ -22,7 +22,7 @@ LENGTHS = (0, 500, 1000, 2000, 4000, 8000, 16000)  # bytes
 Seen = tuple[np.ndarray, np.ndarray]
 
 
-def evaluate(
+def score_held_out(
     model: MiniLLM, facts: dict[str, Any], test: Shards, documents: Documents, cfg: Config, seen: Seen | None = None
 ) -> tuple[dict[str, Any], Scores]:
     """Bits per byte of the test split in two protocols, overall and by what the documents are; calibration and the use of the context.

@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from foundry.config import Config
 from foundry.data.tokens.shards import Shards, read_texts
-from foundry.evaluation import contamination, samples, tasks
+from foundry.evaluation import contamination, continuations, tasks
 from foundry.evaluation.baselines import baselines, last_bytes
 from foundry.evaluation.bits_per_byte import held_out, losses_table
-from foundry.evaluation.leaks import probe_leaks
+from foundry.evaluation.held_out_scores import score_held_out, uniform
+from foundry.evaluation.leak_probe import probe_leaks
 from foundry.evaluation.questions import read_questions
-from foundry.evaluation.report import evaluate, uniform
 from foundry.inference import Generator
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
@@ -32,7 +32,7 @@ class Evaluation:
     samples: list[dict[str, str]]
 
 
-def run_evaluation(
+def evaluate_model(
     model: MiniLLM,
     facts: dict[str, Any],
     tokenizer: Tokenizer,
@@ -59,21 +59,21 @@ def run_evaluation(
     how, seed = cfg.evaluate, cfg.seed
     documents = held_out(test, rows, how.test_bytes)
     made = tasks.make_tasks(how.tasks, documents, how.task_items, seed)
-    asked = {**{k: v for k, v in made.items() if v}, **_own(how.task_files, Path(root))}
+    asked = {**{k: v for k, v in made.items() if v}, **_task_files(how.task_files, Path(root))}
     for name in (k for k, v in made.items() if not v):
         log.warning("no question of %s could be made: the test documents are too few or too short", name)
     leaks = probe_leaks(model, documents.tokens[0], cfg.train.document_mask, seed)
-    written = samples.samples(Generator(model, tokenizer, next(model.parameters()).device), how, seed)
+    written = continuations.continue_prompts(Generator(model, tokenizer, next(model.parameters()).device), how, seed)
     found = {}
     if how.contamination_ngram:
         log.info("looking for runs of %d words in the training text", how.contamination_ngram)
         texts = {f"task {n}": [q.context + q.choices[q.label] for q in questions] for n, questions in asked.items()}
-        texts |= {kind: [row[kind] for row in written] for kind in samples.KINDS}
+        texts |= {kind: [row[kind] for row in written] for kind in continuations.KINDS}
         found = contamination.overlap(
             {"test": documents.texts, **texts}, how.contamination_ngram, train_parts, read_texts, cfg.runtime
         )
     log.info("scoring %d of %d test documents", len(documents), documents.split)
-    report, scores = evaluate(model, facts, test, documents, cfg, found.get("test"))
+    report, scores = score_held_out(model, facts, test, documents, cfg, found.get("test"))
     if found:
         report["contamination"] = {
             "ngram": how.contamination_ngram,
@@ -86,8 +86,8 @@ def run_evaluation(
         if found:
             report["tasks"][name]["contamination"] = contamination.summary(found[f"task {name}"], how.bootstrap, seed)
     report["samples"] = {
-        kind: samples.figures([row[kind] for row in written], found.get(kind), how.bootstrap, seed)
-        for kind in samples.KINDS
+        kind: continuations.variety([row[kind] for row in written], found.get(kind), how.bootstrap, seed)
+        for kind in continuations.KINDS
         if written
     }
     report["leaks"] = leaks
@@ -99,7 +99,7 @@ def run_evaluation(
     return Evaluation(report, losses_table(documents, scores), made, written)
 
 
-def _own(patterns: list[str], root: Path) -> dict[str, list[tasks.Question]]:
+def _task_files(patterns: list[str], root: Path) -> dict[str, list[tasks.Question]]:
     """{name of the file: its questions}."""
     out = {}
     for pattern in patterns:
