@@ -1,1 +1,4 @@
-"""Subcommands of `foundry`, a module a topic: `add_to(add)` announces them. Heavy imports happen inside."""
+"""The subcommands of `foundry`, one module per topic, each with its own `add_to(subparsers)`.
+
+Heavy imports are inside the functions, so that `foundry --help` is quick.
+"""

@@ -1,4 +1,4 @@
-"""The chain of custody: trace, verify, reproduce."""
+"""The chain from a model to the bytes that it came from: trace, verify, reproduce."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foundry.commands.project import TypedPath
+from foundry.commands.arguments import Subparsers, TypedPath, add_command, add_json
 from foundry.config import ConfigError, DataError, load_config
 
 if TYPE_CHECKING:
     from foundry.project.verify import Link
-
-WHERE = "an exported folder, or models:/NAME@ALIAS (default: %(default)s)"
 
 
 def trace(args: argparse.Namespace) -> None:
@@ -49,16 +47,16 @@ def _report(where: str, found: list[Link]) -> None:
         print(f"{link:10} " + ", ".join(f"{n} {state}" for state, n in states.items()))
     for f in (f for f in found if f.state == "missing" and not f.broken):
         if f.link == "record":
-            print(
-                f"  no dvc.lock here records this export, so that a proof which was written again would not be noticed: {f.path}"
-            )
+            unnoticed = "a proof that was written again would not be noticed"
+            print(f"  no dvc.lock here records this export, so that {unnoticed}: {f.path}")
         else:
             print(f"  not on this disk: {f.path}")
     if broken := [f for f in found if f.broken]:
         listed = "".join(f"\n  - {f.link}: {f.path}: {f.state}" for f in broken)
         raise DataError(
-            f"the chain is broken:{listed}\n`foundry verify --repair` restores these files from DVC's cache or from git, "
-            "removes damaged objects of the cache, and names the stages that have to run again"
+            f"the chain is broken:{listed}\n"
+            "`foundry verify --repair` restores these files from DVC's cache or from git, removes damaged objects of the "
+            "cache, and lists the stages that have to run again"
         )
     print(f"{where}: every file that is here is what was recorded")
 
@@ -70,15 +68,16 @@ def _repair(where: str) -> None:
     for name in done.restored:
         print(f"restored {name}")
     for name in done.discarded:
-        print(f"removed from DVC's cache, which it had damaged: {name}")
+        print(f"removed from DVC's cache, where it was damaged: {name}")
     if done.left:
         listed = "".join(f"\n  - {f.path}: {f.state}" for f in done.left)
         raise DataError(
-            f"these are for you to judge: no record has them, or they are too many. Remove or restore them:{listed}"
+            "these files are for you to judge: no record contains them, or there are too many. "
+            f"Remove or restore them:{listed}"
         )
     if done.stale:
         listed = "".join(f"\n  - {name}" for name in done.stale)
-        raise DataError(f"these files are whole, but newer than the export: run `dvc repro`{listed}")
+        raise DataError(f"these files are complete, but newer than the export: run `dvc repro`{listed}")
     if done.rebuild:
         listed = "".join(f"\n  - {name}" for names in done.rebuild.values() for name in names)
         raise DataError(
@@ -90,33 +89,25 @@ def _repair(where: str) -> None:
 def reproduce(args: argparse.Namespace) -> None:
     from foundry.project.reproduce import reproduce as rebuild
 
-    print("building it again in a temporary clone; this takes as long as the pipeline does")
+    print("rebuilding in a temporary clone; this takes as long as the pipeline does")
     differ = rebuild(args.where, load_config(args.params), commit=args.commit)
     if differ:
-        told = "\n  - ".join(differ)
-        raise DataError(
-            f"rebuilt, and not the same bytes; the first link that differs explains the others:\n  - {told}"
-        )
+        listed = "".join(f"\n  - {link}" for link in differ)
+        raise DataError(f"rebuilt with other bytes; the first link that differs explains the others:{listed}")
     print(f"{args.where}: rebuilt, every link has the same bytes")
 
 
-def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
-    s = add(
-        "trace", trace, "print the chain from a model down to the raw bytes, the commit and the parameters", params=True
-    )
-    s.add_argument("where", action=TypedPath, nargs="?", default="artifacts/export", help=WHERE)
-    s.add_argument("--json", action="store_true", help="as one line of JSON")
-    s = add("verify", verify, "hash again every file of an export and of its chain that is on this disk", params=True)
-    s.add_argument("where", action=TypedPath, nargs="?", default="artifacts/export", help=WHERE)
-    s.add_argument(
-        "--repair", action="store_true",
-        help="restore damaged files from DVC's cache or git, remove damaged objects of the cache, name what must be built again",
-    )  # fmt: skip
-    s = add(
-        "reproduce",
-        reproduce,
-        "rebuild an export from its recorded commit in a temporary clone and compare every hash",
-        params=True,
-    )
-    s.add_argument("where", action=TypedPath, nargs="?", default="artifacts/export", help=WHERE)
-    s.add_argument("--commit", help="instead of the recorded one")
+def add_to(subparsers: Subparsers) -> None:
+    def add(name: str, call: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        s = add_command(subparsers, name, call, text)
+        where = "an exported folder, or models:/NAME@ALIAS (default: %(default)s)"
+        s.add_argument("where", action=TypedPath, nargs="?", default="artifacts/export", help=where)
+        return s
+
+    add_json(add("trace", trace, "print the chain from a model to the raw bytes, the commit and the parameters"))
+    s = add("verify", verify, "hash again every file of an export and of its chain that is on this disk")
+    restored = "restore damaged files from DVC's cache or git, remove damaged objects of the cache"
+    s.add_argument("--repair", action="store_true", help=f"{restored}, and list what must be built again")
+    text = "rebuild an export from its recorded commit in a temporary clone and compare every hash"
+    s = add("reproduce", reproduce, text)
+    s.add_argument("--commit", help="build this commit instead of the recorded one")

@@ -1,12 +1,11 @@
-"""Registering, promoting, delivering."""
+"""The model registry: register, promote, rollback, backup, sync."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from foundry.commands.project import NewPath
+from foundry.commands.arguments import NewPath, Subparsers, add_command
 from foundry.config import ConfigError, load_config
 from foundry.utils.files import state_dir
 
@@ -22,7 +21,7 @@ def promote(args: argparse.Namespace) -> None:
     from foundry.project.register import promote as decide
 
     if args.force != bool(args.why):
-        raise ConfigError('--force needs --why "…" and the other way round: what goes against the gate has a reason')
+        raise ConfigError('--force needs --why "…", and --why needs --force: a decision against the gate has a reason')
     champion, reason = decide(load_config(args.params), args.which, args.why)
     print(f"{args.which} {'is champion' if champion else 'is not promoted'}: {reason}")
 
@@ -40,10 +39,10 @@ def sync(args: argparse.Namespace) -> None:
     from foundry.tracking.address import resolve
 
     if args.uri is not None:
-        resolve(args.uri)  # an address that can never work is refused although there may be nothing to deliver
+        resolve(args.uri)  # an address that can never work is refused even if there is nothing to deliver
     try:
         deliver(state_dir(), uri=args.uri)
-    finally:  # a run whose address is gone for good keeps no model from being registered
+    finally:  # models are registered even if the address of a run no longer exists
         for line in deliver_registrations(load_config(args.params)):
             print(line)
 
@@ -58,20 +57,18 @@ def backup(args: argparse.Namespace) -> None:
     )
 
 
-def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
-    add(
-        "register",
-        register,
-        "register artifacts/export in MLflow; the same content never makes a second version",
-        params=True,
-    )
-    s = add("promote", promote, "ask the gate whether a version becomes champion, or force it", params=True)
+def add_to(subparsers: Subparsers) -> None:
+    text = "register artifacts/export in MLflow; the same content never makes a second version"
+    add_command(subparsers, "register", register, text)
+    text = "decide by the gate whether a version becomes champion, or force it"
+    s = add_command(subparsers, "promote", promote, text)
     s.add_argument("which", nargs="?", default="challenger", help="a version or an alias (default: %(default)s)")
-    s.add_argument("--force", action="store_true", help="against the gate; who and why are recorded")
-    s.add_argument("--why", help="the reason, with --force")
-    s = add("rollback", rollback, "return the alias champion to the version before", params=True)
+    s.add_argument("--force", action="store_true", help="promote against the gate; who did it and why are recorded")
+    s.add_argument("--why", help="the reason; required with --force")
+    s = add_command(subparsers, "rollback", rollback, "return the alias champion to the previous version")
     s.add_argument("--why", default="no reason given", help="recorded with the version that was champion")
-    s = add("backup", backup, "copy registered models, their tags and runs to a folder", params=True)
-    s.add_argument("folder", action=NewPath, help="what is there already is not copied again")
-    s = add("sync", sync, "deliver what could not reach MLflow: metrics, registrations; close dead runs", params=True)
-    s.add_argument("--uri", default=None, help="deliver metrics to this address instead of the one of each run")
+    s = add_command(subparsers, "backup", backup, "copy registered models, their tags and runs to a folder")
+    s.add_argument("folder", action=NewPath, help="what this folder contains already is not copied again")
+    text = "deliver what could not reach MLflow, metrics and registrations, and close dead runs"
+    s = add_command(subparsers, "sync", sync, text)
+    s.add_argument("--uri", default=None, help="deliver metrics to this address instead of the address of each run")

@@ -1,4 +1,4 @@
-"""DVC's experiments and MLflow's runs in one table."""
+"""DVC's experiments and MLflow's runs in one table: runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from foundry.commands.arguments import Subparsers, add_command, add_json
 from foundry.config import ConfigError, FoundryError, TrackingError, load_config
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def runs(args: argparse.Namespace) -> None:
 
 
 def _ask(call: Callable[[], list[Row]]) -> tuple[list[Row], str]:
-    """(rows, "") or ([], why not): one side is worth a table without the other."""
+    """(rows, "") or ([], the error): one side without the other is worth a table."""
     try:
         return call(), ""
     except FoundryError as e:
@@ -77,10 +78,9 @@ def table(rows: list[tuple[str, ...]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
-    s = add("runs", runs, "list DVC's commits and experiments beside the runs in MLflow", params=True)
-    s.add_argument("--commits", type=int, default=5, help="newest commits that are listed (default: %(default)s)")
-    s.add_argument("--json", action="store_true", help="as one line of JSON")
-    s.add_argument(
-        "--tag", action="store_true", help="write each experiment's name and revision on its run in MLflow, too"
-    )
+def add_to(subparsers: Subparsers) -> None:
+    s = add_command(subparsers, "runs", runs, "list DVC's commits and experiments beside the runs in MLflow")
+    s.add_argument("--commits", type=int, default=5, help="the number of newest commits (default: %(default)s)")
+    add_json(s)
+    text = "also write each experiment's name and revision on its run in MLflow"
+    s.add_argument("--tag", action="store_true", help=text)

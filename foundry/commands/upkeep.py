@@ -1,13 +1,13 @@
-"""What the project does now, and what of its state may go: status, gc."""
+"""What the project does now, and what of its state can be removed: status, gc."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from foundry.commands.arguments import Subparsers, add_command, add_json
 from foundry.config import ConfigError, load_config
 
 
@@ -44,22 +44,17 @@ def gc(args: argparse.Namespace) -> None:
     show("removed" if args.yes else "would be removed", found.free)
     if found.free and not args.yes:
         print("nothing was removed; `foundry gc --yes` does it")
-    print(
-        "DVC's cache is DVC's own: `dvc gc --workspace --all-branches --all-tags --all-experiments` says what it would remove and asks"
-    )
-    print("what was deleted in MLflow is MLflow's: `mlflow gc --backend-store-uri URI` frees it")
+    dvc_gc = "dvc gc --workspace --all-branches --all-tags --all-experiments"
+    print(f"DVC's cache is not included: `{dvc_gc}` lists what it would remove, and asks")
+    print("what was deleted in MLflow is not included: `mlflow gc --backend-store-uri URI` frees it")
 
 
-def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
-    s = add(
-        "status",
-        status,
-        "what runs and at which step, what waits and why, the addresses of the pages, the disk; needs no server",
-    )
-    s.add_argument("--json", action="store_true", help="as one line of JSON")
-    s = add("gc", gc, "say what of .foundry/ nothing refers to any more, and remove it with --yes", params=True)
-    s.add_argument("--yes", action="store_true", help="remove it; without this nothing is removed")
-    s.add_argument(
-        "--days", type=float, default=7.0, help="keep whatever is younger, referred to or not (default: %(default)s)"
-    )
-    s.add_argument("--json", action="store_true", help="as one line of JSON")
+def add_to(subparsers: Subparsers) -> None:
+    text = "print what runs and at which step, what waits and why, the addresses of the UI, the disk; needs no server"
+    add_json(add_command(subparsers, "status", status, text, params=False))
+    text = "list what nothing refers to any more in .foundry/, and remove it with --yes"
+    s = add_command(subparsers, "gc", gc, text)
+    s.add_argument("--yes", action="store_true", help="remove it; without this option nothing is removed")
+    text = "keep whatever is younger than this, referred to or not (default: %(default)s)"
+    s.add_argument("--days", type=float, default=7.0, help=text)
+    add_json(s)

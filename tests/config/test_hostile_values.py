@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 
 import pytest
 
-from foundry import cli
+from foundry.commands import parameters, training
 from foundry.config import Config, ConfigError, load_config
 from foundry.config.section import Section, section_in
 
@@ -108,8 +108,8 @@ def _outcome(path: Path, key: Key, value: str) -> str:
     told = f"{key.name}: {value[:60]}: "
     try:
         load_config(path)
-        cli.check(Namespace(params=str(path), describe=False))
-        cli.plan(Namespace(params=str(path), profile=None, json=False, gpu="H100", gpus=1, probe=False))
+        parameters.check(Namespace(params=str(path), describe=False))
+        training.plan(Namespace(params=str(path), profile=None, json=False, gpu="H100", gpus=1, probe=False))
     except ConfigError as e:
         text = str(e)
         text.encode()  # what cannot be printed is no message

@@ -197,7 +197,7 @@ def test_a_proof_that_was_signed_again_is_noticed_by_the_lock_and_without_one_sa
     assert "record: artifacts/export/proof.json: changed" in capsys.readouterr().err
     shutil.copytree("artifacts/export", "elsewhere")
     main(["verify", "elsewhere"])
-    assert "a proof which was written again would not be noticed: elsewhere" in capsys.readouterr().out
+    assert "a proof that was written again would not be noticed: elsewhere" in capsys.readouterr().out
 
 
 def test_a_file_that_was_added_to_the_data_is_named(project, capsys):

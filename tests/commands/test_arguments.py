@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from foundry import cli
-from foundry.commands.project import project_of_here
+from foundry.commands.arguments import project_of_here
 
 PARAMS = "seed: SEED\ndownload: {sources: [{name: one, url: 'file:corpus/x'}]}\n"
 
@@ -84,7 +84,7 @@ def test_every_argument_that_names_a_path_is_typed():
     """An argument that somebody adds as a path is found by its words."""
     import argparse
 
-    from foundry.commands.project import TypedPath
+    from foundry.commands.arguments import TypedPath
 
     (commands,) = (a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
     words = ("folder", "file")
