@@ -1,9 +1,9 @@
 """What the commands have in common: their place in the parser, the project they work in, and what typed paths mean.
 
 As with git, a command works in the project that the current folder belongs to: the current folder if it has a
-params.yaml, else the nearest folder above with params.yaml and dvc.yaml. A path that was typed is relative to the folder
-where it was typed, if such a file or folder exists there (or if it will be created); otherwise it is relative to the
-project, as defaults are.
+params.yaml, else the nearest folder above with params.yaml and dvc.yaml. A path that was typed is relative to the
+folder where it was typed, if such a file or folder exists there (or if it will be created); otherwise it is relative to
+the project, as defaults are.
 """
 
 from __future__ import annotations

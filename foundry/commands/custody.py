@@ -55,8 +55,8 @@ def _report(where: str, found: list[Link]) -> None:
         listed = "".join(f"\n  - {f.link}: {f.path}: {f.state}" for f in broken)
         raise DataError(
             f"the chain is broken:{listed}\n"
-            "`foundry verify --repair` restores these files from DVC's cache or from git, removes damaged objects of the "
-            "cache, and lists the stages that have to run again"
+            "`foundry verify --repair` restores these files from DVC's cache or from git, removes damaged objects of "
+            "the cache, and lists the stages that have to run again"
         )
     print(f"{where}: every file that is here is what was recorded")
 

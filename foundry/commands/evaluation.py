@@ -33,8 +33,8 @@ def compare(args: argparse.Namespace) -> None:
     small = abs(done.overall.value) < floor
     print(
         f"noise between seeds: {noise['standard_deviation']:.4f} bits per byte "
-        f"(standard deviation of {noise['runs']} runs); two runs of one recipe differ by up to {floor:.4f}, and this difference is "
-        + ("within that: with another seed it may be reversed" if small else "beyond that")
+        f"(standard deviation of {noise['runs']} runs); two runs of one recipe differ by up to {floor:.4f}, "
+        "and this difference is " + ("within that: with another seed it may be reversed" if small else "beyond that")
     )
 
 
