@@ -60,7 +60,6 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "tests/inference",
         "tests/evaluation/test_bits_per_byte.py",
     ),
-    "foundry/training/parallel.py": ("tests/training/test_distributed.py", "tests/training/test_numerics.py"),
     "foundry/training/*.py": (*QUICK, "tests/training", "tests/models/test_options.py"),
 }
 COMPARE = {

@@ -17,6 +17,7 @@ from foundry.training import trainer as trainer_module
 from foundry.training.checkpoints import Checkpoints
 from foundry.utils import checkpoint, files
 from foundry.utils.checkpoint import Box, load_checkpoint, read_checkpoint, write_marker, write_part
+from foundry.utils.distributed import World
 from foundry.utils.files import sha256_tree
 
 MODEL = ModelConfig(vocab_size=400, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=32)
@@ -312,3 +313,53 @@ def test_a_rollback_without_a_good_checkpoint_is_an_error(shards, tmp_path):
     state = trainer.open().state
     with pytest.raises(CheckpointError, match="no good checkpoint of step 3 or earlier"):
         trainer.run_folder.load(state, 3)
+
+
+@pytest.fixture
+def peers(monkeypatch):
+    """Two processes, of which the test is one: what the other one answers, and which groups were asked."""
+    other, groups = {"answer": ("its value", None)}, []
+    monkeypatch.setattr(torch.distributed, "new_group", lambda backend: f"a group over {backend}")
+
+    def gather(answers, mine, group):
+        groups.append(group)
+        rank = other["rank"]
+        answers[1 - rank], answers[rank] = mine, other["answer"]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+
+    def writers(rank, divided=True):
+        other["rank"] = 1 - rank
+        return module.Writers(World(rank, 2, torch.device("cpu")), divided)
+
+    return writers, other, groups
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_that_divide_the_state_exchange_results_over_a_group_of_their_own(peers, rank):
+    writers, _, groups = peers
+    both = writers(rank)
+    expected = ["mine", "its value"] if rank == 0 else ["its value", "mine"]
+    assert both.together(lambda: "mine") == expected and groups == ["a group over gloo"]
+    ran = []
+    assert both.main(lambda: ran.append(1) or "of rank 0") == ("of rank 0" if rank == 0 else "its value")
+    assert ran == [1] * (rank == 0)  # the work of the main process runs only there
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_one_process_ends_the_checkpoint_on_both(peers, rank):
+    writers, other, _ = peers
+    both, ran = writers(rank), []
+    other["answer"] = (None, "DiskError: full")
+    with pytest.raises(CheckpointError, match=rf"process {1 - rank} could not write its part .*: DiskError: full"):
+        both.together(lambda: ran.append(1))
+    with pytest.raises(ZeroDivisionError):  # its own error comes first, after the other process was informed
+        both.together(lambda: 1 / 0)
+    assert ran == [1]
+
+
+def test_processes_with_the_whole_state_do_not_wait_for_each_other(peers):
+    writers, _, groups = peers
+    assert writers(1, divided=False).together(lambda: "mine") == ["mine"] and groups == []
+    alone = module.Writers(World(0, 1, torch.device("cpu")), True)
+    assert alone.together(lambda: "mine") == ["mine"] and alone.main(lambda: "main") == "main" and groups == []
