@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from foundry.data.tokens.index import ShardEntry, ShardIndex, SplitEntry
 from foundry.data.tokens.loader import DataLoader
-from foundry.data.tokens.shards import FORMAT
-from foundry.utils.files import sha256_file, write_json
+from foundry.utils.files import sha256_file
 
 BATCH, SEQ_LEN = 16, 256
 
@@ -46,11 +46,10 @@ def make_tokens(folder: Path, tokens: int, seed: int) -> Path:
     path = folder / "train" / "shard-00000.arrow"
     with pa.OSFile(str(path), "wb") as f, pa.ipc.new_file(f, table.schema) as writer:
         writer.write_batch(table)
-    info = {"file": path.name, "sha256": sha256_file(path), "source": "random", "documents": len(table), "tokens": tokens,
-            "bytes": tokens, "weight": 1.0}  # fmt: skip
-    index = {"format": FORMAT, "dtype": "uint16", "vocab_size": 50_257, "tokenizer_sha256": "0" * 64,
-             "splits": {"train": {"shards": [info]}}}  # fmt: skip
-    write_json(folder / "index.json", index)
+    size = {"documents": len(table), "tokens": tokens, "bytes": tokens}
+    entry = ShardEntry(file=path.name, sha256=sha256_file(path), source="random", weight=1.0, **size)
+    splits = {"train": SplitEntry(**size, epoch_tokens=tokens, shards=[entry])}
+    ShardIndex(dtype="uint16", vocab_size=50_257, tokenizer_sha256="0" * 64, splits=splits).write(folder)
     values.tofile(folder / "train.bin")
     return folder / "train.bin"
 

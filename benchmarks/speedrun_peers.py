@@ -133,7 +133,7 @@ def pieces(project: Path) -> Text:
     """The project's own tokens."""
     shards = {s: Shards(project / "data/shards", s) for s in ("train", "test")}
     documents = list(shards["test"].documents())
-    vocab = shards["train"].index["vocab_size"]
+    vocab = shards["train"].index.vocab_size
     return Text(shards["train"].tokens, [t for t, _, _ in documents], sum(n for _, n, _ in documents), vocab, EOS_ID)
 
 

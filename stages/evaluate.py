@@ -19,7 +19,7 @@ from foundry.evaluation.full_evaluation import evaluate_model
 from foundry.evaluation.plots import plot_curve, write_rows
 from foundry.evaluation.report_page import write_page
 from foundry.evaluation.tasks import write_tasks
-from foundry.models import load_model
+from foundry.models import load_trained_model
 from foundry.tokenizers import Tokenizer
 from foundry.utils.device import prepare_device
 from foundry.utils.files import atomic_dir, atomic_write, read_json, write_json, write_text
@@ -30,7 +30,7 @@ OUT = Path("artifacts/evaluation")
 
 def work(cfg: Config, log: logging.Logger) -> None:
     device = prepare_device(cfg.runtime)
-    model, facts = load_model("artifacts/model")
+    model, facts = load_trained_model("artifacts/model")
     model.to(device)
     log.info("evaluating on %s", device)
     tokenizer = Tokenizer("artifacts/tokenizer")

@@ -6,12 +6,13 @@ import numpy as np
 
 from foundry.config import Config, TrackingError
 from foundry.data.tokens.documents import batches, windows
+from foundry.data.tokens.index import read_index
 from foundry.data.tokens.shards import read_clean
 from foundry.export.bundle import export
 from foundry.export.lineage import build_lineage
 from foundry.export.proof import ExportRecord, LlamaCppMissing
 from foundry.export.quantised import Scored
-from foundry.models import load_model
+from foundry.models import load_trained_model
 from foundry.tokenizers import Tokenizer
 from foundry.tracking.settings import tracking_uri
 from foundry.utils.device import prepare_device
@@ -29,7 +30,7 @@ BATCH_TOKENS = 4096
 def work(cfg: Config, log: logging.Logger) -> None:
     if cfg.runtime.tracking:
         tracking_uri(cfg.runtime)  # refuses an address that can never work before the export is made
-    model, facts = load_model("artifacts/model")
+    model, facts = load_trained_model("artifacts/model")
     report = read_json("reports/evaluate.json", "the evaluation; run `dvc repro evaluate`")
     cleaning = read_json("reports/clean.json", "the cleaning's report; run `dvc repro clean`")
     tokenizer = Tokenizer("artifacts/tokenizer")
@@ -42,10 +43,11 @@ def work(cfg: Config, log: logging.Logger) -> None:
         len(scored.n_bytes),
         device,
     )
+    parameters = cfg.model_dump(mode="json", exclude={"runtime"})
+    lineage = build_lineage(".", facts, parameters, read_index("data/shards").file_hashes())
     record = export(
         "artifacts/export", model, facts, tokenizer, report, cleaning["sources"], texts, prompts, cfg.export,
-        cleaning=cleaning, scored=scored, lineage=build_lineage(".", facts, cfg.model_dump(mode="json", exclude={"runtime"})),
-        device=device,
+        cleaning=cleaning, scored=scored, lineage=lineage, device=device,
     )  # fmt: skip
     _log_record(record, log)
     if cfg.runtime.tracking:

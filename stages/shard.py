@@ -15,8 +15,8 @@ def work(cfg: Config, log: logging.Logger) -> None:
     with progress(unit="doc", desc="shard") as bar:
         index = write_shards("data/clean", tokenizer, cfg.shard, "data/shards", bar.update, cfg.runtime.workers)
     totals = {
-        split: {k: v for k, v in entry.items() if k != "shards"} | {"shards": len(entry["shards"])}
-        for split, entry in index["splits"].items()
+        split: entry.model_dump(exclude={"shards"}) | {"shards": len(entry.shards)}
+        for split, entry in index.splits.items()
     }
     write_json("reports/shard.json", totals)
     for split, t in totals.items():

@@ -52,11 +52,12 @@ def work(cfg: Config, log: logging.Logger) -> None:
         _write_rows("reports/validation.csv", result.validations)
         last = {k: v for k, v in result.validations[-1].items() if k.startswith("val_")}
         write_json(
-            "reports/train.json", {**trainer.plan.to_dict(), **result.facts, "loss": result.curve[-1]["loss"], **last}
+            "reports/train.json",
+            {**trainer.plan.to_dict(), **result.facts.to_json(), "loss": result.curve[-1]["loss"], **last},
         )
         log.info(
             "wrote artifacts/model: %d steps, validation %.4f bits per byte",
-            result.facts["steps"],
+            result.facts.steps,
             last["val_bits_per_byte"],
         )
 

@@ -13,7 +13,7 @@ import torch
 
 from foundry.config import DiskError, ModelConfig
 from foundry.data.schema import PartWriter
-from foundry.data.tokens.shard_writer import _write_shard
+from foundry.data.tokens.shard_writer import DocumentRun, _write_shard
 from foundry.export.gguf_file import export_gguf
 from foundry.export.huggingface import export_huggingface
 from foundry.models import MiniLLM, save_model
@@ -76,11 +76,11 @@ def parts(folder):
 
 def shard(folder):
     n = 200_000
-    block = SimpleNamespace(
+    group = SimpleNamespace(
         tokens=np.arange(n, dtype=np.uint16), ends=np.array([0, n]), n_bytes=np.array([n]), doc_id=pa.array(["0" * 16])
     )
     with atomic_dir(folder / "out") as tmp:
-        _write_shard(tmp / "shard-00000.arrow", "source", [(block, 0, 1)])
+        _write_shard(tmp / "shard-00000.arrow", "source", 1.0, [DocumentRun(group, 0, 1)])
 
 
 def huggingface(folder, model, tokenizer):
@@ -92,7 +92,7 @@ WRITERS = {
     "values": lambda folder, model, tokenizer: write_json(folder / "out", "x" * 600_000),
     "array": lambda folder, model, tokenizer: write_array(folder / "out", np.zeros(200_000)),
     "checkpoint": lambda folder, model, tokenizer: save_checkpoint(folder / "out", {"x": torch.zeros(200_000)}, {}),
-    "model": lambda folder, model, tokenizer: save_model(folder / "out", model, {}),
+    "model": lambda folder, model, tokenizer: save_model(folder / "out", model),
     "parquet": lambda folder, model, tokenizer: parts(folder),
     "shard": lambda folder, model, tokenizer: shard(folder),
     "Hugging Face": huggingface,

@@ -18,7 +18,7 @@ from kills import every_kill
 from foundry.config import ModelConfig
 from foundry.data.fetch.lockfile import read_lock, write_lock
 from foundry.data.fetch.web import fetch_url
-from foundry.models import MiniLLM, load_model, save_model
+from foundry.models import MiniLLM, TrainingFacts, load_trained_model, save_model
 from foundry.models.files import weights_sha256
 from foundry.project import register
 from foundry.tracking import backup
@@ -70,16 +70,15 @@ def test_a_models_folder(tmp_path):
     seen = set()
 
     def check(place):
-        model, facts = load_model(folder)
+        model, facts = load_trained_model(folder)
         seen.add(known[weights_sha256(model)])
-        assert facts["name"] == known[weights_sha256(model)], place  # weights and facts belong together
+        assert facts.fingerprint == known[weights_sha256(model)], place  # weights and facts belong together
 
-    every_kill(
-        lambda: save_model(folder, new, {"name": "new"}),
-        check,
-        lambda: save_model(folder, old, {"name": "old"}),
-        least=15,
-    )
+    def save(model, name):
+        hashes = {"tokenizer_sha256": "0" * 64, "index_sha256": "1" * 64}
+        save_model(folder, model, TrainingFacts(fingerprint=name, **hashes, steps=1, tokens=1))
+
+    every_kill(lambda: save(new, "new"), check, lambda: save(old, "old"), least=15)
     assert seen == {"old", "new"}
 
 

@@ -62,7 +62,7 @@ def held_out(shards: Shards, rows: Iterable[dict[str, Any]], most_bytes: int = 0
         raise DataError(
             f"the {shards.split} split holds no document: give it a larger share (clean.{shards.split}_fraction) or more text"
         )
-    size = sum(info["bytes"] for info in shards.infos)
+    size = sum(entry.bytes for entry in shards.entries)
     every = max(1, -(-size // most_bytes)) if most_bytes else 1
     wanted, count, by_id = set(ids[::every]), 0, {}
     for row in rows:

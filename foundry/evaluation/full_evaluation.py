@@ -19,7 +19,7 @@ from foundry.evaluation.held_out_scores import score_held_out, uniform
 from foundry.evaluation.leak_probe import probe_leaks
 from foundry.evaluation.questions import read_questions
 from foundry.inference import Generator
-from foundry.models import MiniLLM
+from foundry.models import MiniLLM, ModelFacts
 from foundry.tokenizers import Tokenizer
 from foundry.utils.inputs import find_inputs
 
@@ -34,7 +34,7 @@ class Evaluation:
 
 def evaluate_model(
     model: MiniLLM,
-    facts: dict[str, Any],
+    facts: ModelFacts,
     tokenizer: Tokenizer,
     test: Shards,
     rows: Iterable[dict[str, Any]],

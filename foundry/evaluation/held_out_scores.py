@@ -15,7 +15,7 @@ from foundry.config import Config, DataError
 from foundry.data.tokens.shards import Shards
 from foundry.evaluation.bits_per_byte import Documents, Scores, interval, perplexity, score
 from foundry.evaluation.tokens import TokenScores, calibration, position_curve, score_tokens
-from foundry.models import MiniLLM
+from foundry.models import MiniLLM, ModelFacts
 from foundry.utils.files import sha256_json
 
 LENGTHS = (0, 500, 1000, 2000, 4000, 8000, 16000)  # bytes
@@ -23,7 +23,7 @@ Seen = tuple[np.ndarray, np.ndarray]
 
 
 def score_held_out(
-    model: MiniLLM, facts: dict[str, Any], test: Shards, documents: Documents, cfg: Config, seen: Seen | None = None
+    model: MiniLLM, facts: ModelFacts, test: Shards, documents: Documents, cfg: Config, seen: Seen | None = None
 ) -> tuple[dict[str, Any], Scores]:
     """Bits per byte of the test split in two protocols, overall and by what the documents are; calibration and the use of the context.
 
@@ -66,8 +66,8 @@ def score_held_out(
         "by_length": _by_length(documents.n_bytes, part),
         "by_position": position_curve(tokens, len(documents), T, resamples, seed),
         "calibration": calibration(tokens, len(documents), resamples, seed),
-        "fingerprint": facts["fingerprint"],
-        "weights_sha256": facts["weights_sha256"],
+        "fingerprint": facts.fingerprint,
+        "weights_sha256": facts.weights_sha256,
         "test_sha256": _test_sha256(test, documents),
     }
     if seen is not None:
@@ -78,7 +78,7 @@ def score_held_out(
 
 def _test_sha256(test: Shards, documents: Documents) -> str:
     """What was scored: the split's shards, and which of their documents."""
-    shards = [s["sha256"] for s in test.infos]
+    shards = [entry.sha256 for entry in test.entries]
     return sha256_json(shards if documents.every == 1 else {"shards": shards, "every": documents.every})
 
 

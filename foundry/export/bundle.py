@@ -31,7 +31,7 @@ from foundry.export.manifest import hash_files, write_record
 from foundry.export.parity import prove
 from foundry.export.proof import ExportRecord
 from foundry.export.quantised import Scored, measure
-from foundry.models import MiniLLM
+from foundry.models import MiniLLM, ModelFacts
 from foundry.tokenizers import Tokenizer
 from foundry.utils.files import atomic_dir, sha256_file, write_json, write_text
 
@@ -41,7 +41,7 @@ CUSTODY = ("fingerprint", "index_sha256", "tokenizer_sha256", "weights_sha256")
 def export(
     out: str | Path,
     model: MiniLLM,
-    facts: dict[str, Any],
+    facts: ModelFacts,
     tokenizer: Tokenizer,
     report: dict[str, Any],
     sources: list[dict[str, Any]],
@@ -116,7 +116,7 @@ def export(
             write_json(tmp / LINEAGE, lineage.model_dump())
         record = ExportRecord(
             model_name=params.model_name,
-            **{k: facts[k] for k in CUSTODY},
+            **{k: getattr(facts, k) for k in CUSTODY},
             proof=proof,
             quantised=costs,
             files=hash_files(tmp),
@@ -125,14 +125,14 @@ def export(
         return record
 
 
-def _check_belonging(facts: dict[str, Any], tokenizer: Tokenizer, report: dict[str, Any]) -> None:
-    if tokenizer.sha256 != facts["tokenizer_sha256"]:
+def _check_belonging(facts: ModelFacts, tokenizer: Tokenizer, report: dict[str, Any]) -> None:
+    if tokenizer.sha256 != facts.tokenizer_sha256:
         raise ExportError(
             f"the tokenizer (sha256 {tokenizer.sha256[:12]}…) is not the one that the model was trained with "
-            f"({facts['tokenizer_sha256'][:12]}…): run `dvc repro`"
+            f"({facts.tokenizer_sha256[:12]}…): run `dvc repro`"
         )
-    if report["weights_sha256"] != facts["weights_sha256"]:
+    if report["weights_sha256"] != facts.weights_sha256:
         raise ExportError(
             f"reports/evaluate.json is of another model (weights {report['weights_sha256'][:12]}…, this one has "
-            f"{facts['weights_sha256'][:12]}…): run `dvc repro evaluate`"
+            f"{facts.weights_sha256[:12]}…): run `dvc repro evaluate`"
         )

@@ -17,6 +17,7 @@ from foundry.export.card_numbers import evaluation, formats, proof
 from foundry.export.greedy import Sample
 from foundry.export.licence import HUB_NAMES, one_licence
 from foundry.export.proof import FormatCosts, Proof
+from foundry.models import ModelFacts
 from foundry.models.accounting import count_params, train_flops_per_token
 from foundry.utils.markdown import code, fenced, table
 
@@ -39,7 +40,7 @@ class CardFacts:
 
     name: str
     cfg: ModelConfig
-    facts: dict[str, Any]
+    facts: ModelFacts
     report: dict[str, Any]
     cleaning: dict[str, Any]
     proof: Proof
@@ -148,12 +149,12 @@ def _tokenizer(cfg: ModelConfig, symbols: list[str]) -> list[str]:
     return lines
 
 
-def _training(cfg: ModelConfig, facts: dict[str, Any]) -> list[str]:
-    flops = train_flops_per_token(cfg) * facts["tokens"]
+def _training(cfg: ModelConfig, facts: ModelFacts) -> list[str]:
+    flops = train_flops_per_token(cfg) * facts.tokens
     return [
         "## Training",
         "",
-        f"{facts['steps']:,} steps, {facts['tokens']:,} tokens, about {flops:.2e} floating-point operations "
+        f"{facts.steps:,} steps, {facts.tokens:,} tokens, about {flops:.2e} floating-point operations "
         "(6 for each weight and token, and causal attention).",
     ]
 
@@ -200,12 +201,12 @@ def _limits(cfg: ModelConfig) -> list[str]:
     ]
 
 
-def _custody(facts: dict[str, Any], report: dict[str, Any], files: dict[str, tuple[int, str]]) -> list[str]:
+def _custody(facts: ModelFacts, report: dict[str, Any], files: dict[str, tuple[int, str]]) -> list[str]:
     rows = [
-        ["run fingerprint", facts["fingerprint"]],
-        ["data index", facts["index_sha256"]],
-        ["tokenizer", facts["tokenizer_sha256"]],
-        ["trained weights", facts["weights_sha256"]],
+        ["run fingerprint", facts.fingerprint],
+        ["data index", facts.index_sha256],
+        ["tokenizer", facts.tokenizer_sha256],
+        ["trained weights", facts.weights_sha256],
         ["test text", report["test_sha256"]],
         *([name, digest] for name, (_, digest) in files.items()),
     ]

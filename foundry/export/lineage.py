@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, ValidationError
 
 from foundry.config import DataError, ExportError
 from foundry.export.proof import Record
 from foundry.utils.files import read_json, sha256_file, sha256_json
+
+if TYPE_CHECKING:  # loads torch
+    from foundry.models import ModelFacts
 
 NAME = "lineage.json"
 # Where the files of a link are in the project; of the reports, the lineage names those that the export reads.
@@ -118,37 +121,37 @@ class LinkedFile:
     sha256: str
 
 
-def build_lineage(root: str | Path, facts: dict[str, Any], parameters: dict[str, Any]) -> Lineage:
+def build_lineage(
+    root: str | Path, facts: ModelFacts, parameters: dict[str, Any], shard_files: dict[str, str]
+) -> Lineage:
     """The lineage of the project at `root`: every file that a number of the export depends on, with its hash.
 
     Args:
         facts: `config.json` of the trained model.
         parameters: identity parameters: all of `params.yaml` but `runtime`.
+        shard_files: {path in `data/shards`: sha256} of the index; the readers of the shards compared them.
 
     Raises:
-        DataError: if the manifest of the raw files, the index of the shards or a report is missing.
+        DataError: if the manifest of the raw files or a report is missing.
     """
     root = Path(root)
     manifest = root / FOLDERS["raw"] / "manifest.json"
     raw = read_json(manifest, "the manifest of the raw files; run `dvc repro download`", DataError)
-    index = read_json(root / "data/shards/index.json", "the index of the shards; run `dvc repro shard`", DataError)
     keys = ("name", "url", "license", "attribution", "lang", "files")
     sources = [{**{k: s[k] for k in keys}, "sha256": sha256_json(s["files"])} for s in raw["sources"]]
-    # The readers of these files compared them with these hashes.
-    known = {f"{split}/{s['file']}": s["sha256"] for split, part in index["splits"].items() for s in part["shards"]}
     clean = _hashes(root / FOLDERS["clean"])
     reports = {name: root / FOLDERS["reports"] / name for name in REPORTS}
     if lost := [str(path) for path in reports.values() if not path.is_file()]:
         raise DataError(f"{', '.join(lost)} is missing; run `dvc repro evaluate`")
     return Lineage(
         model=ModelLink(
-            **{k: facts[k] for k in ("weights_sha256", "fingerprint", "steps", "tokens")},
-            files=_hashes(root / FOLDERS["model"], {"model.safetensors": facts["weights_sha256"]}),
+            **{k: getattr(facts, k) for k in ("weights_sha256", "fingerprint", "steps", "tokens")},
+            files=_hashes(root / FOLDERS["model"], {"model.safetensors": facts.weights_sha256}),
         ),
         evaluation=FilesLink(files=_hashes(root / FOLDERS["evaluation"])),
         reports=FilesLink(files={name: sha256_file(path) for name, path in reports.items()}),
-        shards=ShardsLink(index_sha256=facts["index_sha256"], files=_hashes(root / FOLDERS["shards"], known)),
-        tokenizer=HashedLink(sha256=facts["tokenizer_sha256"], files=_hashes(root / FOLDERS["tokenizer"])),
+        shards=ShardsLink(index_sha256=facts.index_sha256, files=_hashes(root / FOLDERS["shards"], shard_files)),
+        tokenizer=HashedLink(sha256=facts.tokenizer_sha256, files=_hashes(root / FOLDERS["tokenizer"])),
         clean=HashedLink(sha256=sha256_json(clean), files=clean),
         raw=[RawSource.model_validate(s) for s in sources],
         raw_manifest_sha256=sha256_file(manifest),

@@ -8,7 +8,8 @@ from foundry.models.components import (
     apply_rotary_emb,
     precompute_freqs_cis,
 )
-from foundry.models.files import load_model, save_model
+from foundry.models.facts import ModelFacts, TrainingFacts
+from foundry.models.files import load_model, load_trained_model, save_model
 from foundry.models.transformer import Block, MiniLLM
 
 __all__ = [
@@ -17,9 +18,12 @@ __all__ = [
     "CausalSelfAttention",
     "FlashAttention",
     "MiniLLM",
+    "ModelFacts",
     "RMSNorm",
+    "TrainingFacts",
     "apply_rotary_emb",
     "load_model",
+    "load_trained_model",
     "precompute_freqs_cis",
     "save_model",
 ]

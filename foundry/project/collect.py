@@ -19,7 +19,7 @@ from typing import Any
 from foundry.config import Config, DataError
 from foundry.project.status import STATE, size, undelivered_runs
 from foundry.tracking.names import FINGERPRINT
-from foundry.utils.files import read_json, remove_dir, sha256_json
+from foundry.utils.files import read_json, remove_dir
 from foundry.utils.locks import holder_of, locked_if_free
 
 DAY = 86_400.0  # seconds
@@ -153,13 +153,14 @@ def _references(cfg: Config, root: Path, registered: list[dict[str, str]], runs:
 
 def _present(cfg: Config, root: Path) -> str | None:
     """The fingerprint of the training that the parameters and the shards in the folder make."""
+    from foundry.data.tokens.index import read_index
     from foundry.training.identity import fingerprint, identity
 
-    index = _json(root / "data/shards/index.json")
-    if not index.get("tokenizer_sha256"):
+    try:
+        index = read_index(root / "data/shards")
+    except DataError:
         return None
-    data = {"index_sha256": sha256_json(index), "tokenizer_sha256": index["tokenizer_sha256"]}
-    return fingerprint(identity(cfg.model, cfg.train, cfg.seed, data))
+    return fingerprint(identity(cfg.model, cfg.train, cfg.seed, index.identity))
 
 
 def _committed(root: Path) -> Iterator[tuple[str, str]]:

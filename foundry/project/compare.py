@@ -125,7 +125,7 @@ def _trained(folder: Path) -> tuple[MiniLLM, Tokenizer]:
     from foundry.models import load_model
     from foundry.tokenizers import Tokenizer
 
-    return load_model(folder)[0], Tokenizer(folder.parent / "tokenizer")
+    return load_model(folder), Tokenizer(folder.parent / "tokenizer")
 
 
 def _of_revision(rev: str, root: Path) -> pa.Table:

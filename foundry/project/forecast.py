@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from foundry.config import Config
+from foundry.data.tokens.index import NAME as INDEX
+from foundry.data.tokens.index import read_index
 from foundry.models.accounting import train_memory_bytes
 from foundry.project.check import Findings, checked
 from foundry.training.plan import Plan, make_plan
 from foundry.training.probe import UTILISATION, gpu_seconds, probe_seconds
-from foundry.utils.files import read_json
 
 SHARDS = Path("data/shards")
 MICRO_BATCH_TOKENS = 4096  # assumed where runtime.micro_batch_tokens leaves the choice to the trainer
@@ -66,9 +67,8 @@ def forecast(cfg: Config, root: Path, origin: str, shards: Path | None) -> Forec
         FoundryError: if the index of the shards cannot be read.
     """
     findings = checked(cfg, root, origin)
-    index = None if shards is None else shards / "index.json"
-    if sharded := index is not None and index.exists():
-        per_epoch = read_json(index, "the index of the shards")["splits"]["train"]["epoch_tokens"]
+    if sharded := shards is not None and (shards / INDEX).exists():
+        per_epoch = read_index(shards).splits["train"].epoch_tokens
     else:
         per_epoch = cfg.train.steps * cfg.train.tokens_per_step
     rows = max(1, (cfg.runtime.micro_batch_tokens or MICRO_BATCH_TOKENS) // cfg.model.max_seq_len)

@@ -29,4 +29,4 @@ def load_model_and_tokenizer(folder: Path, tokenizer: str | Path) -> tuple[MiniL
             from foundry.export.huggingface import import_huggingface
 
             return import_huggingface(hf)
-    return load_model(folder)[0], Tokenizer(tokenizer)
+    return load_model(folder), Tokenizer(tokenizer)

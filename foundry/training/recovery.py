@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from foundry.config import FoundryError, TrainConfig
+from foundry.models.facts import SkipDecision
 from foundry.training.checkpoints import Checkpoints
 from foundry.training.protocols import Loader
-from foundry.training.skipped import Decision, SkippedBatches
+from foundry.training.skipped import SkippedBatches
 from foundry.training.state import TrainState
 from foundry.utils.distributed import World
 from foundry.utils.log import get_logger
@@ -62,7 +63,7 @@ class Recovery:
             self.world.barrier()
             self.load(state, first)
             rolled_back()  # before the decision is recorded: a kill between them repeats this, and misses nothing
-        self.skipped.add(Decision(step, what, window), write=self.world.main)
+        self.skipped.add(SkipDecision(step, what, window), write=self.world.main)
         self.world.barrier()
         if self.world.main:
             back = f"; rolled back to step {state.step}" if cfg.on_nonfinite == "rollback" else ""

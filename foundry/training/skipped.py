@@ -7,20 +7,12 @@ the checkpoints, and its entries are part of `config.json` and `reports/train.js
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from foundry.config import CheckpointError
+from foundry.models.facts import SkipDecision
 from foundry.utils.files import read_json, write_json
-
-
-@dataclass(frozen=True)
-class Decision:
-    """At `step`, for `reason`, the run decided to skip `batches`."""
-
-    step: int
-    reason: str
-    batches: list[int]
 
 
 class SkippedBatches:
@@ -34,7 +26,7 @@ class SkippedBatches:
         self._path = path
         known = read_json(path, "the batches that a run skips", CheckpointError) if path.exists() else []
         try:
-            self.decisions = [Decision(**d) for d in known]
+            self.decisions = [SkipDecision(**d) for d in known]
         except TypeError as e:
             raise CheckpointError(f"{path} is not a list of skipped batches ({e}): move its folder away") from None
 
@@ -48,7 +40,7 @@ class SkippedBatches:
                 step += 1
         return step
 
-    def add(self, decision: Decision, *, write: bool = True) -> None:
+    def add(self, decision: SkipDecision, *, write: bool = True) -> None:
         """Skips batches from now on; written at once. Only rank 0 writes."""
         self.decisions.append(decision)
         if write:

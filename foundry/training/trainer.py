@@ -26,6 +26,7 @@ from foundry.data.tokens.loader import DataLoader
 from foundry.data.tokens.shards import Shards
 from foundry.models import MiniLLM
 from foundry.models.accounting import train_flops_per_token
+from foundry.models.facts import TrainingFacts
 from foundry.models.files import weights_sha256
 from foundry.training.callbacks import LogLines, Profile, ProgressBar, TensorBoard
 from foundry.training.checkpoints import Checkpoints
@@ -64,7 +65,7 @@ class Result:
     """
 
     model: MiniLLM | None
-    facts: dict[str, Any]
+    facts: TrainingFacts
     curve: list[dict[str, float]]
     validations: list[dict[str, float]]
 
@@ -360,16 +361,16 @@ class Trainer:
                     weights[name].copy_(tensor)
         return model
 
-    def _facts(self, state: TrainState) -> dict[str, Any]:
+    def _facts(self, state: TrainState) -> TrainingFacts:
         """What `config.json` and `reports/train.json` say beside the architecture; no clock."""
-        return {
-            "fingerprint": self.fingerprint,
-            "tokenizer_sha256": self.identity["tokenizer_sha256"],
-            "index_sha256": self.identity["index_sha256"],
-            "steps": state.step,
-            "tokens": state.step * self.config.tokens_per_step,
-            **({"skipped_batches": self.skipped.to_json()} if len(self.skipped) else {}),
-        }
+        return TrainingFacts(
+            fingerprint=self.fingerprint,
+            tokenizer_sha256=self.identity["tokenizer_sha256"],
+            index_sha256=self.identity["index_sha256"],
+            steps=state.step,
+            tokens=state.step * self.config.tokens_per_step,
+            skipped_batches=self.skipped.decisions if len(self.skipped) else None,
+        )
 
 
 def _check_fit(loader: Loader, model: ModelConfig) -> None:

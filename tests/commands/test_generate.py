@@ -26,7 +26,7 @@ def built(tmp_path_factory, tokenizer, clean):
             vocab_size=tokenizer.vocab_size, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=32, max_seq_len=32
         )
     )
-    save_model(root / "artifacts/model", model, {"fingerprint": "f" * 16})
+    save_model(root / "artifacts/model", model)
     (root / "artifacts/tokenizer").mkdir()
     shutil.copy(tokenizer.path, root / "artifacts/tokenizer/tokenizer.model")
     export_huggingface(model, tokenizer, root / "artifacts/export/hf")
@@ -144,7 +144,7 @@ def test_a_long_prompt_of_the_samples_is_cut_with_a_notice(project, tokenizer, c
     from foundry.inference import Generator
     from foundry.models import load_model
 
-    generator = Generator(load_model("artifacts/model")[0], tokenizer, "cpu")
+    generator = Generator(load_model("artifacts/model"), tokenizer, "cpu")
     how = Evaluate(prompts=["The ", "salt " * 200, "salt " * 300 + "\U0001f600"], max_new_tokens=4)
     rows = continue_prompts(generator, how, 1)
     assert [("note" in row) for row in rows] == [False, True, True]

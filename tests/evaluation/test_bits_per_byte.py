@@ -97,7 +97,7 @@ def test_an_empty_split_and_split_of_other_text_are_refused(shards, clean):
     rows = [r for part in read_clean(clean / "test", ["doc_id", "text", "lang"]) for r in part]
     with pytest.raises(DataError, match="hold other documents"):
         held_out(test, rows[1:])
-    test._batches, test.tokens, test.offsets, test.infos = [], [], [], []
+    test._batches, test.tokens, test.offsets, test.entries = [], [], [], []
     with pytest.raises(DataError, match=r"holds no document.*clean\.test_fraction"):
         held_out(test, [])
 

@@ -11,6 +11,7 @@ from foundry.config import Config, Download
 from foundry.data.tokens.shards import Shards, part_files, read_clean
 from foundry.evaluation.full_evaluation import evaluate_model
 from foundry.evaluation.report_page import write_page
+from foundry.models import ModelFacts
 from foundry.utils.log import get_logger
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -31,7 +32,8 @@ def evaluation(shards, clean, tokenizer):
         train={"tokens_per_step": 64},
     )
     rows = [r for part in read_clean(clean / "test", ["doc_id", "text", "lang"]) for r in part]
-    facts = {"fingerprint": "f" * 16, "weights_sha256": "0" * 64}
+    hashes = {"tokenizer_sha256": tokenizer.sha256, "index_sha256": "1" * 64, "weights_sha256": "0" * 64}
+    facts = ModelFacts(fingerprint="f" * 16, **hashes, steps=10, tokens=640)
     return evaluate_model(
         tiny(max_seq_len=64),
         facts,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from foundry.config import ModelConfig
-from foundry.models import MiniLLM, save_model
+from foundry.data.tokens.index import ShardIndex
+from foundry.models import MiniLLM, TrainingFacts, save_model
 from foundry.utils.files import read_json, write_json
 
 
@@ -44,7 +45,7 @@ def model():
 def project(root, model, tokenizer):
     """What the export stage reads, in `root`."""
     hashes = {"index_sha256": "1" * 64, "tokenizer_sha256": tokenizer.sha256}
-    save_model(root / "artifacts/model", model, {"fingerprint": "f" * 16, **hashes, "steps": 10, "tokens": 100})
+    save_model(root / "artifacts/model", model, TrainingFacts(fingerprint="f" * 16, **hashes, steps=10, tokens=100))
     (root / "artifacts/tokenizer").mkdir()
     (root / "artifacts/tokenizer/tokenizer.model").write_bytes(tokenizer.path.read_bytes())
     (root / "data/clean/test").mkdir(parents=True)
@@ -68,7 +69,9 @@ def project(root, model, tokenizer):
     write_json(root / "reports/clean.json", {"sources": [source]})
     raw = {**source, "files": [{"path": "one/x", "sha256": "4" * 64, "bytes": 5}]}
     write_json(root / "data/raw/manifest.json", {"sources": [raw]})
-    write_json(root / "data/shards/index.json", {"splits": {}})
+    index = ShardIndex(dtype="uint16", vocab_size=400, tokenizer_sha256=tokenizer.sha256, splits={})
+    (root / "data/shards").mkdir()
+    index.write(root / "data/shards")
     (root / "artifacts/evaluation").mkdir()
     losses = {"doc_id": ["a"], "source": ["one"], "lang": ["en"], "n_bytes": [9], "tokens": [3], "nats": [5.0]}
     pq.write_table(pa.table(losses), root / "artifacts/evaluation/documents.parquet")

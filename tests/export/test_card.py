@@ -24,17 +24,18 @@ from foundry.export.proof import (
     LogProbsProof,
     SettingsProof,
 )
+from foundry.models import ModelFacts
 from foundry.models.accounting import train_flops_per_token
 
 BPB = {"value": 1.2345, "low": 1.2, "high": 1.3}
-FACTS = {
-    "fingerprint": "f" * 16,
-    "index_sha256": "1" * 64,
-    "tokenizer_sha256": "2" * 64,
-    "weights_sha256": "3" * 64,
-    "steps": 1000,
-    "tokens": 2_048_000,
-}
+FACTS = ModelFacts(
+    fingerprint="f" * 16,
+    index_sha256="1" * 64,
+    tokenizer_sha256="2" * 64,
+    weights_sha256="3" * 64,
+    steps=1000,
+    tokens=2_048_000,
+)
 REPORT = {
     "test": {"bits_per_byte": BPB, "documents": 7, "perplexity_token": {"value": 42.5, "low": 40.1, "high": 45.2}},
     "by_source": {"wiki": {"bits_per_byte": BPB, "documents": 7}},

@@ -19,7 +19,7 @@ from foundry.export.gguf_file import interleave
 from foundry.export.gguf_parity import prove_gguf
 from foundry.export.manifest import ChangedExportError
 from foundry.export.proof import LlamaCppMissing, WeightsProof
-from foundry.models import MiniLLM
+from foundry.models import MiniLLM, ModelFacts
 
 TEXTS = ["The salt water and the ancient city.  Two spaces.\nA line.", "Boil 12 onions; add 3 cups of 水."]
 PROMPTS = ["The", "Boil "]
@@ -281,14 +281,8 @@ def test_interleaved_rotation_of_permuted_rows_gives_the_same_scores(model):
 
 
 def bundle(out, model, tokenizer, **change):
-    facts = {
-        "fingerprint": "f" * 16,
-        "index_sha256": "1" * 64,
-        "tokenizer_sha256": tokenizer.sha256,
-        "weights_sha256": "2" * 64,
-        "steps": 10,
-        "tokens": 100,
-    }
+    hashes = {"index_sha256": "1" * 64, "tokenizer_sha256": tokenizer.sha256, "weights_sha256": "2" * 64, **change}
+    facts = ModelFacts(fingerprint="f" * 16, **hashes, steps=10, tokens=100)
     bpb = {"value": 1.5, "low": 1.4, "high": 1.6}
     report = {
         "test": {"bits_per_byte": bpb, "documents": 3}, "by_source": {"one": {"bits_per_byte": bpb, "documents": 3}},
@@ -305,9 +299,7 @@ def bundle(out, model, tokenizer, **change):
             "sha256": "4" * 64,
         }
     ]
-    return export(
-        out, model, {**facts, **change}, tokenizer, report, sources, TEXTS, PROMPTS, Export(model_name="tiny")
-    )
+    return export(out, model, facts, tokenizer, report, sources, TEXTS, PROMPTS, Export(model_name="tiny"))
 
 
 @pytest.fixture

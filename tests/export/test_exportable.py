@@ -10,6 +10,12 @@ import pytest
 from foundry.config import Export, ExportError, ModelConfig, parse_config
 from foundry.export.bundle import export
 from foundry.export.exportable import export_problems, format_problems
+from foundry.models import ModelFacts
+
+
+def facts_of(tokenizer):
+    hashes = {"tokenizer_sha256": tokenizer.sha256, "weights_sha256": "2" * 64, "index_sha256": "1" * 64}
+    return ModelFacts(fingerprint="f" * 16, **hashes, steps=10, tokens=100)
 
 
 def problems(**sections):
@@ -81,7 +87,7 @@ def test_the_export_refuses_the_same_before_it_writes(make_model, tokenizer, tmp
     odd = make_model(
         ModelConfig(vocab_size=400, dim=40, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=32, sliding_window=8)
     )
-    facts = {"tokenizer_sha256": tokenizer.sha256, "weights_sha256": "2" * 64}
+    facts = facts_of(tokenizer)
     with pytest.raises(ExportError, match=r"cannot be exported: model\.sliding_window is 8.*; model\.dim is 40.*phi3"):
         export(
             tmp_path / "out", odd, facts, tokenizer, {"weights_sha256": "2" * 64}, [], [], [], Export(model_name="phi3")
@@ -100,7 +106,7 @@ def test_an_interpreter_without_docstrings_is_refused_by_name(level, count):
 
 def test_the_export_asks_the_interpreter_before_it_writes(model, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("foundry.export.bundle.interpreter_problems", lambda: ["no docstrings"])
-    facts = {"tokenizer_sha256": tokenizer.sha256, "weights_sha256": "2" * 64}
+    facts = facts_of(tokenizer)
     with pytest.raises(ExportError, match="cannot be exported: no docstrings"):
         export(tmp_path / "out", model, facts, tokenizer, {"weights_sha256": "2" * 64}, [], [], [], Export())
     assert list(tmp_path.iterdir()) == []

@@ -17,6 +17,7 @@ from foundry.config.prediction import PREDICTION
 from foundry.export import export
 from foundry.export.lineage import build_lineage
 from foundry.export.manifest import hash_files, read_record, verify_export, write_record
+from foundry.models import ModelFacts
 from foundry.project.compare import in_folder
 from foundry.project.compare import losses as score_text
 from foundry.project.register import register_export
@@ -86,18 +87,17 @@ def losses(folder, scale, seed=0, documents=60):
 def make(root, model, tokenizer, value=1.5, scale=1.0, seed=0, fingerprint="f" * 16):
     """A folder as the pipeline leaves it."""
     hashes = {"tokenizer_sha256": tokenizer.sha256, "index_sha256": "1" * 64, "weights_sha256": fingerprint * 4}
-    facts = {"fingerprint": fingerprint, **hashes, "steps": 10, "tokens": 100}
+    facts = ModelFacts(fingerprint=fingerprint, **hashes, steps=10, tokens=100)
     test = {"bits_per_byte": {"value": value, "low": value - 0.1, "high": value + 0.1}, "documents": 3}
     report = {"test": test, "by_source": {}, "weights_sha256": fingerprint * 4, "test_sha256": "3" * 64}
     terms = {"license": "CC0-1.0", "attribution": "", "lang": "en"}
     raw = {"name": "one", "url": "file:corpus/x", **terms, "files": [{"path": "one/x", "sha256": "4" * 64, "bytes": 5}]}
     write_json(root / "data/raw/manifest.json", {"sources": [raw]})
-    write_json(root / "data/shards/index.json", {"splits": {}})
     for name in ("clean.json", "evaluate.json"):
         write_json(root / "reports" / name, report)
     export(
         root / "artifacts/export", model, facts, tokenizer, report, [{"name": "one", "url": "file:corpus/x", **terms, "sha256": "4" * 64}], ["The salt."],
-        ["The"], Export(model_name="tiny", gguf_types=["f32"]), lineage=build_lineage(root, facts, {"seed": 1}),
+        ["The"], Export(model_name="tiny", gguf_types=["f32"]), lineage=build_lineage(root, facts, {"seed": 1}, {}),
     )  # fmt: skip
     losses(root, scale, seed)
     return root

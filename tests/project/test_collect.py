@@ -9,8 +9,9 @@ import pytest
 
 from foundry.cli import main
 from foundry.config import load_config
+from foundry.data.tokens.index import ShardIndex
 from foundry.training.identity import fingerprint, identity
-from foundry.utils.files import sha256_json, write_json
+from foundry.utils.files import write_json
 from foundry.utils.locks import exclusive
 
 OLD = time.time() - 30 * 86_400
@@ -58,11 +59,11 @@ def collected(capsys, *more):
 
 
 def test_what_anything_refers_to_stays_and_the_rest_is_freed_only_when_asked(root, capsys):
-    index = {"tokenizer_sha256": "t" * 64, "splits": {}}
-    write_json(root / "data/shards/index.json", index)
+    index = ShardIndex(dtype="uint16", vocab_size=400, tokenizer_sha256="t" * 64, splits={})
+    (root / "data/shards").mkdir(parents=True)
+    index.write(root / "data/shards")
     cfg = load_config()
-    data = {"index_sha256": sha256_json(index), "tokenizer_sha256": "t" * 64}
-    present = fingerprint(identity(cfg.model, cfg.train, cfg.seed, data))
+    present = fingerprint(identity(cfg.model, cfg.train, cfg.seed, index.identity))
     kept = ["committed", "here", present, "running", "undelivered", "registered", "waits", "stored"]
     for name in [*kept, "old", "stopped"]:
         training(root, name, delivered=name != "undelivered", status="KILLED" if name == "stopped" else "FINISHED")

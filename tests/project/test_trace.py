@@ -12,11 +12,11 @@ from scoring import tiny
 
 from foundry.cli import main
 from foundry.config import ConfigError, Export, ExportError, FoundryError, load_config, parse_config, read_yaml
-from foundry.data.tokens.shards import Shards
+from foundry.data.tokens.index import read_index
 from foundry.export import export
 from foundry.export.lineage import REPORTS, build_lineage, read_lineage
 from foundry.export.manifest import hash_files, read_record, verify_export, write_record
-from foundry.models import load_model, save_model
+from foundry.models import TrainingFacts, load_trained_model, save_model
 from foundry.project import reproduce, trace
 from foundry.project.verify import verify
 from foundry.utils.dvc_record import md5_file, md5_folder, read_lock
@@ -39,21 +39,21 @@ def whole(tmp_path_factory, clean, shards, tokenizer):
     shutil.copytree(shards, root / "data/shards")
     (root / "artifacts/tokenizer").mkdir(parents=True)
     shutil.copy(tokenizer.path, root / "artifacts/tokenizer/tokenizer.model")
-    hashes = {"index_sha256": Shards(shards, "test").index_sha256, "tokenizer_sha256": tokenizer.sha256}
-    save_model(
-        root / "artifacts/model", tiny(max_seq_len=64), {"fingerprint": "f" * 16, **hashes, "steps": 10, "tokens": 640}
-    )
-    model, facts = load_model(root / "artifacts/model")
+    hashes = {"index_sha256": read_index(shards).sha256, "tokenizer_sha256": tokenizer.sha256}
+    trained = TrainingFacts(fingerprint="f" * 16, **hashes, steps=10, tokens=640)
+    save_model(root / "artifacts/model", tiny(max_seq_len=64), trained)
+    model, facts = load_trained_model(root / "artifacts/model")
     write_json(root / "artifacts/tokenizer/facts.json", {"sha256": tokenizer.sha256})
     write_json(root / "artifacts/evaluation/tasks/cloze.jsonl", {"question": 1})
     for name in REPORTS:
         write_json(root / "reports" / name, {"of": name})
-    chain = build_lineage(root, facts, CFG.model_dump(mode="json", exclude={"runtime"}))
+    parameters = CFG.model_dump(mode="json", exclude={"runtime"})
+    chain = build_lineage(root, facts, parameters, read_index(shards).file_hashes())
     bpb = {"value": 1.5, "low": 1.4, "high": 1.6}
     report = {
         "test": {"bits_per_byte": bpb, "documents": 3},
         "by_source": {},
-        "weights_sha256": facts["weights_sha256"],
+        "weights_sha256": facts.weights_sha256,
         "test_sha256": "3" * 64,
     }
     sources = [{**SOURCE, "sha256": raw["sha256"]}]
@@ -102,15 +102,15 @@ def head(root):
 def test_the_chain_is_printed_from_the_folder_alone_down_to_the_raw_bytes_and_the_commit(project, capsys):
     main(["trace", "artifacts/export"])
     out = capsys.readouterr().out
-    _, facts = load_model("artifacts/model")
+    _, facts = load_trained_model("artifacts/model")
     raw = sha256_file(project / "data/raw/one/a.txt")
     at = [
         out.index(x)
         for x in (
-            facts["weights_sha256"],
+            facts.weights_sha256,
             "f" * 16,
-            facts["index_sha256"],
-            facts["tokenizer_sha256"],
+            facts.index_sha256,
+            facts.tokenizer_sha256,
             "file:corpus/a.txt",
             raw,
             head(project),

@@ -2,15 +2,16 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from foundry.config import FoundryError, ModelConfig, Runtime, TrainConfig
+from foundry.models.facts import SkipDecision
 from foundry.training import Trainer
 from foundry.training import numerics as arithmetic
 from foundry.training.pretraining import NextToken
-from foundry.training.skipped import Decision
 from foundry.training.state import WINDOW, TrainState
 
 MODEL = ModelConfig(
@@ -79,14 +80,14 @@ def skipping(shards, state, batches, **train):
     """An untouched run that skips these batches from the start."""
     trainer = made(shards, state, **train)
     for b in batches:
-        trainer.skipped.add(Decision(0, "by the test", [b]))
+        trainer.skipped.add(SkipDecision(0, "by the test", [b]))
     return trainer.fit()
 
 
 def test_skip_passes_over_the_batch_and_nothing_else(shards, tmp_path):
     trainer = made(shards, tmp_path / "a", {5, 8}, on_nonfinite="skip")
     result = trainer.fit()
-    assert [d["batches"] for d in result.facts["skipped_batches"]] == [[5], [8]] and len(result.curve) == 12
+    assert [d.batches for d in result.facts.skipped_batches] == [[5], [8]] and len(result.curve) == 12
     assert all(torch.isfinite(p).all() for p in result.model.parameters())
     expected = skipping(shards, tmp_path / "b", [5, 8], on_nonfinite="skip")
     assert same(weights(result), weights(expected)) and result.curve == expected.curve
@@ -97,13 +98,13 @@ def test_rollback_returns_to_a_checkpoint_and_passes_over_the_window(shards, tmp
     options = {"on_nonfinite": "rollback", "rollback_steps": 3}
     result = made(shards, tmp_path / "a", {batch}, **options).fit()
     window = list(range(max(0, batch - 2), batch + 1))
-    (decision,) = result.facts["skipped_batches"]
-    assert decision["batches"] == window and "the loss is nan" in decision["reason"]
+    (decision,) = result.facts.skipped_batches
+    assert decision.batches == window and "the loss is nan" in decision.reason
     expected = skipping(shards, tmp_path / "b", window, **options)
     assert same(weights(result), weights(expected)) and result.curve == expected.curve
     # A rerun beside the decisions repeats them without meeting the batch; one without them comes to the same.
     again = made(shards, tmp_path / "a", {batch}, **options)
-    assert json.loads((again.folder / "skipped.json").read_text()) == [decision]
+    assert json.loads((again.folder / "skipped.json").read_text()) == [asdict(decision)]
     assert same(weights(again.fit()), weights(result))
     again_from_scratch = made(shards, tmp_path / "c", {batch}, **options).fit()
     assert same(weights(again_from_scratch), weights(result))
@@ -146,12 +147,12 @@ def test_after_a_rollback_the_spool_and_tensorboard_have_the_numbers_of_the_curv
         with pytest.raises(KeyboardInterrupt):
             first.fit()
     result = (run() if killed else first).fit()
-    assert result.facts["skipped_batches"][0]["batches"] == [5, 6, 7, 8]
+    assert result.facts.skipped_batches[0].batches == [5, 6, 7, 8]
     spool, points = Spool(tmp_path / "spool"), {}
     for key, value, _, step in spool.pending(10**6)[0]:
         assert points.setdefault(key, {}).setdefault(step, value) == value
     assert points["system/cpu"] == {7: 1.0}
-    board = EventAccumulator(str(tmp_path / "board" / result.facts["fingerprint"])).Reload()
+    board = EventAccumulator(str(tmp_path / "board" / result.facts.fingerprint)).Reload()
     for key, rows in {"loss": result.curve, "val_loss": result.validations}.items():
         expected = {row["step"]: pytest.approx(row[key], rel=1e-5) for row in rows}
         assert len(expected) in (6, 12) and points[key] == expected
@@ -171,7 +172,7 @@ def test_a_run_that_passes_over_too_much_is_given_up(shards, tmp_path):
 @pytest.mark.parametrize(("before", "given_up"), [(10, False), (11, True)])
 def test_a_run_may_pass_over_one_batch_in_twenty(shards, tmp_path, before, given_up):
     trainer = made(shards, tmp_path, on_nonfinite="skip", steps=200)
-    trainer.skipped.add(Decision(0, "before", list(range(1000, 1000 + before))))
+    trainer.skipped.add(SkipDecision(0, "before", list(range(1000, 1000 + before))))
     answer = pytest.raises(FoundryError, match=f"{before} batches were skipped") if given_up else nullcontext()
     with answer:
         trainer.recovery(trainer.open().state, "the loss is nan", None)

@@ -12,8 +12,8 @@ import torch
 
 from foundry.config import ConfigError, FoundryError, ModelConfig, Runtime, TrainConfig
 from foundry.data.tokens.loader import DataLoader
+from foundry.models.facts import SkipDecision
 from foundry.training import Trainer
-from foundry.training.skipped import Decision
 from foundry.utils.device import compile_problem
 from foundry.utils.distributed import World
 from foundry.utils.events import MetricsCallback
@@ -56,7 +56,7 @@ def test_the_reported_numbers_are_what_their_names_say(clean, shards, tmp_path):
     training = [m for _, m in seen if "loss" in m]
     texts = pq.read_table(clean / "train").select(["text", "source"]).to_pylist()
     n_bytes = sum(len(r["text"].encode()) for r in texts)
-    n_tokens = sum(i["tokens"] for i in DataLoader(shards, 8, 32).shards.infos)
+    n_tokens = sum(e.tokens for e in DataLoader(shards, 8, 32).shards.entries)
     weights = (
         2 * (32 * 16 * (2 * 2 + 2 * 1) + 3 * 32 * 48) + 400 * 32
     )  # attention and the layer's inner width; the head
@@ -76,7 +76,7 @@ def test_tensorboard_gets_every_number_of_training_and_validation(shards, tmp_pa
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     result, seen = fit(shards, tmp_path / "state", tensorboard=str(tmp_path / "board"))
-    board = EventAccumulator(str(tmp_path / "board" / result.facts["fingerprint"])).Reload()
+    board = EventAccumulator(str(tmp_path / "board" / result.facts.fingerprint)).Reload()
     tags = {name for _, numbers in seen for name in numbers}
     assert set(board.Tags()["scalars"]) == tags and {"loss", "bits_per_byte", "val_loss", "val_bits_per_byte"} <= tags
     for name in tags:
@@ -123,7 +123,7 @@ def test_dropout_differs_between_the_ranks_and_from_step_to_step(shards, tmp_pat
         )
         session = trainer.open()
         session.state.step = step
-        trainer.skipped.decisions = [Decision(0, "", list(range(8 - step)))]  # always batch 8
+        trainer.skipped.decisions = [SkipDecision(0, "", list(range(8 - step)))]  # always batch 8
         return session.step(session.state)[0]
 
     assert loss(0) == loss(0) and loss(1) == loss(1)

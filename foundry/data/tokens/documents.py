@@ -62,7 +62,7 @@ def batches(items: list[Window], rows: int) -> Iterator[tuple[np.ndarray, np.nda
 
 def first_documents(shards: Shards, max_tokens: int) -> tuple[list[np.ndarray], list[int]]:
     """Documents and their raw bytes, spread evenly over the split, until about `max_tokens` tokens are taken."""
-    total = sum(i["tokens"] for i in shards.infos)
+    total = sum(e.tokens for e in shards.entries)
     every = max(1, -(-total // max_tokens))
     chosen = [(t, b) for i, (t, b, _) in enumerate(shards.documents()) if i % every == 0]
     return [t for t, _ in chosen], [b for _, b in chosen]

@@ -97,7 +97,7 @@ class DataLoader:
         self._block, self._gathered = -1, (np.empty(0), np.empty(0))
 
     def __len__(self) -> int:
-        return sum(info["tokens"] for info in self.shards.infos)
+        return sum(entry.tokens for entry in self.shards.entries)
 
     def samples(self, first: int, steps: int = 1) -> list[tuple[int, np.ndarray]]:
         """(epoch, its sample numbers) of this rank's rows of some steps, in their order.
@@ -151,10 +151,10 @@ class DataLoader:
         """The documents that this rank's rows of `batch(step)` read, in their order."""
         for row, pieces in enumerate(self.contents(step), start=self.rows.start):
             for shard, first, count in pieces:
-                info = self.shards.infos[shard]
+                entry = self.shards.entries[shard]
                 for doc_id, at, begin, end in self.shards.documents_at(shard, first, count):
                     tokens = self.shards.tokens[shard][at + begin : at + end]
-                    yield Part(row, info["file"], info["source"], doc_id, begin, end, tokens)
+                    yield Part(row, entry.file, entry.source, doc_id, begin, end, tokens)
 
     def describe(self, step: int, most: int = 8) -> str:
         """One line for an error message: shards and documents of `batch(step)`."""
@@ -164,21 +164,18 @@ class DataLoader:
 
     @property
     def vocab_size(self) -> int:
-        return self.shards.index["vocab_size"]
+        return self.shards.index.vocab_size
 
     @property
     def identity(self) -> dict[str, str]:
         """The hashes that the batches depend on: of the index, which has that of every shard, and of the tokenizer."""
-        return {
-            "index_sha256": self.shards.index_sha256,
-            "tokenizer_sha256": self.shards.index["tokenizer_sha256"],
-        }
+        return self.shards.index.identity
 
     @property
     def bytes_per_token(self) -> float:
         """Of the raw text of the split, on average."""
-        infos = self.shards.infos
-        return sum(i["bytes"] for i in infos) / max(1, sum(i["tokens"] for i in infos))
+        entries = self.shards.entries
+        return sum(e.bytes for e in entries) / max(1, sum(e.tokens for e in entries))
 
 
 def check_numbers(batch_size: int, seq_len: int, seed: int) -> None:

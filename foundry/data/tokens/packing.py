@@ -16,9 +16,10 @@ from __future__ import annotations
 import numpy as np
 
 from foundry.config import DataError
+from foundry.data.tokens.index import source_totals
 from foundry.data.tokens.mixture import Mixture
 from foundry.data.tokens.order import permute
-from foundry.data.tokens.shards import Shards, source_totals
+from foundry.data.tokens.shards import Shards
 from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID
 from foundry.utils.splitmix import key
 from foundry.utils.targets import IGNORE
@@ -35,9 +36,9 @@ class Cut:
     def __init__(self, shards: Shards, seq_len: int, seed: int) -> None:
         self.seq_len, self._seed = seq_len, seed
         self._tokens = shards.tokens
-        totals = source_totals(shards.infos)
+        totals = source_totals(shards.entries)
         self._mixture = Mixture([n for n, _ in totals.values()], [w for _, w in totals.values()])
-        names = [info["source"] for info in shards.infos]
+        names = [entry.source for entry in shards.entries]
         # The shards of each source, and where each begins in the source.
         self._parts = [[i for i, name in enumerate(names) if name == source] for source in totals]
         self._edges = [np.cumsum([0, *(len(self._tokens[i]) for i in parts)]) for parts in self._parts]
@@ -131,13 +132,13 @@ class Packed:
     def __init__(self, shards: Shards, seq_len: int, seed: int, *, best_fit: bool) -> None:
         self.seq_len = seq_len
         self._tokens = shards.tokens
-        totals = source_totals(shards.infos)
+        totals = source_totals(shards.entries)
         plans, rows_of = [], []
         for number, source in enumerate(totals):
             pieces = [
                 (np.full(len(at), i), at, n)
-                for i, info in enumerate(shards.infos)
-                if info["source"] == source
+                for i, entry in enumerate(shards.entries)
+                if entry.source == source
                 for at, n in [cut_documents(shards.offsets[i], seq_len)]
             ]
             shard, at, n = (np.concatenate(column) for column in zip(*pieces, strict=True))

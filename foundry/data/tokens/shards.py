@@ -1,27 +1,48 @@
-"""Token shards: Arrow IPC files that are memory-mapped without a copy, and the index that proves them.
+"""Token shards: Arrow IPC files that are memory-mapped without a copy, and the index that verifies them.
 
-A row is a document: `tokens` (begin symbol, text, end symbol; uint16, or uint32 when the vocabulary needs it), `doc_id`, and
-`n_bytes`, the UTF-8 bytes of the raw text, so that bits per byte never count decoded pieces. A shard holds documents of one
-source in their order, as one record batch, so that its tokens are one flat array. `shard_writer` writes them.
+A row is a document: `tokens` (begin symbol, text, end symbol; uint16, or uint32 when the vocabulary needs it), `doc_id`,
+and `n_bytes`, the UTF-8 bytes of the raw text, so that bits per byte never count decoded pieces. A shard contains documents
+of one source in their order, as one record batch, so that its tokens are one flat array. `shard_writer` writes them.
 
-`index.json` holds each shard's hash, source, counts and the source's weight in an epoch, the tokenizer's hash and the totals. Arrow
-reads a file with a flipped bit without a word; `Shards` therefore checks every hash when it opens.
+The index (`foundry.data.tokens.index`) contains the hash of every shard. Arrow reads a file with a flipped bit without an
+error; `Shards` therefore checks every hash when it opens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foundry.config import DataError
-from foundry.utils.files import read_json, sha256_file, sha256_json
+from foundry.data.tokens.index import ShardEntry, read_index
+from foundry.utils.files import sha256_file
 
-FORMAT = 2
+
+class TokenizedDocument(NamedTuple):
+    """A document of a shard: its tokens with begin and end symbol, the bytes of its raw text, its source."""
+
+    tokens: np.ndarray
+    n_bytes: int
+    source: str
+
+
+class DocumentPart(NamedTuple):
+    """The part of a document that some tokens of a shard are.
+
+    Attributes:
+        first: where the document begins in the shard's tokens.
+        begin, end: of the part, counted from there.
+    """
+
+    doc_id: str
+    first: int
+    begin: int
+    end: int
 
 
 def part_files(folder: str | Path) -> list[Path]:
@@ -37,7 +58,7 @@ def part_files(folder: str | Path) -> list[Path]:
 
 
 def read_clean(folder: str | Path, columns: list[str], rows: int = 512) -> Iterator[list[dict[str, Any]]]:
-    """Groups of documents of one clean split, in the order of its files and rows.
+    """Groups of documents of one clean split, in the order of its files and rows: the values of `columns`.
 
     Raises:
         DataError: if there are no part files.
@@ -55,15 +76,6 @@ def read_texts(part: Path) -> Iterator[str]:
             yield from batch.column(0).to_pylist()
 
 
-def source_totals(infos: list[dict[str, Any]]) -> dict[str, tuple[int, float]]:
-    """(tokens, weight) of each source, in the order of the shards."""
-    totals: dict[str, tuple[int, float]] = {}
-    for info in infos:
-        tokens, _ = totals.get(info["source"], (0, 0.0))
-        totals[info["source"]] = (tokens + info["tokens"], float(info["weight"]))
-    return totals
-
-
 class Shards:
     """The shards of one split, opened and verified.
 
@@ -74,9 +86,10 @@ class Shards:
 
     Attributes:
         folder, split: where it was opened.
+        index: of all splits.
+        entries: the index's entry of each shard of the split.
         tokens: a flat read-only array of each shard's tokens, in the index's order (memory-mapped).
         offsets: where each document of each shard begins in `tokens`, and the end: int32 (documents + 1,).
-        infos: the index's entry of each shard.
 
     Raises:
         DataError: if the index or a shard is missing, of another format, changed, or of another tokenizer.
@@ -84,51 +97,48 @@ class Shards:
 
     def __init__(self, folder: str | Path, split: str, *, tokenizer_sha256: str | None = None) -> None:
         folder = Path(folder)
-        self.index = read_json(folder / "index.json", "the index of the token shards; run `dvc repro shard`", DataError)
-        if self.index.get("format") != FORMAT:
-            raise DataError(
-                f"{folder / 'index.json'} has format {self.index.get('format')!r}; this version reads {FORMAT}: run `dvc repro shard`"
-            )
-        made_with = self.index["tokenizer_sha256"]
+        self.index = read_index(folder)
+        made_with = self.index.tokenizer_sha256
         if tokenizer_sha256 not in (None, made_with):
             raise DataError(
-                f"{folder} was made with the tokenizer {made_with[:12]}…, not with {tokenizer_sha256[:12]}…: run `dvc repro shard`"
+                f"{folder} was made with the tokenizer {made_with[:12]}…, not with {tokenizer_sha256[:12]}…: "
+                "run `dvc repro shard`"
             )
-        self.index_sha256 = sha256_json(self.index)
         self.folder, self.split = folder, split
-        self.infos: list[dict[str, Any]] = self.index["splits"][split]["shards"]
-        self._batches = [self._open(folder / split / info["file"], info) for info in self.infos]
+        self.entries = self.index.splits[split].shards
+        self._batches = [_open(folder / split / entry.file, entry) for entry in self.entries]
         columns = [b.column("tokens") for b in self._batches]
         self.tokens: list[np.ndarray] = [c.values.to_numpy(zero_copy_only=True) for c in columns]
         self.offsets: list[np.ndarray] = [c.offsets.to_numpy() for c in columns]
 
-    def _open(self, path: Path, info: dict[str, Any]) -> pa.RecordBatch:
-        if not path.is_file():
-            raise DataError(f"{path} is missing: run `dvc checkout` or `dvc repro shard`")
-        seen = sha256_file(path)
-        if seen != info["sha256"]:
-            raise DataError(
-                f"{path} was changed after it was written (sha256 {seen[:12]}…, the index says {info['sha256'][:12]}…): "
-                "`foundry verify --repair` restores it, or names the stage that builds it again"
-            )
-        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-
-    def documents_at(self, shard: int, first: int, count: int) -> Iterator[tuple[str, int, int, int]]:
-        """The documents in some tokens of a shard: (doc_id, the document's first token, begin and end of the part in it)."""
+    def documents_at(self, shard: int, first: int, count: int) -> Iterator[DocumentPart]:
+        """The documents in `count` tokens of a shard, from its token `first`."""
         offsets = self.offsets[shard]
         ids = self._batches[shard].column("doc_id")
         for d in range(int(np.searchsorted(offsets, first, side="right")) - 1, len(ids)):
             begin, end = int(offsets[d]), int(offsets[d + 1])
             if begin >= first + count:
                 return
-            yield ids[d].as_py(), begin, max(first, begin) - begin, min(first + count, end) - begin
+            yield DocumentPart(ids[d].as_py(), begin, max(first, begin) - begin, min(first + count, end) - begin)
 
     def doc_ids(self) -> list[str]:
-        """Of each document, in the order of `documents`."""
+        """The id of each document, in the order of `documents`."""
         return [i for batch in self._batches for i in batch.column("doc_id").to_pylist()]
 
-    def documents(self) -> Iterator[tuple[np.ndarray, int, str]]:
-        """(tokens with begin and end symbol, bytes of the raw text, source) of each document, in order."""
-        for batch, flat, offsets, info in zip(self._batches, self.tokens, self.offsets, self.infos, strict=True):
+    def documents(self) -> Iterator[TokenizedDocument]:
+        """The documents of the split, in order."""
+        for batch, flat, offsets, entry in zip(self._batches, self.tokens, self.offsets, self.entries, strict=True):
             for i, n_bytes in enumerate(batch.column("n_bytes").to_pylist()):
-                yield flat[offsets[i] : offsets[i + 1]], n_bytes, info["source"]
+                yield TokenizedDocument(flat[offsets[i] : offsets[i + 1]], n_bytes, entry.source)
+
+
+def _open(path: Path, entry: ShardEntry) -> pa.RecordBatch:
+    if not path.is_file():
+        raise DataError(f"{path} is missing: run `dvc checkout` or `dvc repro shard`")
+    seen = sha256_file(path)
+    if seen != entry.sha256:
+        raise DataError(
+            f"{path} was changed after it was written (sha256 {seen[:12]}…, the index says {entry.sha256[:12]}…): "
+            "`foundry verify --repair` restores it, or names the stage that builds it again"
+        )
+    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)

@@ -30,7 +30,7 @@ COLUMNS = ["text", "doc_id", "n_bytes", "source"]
 
 
 @dataclass(frozen=True)
-class Block:
+class EncodedGroup:
     """Documents of one row group."""
 
     tokens: np.ndarray  # begin symbol, text, end symbol of each document, one after another
@@ -68,7 +68,7 @@ class TokenizerPool:
     def __exit__(self, *exc: object) -> None:
         self._pool.__exit__(*exc)
 
-    def blocks(self, folder: str | Path) -> Iterator[Block]:
+    def groups(self, folder: str | Path) -> Iterator[EncodedGroup]:
         """The documents of one clean split, in the order of its files and rows.
 
         Raises:
@@ -88,7 +88,7 @@ def _encoder_of(path: Path) -> Encoder:
     return Encoder(Tokenizer(path))
 
 
-def encode_group(encoder: Encoder, group: RowGroup) -> Block:
+def encode_group(encoder: Encoder, group: RowGroup) -> EncodedGroup:
     """The documents of one row group as tokens.
 
     Raises:
@@ -106,7 +106,7 @@ def encode_group(encoder: Encoder, group: RowGroup) -> Block:
             doc_id.append(batch.column("doc_id").cast(pa.string()))
             n_bytes.append(batch.column("n_bytes").to_numpy(zero_copy_only=False))
             source += batch.column("source").to_pylist()
-    return Block(
+    return EncodedGroup(
         np.concatenate(tokens) if tokens else np.empty(0, encoder.dtype),
         np.cumsum(np.concatenate([[0], *counts])).astype(np.int64),
         pa.concat_arrays(doc_id) if doc_id else pa.array([], pa.string()),

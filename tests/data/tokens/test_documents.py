@@ -47,7 +47,7 @@ def test_a_stride_beyond_the_window_is_refused():
 def test_the_validation_documents_hold_about_the_tokens_asked_for_and_are_spread_over_the_split(shards, share):
     split = Shards(shards, "train")
     every = [(t, b) for t, b, _ in split.documents()]
-    total = sum(i["tokens"] for i in split.infos)
+    total = sum(e.tokens for e in split.entries)
     documents, sizes = first_documents(split, math.ceil(share * total))
     taken = sum(len(t) for t in documents)
     assert 0.8 * share * total < taken < 1.2 * share * total and len(documents) == len(sizes)

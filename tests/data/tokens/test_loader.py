@@ -89,7 +89,7 @@ def test_targets_are_the_tokens_one_further_in_the_stream(shards):
     assert tokens.dtype == torch.int64 and tokens.shape == targets.shape == (4, 32)
     assert torch.equal(tokens[:, 1:], targets[:, :-1])
     one, two = (
-        np.concatenate([t for t, i in zip(loader.shards.tokens, loader.shards.infos, strict=True) if i["source"] == s])
+        np.concatenate([t for t, i in zip(loader.shards.tokens, loader.shards.entries, strict=True) if i.source == s])
         for s in ("one", "two")
     )
     stream = np.concatenate([one, two, two])
@@ -115,11 +115,9 @@ def test_the_global_batch_is_the_same_for_every_number_of_ranks(shards):
 
 
 def test_a_repeated_source_counts_twice_an_epoch(shards):
-    index = Shards(shards, "train").index["splits"]["train"]
-    by = {s["source"]: 0 for s in index["shards"]}
-    for s in index["shards"]:
-        by[s["source"]] += s["tokens"]
-    assert DataLoader(shards, 1, 32).tokens_per_epoch == by["one"] + 2 * by["two"] == index["epoch_tokens"]
+    train = Shards(shards, "train").index.splits["train"]
+    tokens = {s: sum(e.tokens for e in train.shards if e.source == s) for s in ("one", "two")}
+    assert DataLoader(shards, 1, 32).tokens_per_epoch == tokens["one"] + 2 * tokens["two"] == train.epoch_tokens
 
 
 def test_fewer_tokens_than_one_batch_is_told_with_the_numbers(shards):

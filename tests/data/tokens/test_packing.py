@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from foundry import DataLoader
 from foundry.config import DataError
+from foundry.data.tokens.index import ShardEntry, ShardIndex, SplitEntry
 from foundry.data.tokens.mixture import Mixture
 from foundry.data.tokens.packing import cut_documents, pack_best_fit
-from foundry.data.tokens.shards import FORMAT, Shards
-from foundry.utils.files import sha256_file, write_json
+from foundry.data.tokens.shards import Shards
+from foundry.utils.files import sha256_file
 from foundry.utils.targets import IGNORE
 
 WAYS = ("cut", "best_fit", "document")
@@ -33,7 +34,7 @@ def open_shards(sources, weights=None):
 
 
 def write_and_open(folder, sources, weights):
-    infos, number = [], 10
+    entries, number = [], 10
     (folder / "train").mkdir()
     for source, shards in sources.items():
         for lengths in shards:
@@ -41,7 +42,7 @@ def write_and_open(folder, sources, weights):
             for n in lengths:
                 documents.append([1, *range(number, number + n), 2])
                 number += n
-            path = folder / "train" / f"shard-{len(infos):05d}.arrow"
+            path = folder / "train" / f"shard-{len(entries):05d}.arrow"
             table = pa.table(
                 {
                     "tokens": pa.array(documents, pa.list_(pa.uint32())),
@@ -51,13 +52,11 @@ def write_and_open(folder, sources, weights):
             batch = table.combine_chunks().to_batches()[0]
             with pa.OSFile(str(path), "wb") as f, pa.ipc.new_file(f, batch.schema) as writer:
                 writer.write_batch(batch)
-            infos.append(
-                {"file": path.name, "sha256": sha256_file(path), "source": source, "tokens": sum(map(len, documents)),
-                 "weight": float(weights.get(source, 1))}
-            )  # fmt: skip
-    write_json(
-        folder / "index.json", {"format": FORMAT, "tokenizer_sha256": "", "splits": {"train": {"shards": infos}}}
-    )
+            n, tokens, weight = len(documents), sum(map(len, documents)), weights.get(source, 1)
+            known = {"file": path.name, "sha256": sha256_file(path), "source": source, "weight": weight}
+            entries.append(ShardEntry(**known, documents=n, tokens=tokens, bytes=0))
+    split = SplitEntry(documents=0, tokens=0, bytes=0, epoch_tokens=0, shards=entries)
+    ShardIndex(dtype="uint32", vocab_size=1, tokenizer_sha256="", splits={"train": split}).write(folder)
     return Shards(folder, "train")
 
 
@@ -123,7 +122,7 @@ def test_over_some_epochs_every_unit_of_a_source_is_read_equally_often(weight):
 def test_cut_reads_the_stream_of_the_epoch_and_its_targets_lie_one_further(one, two, seq_len, weight):
     shards = open_shards({"one": one, "two": two}, {"two": weight})
     source = {
-        s: np.concatenate([t for t, i in zip(shards.tokens, shards.infos, strict=True) if i["source"] == s])
+        s: np.concatenate([t for t, i in zip(shards.tokens, shards.entries, strict=True) if i.source == s])
         for s in ("one", "two")
     }
     n = len(source["two"])
@@ -232,7 +231,7 @@ def test_weights_count_rows_of_a_packed_source(way):
 @QUICK
 def test_segments_and_positions_follow_the_documents(way, one, two, seq_len):
     shards = open_shards({"one": one, "two": two}, {"two": 0.75})
-    if sum(i["tokens"] for i in shards.infos) < 2 * seq_len:
+    if sum(e.tokens for e in shards.entries) < 2 * seq_len:
         return
     loader = DataLoader(shards, 1, seq_len, packing=way)
     following = {(a, b) for a, b in document_pairs(shards)}

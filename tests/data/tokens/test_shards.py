@@ -52,13 +52,13 @@ def test_tokens_are_those_of_sentencepiece(shards, clean, tokenizer):
 
 
 def test_a_shard_has_one_source_and_is_closed_by_the_document_that_reaches_the_limit(shards):
-    infos = Shards(shards, "train").infos
-    assert len(infos) > 3 and {i["source"] for i in infos} == {"one", "two"}
     opened = Shards(shards, "train")
-    for info, offsets, following in zip(infos, opened.offsets, [*infos[1:], None], strict=True):
-        assert info["tokens"] - (offsets[-1] - offsets[-2]) < 2048
-        if following and following["source"] == info["source"]:
-            assert info["tokens"] >= 2048
+    entries = opened.entries
+    assert len(entries) > 3 and {e.source for e in entries} == {"one", "two"}
+    for entry, offsets, following in zip(entries, opened.offsets, [*entries[1:], None], strict=True):
+        assert entry.tokens - (offsets[-1] - offsets[-2]) < 2048
+        if following and following.source == entry.source:
+            assert entry.tokens >= 2048
 
 
 def test_the_index_counts_the_weights(shards):
@@ -81,7 +81,7 @@ def test_a_vocabulary_beyond_16_bits_is_stored_in_32(clean, tokenizer, tmp_path,
     write_shards(clean, tokenizer, PARAMS, tmp_path / "s")
     monkeypatch.undo()
     wide = Shards(tmp_path / "s", "train")
-    assert wide.index["dtype"] == "uint32" and wide.tokens[0].dtype == np.uint32
+    assert wide.index.dtype == "uint32" and wide.tokens[0].dtype == np.uint32
 
 
 def test_the_same_bytes_again_and_for_every_number_of_workers_and_row_groups(
@@ -159,8 +159,8 @@ def test_plain_pyarrow_duckdb_and_polars_read_a_shard(shards):
     rows = duckdb.sql("select tokens, n_bytes from shard limit 5").fetchall()
     assert rows == expected
     total = duckdb.sql("select sum(len(tokens)), sum(n_bytes) from shard").fetchall()
-    info = Shards(shards, "train").infos[0]
-    assert total == [(info["tokens"], info["bytes"])]
+    entry = Shards(shards, "train").entries[0]
+    assert total == [(entry.tokens, entry.bytes)]
 
 
 def test_the_examples_of_the_docs_run(shards, tokenizer, tmp_path, monkeypatch, capsys):
@@ -201,7 +201,7 @@ def test_a_changed_cut_or_missing_shard_is_refused(shards, tmp_path):
 
 
 def test_another_tokenizer_is_refused(shards, tokenizer, tmp_path):
-    assert Shards(shards, "train", tokenizer_sha256=tokenizer.sha256).infos
+    assert Shards(shards, "train", tokenizer_sha256=tokenizer.sha256).entries
     train_tokenizer(["other words " * 50], TokenizerParams(vocab_size=300), tmp_path / "tokenizer.model")
     other = Tokenizer(tmp_path).sha256
     with pytest.raises(

@@ -1,0 +1,76 @@
+"""What `config.json` of a trained model says beside the architecture: one schema for its writer and its readers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from foundry.config import DataError
+from foundry.utils.files import read_json
+
+
+@dataclass(frozen=True)
+class SkipDecision:
+    """At `step`, for `reason`, the run decided to skip `batches`."""
+
+    step: int
+    reason: str
+    batches: list[int]
+
+
+class TrainingFacts(BaseModel):
+    """What a run of training was; no clock, host name or path.
+
+    Attributes:
+        fingerprint: hash of the run's identity.
+        tokenizer_sha256, index_sha256: of the tokenizer and of the shard index (`ShardIndex.sha256`).
+        steps, tokens: optimizer steps, and tokens that they read.
+        skipped_batches: the decisions to skip batches; None if none was skipped.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    fingerprint: str
+    tokenizer_sha256: str
+    index_sha256: str
+    steps: int
+    tokens: int
+    skipped_batches: list[SkipDecision] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True)
+
+
+class ModelFacts(TrainingFacts):
+    """The facts of a trained model: of its training, and `weights_sha256`, the hash of `model.safetensors`."""
+
+    weights_sha256: str
+
+    @classmethod
+    def parse(cls, config: Any, path: Path) -> ModelFacts:
+        """The facts in the content of a `config.json`.
+
+        Raises:
+            DataError: naming the facts that it lacks.
+        """
+        try:
+            return cls.model_validate(config)
+        except ValidationError as e:
+            wrong = ", ".join(".".join(map(str, error["loc"])) or "its content" for error in e.errors())
+            raise DataError(
+                f"{path} does not contain the facts of a training (missing or invalid: {wrong}): "
+                "run the train stage (`dvc repro train`) or `dvc checkout`"
+            ) from None
+
+
+def read_facts(folder: str | Path) -> ModelFacts:
+    """The facts of a trained model; its weights are not read.
+
+    Raises:
+        DataError: if there is no readable `config.json`, or it lacks a fact.
+    """
+    path = Path(folder) / "config.json"
+    return ModelFacts.parse(read_json(path, "a trained model's facts; run the train stage", DataError), path)
