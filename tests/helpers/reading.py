@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from foundry.data.manifest import RawFile, RawSource
-from foundry.data.read.formats import Document
+from foundry.data.read.records import Document
 from foundry.data.read.streams import Limits
 from foundry.data.read.units import plan_units, read_unit
 

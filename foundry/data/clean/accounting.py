@@ -17,7 +17,7 @@ from foundry.data.clean.dedup import BANDS, ROWS
 from foundry.data.clean.outcome import Outcome, Result
 from foundry.data.clean.prepare import SAMPLES, Counts, Job, Samples, read_rows
 from foundry.data.clean.rules import REASONS
-from foundry.data.read.formats import EXCERPT
+from foundry.data.read.records import EXCERPT
 from foundry.data.splits import SPLITS
 from foundry.utils.files import atomic_write
 

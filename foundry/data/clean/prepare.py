@@ -34,7 +34,7 @@ from foundry.data.clean.rules import Rules, Verdict
 from foundry.data.clean.scrub import scrub
 from foundry.data.manifest import RawSource
 from foundry.data.read.encoding import guess_encoding
-from foundry.data.read.formats import EXCERPT, Bad, Document
+from foundry.data.read.records import EXCERPT, Bad, Document
 from foundry.data.read.streams import Limits
 from foundry.data.read.units import Unit, read_unit
 from foundry.data.schema import doc_id

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from foundry.config import DataError
 from foundry.data.fetch.store import Fetched
-from foundry.data.read.suffixes import archive_of, format_of, suffix_of
+from foundry.data.read.kinds import archive_of, format_of, suffix_of
 from foundry.utils.inputs import refuse_linked
 
 log = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ from foundry.data.fetch.lockfile import Pin
 from foundry.data.fetch.redirects import Redirects
 from foundry.data.fetch.sources import is_loopback
 from foundry.data.fetch.store import Meter, alone, check_room, read_facts, stored
-from foundry.data.read.suffixes import outer_kind
+from foundry.data.read.kinds import outer_kind
 from foundry.utils.files import disk_errors, make_folder, open_to_write, sha256_file, write_json
 from foundry.utils.network import RETRIED
 

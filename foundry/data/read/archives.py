@@ -1,8 +1,8 @@
 """Members of tar and zip archives, read in place: nothing is ever written under a name that an archive gives.
 
-Guarantees: every wanted member comes once, in an order that the archive alone decides; a name that leaves the folder, a
-link, a device, an encrypted member or a name that occurs twice is refused; nested archives are left out, with a line in
-the log. A tar file is read forward in one pass; its end mark must be there, and nothing behind it.
+Guarantees: every wanted member comes once, in an order that depends only on the archive; a name that leaves the folder,
+a link, a device, an encrypted member or a name that occurs twice is refused; nested archives are skipped, with a line in
+the log. A tar file is read forward in one pass; it must have its end mark, and nothing after it.
 
 Traps: `tarfile` takes a damaged header beyond the first for the end of the archive, and keeps every header it saw;
 `zipfile` gives the last of two members of one name.
@@ -23,8 +23,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from foundry.config import DataError
-from foundry.data.read.streams import CHUNK, Meter
-from foundry.data.read.suffixes import archive_of, format_of
+from foundry.data.read.kinds import archive_of, format_of
+from foundry.data.read.streams import CHUNK, GrowthLimit
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,10 @@ _NO_FOLDERS = re.compile(r"\..*|__MACOSX|.*\.(dist|egg)-info", re.DOTALL)
 
 
 def wanted(name: str, pattern: str | None, format: str) -> bool:
-    """Whether a member is to be read: what the pattern matches, or every file of a text format.
+    """Whether a member is to be read: one that the pattern matches or, without a pattern, every file of a known format.
 
-    `*` matches across folders, `**/` no folder as well. Without a pattern READMEs, licences and hidden files are left
-    out, and a `format` other than auto keeps the files with its suffixes.
+    `*` matches across folders, `**/` also matches no folder. Without a pattern READMEs, licences and hidden files are
+    left out, and a `format` other than auto keeps only the files with its suffixes.
     """
     if pattern is not None:
         return name == pattern or fnmatchcase(name, pattern) or fnmatchcase(name, pattern.replace("**/", ""))
@@ -48,7 +48,7 @@ def wanted(name: str, pattern: str | None, format: str) -> bool:
 
 
 class _Check:
-    """What one archive's members must satisfy, and which of them are read."""
+    """What the members of one archive must satisfy, and which of them are read."""
 
     def __init__(self, shown: str, pattern: str | None, format: str) -> None:
         self.shown, self.pattern, self.format = shown, pattern, format
@@ -57,7 +57,7 @@ class _Check:
         self.found = 0
 
     def take(self, name: str, fault: str) -> bool:
-        """Whether to read a member; `fault` says what makes it none to be read."""
+        """Whether to read a member; `fault` says why it must not be read, if it must not."""
         chosen = wanted(name, self.pattern, self.format)
         if not chosen and self.pattern is not None:
             self._leave(name)
@@ -66,7 +66,7 @@ class _Check:
         if ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
             fault = "leaves the folder"
         elif name in self.seen:
-            fault = "is there twice"
+            fault = "occurs twice"
         if fault:
             raise DataError(
                 f"{self.shown}: the member {name!r} {fault}; such an archive is not read. Name the members to read "
@@ -74,7 +74,7 @@ class _Check:
             )
         self.seen.add(name)
         if archive_of(name):
-            log.warning("%s: the archive %s inside it is left out; unpack it to read it", self.shown, name)
+            log.warning("%s: the archive %s inside it is skipped; extract it to read it", self.shown, name)
             chosen = False
         if not chosen:
             self._leave(name)
@@ -97,12 +97,12 @@ class _Check:
 
 
 def zip_members(
-    archive: zipfile.ZipFile, shown: str, pattern: str | None, format: str, meter: Meter
+    archive: zipfile.ZipFile, shown: str, pattern: str | None, format: str, growth: GrowthLimit
 ) -> list[zipfile.ZipInfo]:
     """The members to read, by name.
 
     Raises:
-        DataError: for a member that is refused, if none is to be read, or if they grow to more than the meter allows.
+        DataError: for a member that is refused, if none is to be read, or if they grow to more than `growth` allows.
     """
     check, chosen = _Check(shown, pattern, format), []
     for info in archive.infolist():
@@ -112,13 +112,13 @@ def zip_members(
             fault = "is a link" if stat.S_ISLNK(mode) else "is a device"
         if (not info.is_dir() or fault) and check.take(info.filename, fault):
             chosen.append(info)
-            meter.add(info.file_size)
+            growth.add(info.file_size)
     check.finish()
     return sorted(chosen, key=lambda i: i.filename)
 
 
 class _Header(tarfile.TarInfo):
-    """A header whose damage is an error wherever it stands."""
+    """A header whose damage is an error wherever it is in the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
@@ -156,7 +156,7 @@ def read_tar(stream: Any, shown: str, pattern: str | None, format: str) -> Itera
 
 
 def shown_member(shown: str, name: str) -> str:
-    """`archive!member`, with what is no Unicode in the name replaced."""
+    """`archive!member`, with the bytes of the name that are not UTF-8 replaced."""
     return f"{shown}!{name.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')}"
 
 

@@ -1,8 +1,8 @@
 """Bytes to text that every later stage can write again as UTF-8.
 
 JSON escapes may hold lone surrogates, files may hold bytes of another encoding: both would raise far from their cause.
-They are repaired here, and the caller learns that they were. Files in an encoding that their source names, or with the
-byte order mark of UTF-16 or UTF-32, are read through `Utf8`, so that every reader sees UTF-8.
+They are repaired here, and the caller learns of it. Files in an encoding that their source names, or with the byte
+order mark of UTF-16 or UTF-32, are read through `Utf8`, so that every reader sees UTF-8.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 def decode(raw: bytes) -> tuple[str, bool]:
     """(text, whether it had to be repaired).
 
-    Bytes that are not UTF-8 are read as Windows-1252 if no part of them is UTF-8 beyond ASCII and at most a quarter are
-    beyond ASCII (Western text); else what cannot be read becomes U+FFFD, which the symbol rule counts.
+    Bytes that are not UTF-8 are read as Windows-1252 if no part of them is UTF-8 beyond ASCII and at most a quarter is
+    beyond ASCII (Western text); otherwise what cannot be read becomes U+FFFD, which the symbol rule counts.
     """
     try:
         return raw.decode("utf-8"), False
@@ -47,7 +47,7 @@ def as_bytes(text: str) -> bytes:
 
 
 def foreign(raw: bytes) -> bytes:
-    """A piece of the bytes to guess their encoding from: it begins with what is no ASCII."""
+    """A piece of the bytes to guess their encoding from, which begins near the first that is not ASCII."""
     found = re.search(rb"[\x00\x80-\xff]", raw)
     start = max(0, found.start() - 64) & ~1 if found else 0  # even: UTF-16 has two bytes for each character
     return raw[start : start + SAMPLE]
@@ -56,8 +56,8 @@ def foreign(raw: bytes) -> bytes:
 def guess_encoding(sample: bytes) -> str | None:
     """The encoding that bytes are likely in, by a name that Python knows; None for UTF-8 and where nothing is likely.
 
-    UTF-16 without a byte order mark shows by zero bytes, its line ends at least, that are all at even or all at odd
-    places; for the rest uchardet is asked.
+    UTF-16 without a byte order mark has zero bytes, in its line ends at least, that are all at even or all at odd
+    places; everything else is left to uchardet.
     """
     from resiliparse.parse.encoding import detect_encoding
 
@@ -73,7 +73,7 @@ def guess_encoding(sample: bytes) -> str | None:
 
 
 def _reads(sample: bytes, encoding: str) -> bool:
-    """Whether all of it is in that encoding, but for a character at its end that may be cut."""
+    """Whether all of it is in that encoding, except for a character at its end that may be cut."""
     try:
         codecs.getincrementaldecoder(encoding)().decode(sample)
     except (UnicodeDecodeError, LookupError):
@@ -99,7 +99,7 @@ class Utf8:
         self._head = b""
 
     def read(self, n: int) -> bytes:
-        """At most `n` bytes; none at the end alone."""
+        """At most `n` bytes; empty only at the end."""
         while not self._head:
             data = self._stream.read(n)
             self._head = self._decode(data, final=not data).encode("utf-8")

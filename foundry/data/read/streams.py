@@ -1,11 +1,11 @@
 """Bytes of a published file: decompressed, counted, cut into lines; damage is an error, never a shorter text.
 
-Guarantees: memory holds a chunk and one record, never the file; what a compressed file grows to is counted while it
-grows, so a bomb stops at its limit; truncation, bad checksums and bytes after the end raise.
+Guarantees: a chunk and one record are in memory, never the file; what a compressed file grows to is counted while it
+grows, so a decompression bomb stops at its limit; truncation, bad checksums and bytes after the end raise.
 
 Why not the obvious readers: `zstandard.stream_reader` ends without an error in a truncated file, `gzip` reads 0 bytes
 as an empty file, `bz2` and `lzma` leave out what follows the first stream unless it is one of theirs, `str.splitlines`
-cuts at U+2028 and U+0085, which may stand inside a JSON string.
+cuts at U+2028 and U+0085, which may occur inside a JSON string.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ XZ_MEMORY = 256 << 20  # a dictionary of xz -9 needs 65 MB
 
 @dataclass(frozen=True)
 class Limits:
-    """Of `Clean`: `max_record_bytes`, `max_unpack_ratio` (0: no limit), `max_unpacked_bytes`."""
+    """`max_record_bytes`, `max_unpack_ratio` (0: no limit) and `max_unpacked_bytes` of the section `clean`."""
 
     record: int = 64 << 20
     ratio: float = 1000.0
     unpacked: int = 1 << 40
 
 
-class Meter:
-    """Counts what one compressed file or archive grows to, all its layers' members together.
+class GrowthLimit:
+    """Counts what one compressed file or archive of `size` bytes grows to, all its members together.
 
     Raises:
         DataError: from `add`, once that is more than the limits allow.
     """
 
-    def __init__(self, shown: str, packed: int, limits: Limits) -> None:
-        self.shown, self.packed, self.limits, self.grown = shown, packed, limits, 0
-        by_ratio = max(SMALL, limits.ratio * packed) if limits.ratio else limits.unpacked
+    def __init__(self, shown: str, size: int, limits: Limits) -> None:
+        self.shown, self.size, self.limits, self.grown = shown, size, limits, 0
+        by_ratio = max(SMALL, limits.ratio * size) if limits.ratio else limits.unpacked
         self.most = int(min(limits.unpacked, by_ratio))  # the ratio may be infinite
 
     def add(self, n: int) -> None:
@@ -59,45 +59,51 @@ class Meter:
             by_size = self.most == self.limits.unpacked
             key, value = ("max_unpacked_bytes", self.most) if by_size else ("max_unpack_ratio", self.limits.ratio)
             raise DataError(
-                f"{self.shown} has {self.packed:,} bytes and grows to more than {self.most:,}: a decompression bomb, "
+                f"{self.shown} has {self.size:,} bytes and grows to more than {self.most:,}: a decompression bomb, "
                 f"or clean.{key} ({value:,}) is too low for it"
             )
 
 
 class Stream:
-    """Reads forward; the beginning may be looked at first, and a meter counts what was read."""
+    """Reads forward; the beginning may be looked at first, and `growth` counts what was read."""
 
-    def __init__(self, raw: Any, meter: Meter | None = None) -> None:
-        self._raw, self._meter, self._head = raw, meter, b""
+    def __init__(self, raw: Any, growth: GrowthLimit | None = None) -> None:
+        self._raw, self._growth, self._head = raw, growth, b""
 
     def read(self, n: int) -> bytes:
-        """`n` bytes if the stream below gives so many at once, else fewer; none at the end alone."""
+        """`n` bytes if the stream below gives so many at once, else fewer; empty only at the end."""
         head = b""
         if self._head:
             head, self._head = self._head[:n], self._head[n:]
             if len(head) == n:
                 return head
         data = self._raw.read(n - len(head))
-        if self._meter:
-            self._meter.add(len(data))
+        if self._growth:
+            self._growth.add(len(data))
         return head + data if head else data
 
     def peek(self, n: int) -> bytes:
-        """The next `n` bytes, fewer only at the end; they stay to be read."""
+        """The next `n` bytes, fewer only at the end; `read` gives them again."""
         parts = [self._head]
         size = len(self._head)
         while size < n and (data := self._raw.read(n - size)):
-            if self._meter:
-                self._meter.add(len(data))
+            if self._growth:
+                self._growth.add(len(data))
             parts.append(data)
             size += len(data)
         self._head = b"".join(parts)
         return self._head[:n]
 
 
+_DAMAGE = (
+    *(EOFError, OSError, NotImplementedError),
+    *(zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError),
+)
+
+
 @contextmanager
 def damage(shown: str) -> Iterator[None]:
-    """Tells the errors of the unpacking libraries as what they mean.
+    """Translates the errors of the libraries that decompress.
 
     Raises:
         DataError: if what is read inside is missing, may not be read, is truncated or damaged.
@@ -108,9 +114,7 @@ def damage(shown: str) -> Iterator[None]:
         raise DataError(f"{shown} does not exist ({e.filename}); run the download stage again") from None
     except PermissionError as e:
         raise DataError(f"{shown}: no permission to read {e.filename}") from None
-    except (
-        EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, NotImplementedError
-    ) as e:  # fmt: skip
+    except _DAMAGE as e:
         if isinstance(e, OSError) and e.errno == errno.ENOSPC:
             raise DataError(f"{shown}: no disk space to unpack it in {tempfile.gettempdir()}; set TMPDIR") from None
         raise DataError(
@@ -118,22 +122,28 @@ def damage(shown: str) -> Iterator[None]:
         ) from None
 
 
-def unpack(raw: Any, packing: str, shown: str, meter: Meter) -> Stream:
-    """The stream below `packing`, one of `suffixes.PACKINGS`; `raw` stands at the beginning of its bytes.
+def unpack(raw: Any, compression: str | None, shown: str, growth: GrowthLimit) -> Stream:
+    """The decompressed bytes; those of `raw` itself, not counted, without a compression.
+
+    Args:
+        raw: at the beginning of its bytes.
+        compression: a name in `foundry.config.formats.COMPRESSIONS`.
 
     Raises:
         DataError: if there are no bytes at all; reading raises within `damage` for what is damaged.
     """
     packed = Stream(raw)
+    if compression is None:
+        return packed
     if not packed.peek(1):
-        raise DataError(f"{shown} has 0 bytes, which is no {packing} file; fetch or make it again")
-    if packing == ".gz":
-        return Stream(gzip.GzipFile(fileobj=packed), meter)
-    if packing == ".zst":
+        raise DataError(f"{shown} has 0 bytes, which is not a {compression} file; fetch or make it again")
+    if compression == "gzip":
+        return Stream(gzip.GzipFile(fileobj=packed), growth)
+    if compression == "zstd":
         import pyarrow as pa
 
-        return Stream(pa.CompressedInputStream(pa.PythonFile(_Closable(packed), "r"), "zstd"), meter)
-    return Stream(_Strict(packed, packing), meter)
+        return Stream(pa.CompressedInputStream(pa.PythonFile(_Closable(packed), "r"), "zstd"), growth)
+    return Stream(_Strict(packed, compression), growth)
 
 
 class _Closable:
@@ -149,11 +159,11 @@ class _Closable:
 
 
 class _Strict:
-    """bz2 and xz: streams in a row, and nothing but them."""
+    """bzip2 and xz: streams in a row, and nothing but them."""
 
-    def __init__(self, packed: Stream, packing: str) -> None:
-        self._packed, self._new = packed, bz2.BZ2Decompressor if packing == ".bz2" else _xz
-        self._padded = packing == ".xz"
+    def __init__(self, packed: Stream, compression: str) -> None:
+        self._packed, self._new = packed, bz2.BZ2Decompressor if compression == "bzip2" else _xz
+        self._padded = compression == "xz"
         self._now: Any = self._new()
 
     def read(self, n: int) -> bytes:
@@ -180,13 +190,13 @@ def _xz() -> lzma.LZMADecompressor:
 
 
 def read_lines(stream: Any, limit: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes, bool]]:
-    """(byte offset, line without its end, whether it is whole), cut at line feeds alone.
+    """(byte offset, line without its end, whether it is complete), cut only at line feeds.
 
-    Of a line longer than `limit` only the beginning comes, marked as not whole.
+    A line longer than `limit` is cut there and marked as not complete.
 
     Args:
-        start, stop: only lines that begin in [start, stop). Offsets are the file's; with a `start` other than 0 the
-            stream stands at the byte before it.
+        start, stop: only lines that begin in [start, stop). Offsets are those of the file; with a `start` other than 0
+            the stream begins with the byte before it.
     """
     offset = start
     chunk = stream.read(CHUNK)
@@ -199,18 +209,18 @@ def read_lines(stream: Any, limit: int, start: int = 0, stop: int | None = None)
                 return
             chunk = stream.read(CHUNK)
         offset += at
-    held: list[bytes] = []
+    parts: list[bytes] = []
     size = 0
     while chunk:
         while (end := chunk.find(b"\n", at)) >= 0:
             if stop is not None and offset >= stop:
                 return
-            if held:
+            if parts:
                 if size <= limit:
-                    held.append(chunk[at:end])
+                    parts.append(chunk[at:end])
                 size += end - at
-                yield offset, b"".join(held)[:limit], size <= limit
-                held = []
+                yield offset, b"".join(parts)[:limit], size <= limit
+                parts = []
             else:
                 size = end - at
                 yield offset, chunk[at : min(end, at + limit)], size <= limit
@@ -219,15 +229,15 @@ def read_lines(stream: Any, limit: int, start: int = 0, stop: int | None = None)
         if stop is not None and offset >= stop:
             return
         if size <= limit and at < len(chunk):
-            held.append(chunk[at:])
+            parts.append(chunk[at:])
         size += len(chunk) - at
         at = 0
         chunk = stream.read(CHUNK)
     if size:
-        yield offset, b"".join(held)[:limit], size <= limit
+        yield offset, b"".join(parts)[:limit], size <= limit
 
 
-def read_whole(stream: Any, limit: int) -> tuple[bytes, bool]:
+def read_all(stream: Any, limit: int) -> tuple[bytes, bool]:
     """(all bytes, True), or the first `limit` and False where there are more."""
     data = bytearray()
     while chunk := stream.read(CHUNK):
@@ -239,7 +249,7 @@ def read_whole(stream: Any, limit: int) -> tuple[bytes, bool]:
 
 @contextmanager
 def on_disk(stream: Any) -> Iterator[Path]:
-    """The stream's bytes as a file of its own, for formats that are read from their end."""
+    """The bytes of a stream as a temporary file, for formats that are read from their end."""
     with tempfile.TemporaryDirectory(prefix="foundry-") as folder:
         path = Path(folder) / "spooled"
         with open_to_write(path) as f:

@@ -2,8 +2,7 @@
 
 A field is a key of the record, or a dotted path into nested records. Lists are joined with line ends; the format
 `bullets` writes each item as `- item`, `numbers` as `1. item`. `{{` and `}}` are literal braces. Nothing else of
-`str.format` is
-understood: no attribute access, no conversions.
+`str.format` is understood: no attribute access, no conversions.
 """
 
 from __future__ import annotations
@@ -17,7 +16,15 @@ SPECS = ("", "bullets", "numbers")
 
 
 class FieldError(ValueError):
-    """A record lacks a field of the template, or the field holds no text; the message is the reason to report."""
+    """A record lacks a field of the template, or the field is not text.
+
+    Attributes:
+        reason: of the quarantine.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Template:
@@ -49,7 +56,7 @@ class Template:
         """The document's text.
 
         Raises:
-            FieldError: naming the field that is missing or is no text.
+            FieldError: naming the field that is missing or is not text.
         """
         out = []
         for literal, field, spec in self.parts:

@@ -13,7 +13,7 @@ from cleaning import MINE, OUT, quarantined, refused, run, texts
 from reading import put, read, said
 
 from foundry.config import DataError
-from foundry.data.read.formats import Document
+from foundry.data.read.records import Document
 from foundry.data.read.streams import Limits
 
 OUTCOMES = {

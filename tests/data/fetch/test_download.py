@@ -16,15 +16,17 @@ import pytest
 import yaml
 
 from foundry.config import ConfigError, DataError, parse_config
+from foundry.config.formats import ARCHIVES, COMPRESSED_TAR, FORMATS
 from foundry.data.fetch.download import download
 from foundry.data.fetch.local import find_files
 from foundry.data.manifest import read_manifest
 from foundry.data.read.archives import wanted
-from foundry.data.read.suffixes import ARCHIVES, FORMATS, archive_of, outer_kind
+from foundry.data.read.kinds import archive_of, outer_kind
 
 RAW = Path("data/raw")
 ROOT = Path(__file__).parents[3]
 LOG = logging.getLogger("foundry")
+SUFFIXES = [suffix for kind in (*FORMATS, *ARCHIVES) for suffix in kind.suffixes]
 
 
 def run(*sources):
@@ -268,7 +270,7 @@ def test_hub_that_cannot_be_reached_is_told(project):
 
 
 @pytest.mark.parametrize(
-    "suffix", [*FORMATS, *ARCHIVES, ".txt.gz", ".jsonl.zst", ".csv.bz2", ".json.xz", ".tar.gz", ".TXT"]
+    "suffix", [*SUFFIXES, *COMPRESSED_TAR, ".txt.gz", ".jsonl.zst", ".csv.bz2", ".json.xz", ".tar.gz", ".TXT"]
 )
 def test_a_folder_gives_every_file_that_cleaning_can_read(project, suffix):
     touch(project, f"corpus/deep/a{suffix}", "corpus/README.md")

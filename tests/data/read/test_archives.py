@@ -17,7 +17,7 @@ from reading import raw_source
 
 from foundry.config import DataError
 from foundry.data.read.archives import wanted
-from foundry.data.read.formats import Document
+from foundry.data.read.records import Document
 from foundry.data.read.units import Limits, plan_units, read_unit
 
 LIMITS = Limits(1 << 20, 1000, 1 << 30)
@@ -147,7 +147,7 @@ def test_globs_match_across_folders():
         ("C:\\x.txt", "leaves the folder"),
         ("d\\..\\x.txt", "leaves the folder"),
         ("../no-text.bin", "leaves the folder"),
-        ("p/d/a.txt", "is there twice"),
+        ("p/d/a.txt", "occurs twice"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")

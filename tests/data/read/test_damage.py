@@ -19,7 +19,7 @@ from reading import raw_source
 
 from foundry.config import DataError
 from foundry.data.read import streams
-from foundry.data.read.formats import Bad, Document
+from foundry.data.read.records import Bad, Document
 from foundry.data.read.units import Limits, plan_units, read_unit
 
 
@@ -115,16 +115,16 @@ pyarrow.feather.write_feather(pa.table({"text": ["x"]}), FEATHER)
 @pytest.mark.parametrize(
     "content, kind",
     [
-        (gzip.compress(b"x" * 99, mtime=0), "gzip"), (zst(b"x" * 99), "zstandard"), (bz2.compress(b"x"), "bzip2"),
+        (gzip.compress(b"x" * 99, mtime=0), "gzip"), (zst(b"x" * 99), "zstd"), (bz2.compress(b"x"), "bzip2"),
         (lzma.compress(b"x"), "xz"), (zipped("a", "x"), "zip"), (SINK.getvalue(), "parquet"),
-        (FEATHER.getvalue(), "Arrow"), (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "PDF"),
+        (FEATHER.getvalue(), "arrow"), (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "PDF"),
         (b"\xef\xbb\xbf <!DOCTYPE html><html>", "HTML"), (b"<html>404", "HTML"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv", "a.md.gz"])
 def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, content, kind, name):
     data = gzip.compress(content) if name.endswith("gz") else content
-    with pytest.raises(DataError, match=rf"{name} holds .*{kind}"):
+    with pytest.raises(DataError, match=rf"{name} contains .*{kind}"):
         read(put(tmp_path, name, data))
 
 
@@ -148,7 +148,8 @@ HARD = "Füße 中文 👩‍👩‍👧‍👦 🇩🇪 שלום \u202bעולם
 @pytest.mark.parametrize("chunk", [3, 1 << 20])
 def test_wide_encodings_with_a_byte_order_mark_are_read_by_every_text_format(tmp_path, monkeypatch, encoding, chunk):
     monkeypatch.setattr(streams, "CHUNK", chunk)
-    monkeypatch.setattr("foundry.data.read.formats.CHUNK", chunk)
+    for reader in ("plain_text", "json_records"):
+        monkeypatch.setattr(f"foundry.data.read.{reader}.CHUNK", chunk)
 
     def wide(text):
         return (b"\xfe\xff" if encoding.endswith("be") else b"") + text.encode(encoding)

@@ -129,7 +129,7 @@ def test_a_large_file_in_a_named_encoding_is_the_same_for_every_size_of_units(tm
 
 def test_what_is_not_in_the_named_encoding_is_counted_and_a_contrary_mark_refused(project, tmp_path):
     path = put(tmp_path, "a.txt", "текст".encode("utf-16"))
-    with pytest.raises(DataError, match="byte order mark of UTF-16, but its source says encoding: cp1251"):
+    with pytest.raises(DataError, match="byte order mark of UTF-16, but its source has encoding: cp1251"):
         read(path, encoding="cp1251")
     path = put(tmp_path, "b.txt", b"abc \xff\xff def")
     assert read(path, encoding="gbk")[0].repaired

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from reading import raw_source
 
 from foundry.config import ConfigError, DataError
-from foundry.data.read import formats, streams
-from foundry.data.read.formats import Bad, Document, Recipe, read_json, read_jsonl, read_text
+from foundry.data.read import json_records, plain_text, streams
+from foundry.data.read.json_records import read_json, read_jsonl
+from foundry.data.read.plain_text import read_text
+from foundry.data.read.records import Bad, Document, DocumentBuilder
 from foundry.data.read.template import Template
 from foundry.data.read.units import Limits, plan_units, read_unit
 
@@ -135,11 +137,11 @@ VALUES = st.recursive(
 def test_the_fast_way_through_json_gives_what_the_plain_one_gives(template, value, escape, spaces):
     line = json.dumps(value, ensure_ascii=escape, separators=(", ", " : ") if spaces else (",", ":"))
     line = line.encode("utf-8", "surrogatepass")
-    recipe = Recipe(template, "", LIMITS)
+    builder = DocumentBuilder(template, "", LIMITS)
     with pytest.MonkeyPatch.context() as patch:
-        fast = list(read_jsonl(io.BytesIO(line), "a", recipe))
+        fast = list(read_jsonl(io.BytesIO(line), "a", builder))
         patch.setattr(orjson, "loads", lambda raw: None)
-        assert list(read_jsonl(io.BytesIO(line), "a", recipe)) == fast
+        assert list(read_jsonl(io.BytesIO(line), "a", builder)) == fast
     assert len(fast) == 1
 
 
@@ -148,15 +150,15 @@ def test_the_fast_way_through_json_gives_what_the_plain_one_gives(template, valu
 def test_json_gives_every_record_wherever_reads_cut_it(records, chunk, named, indent):
     value = {f'k"\\{i}': r for i, r in enumerate(records)} if named else records
     data = json.dumps(value, indent=1 if indent else None).encode()
-    recipe = Recipe("{id} {text}" if named else "{text}", "", LIMITS)
+    builder = DocumentBuilder("{id} {text}" if named else "{text}", "", LIMITS)
     lines = [({"id": k, **r} if isinstance(r, dict) else r) for k, r in value.items()] if named else records
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "CHUNK", chunk)
-        got = list(read_json(io.BytesIO(data), "a", recipe))
+        patch.setattr(json_records, "CHUNK", chunk)
+        got = list(read_json(io.BytesIO(data), "a", builder))
     if named:  # a string's id is known to the map alone
         got = [g for g, r in zip(got, records, strict=True) if not isinstance(r, str)]
         lines = [r for r in lines if not isinstance(r, str)]
-    expected = [next(read_jsonl(io.BytesIO(json.dumps(r).encode()), "a", recipe)) for r in lines]
+    expected = [next(read_jsonl(io.BytesIO(json.dumps(r).encode()), "a", builder)) for r in lines]
     assert texts(got) == texts(expected)
     for item, r in zip(got, lines, strict=True):
         if isinstance(item, Bad) and not named:
@@ -296,8 +298,8 @@ def test_text_loses_nothing_but_separators_and_blank_documents(lines, chunk, end
         if line != "<|endoftext|>":
             now.append(line)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "CHUNK", chunk)
-        got = texts(read_text(io.BytesIO(data), "a", Recipe("{text}", "^#", LIMITS)))
+        patch.setattr(plain_text, "CHUNK", chunk)
+        got = texts(read_text(io.BytesIO(data), "a", DocumentBuilder("{text}", "^#", LIMITS)))
     assert [t.rstrip("\r\n") for t in got] == [t.rstrip("\r\n") for t in expected if t.strip()]
 
 

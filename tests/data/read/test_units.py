@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from reading import put, raw_source, read, said
 
 from foundry.config import DataError
-from foundry.data.read.formats import Bad, Document
+from foundry.data.read.records import Bad, Document
 from foundry.data.read.units import Limits, Unit, plan_units, read_unit
 
 LIMITS = Limits(1 << 20, 1000, 1 << 30)
@@ -226,5 +226,5 @@ def test_the_content_tells_the_format_where_no_suffix_does(tmp_path, format, suf
     }.get(format, sink.getvalue())
     path = put(tmp_path, f"data{suffix}", gzip.compress(data) if suffix else data)
     assert said(read(path)) == (["one"] if format == "html" else ["one", "two"])
-    with pytest.raises(DataError, match="nor the content tells a format"):
+    with pytest.raises(DataError, match="nor the content shows a format"):
         read(put(tmp_path, f"unknown{suffix}", gzip.compress(b"who knows") if suffix else b"who knows"))
