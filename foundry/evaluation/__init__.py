@@ -6,10 +6,11 @@ _HOME = {
     "Comparison": "compare",
     "Scores": "bits_per_byte",
     "compare_documents": "compare",
-    "score_held_out": "held_out_scores",
+    "evaluate_model": "full_evaluation",
     "interval": "bits_per_byte",
-    "read_documents": "compare",
+    "read_losses": "losses",
     "score": "bits_per_byte",
+    "score_held_out": "held_out_scores",
 }
 
 __all__ = sorted(_HOME)

@@ -1,8 +1,8 @@
-"""What general compressors need for the same bytes, in bits per byte: the honest yardstick of a small language model.
+"""What general compressors need for the same bytes, in bits per byte: the yardstick of a small language model.
 
-`alone` compresses the test text by itself; `given_train` is the size of train and test together less that of train, so the
-compressor has seen what the model was trained on. PPMd (Shkarin 2002, variant H as in 7-Zip) is the strongest of the quick ones on
-text: a model above it has learnt less than a table of contexts.
+`alone` compresses the test text by itself; `given_train` is the size of train and test together minus that of train, so the compressor
+has read what the model was trained on. PPMd (Shkarin 2002, variant H as in 7-Zip) is the strongest of the fast ones on text: a model that
+needs more bits has learned less than a table of contexts.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyppmd
 
 from foundry.data.tokens.shards import read_texts
+from foundry.utils.evaluation_report import CompressedSize
 
 PPMD_ORDERS = (6, 8)
 PPMD_MEMORY = 256 << 20  # bytes of its model; more changes nothing at these sizes
-MAX_TRAIN_BYTES = 64 << 20  # of the training text, its end: what fits xz's largest dictionary
+MAX_TRAIN_BYTES = 64 << 20  # from the end of the training text: what fits into xz's largest dictionary
 
 
 def xz_size(data: bytes) -> int:
@@ -32,18 +33,18 @@ def zstd_size(data: bytes) -> int:
 
 
 def ppmd_sizes(train: bytes, test: bytes, order: int) -> tuple[int, int]:
-    """Compressed bytes of the test text (alone, after the training text)."""
+    """Compressed bytes of the test text: (by itself, after the training text)."""
     alone = pyppmd.Ppmd7Encoder(order, PPMD_MEMORY)
     size = len(alone.encode(test)) + len(alone.flush())
     if not train:
         return size, size
     both = pyppmd.Ppmd7Encoder(order, PPMD_MEMORY)
-    both.encode(train)  # a few bytes of it are still in the range coder and count for the test: nothing at these sizes
+    both.encode(train)  # a few of its bytes are still in the range coder and count for the test: negligible here
     return size, len(both.encode(test)) + len(both.flush())
 
 
 def last_bytes(parts: Sequence[Path], most: int = MAX_TRAIN_BYTES) -> bytes:
-    """The end of the text of `part-*.parquet` files, documents divided by empty lines; at most one part is held besides it."""
+    """The end of the text of `part-*.parquet` files, with an empty line after each document; reads one part at a time."""
     data = b""
     for part in reversed(parts):
         if len(data) >= most:
@@ -52,8 +53,8 @@ def last_bytes(parts: Sequence[Path], most: int = MAX_TRAIN_BYTES) -> bytes:
     return data[-most:]
 
 
-def baselines(train: bytes, test: bytes) -> dict[str, dict[str, float]]:
-    """{compressor: {alone, given_train}} in bits per byte of the test text; `train` is what they have seen before it.
+def baselines(train: bytes, test: bytes) -> dict[str, CompressedSize]:
+    """Bits per byte of the test text by compressor; `train` is what they have read before it.
 
     Raises:
         ValueError: if there is no test text.
@@ -70,6 +71,6 @@ def baselines(train: bytes, test: bytes) -> dict[str, dict[str, float]]:
         }
         sizes |= {f"ppmd_order_{order}": future.result() for order, future in ppmd.items()}
     return {
-        name: {"alone": round(8 * alone / len(test), 4), "given_train": round(8 * given / len(test), 4)}
+        name: CompressedSize(alone=round(8 * alone / len(test), 4), given_train=round(8 * given / len(test), 4))
         for name, (alone, given) in sizes.items()
     }

@@ -1,45 +1,52 @@
-"""Paired comparison of two models on the same documents, from what each paid for every one of them. Imports no torch.
+"""Paired comparison of two models on the same documents, by their losses on each document. Imports no torch.
 
-Both models read the same text, so the difficulty of a document cancels: the interval of the difference is several times narrower than the
-intervals of the two numbers. The table of a model (`artifacts/evaluation/documents.parquet`) holds a row a document: doc_id, source, lang,
-n_bytes, tokens, nats.
+Both models read the same text, so the difficulty of a document cancels out: the interval of the difference is several times narrower
+than the intervals of the two numbers. `foundry.evaluation.losses` describes the tables.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from foundry.config import DataError
 from foundry.utils.bootstrap import bootstrap, percentiles_95
 
-COLUMNS = ("doc_id", "source", "lang", "n_bytes", "tokens", "nats")
-
 
 @dataclass(frozen=True)
 class Difference:
-    """Bits per byte of B less that of A: negative where B is better."""
+    """Bits per byte of B minus those of A: negative where B is better.
+
+    Attributes:
+        value, low, high: the difference with its 95 % interval.
+        win_rate: share of the documents on which B has the smaller loss; a tie counts half.
+    """
 
     bits_a: float
     bits_b: float
     value: float
     low: float
     high: float
-    win_rate: float  # of documents on which B pays less; a tie counts half
+    win_rate: float
     documents: int
 
 
 @dataclass(frozen=True)
 class Comparison:
+    """A verdict on B.
+
+    Attributes:
+        p_value: two-sided: how often flipping the signs of the documents' differences at random gives a total as large.
+        verdict: "better", "worse" or "not distinguishable".
+    """
+
     overall: Difference
-    p_value: float  # two-sided: how often chance alone gives a difference as large, by flipping signs
-    verdict: str  # of B: "better", "worse" or "not distinguishable"
+    p_value: float
+    verdict: str
     by_source: dict[str, Difference]
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,37 +56,17 @@ class Comparison:
         d = self.overall
         return (
             f"{self.verdict}: {d.bits_b:.4f} against {d.bits_a:.4f} bits per byte, difference {d.value:+.4f} "
-            f"(95 % {d.low:+.4f} to {d.high:+.4f}), better on {d.win_rate:.0%} of {d.documents} documents, p = {self.p_value:.2g}"
+            f"(95 % {d.low:+.4f} to {d.high:+.4f}), better on {d.win_rate:.0%} of {d.documents} documents, "
+            f"p = {self.p_value:.2g}"
         )
-
-
-def read_documents(path: str | Path) -> pa.Table:
-    """The table of a model's losses.
-
-    Raises:
-        DataError: if it cannot be read, lacks a column, is empty, or holds a loss that is not a finite number of nats.
-    """
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as e:
-        raise DataError(f"{path} cannot be read ({e}): run `dvc repro evaluate`") from None
-    if missing := [c for c in COLUMNS if c not in table.column_names]:
-        raise DataError(f"{path} has no column {', '.join(missing)}: it is no table of losses by document")
-    nats = table["nats"].to_numpy()
-    if not len(nats):
-        raise DataError(f"{path} holds no document")
-    if not np.isfinite(nats).all() or (nats < 0).any():
-        raise DataError(
-            f"{path} holds losses that are not finite and positive: it is damaged, run `dvc repro evaluate`"
-        )
-    return table
 
 
 def compare_documents(a: pa.Table, b: pa.Table, resamples: int = 2000, seed: int = 1) -> Comparison:
     """Compares B with A.
 
-    The interval is the 95 % percentile bootstrap over documents (Efron 1979), pairs kept together; the p-value that of the sign-flip permutation
-    test (Fisher 1935). B is better if the interval lies below zero, worse if above.
+    The interval is the 95 % percentile bootstrap over documents (Efron 1979) that keeps the two losses of a document together; the
+    p-value is that of the sign-flip permutation test (Fisher 1935). B is better if the whole interval is below zero, worse if it is
+    above.
 
     Raises:
         DataError: if the tables are not of the same documents.
@@ -88,8 +75,9 @@ def compare_documents(a: pa.Table, b: pa.Table, resamples: int = 2000, seed: int
     if a["doc_id"].to_pylist() != b["doc_id"].to_pylist() or a["n_bytes"].to_pylist() != b["n_bytes"].to_pylist():
         mine, theirs = set(a["doc_id"].to_pylist()), set(b["doc_id"].to_pylist())
         raise DataError(
-            f"the models were not scored on the same text: {len(mine & theirs)} documents in common, {len(mine - theirs)} only with the first, "
-            f"{len(theirs - mine)} only with the second; score both on one test split"
+            f"the models were not scored on the same text: {len(mine & theirs)} documents in common, "
+            f"{len(mine - theirs)} only with the first, {len(theirs - mine)} only with the second; "
+            "score both on one test split"
         )
     bits_a, bits_b = (t["nats"].to_numpy() / math.log(2) for t in (a, b))
     n_bytes = a["n_bytes"].to_numpy().astype(np.float64)
@@ -114,6 +102,7 @@ def _difference(bits_a: np.ndarray, bits_b: np.ndarray, n_bytes: np.ndarray, res
 
 
 def _sign_flips(gap: np.ndarray, resamples: int, seed: int) -> float:
-    rng, seen = np.random.default_rng(seed), abs(gap.sum())
-    hits = sum(abs((gap * rng.choice((-1.0, 1.0), len(gap))).sum()) >= seen * (1 - 1e-12) for _ in range(resamples))
+    """The p-value of the sign-flip test of the documents' differences."""
+    rng, observed = np.random.default_rng(seed), abs(gap.sum())
+    hits = sum(abs((gap * rng.choice((-1.0, 1.0), len(gap))).sum()) >= observed * (1 - 1e-12) for _ in range(resamples))
     return (hits + 1) / (resamples + 1)

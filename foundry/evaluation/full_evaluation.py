@@ -1,4 +1,4 @@
-"""A whole evaluation: what the evaluate stage writes, from the model and the text."""
+"""The complete evaluation of a model: everything that the evaluate stage writes, from the model and the text."""
 
 from __future__ import annotations
 
@@ -12,24 +12,34 @@ import pyarrow as pa
 
 from foundry.config import Config
 from foundry.data.tokens.shards import Shards, read_texts
-from foundry.evaluation import contamination, continuations, tasks
 from foundry.evaluation.baselines import baselines, last_bytes
-from foundry.evaluation.bits_per_byte import held_out, losses_table
-from foundry.evaluation.held_out_scores import score_held_out, uniform
+from foundry.evaluation.bits_per_byte import held_out
+from foundry.evaluation.contamination import SharedRuns, shared_runs, training_overlap
+from foundry.evaluation.continuations import KINDS, PromptSample, continue_prompts, variety
+from foundry.evaluation.held_out_scores import score_held_out, scored_text_sha256, uniform
 from foundry.evaluation.leak_probe import probe_leaks
-from foundry.evaluation.questions import read_questions
+from foundry.evaluation.losses import losses_table
+from foundry.evaluation.questions import Question, read_task_files
+from foundry.evaluation.tasks import make_tasks, task_score
 from foundry.inference import Generator
 from foundry.models import MiniLLM, ModelFacts
 from foundry.tokenizers import Tokenizer
-from foundry.utils.inputs import find_inputs
+from foundry.utils.evaluation_report import Contamination, EvaluationReport
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    report: dict[str, Any]
+    """What an evaluation found.
+
+    Attributes:
+        losses: see `foundry.evaluation.losses`.
+        questions: those that were made from the test text, by the name of their kind.
+    """
+
+    report: EvaluationReport
     losses: pa.Table
-    questions: dict[str, list[tasks.Question]]  # those that were made here
-    samples: list[dict[str, str]]
+    questions: dict[str, list[Question]]
+    samples: list[PromptSample]
 
 
 def evaluate_model(
@@ -43,65 +53,70 @@ def evaluate_model(
     log: logging.Logger,
     root: str | Path = ".",
 ) -> Evaluation:
-    """Everything but what the harness does.
+    """Evaluates a model, except for the tasks of lm-evaluation-harness.
 
     Args:
-        facts: `config.json` of the trained model.
         model: on the device where everything is computed.
-        rows: of the test split's clean text: doc_id, text, lang.
+        facts: `config.json` of the trained model.
+        rows: doc_id, text and lang of the test split's clean documents.
         train_parts: the part files of the training split's clean text.
-        root: where `evaluate.task_files` are looked for.
+        root: the folder to which the patterns of `evaluate.task_files` are relative.
 
     Raises:
         ConfigError: if a pattern of `task_files` matches no file.
-        DataError: for an empty test split, a question that is not one, a model that sees its answers or is damaged.
+        DataError: if the test split is empty, a question is malformed, or the model sees its answers or is damaged.
     """
-    how, seed = cfg.evaluate, cfg.seed
-    documents = held_out(test, rows, how.test_bytes)
-    made = tasks.make_tasks(how.tasks, documents, how.task_items, seed)
-    asked = {**{k: v for k, v in made.items() if v}, **_task_files(how.task_files, Path(root))}
+    params, seed = cfg.evaluate, cfg.seed
+    documents = held_out(test, rows, params.test_bytes)
+    made = make_tasks(params.tasks, documents, params.task_items, seed)
     for name in (k for k, v in made.items() if not v):
-        log.warning("no question of %s could be made: the test documents are too few or too short", name)
+        log.warning("no question of the task %s could be made: the test documents are too few or too short", name)
+    questions = {**{k: v for k, v in made.items() if v}, **read_task_files(params.task_files, Path(root))}
     leaks = probe_leaks(model, documents.tokens[0], cfg.train.document_mask, seed)
-    written = continuations.continue_prompts(Generator(model, tokenizer, next(model.parameters()).device), how, seed)
-    found = {}
-    if how.contamination_ngram:
-        log.info("looking for runs of %d words in the training text", how.contamination_ngram)
-        texts = {f"task {n}": [q.context + q.choices[q.label] for q in questions] for n, questions in asked.items()}
-        texts |= {kind: [row[kind] for row in written] for kind in continuations.KINDS}
-        found = contamination.overlap(
-            {"test": documents.texts, **texts}, how.contamination_ngram, train_parts, read_texts, cfg.runtime
+    samples = continue_prompts(Generator(model, tokenizer, next(model.parameters()).device), params, seed)
+    found: dict[str, SharedRuns] = {}
+    if params.contamination_ngram:
+        log.info("looking for runs of %d words in the training text", params.contamination_ngram)
+        texts = {f"task {n}": [q.context + q.choices[q.label] for q in asked] for n, asked in questions.items()}
+        texts |= {kind: [sample.text(kind) for sample in samples] for kind in KINDS}
+        found = shared_runs(
+            {"test": documents.texts, **texts}, params.contamination_ngram, train_parts, read_texts, cfg.runtime
         )
     log.info("scoring %d of %d test documents", len(documents), documents.split)
-    report, scores = score_held_out(model, facts, test, documents, cfg, found.get("test"))
+    scores = score_held_out(model, documents, cfg, found.get("test"))
+    measured: dict[str, Any] = {}  # what the parameters may leave out
     if found:
-        report["contamination"] = {
-            "ngram": how.contamination_ngram,
-            **contamination.summary(found["test"], how.bootstrap, seed),
-        }
-    report["tasks"] = {}
-    for name, questions in asked.items():
-        log.info("asking %d questions of %s", len(questions), name)
-        report["tasks"][name] = tasks.task_score(model, tokenizer, questions, how.bootstrap, seed)
+        overlap = training_overlap(found["test"], params.bootstrap, seed)
+        measured["contamination"] = Contamination(ngram=params.contamination_ngram, **dict(overlap))
+    task_scores = {}
+    for name, asked in questions.items():
+        log.info("asking %d questions of the task %s", len(asked), name)
+        task_scores[name] = task_score(model, tokenizer, asked, params.bootstrap, seed)
         if found:
-            report["tasks"][name]["contamination"] = contamination.summary(found[f"task {name}"], how.bootstrap, seed)
-    report["samples"] = {
-        kind: continuations.variety([row[kind] for row in written], found.get(kind), how.bootstrap, seed)
-        for kind in continuations.KINDS
-        if written
-    }
-    report["leaks"] = leaks
-    if how.baselines:
+            overlap = training_overlap(found[f"task {name}"], params.bootstrap, seed)
+            task_scores[name] = task_scores[name].model_copy(update={"contamination": overlap})
+    if params.baselines:
         log.info("compressing the same bytes with xz, zstd and PPMd")
-        held = b"".join(t.encode() + b"\n\n" for t in documents.texts)
-        report["baselines"] = baselines(last_bytes(train_parts), held)
-        report["uniform"] = uniform(documents, int(scores.tokens.sum()), model.cfg.vocab_size)
-    return Evaluation(report, losses_table(documents, scores), made, written)
-
-
-def _task_files(patterns: list[str], root: Path) -> dict[str, list[tasks.Question]]:
-    """{name of the file: its questions}."""
-    out = {}
-    for pattern in patterns:
-        out |= {p.stem: read_questions(p) for p in find_inputs(pattern, root, "evaluate.task_files")}
-    return out
+        text = b"".join(t.encode() + b"\n\n" for t in documents.texts)
+        measured["baselines"] = baselines(last_bytes(train_parts), text)
+        measured["uniform"] = uniform(documents, scores.test.tokens, model.cfg.vocab_size)
+    report = EvaluationReport(
+        test=scores.test,
+        by_source=scores.by_source,
+        by_lang=scores.by_lang,
+        by_length=scores.by_length,
+        by_position=scores.by_position,
+        calibration=scores.calibration,
+        fingerprint=facts.fingerprint,
+        weights_sha256=facts.weights_sha256,
+        test_sha256=scored_text_sha256(test, documents),
+        tasks=task_scores,
+        samples={
+            kind: variety([sample.text(kind) for sample in samples], found.get(kind), params.bootstrap, seed)
+            for kind in KINDS
+            if samples
+        },
+        leaks=leaks,
+        **measured,
+    )
+    return Evaluation(report, losses_table(documents, scores.by_document), made, samples)

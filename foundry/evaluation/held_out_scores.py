@@ -1,4 +1,4 @@
-"""The evaluation of a trained model, as one value for `reports/evaluate.json`. Every number has an interval beside it.
+"""How well a model predicts held-out text: overall, by group of documents, by position in the context, and whether it is calibrated.
 
 Always in float32, so that the numbers do not depend on the machine's fast formats.
 """
@@ -7,106 +7,126 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from foundry.config import Config, DataError
 from foundry.data.tokens.shards import Shards
 from foundry.evaluation.bits_per_byte import Documents, Scores, interval, perplexity, score
+from foundry.evaluation.contamination import SharedRuns
 from foundry.evaluation.tokens import TokenScores, calibration, position_curve, score_tokens
-from foundry.models import MiniLLM, ModelFacts
+from foundry.models import MiniLLM
+from foundry.utils.evaluation_report import Calibration, PartScore, PositionScore, SplitScore, UniformModels
 from foundry.utils.files import sha256_json
 
 LENGTHS = (0, 500, 1000, 2000, 4000, 8000, 16000)  # bytes
-Seen = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """What `foundry.utils.evaluation_report.EvaluationReport` has under the same names, and the loss on each document.
+
+    Attributes:
+        by_document: with windows that do not overlap.
+    """
+
+    test: SplitScore
+    by_source: dict[str, PartScore]
+    by_lang: dict[str, PartScore]
+    by_length: dict[str, PartScore]
+    by_position: list[PositionScore]
+    calibration: Calibration
+    by_document: Scores
 
 
 def score_held_out(
-    model: MiniLLM, facts: ModelFacts, test: Shards, documents: Documents, cfg: Config, seen: Seen | None = None
-) -> tuple[dict[str, Any], Scores]:
-    """Bits per byte of the test split in two protocols, overall and by what the documents are; calibration and the use of the context.
+    model: MiniLLM, documents: Documents, cfg: Config, in_training: SharedRuns | None = None
+) -> HeldOutScores:
+    """Scores documents by two protocols: windows that do not overlap, and windows that overlap by half.
 
     Args:
-        facts: `config.json` of the trained model.
-        seen: of each document (runs of words that the training text has, runs); None: not looked for.
-
-    Returns:
-        (the report, what each document cost with stride = context).
+        in_training: the runs of words of the documents that are in the training text; None if nobody looked for them.
 
     Raises:
-        DataError: if the sum over tokens is not the sum over documents, or the model's answers are not finite.
+        DataError: if the sum over tokens is not the sum over documents, or the model's probabilities are not finite.
     """
     T, resamples, seed = model.cfg.max_seq_len, cfg.evaluate.bootstrap, cfg.seed
     scores = score(model, documents.tokens, T)
     tokens = score_tokens(model, documents.tokens)
-    double_entry(scores, tokens)
+    check_sums(scores, tokens)
     overlap = score(model, documents.tokens, max(1, T // 2))
 
-    def part(at: np.ndarray) -> dict[str, Any]:
-        return {
-            "bits_per_byte": interval(scores.nats[at], documents.n_bytes[at], resamples, seed),
-            "documents": int(at.sum()),
-            "bytes": int(documents.n_bytes[at].sum()),
-        }
+    def part(at: np.ndarray) -> PartScore:
+        """The documents of a mask."""
+        return PartScore(
+            bits_per_byte=interval(scores.nats[at], documents.n_bytes[at], resamples, seed),
+            documents=int(at.sum()),
+            bytes=int(documents.n_bytes[at].sum()),
+        )
 
-    every = np.ones(len(documents), bool)
-    report: dict[str, Any] = {
-        "test": {
-            **part(every),
-            "bits_per_byte_overlap": interval(overlap.nats, documents.n_bytes, resamples, seed),
-            "perplexity_token": perplexity(scores.nats, scores.tokens, resamples, seed),
-            "perplexity_word": perplexity(scores.nats, documents.words, resamples, seed),
-            "tokens": int(scores.tokens.sum()),
-            "words": int(documents.words.sum()),
-            "split_documents": documents.split,
-        },
-        "by_source": _by(documents.sources, part),
-        "by_lang": _by(documents.langs, part),
-        "by_length": _by_length(documents.n_bytes, part),
-        "by_position": position_curve(tokens, len(documents), T, resamples, seed),
-        "calibration": calibration(tokens, len(documents), resamples, seed),
-        "fingerprint": facts.fingerprint,
-        "weights_sha256": facts.weights_sha256,
-        "test_sha256": _test_sha256(test, documents),
-    }
-    if seen is not None:
-        clean = seen[0] == 0
-        report["test"]["not_in_training"] = part(clean) if clean.any() else None
-    return report, scores
+    looked_for = {}
+    if in_training is not None:
+        clean = in_training.seen == 0
+        looked_for["not_in_training"] = part(clean) if clean.any() else None
+    test = SplitScore(
+        **dict(part(np.ones(len(documents), bool))),
+        bits_per_byte_overlap=interval(overlap.nats, documents.n_bytes, resamples, seed),
+        perplexity_token=perplexity(scores.nats, scores.tokens, resamples, seed),
+        perplexity_word=perplexity(scores.nats, documents.words, resamples, seed),
+        tokens=int(scores.tokens.sum()),
+        words=int(documents.words.sum()),
+        split_documents=documents.split,
+        **looked_for,
+    )
+    return HeldOutScores(
+        test=test,
+        by_source=_by_name(documents.sources, part),
+        by_lang=_by_name(documents.langs, part),
+        by_length=_by_length(documents.n_bytes, part),
+        by_position=position_curve(tokens, len(documents), T, resamples, seed),
+        calibration=calibration(tokens, len(documents), resamples, seed),
+        by_document=scores,
+    )
 
 
-def _test_sha256(test: Shards, documents: Documents) -> str:
-    """What was scored: the split's shards, and which of their documents."""
+def scored_text_sha256(test: Shards, documents: Documents) -> str:
+    """The identity of the text that was scored: the split's shards, and which of their documents."""
     shards = [entry.sha256 for entry in test.entries]
     return sha256_json(shards if documents.every == 1 else {"shards": shards, "every": documents.every})
 
 
-def double_entry(scores: Scores, tokens: TokenScores) -> None:
-    """The same nats, counted by documents and by tokens on two ways through the model.
+def check_sums(scores: Scores, tokens: TokenScores) -> None:
+    """Double entry: the same nats, summed by documents and by tokens, from two passes through the model.
 
     Raises:
-        DataError: if they differ by more than float32 rounds.
+        DataError: if they differ by more than the rounding of float32.
     """
     one, two = scores.nats.sum(), tokens.nats.sum()
     if scores.tokens.sum() != len(tokens.nats) or not math.isclose(one, two, rel_tol=1e-5):
         raise DataError(
-            f"the sum over documents is {one:.6g} nats of {scores.tokens.sum():,} tokens, that over tokens {two:.6g} of {len(tokens.nats):,}: "
-            "the scoring is wrong, no number of it can be trusted"
+            f"the sum over documents is {one:.6g} nats of {scores.tokens.sum():,} tokens, the sum over tokens is "
+            f"{two:.6g} nats of {len(tokens.nats):,}: the scoring is wrong, and no number of it can be trusted. "
+            "Please report this as a bug of foundry/models/scoring.py"
         )
 
 
-def uniform(documents: Documents, tokens: int, vocab_size: int) -> dict[str, float]:
-    """Bits per byte of models that know nothing: every byte, every token equally likely."""
-    return {"bytes": 8.0, "tokens": round(tokens * math.log2(vocab_size) / float(documents.n_bytes.sum()), 4)}
+def uniform(documents: Documents, tokens: int, vocab_size: int) -> UniformModels:
+    """Bits per byte of models that know nothing.
+
+    Args:
+        tokens: of the documents, as the model's tokenizer counts them.
+    """
+    per_token = round(tokens * math.log2(vocab_size) / float(documents.n_bytes.sum()), 4)
+    return UniformModels(bytes=8.0, tokens=per_token)
 
 
-def _by(names: Sequence[str], part: Callable[[np.ndarray], dict[str, Any]]) -> dict[str, Any]:
+def _by_name(names: Sequence[str], part: Callable[[np.ndarray], PartScore]) -> dict[str, PartScore]:
     column = np.array(names)
     return {name: part(column == name) for name in dict.fromkeys(names)}
 
 
-def _by_length(n_bytes: np.ndarray, part: Callable[[np.ndarray], dict[str, Any]]) -> dict[str, Any]:
+def _by_length(n_bytes: np.ndarray, part: Callable[[np.ndarray], PartScore]) -> dict[str, PartScore]:
     out = {}
     for least, most in zip(LENGTHS, (*LENGTHS[1:], None), strict=True):
         at = (n_bytes >= least) & (n_bytes < (most or np.inf))

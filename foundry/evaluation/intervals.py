@@ -1,25 +1,23 @@
-"""Bootstrap intervals of ratios of sums over documents (Efron 1979)."""
+"""Bootstrap intervals of ratios of sums over documents, such as bits per byte or the share of right answers."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from foundry.utils.bootstrap import bootstrap, percentiles_95
-
-Interval = dict[str, float]
+from foundry.utils.bootstrap import Interval, bootstrap, percentiles_95
 
 
 def ratio_intervals(
     above: np.ndarray, below: np.ndarray, resamples: int, seed: int, digits: int = 4
 ) -> list[Interval | None]:
-    """{value, low, high} of each column's sum(above) / sum(below), with the 95 % percentile interval over documents.
+    """The ratio sum(above) / sum(below) of each column, with its 95 % percentile interval over documents.
 
     Args:
-        above, below: float (documents, columns); documents are drawn whole, all columns of one together.
-        resamples: how often documents are drawn with replacement.
+        above, below: float (documents, columns). Documents are drawn, each with all its columns.
+        resamples: how often the documents are drawn with replacement.
 
     Returns:
-        None for a column of which no document has a part.
+        One interval per column; None for a column whose `below` is 0 in every document.
     """
     n = len(above)
 
@@ -35,13 +33,11 @@ def ratio_intervals(
         if not total > 0:
             out.append(None)
             continue
-        low, high = percentiles_95(draws[:, column])
-        value = above[:, column].sum() / total
-        out.append({k: round(float(v), digits) for k, v in (("value", value), ("low", low), ("high", high))})
+        out.append(Interval.rounded(above[:, column].sum() / total, *percentiles_95(draws[:, column]), digits))
     return out
 
 
 def ratio_interval(above: np.ndarray, below: np.ndarray, resamples: int, seed: int, digits: int = 4) -> Interval | None:
-    """The same of one column: float (documents,)."""
+    """`ratio_intervals` of one column: float (documents,)."""
     above, below = (np.asarray(x, np.float64)[:, None] for x in (above, below))
     return ratio_intervals(above, below, resamples, seed, digits)[0]

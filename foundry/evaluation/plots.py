@@ -1,65 +1,90 @@
-"""Pictures for people who would rather look than read: a PNG for a README, drawings for the page, rows for `dvc plots`."""
+"""Plots of an evaluation: a PNG for a README, SVG drawings for the HTML report, tables for `dvc plots`."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from foundry.utils.bootstrap import Interval
+from foundry.utils.evaluation_report import Calibration, PositionScore
 from foundry.utils.files import atomic_write, write_text
 
 
-def plot_curve(curve: Sequence[dict], validations: Sequence[dict], baseline: float | None, path: str | Path) -> None:
-    """Writes a PNG: training loss and learning rate by tokens, and validation bits per byte with PPMd's line.
+@dataclass(frozen=True)
+class TrainingCurves:
+    """What a training logged.
+
+    Attributes:
+        tokens, loss, lr: by logged step: tokens read so far, nats per token, learning rate.
+        validation_tokens, bits_per_byte: by validation.
+    """
+
+    tokens: list[float]
+    loss: list[float]
+    lr: list[float]
+    validation_tokens: list[float]
+    bits_per_byte: list[float]
+
+    @classmethod
+    def read(cls, train: str | Path, validation: str | Path) -> Self:
+        """Reads `reports/train.csv` and `reports/validation.csv`."""
+        return cls(
+            *_columns(train, "tokens", "loss", "lr"),
+            *_columns(validation, "tokens", "val_bits_per_byte"),
+        )
+
+
+def _columns(path: str | Path, *names: str) -> list[list[float]]:
+    with open(path, encoding="utf-8", newline="") as f:
+        rows = list(csv.DictReader(f))
+    return [[float(row[name]) for row in rows] for name in names]
+
+
+def plot_curves(curves: TrainingCurves, baseline: float | None, path: str | Path) -> None:
+    """Writes a PNG: training loss and learning rate by tokens, and validation bits per byte beside PPMd's line.
 
     Args:
-        curve: rows with tokens, loss, lr.
-        validations: rows with tokens, val_bits_per_byte.
-        baseline: bits per byte of the best compressor that knows the training text; None leaves the line out.
+        baseline: bits per byte of the best compressor that has read the training text; None omits the line.
     """
-    fig = _curves(curve, validations, baseline)
+    fig = _draw_curves(curves, baseline)
     with atomic_write(path) as f:
         fig.savefig(f, format="png", dpi=110, metadata={"Software": None})
     _close(fig)
 
 
-def curves_svg(curve: Sequence[dict], validations: Sequence[dict], baseline: float | None) -> str:
-    """The same as an SVG drawing."""
-    return _svg(_curves(curve, validations, baseline))
+def curves_svg(curves: TrainingCurves, baseline: float | None) -> str:
+    """The plot of `plot_curves` as an SVG drawing."""
+    return _svg(_draw_curves(curves, baseline))
 
 
-def calibration_svg(calibration: dict[str, Any]) -> str:
-    """The reliability curve, with intervals, against the diagonal."""
+def calibration_svg(calibration: Calibration) -> str:
+    """The reliability curve, with intervals, beside the diagonal."""
     fig, (ax,) = _figure(1, 4.8)
-    rows = calibration["rows"]
-    x, y = [r["confidence"] for r in rows], [r["accuracy"]["value"] for r in rows]
+    x, accuracy = [r.confidence for r in calibration.rows], [r.accuracy for r in calibration.rows]
     ax.plot([0, 1], [0, 1], ls="--", color="0.6", lw=1, label="perfect")
-    ax.errorbar(x, y, yerr=_spread([r["accuracy"] for r in rows]), marker="o", ms=4, lw=1.2, capsize=2, label="model")
+    _error_bars(ax, x, accuracy, label="model")
     ax.set(xlabel="probability of the likeliest token", ylabel="how often it was right", xlim=(0, 1), ylim=(0, 1))
     ax.legend(frameon=False, fontsize=8)
     return _svg(fig)
 
 
-def position_svg(rows: Sequence[dict[str, Any]]) -> str:
-    """Nats per token by how much of the context was seen."""
+def position_svg(rows: Sequence[PositionScore]) -> str:
+    """Nats per token by the number of tokens that were seen before."""
     fig, (ax,) = _figure(1, 4.8)
-    ax.errorbar(
-        [r["seen"] for r in rows], [r["value"] for r in rows], yerr=_spread(rows), marker="o", ms=4, lw=1.2, capsize=2
-    )
+    _error_bars(ax, [r.seen for r in rows], rows)
     ax.set_xscale("log", base=2)
     ax.set(xlabel="tokens seen before (from)", ylabel="nats per token")
     return _svg(fig)
 
 
-def write_rows(calibration: dict[str, Any], positions: Sequence[dict[str, Any]], folder: str | Path) -> None:
-    """`calibration.csv` and `position.csv` for `dvc plots`."""
-    flat = [
-        {"confidence": r["confidence"], "accuracy": r["accuracy"]["value"], "tokens": r["tokens"]}
-        for r in calibration["rows"]
-    ]
-    for name, rows in (("calibration", flat), ("position", positions)):
+def write_plot_tables(calibration: Calibration, positions: Sequence[PositionScore], folder: str | Path) -> None:
+    """Writes `calibration.csv` and `position.csv` for `dvc plots`."""
+    bins = [{"confidence": r.confidence, "accuracy": r.accuracy.value, "tokens": r.tokens} for r in calibration.rows]
+    for name, rows in (("calibration", bins), ("position", [p.model_dump() for p in positions])):
         out = io.StringIO()
         writer = csv.DictWriter(out, list(rows[0]) if rows else ["empty"], lineterminator="\n")
         writer.writeheader()
@@ -67,16 +92,15 @@ def write_rows(calibration: dict[str, Any], positions: Sequence[dict[str, Any]],
         write_text(Path(folder) / f"{name}.csv", out.getvalue())
 
 
-def _curves(curve: Sequence[dict], validations: Sequence[dict], baseline: float | None) -> Any:
+def _draw_curves(curves: TrainingCurves, baseline: float | None) -> Any:
     fig, (left, right) = _figure(2, 10)
-    tokens = [float(r["tokens"]) / 1e6 for r in curve]
-    left.plot(tokens, [float(r["loss"]) for r in curve], lw=1)
+    tokens = [t / 1e6 for t in curves.tokens]
+    left.plot(tokens, curves.loss, lw=1)
     left.set(xlabel="million tokens", ylabel="nats per token", title="training loss")
     rate = left.twinx()
-    rate.plot(tokens, [float(r["lr"]) for r in curve], lw=1, color="0.7")
+    rate.plot(tokens, curves.lr, lw=1, color="0.7")
     rate.set_ylabel("learning rate", color="0.5")
-    bpb = [float(r["val_bits_per_byte"]) for r in validations]
-    right.plot([float(r["tokens"]) / 1e6 for r in validations], bpb, marker="o", ms=3, label="model")
+    right.plot([t / 1e6 for t in curves.validation_tokens], curves.bits_per_byte, marker="o", ms=3, label="model")
     right.set(xlabel="million tokens", ylabel="bits per byte", title="validation")
     if baseline is not None:
         right.axhline(baseline, ls="--", color="tab:red", lw=1, label="PPMd order 8 given the training text")
@@ -95,9 +119,9 @@ def _figure(columns: int, width: float) -> tuple[Any, Any]:
     return fig, axes[0]
 
 
-def _spread(rows: Sequence[dict[str, float]]) -> list[list[float]]:
-    """Lengths of the error bars below and above."""
-    return [[max(0.0, r["value"] - r["low"]) for r in rows], [max(0.0, r["high"] - r["value"]) for r in rows]]
+def _error_bars(ax: Any, x: Sequence[float], y: Sequence[Interval | PositionScore], **style: Any) -> None:
+    lengths = [[max(0.0, v.value - v.low) for v in y], [max(0.0, v.high - v.value) for v in y]]  # below, above
+    ax.errorbar(x, [v.value for v in y], yerr=lengths, marker="o", ms=4, lw=1.2, capsize=2, **style)
 
 
 def _svg(fig: Any) -> str:

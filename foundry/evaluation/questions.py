@@ -1,27 +1,52 @@
-"""Multiple-choice questions in files of the user's own: JSON lines. Needs no torch, so that they can be checked before any work."""
+"""Multiple-choice questions, and the user's own files of them (JSON lines). Needs no torch, so that they can be checked before any work."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foundry.config import DataError
+from foundry.utils.inputs import find_inputs
 
 FIELDS = {"context": str, "choices": list, "label": int}
 
 
 @dataclass(frozen=True)
 class Question:
+    """Which of the choices follows the context?
+
+    Attributes:
+        label: index of the right choice.
+    """
+
     id: str
     context: str
     choices: tuple[str, ...]
     label: int
 
 
+def read_task_files(patterns: Sequence[str], root: Path) -> dict[str, list[Question]]:
+    """Reads the files of `evaluate.task_files`.
+
+    Args:
+        patterns: globs relative to `root`.
+
+    Returns:
+        {name of the file without its suffix: its questions}.
+
+    Raises:
+        ConfigError: if a pattern matches no file.
+        DataError: see `read_questions`.
+    """
+    paths = [path for pattern in patterns for path in find_inputs(pattern, root, "evaluate.task_files")]
+    return {path.stem: read_questions(path) for path in paths}
+
+
 def read_questions(path: Path) -> list[Question]:
-    """A file of the user's own, one JSON object a line.
+    """Reads one file: one JSON object per line.
 
     Raises:
         DataError: naming the line and the field that is missing or wrong.
@@ -42,11 +67,12 @@ def read_questions(path: Path) -> list[Question]:
             raise DataError(f"{path}, line {number}: {problem}; a question is {{context, choices, label}}")
         out.append(Question(str(row.get("id", number)), row["context"], tuple(row["choices"]), row["label"]))
     if not out:
-        raise DataError(f"{path} holds no question")
+        raise DataError(f"{path} contains no question: add lines of {{context, choices, label}} or remove the file")
     return out
 
 
 def _problem(row: Any) -> str | None:
+    """What is wrong with a parsed line; None if it is a question."""
     if not isinstance(row, dict):
         return f"is {type(row).__name__}, not an object"
     for name, kind in FIELDS.items():

@@ -1,23 +1,23 @@
-"""Multiple-choice questions: two kinds made from the test text itself, in any language, and the user's own.
+"""Multiple-choice questions made from the test text itself, in any language, and the model's answers to them.
 
-    cloze           which of four passages goes on from here? One is the document's own, three are of other documents
-    minimal_pairs   which of two passages is as it was written? In the other, two neighbouring words have changed places
-                    (in scripts without spaces, two neighbouring characters)
+    cloze           which of four passages comes next? One is from the document itself, three are from other documents
+    minimal_pairs   which of two passages is as it was written? In the other, two neighbouring words are swapped (in scripts without
+                    spaces, two neighbouring characters)
 
-A question is a JSON line {id, context, choices, label}. The model answers with the choice to which it gives the highest probability after the
-context (`acc`), and once more per character (`acc_norm`), with the rules of lm-evaluation-harness: the context from the begin symbol, tokens
-of the choice alone are scored, what is too long loses its beginning. So the harness, run on the export with `add_bos_token=True`, gives the
-same answers; the folder of the questions holds its task files.
+The model answers with the choice that has the highest probability after the context (`acc`), and a second time per character
+(`acc_norm`), by the rules of lm-evaluation-harness: the context begins with the begin symbol, only the tokens of the choice are scored,
+and what is too long loses its beginning. So the harness, run on the export with `add_bos_token=True`, gives the same answers; the folder
+of the questions contains task files for it. The user's own questions are in `foundry.evaluation.questions`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -29,13 +29,29 @@ from foundry.evaluation.questions import Question
 from foundry.models import MiniLLM
 from foundry.models.scoring import score_documents
 from foundry.tokenizers import Tokenizer
+from foundry.utils.evaluation_report import TaskScore
 from foundry.utils.files import write_text
 
 CONTEXT, CHOICE, OPTIONS = 300, 60, 4  # characters of a context and of a choice; choices of a cloze question
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Places in a text, in characters: the context is from `begin` to `at`, the passage after it from `at` to `end`."""
+
+    begin: int
+    at: int
+    end: int
+
+
 def make_tasks(names: Sequence[str], documents: Documents, items: int, seed: int) -> dict[str, list[Question]]:
-    """The named kinds of question, at most `items` each and one a document. A document's draw depends on itself and the seed alone."""
+    """Makes questions of the named kinds.
+
+    What is drawn for a document depends on the document and the seed only.
+
+    Args:
+        items: most questions per kind; a document gives at most one of each kind.
+    """
     order = sorted(range(len(documents)), key=lambda d: documents.doc_ids[d])
     cuts = {d: cut for d in order if (cut := _cut(documents.texts[d], _rng(seed, documents.doc_ids[d])))}
     makers = {"cloze": _cloze, "minimal_pairs": _minimal_pairs}
@@ -50,40 +66,39 @@ def _rng(seed: int, doc_id: str) -> np.random.Generator:
     return np.random.default_rng([seed, *doc_id.encode()])
 
 
-def _cut(text: str, rng: np.random.Generator) -> tuple[int, int, int] | None:
-    """(begin of the context, begin and end of the passage after it), at the ends of words where the script has any."""
+def _cut(text: str, rng: np.random.Generator) -> Cut | None:
+    """A random context and the passage after it, cut at the ends of words where the script has any."""
     if len(text) < 2 * CHOICE + 20:
         return None
     at = _word_end(text, int(rng.integers(CHOICE, min(CONTEXT, len(text) - CHOICE))))
     end = _word_end(text, at + CHOICE)
-    return (max(0, at - CONTEXT), at, end) if end - at >= CHOICE // 2 else None
+    return Cut(max(0, at - CONTEXT), at, end) if end - at >= CHOICE // 2 else None
 
 
 def _word_end(text: str, at: int) -> int:
-    """The nearest place from `at` on where a word ends; `at` itself if there is none within 20 characters."""
+    """The first place from `at` on where a word ends; `at` itself if there is none within 20 characters."""
     space = re.compile(r"\s").search(text, at, at + 20)
     return min(space.start() if space else at, len(text))
 
 
-def _cloze(d: int, cuts: dict, documents: Documents, rng: np.random.Generator) -> Question | None:
-    begin, at, end = cuts[d]
+def _cloze(d: int, cuts: Mapping[int, Cut], documents: Documents, rng: np.random.Generator) -> Question | None:
+    cut, text = cuts[d], documents.texts[d]
     alike = [o for o in cuts if o != d and documents.sources[o] == documents.sources[d]]
     alike = alike if len(alike) >= OPTIONS - 1 else [o for o in cuts if o != d]
     if len(alike) < OPTIONS - 1:
         return None
-    right = documents.texts[d][at:end]
-    others = [documents.texts[o][cuts[o][1] : cuts[o][2]] for o in rng.choice(alike, OPTIONS - 1, replace=False)]
+    right = text[cut.at : cut.end]
+    others = [documents.texts[o][cuts[o].at : cuts[o].end] for o in rng.choice(alike, OPTIONS - 1, replace=False)]
     if right in others:
         return None
     label = int(rng.integers(OPTIONS))
-    return Question(
-        documents.doc_ids[d], documents.texts[d][begin:at], (*others[:label], right, *others[label:]), label
-    )
+    choices = (*others[:label], right, *others[label:])
+    return Question(documents.doc_ids[d], text[cut.begin : cut.at], choices, label)
 
 
-def _minimal_pairs(d: int, cuts: dict, documents: Documents, rng: np.random.Generator) -> Question | None:
-    begin, at, end = cuts[d]
-    right = documents.texts[d][at:end]
+def _minimal_pairs(d: int, cuts: Mapping[int, Cut], documents: Documents, rng: np.random.Generator) -> Question | None:
+    cut, text = cuts[d], documents.texts[d]
+    right = text[cut.at : cut.end]
     pieces = re.findall(r"\S+|\s+", right)
     words = [k for k, piece in enumerate(pieces) if piece[0].isalnum() and piece[-1].isalnum()]
     pairs = [(a, b) for a, b in pairwise(words) if b - a == 2 and pieces[a].lower() != pieces[b].lower()]
@@ -99,65 +114,75 @@ def _minimal_pairs(d: int, cuts: dict, documents: Documents, rng: np.random.Gene
     wrong, label = "".join(pieces), int(rng.integers(2))
     if wrong == right:
         return None
-    return Question(
-        documents.doc_ids[d], documents.texts[d][begin:at], (right, wrong) if label == 0 else (wrong, right), label
-    )
+    choices = (right, wrong) if label == 0 else (wrong, right)
+    return Question(documents.doc_ids[d], text[cut.begin : cut.at], choices, label)
 
 
-def encode_pair(tokenizer: Tokenizer, context: str, choice: str) -> tuple[list[int], int]:
-    """(tokens from the begin symbol on, how many of them are the context): white space that ends the context goes to the choice, and
-    the cut is made in the tokens of both together, as lm-evaluation-harness does."""
-    kept = context.rstrip()
-    whole = tokenizer.encode(context + choice, bos=True)
-    return whole, len(tokenizer.encode(kept, bos=True))
+@dataclass(frozen=True)
+class Answers:
+    """bool (questions,): whether the answer is right, by probability and by probability per character."""
+
+    right: np.ndarray
+    right_per_character: np.ndarray
 
 
-def answer(model: MiniLLM, tokenizer: Tokenizer, questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray]:
-    """(right by probability, right by probability per character), bool (questions,) each."""
-    T, items, owner = model.cfg.max_seq_len, [], []
-    for q, question in enumerate(questions):
+def answer(model: MiniLLM, tokenizer: Tokenizer, questions: Sequence[Question]) -> Answers:
+    """Answers questions.
+
+    White space that ends a context belongs to the choice, and the cut is made in the tokens of both together, as
+    lm-evaluation-harness does.
+    """
+    T, items = model.cfg.max_seq_len, []
+    for question in questions:
+        context = len(tokenizer.encode(question.context.rstrip(), bos=True))  # tokens
         for choice in question.choices:
-            ids, context = encode_pair(tokenizer, question.context, choice)
+            ids = tokenizer.encode(question.context + choice, bos=True)
             first = max(0, context - 1)  # of the targets
             dropped = max(0, len(ids) - (T + 1))
             items.append(Window(len(items), np.array(ids[dropped:], np.int64), max(0, first - dropped)))
-            owner.append(q)
     nats, _ = score_documents(model, batches(items, max(1, BATCH_TOKENS // T)), len(items))
-    plain, normal = np.zeros(len(questions), bool), np.zeros(len(questions), bool)
+    right, per_character = np.zeros(len(questions), bool), np.zeros(len(questions), bool)
     at = 0
     for q, question in enumerate(questions):
         cost = nats[at : at + len(question.choices)]
         at += len(question.choices)
-        plain[q] = int(np.argmin(cost)) == question.label
-        normal[q] = int(np.argmin(cost / [len(c) for c in question.choices])) == question.label
-    return plain, normal
+        right[q] = int(np.argmin(cost)) == question.label
+        per_character[q] = int(np.argmin(cost / [len(c) for c in question.choices])) == question.label
+    return Answers(right, per_character)
 
 
 def task_score(
     model: MiniLLM, tokenizer: Tokenizer, questions: Sequence[Question], resamples: int, seed: int
-) -> dict[str, Any]:
-    """{score, low, high, acc_norm: {value, low, high}, chance, n}: accuracies with intervals over questions."""
-    plain, normal = answer(model, tokenizer, questions)
+) -> TaskScore:
+    """Shares of right answers, with intervals over the questions."""
+    answers = answer(model, tokenizer, questions)
     one = np.ones(len(questions))
-    acc, norm = (ratio_interval(x, one, resamples, seed) for x in (plain, normal))
+    acc, norm = (ratio_interval(x, one, resamples, seed) for x in (answers.right, answers.right_per_character))
     chance = float(np.mean([1 / len(q.choices) for q in questions]))
-    return {
-        "score": acc["value"], "low": acc["low"], "high": acc["high"], "acc_norm": norm, "chance": round(chance, 4), "n": len(questions)
-    }  # fmt: skip
+    return TaskScore(
+        score=acc.value, low=acc.low, high=acc.high, acc_norm=norm, chance=round(chance, 4), n=len(questions)
+    )
 
 
-def write_tasks(folder: Path, tasks: dict[str, list[Question]], final: Path) -> None:
-    """JSON lines and a task file of lm-evaluation-harness for each.
+def write_tasks(folder: Path, tasks: Mapping[str, Sequence[Question]], final: Path) -> None:
+    """Writes the questions as JSON lines {id, context, choices, label}, with a task file of lm-evaluation-harness for each kind.
 
     Args:
-        final: where the folder will lie, relative to the project: the harness looks for its data from there.
+        final: where the folder will be, relative to the project: the harness looks for its data from there.
     """
     for name, questions in tasks.items():
         rows = [{"id": q.id, "context": q.context, "choices": list(q.choices), "label": q.label} for q in questions]
         write_text(folder / f"{name}.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
         task = {
-            "task": f"foundry_{name}", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": (final / f"{name}.jsonl").as_posix()}},
-            "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{context}}", "doc_to_choice": "choices",
-            "doc_to_target": "label", "target_delimiter": "", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-        }  # fmt: skip
+            "task": f"foundry_{name}",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": (final / f"{name}.jsonl").as_posix()}},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{context}}",
+            "doc_to_choice": "choices",
+            "doc_to_target": "label",
+            "target_delimiter": "",
+            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+        }
         write_text(folder / f"{name}.yaml", yaml.safe_dump(task, sort_keys=False))

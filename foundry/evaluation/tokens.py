@@ -1,4 +1,4 @@
-"""What the model says of every token of held-out text: where it is surprised, and whether it knows when it is sure."""
+"""The model's prediction of every token of held-out text: where it is surprised, and whether its probabilities are right."""
 
 from __future__ import annotations
 
@@ -8,37 +8,45 @@ import numpy as np
 import torch
 
 from foundry.config import DataError
-from foundry.data.tokens.documents import batches, windows
+from foundry.data.tokens.documents import IGNORE, batches, windows
 from foundry.evaluation.intervals import ratio_intervals
 from foundry.models import MiniLLM
 from foundry.models.scoring import LOGITS
-from foundry.utils.bootstrap import bootstrap, percentiles_95
-from foundry.utils.targets import IGNORE
+from foundry.utils.bootstrap import Interval, bootstrap, percentiles_95
+from foundry.utils.evaluation_report import Calibration, CalibrationBin, PositionScore
 
 BINS = 10
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """One entry a scored token."""
+    """One entry per scored token.
 
-    document: np.ndarray  # int64
-    seen: np.ndarray  # int64: tokens before it in its window, the begin symbol included
-    nats: np.ndarray  # float64
-    confidence: np.ndarray  # float64: probability of the likeliest token
-    right: np.ndarray  # bool: it was the likeliest
+    Attributes:
+        document: int64, number of its document.
+        seen: int64, tokens before it in its window, the begin symbol included.
+        nats: float64, negative log likelihood.
+        confidence: float64, probability of the most likely token.
+        right: bool, whether it is the most likely token.
+    """
+
+    document: np.ndarray
+    seen: np.ndarray
+    nats: np.ndarray
+    confidence: np.ndarray
+    right: np.ndarray
 
 
 @torch.inference_mode()
 def score_tokens(model: MiniLLM, tokens: list[np.ndarray]) -> TokenScores:
-    """Scores documents (tokens with begin and end symbol) in windows side by side, in float32.
+    """Scores documents (tokens with begin and end symbol) in windows that do not overlap, in float32.
 
     Raises:
-        DataError: if the model answers with numbers that are not finite: its weights are damaged.
+        DataError: if a probability is not a finite number: the weights are damaged.
     """
     T, device = model.cfg.max_seq_len, model.tok_embeddings.weight.device
     rows = max(1, min(4096, LOGITS // model.cfg.vocab_size) // T)
-    parts: list[tuple[np.ndarray, ...]] = []
+    parts: list[TokenScores] = []
     for x, y, numbers in batches(windows(tokens, T, T, reach_back=True), rows):
         log_p = model(torch.from_numpy(x).to(device))[0].float().log_softmax(-1)
         row, column = np.nonzero(y != IGNORE)
@@ -50,13 +58,20 @@ def score_tokens(model: MiniLLM, tokens: list[np.ndarray]) -> TokenScores:
                 "the model's probabilities are not finite numbers: its weights are damaged, run `dvc repro train`"
             )
         parts.append(
-            (numbers[row], column + 1, nats.cpu().double().numpy(), best.cpu().double().exp().numpy(), (guess == target).cpu().numpy())
-        )  # fmt: skip
-    return TokenScores(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+            TokenScores(
+                document=numbers[row],
+                seen=column + 1,
+                nats=nats.cpu().double().numpy(),
+                confidence=best.cpu().double().exp().numpy(),
+                right=(guess == target).cpu().numpy(),
+            )
+        )
+    names = ("document", "seen", "nats", "confidence", "right")
+    return TokenScores(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
 
-def position_curve(scores: TokenScores, documents: int, context: int, resamples: int, seed: int) -> list[dict]:
-    """Nats per token by how much of the context was filled: rows {seen, tokens, value, low, high}, doubling."""
+def position_curve(scores: TokenScores, documents: int, context: int, resamples: int, seed: int) -> list[PositionScore]:
+    """Nats per token by the tokens that were seen before: 1, 2 to 3, 4 to 7 and so on, up to the context."""
     edges = [1]
     while edges[-1] * 2 <= context:
         edges.append(edges[-1] * 2)
@@ -64,30 +79,32 @@ def position_curve(scores: TokenScores, documents: int, context: int, resamples:
     nats, counts = (_sums(scores.document, bucket, w, documents, len(edges)) for w in (scores.nats, None))
     found = ratio_intervals(nats, counts, resamples, seed)
     return [
-        {"seen": e, "tokens": int(counts[:, k].sum()), **v}
-        for k, (e, v) in enumerate(zip(edges, found, strict=True))
-        if v
+        PositionScore(seen=edge, tokens=int(counts[:, k].sum()), **dict(interval))
+        for k, (edge, interval) in enumerate(zip(edges, found, strict=True))
+        if interval
     ]
 
 
-def calibration(scores: TokenScores, documents: int, resamples: int, seed: int) -> dict:
-    """Whether a token given 70 % is right in 70 of 100 cases (Guo et al. 2017).
+def calibration(scores: TokenScores, documents: int, resamples: int, seed: int) -> Calibration:
+    """Whether predictions of probability 0.7 are right in 70 of 100 cases (Guo et al. 2017).
 
     Returns:
-        {expected_error: {value, low, high}, rows: [{confidence, accuracy: {value, low, high}, tokens}]}: the expected calibration error over ten equal
-        bins of the likeliest token's probability, and the reliability curve.
+        The expected calibration error over ten equal bins of the most likely token's probability, and the reliability curve.
     """
     bucket = np.minimum((scores.confidence * BINS).astype(np.int64), BINS - 1)
     sure, right, counts = (
         _sums(scores.document, bucket, w, documents, BINS)
         for w in (scores.confidence, scores.right.astype(np.float64), None)
     )
-    accuracy = ratio_intervals(right, counts, resamples, seed)
     rows = [
-        {"confidence": round(float(sure[:, k].sum() / counts[:, k].sum()), 4), "accuracy": a, "tokens": int(counts[:, k].sum())}
-        for k, a in enumerate(accuracy)
-        if a
-    ]  # fmt: skip
+        CalibrationBin(
+            confidence=round(float(sure[:, k].sum() / counts[:, k].sum()), 4),
+            accuracy=accuracy,
+            tokens=int(counts[:, k].sum()),
+        )
+        for k, accuracy in enumerate(ratio_intervals(right, counts, resamples, seed))
+        if accuracy
+    ]
     gap = sure - right
 
     def expected_error(drawn: np.ndarray) -> float:
@@ -96,13 +113,12 @@ def calibration(scores: TokenScores, documents: int, resamples: int, seed: int) 
 
     low, high = percentiles_95(bootstrap(expected_error, documents, resamples, seed))
     value = np.abs(gap.sum(0)).sum() / counts.sum()
-    error = {k: round(float(v), 4) for k, v in (("value", value), ("low", low), ("high", high))}
-    return {"expected_error": error, "rows": rows}
+    return Calibration(expected_error=Interval.rounded(value, low, high, 4), rows=rows)
 
 
 def _sums(
-    document: np.ndarray, bucket: np.ndarray, what: np.ndarray | None, documents: int, buckets: int
+    document: np.ndarray, bucket: np.ndarray, weights: np.ndarray | None, documents: int, buckets: int
 ) -> np.ndarray:
-    """float64 (documents, buckets); without `what` the entries are counted."""
-    flat = np.bincount(document * buckets + bucket, what, documents * buckets)
+    """float64 (documents, buckets): sums of the weights of the entries; without weights, how many entries there are."""
+    flat = np.bincount(document * buckets + bucket, weights, documents * buckets)
     return flat.astype(np.float64).reshape(documents, buckets)

@@ -82,7 +82,7 @@ def _calls(cfg: Config, root: Path) -> Iterator[Callable[[], object]]:
     from foundry.data.clean.rules import BlockList
     from foundry.data.fetch.sources import parse_source
     from foundry.data.read.template import Template
-    from foundry.evaluation.questions import read_questions
+    from foundry.evaluation.questions import read_task_files
     from foundry.tracking import tracking_uri
     from foundry.utils.inputs import find_inputs
 
@@ -95,7 +95,7 @@ def _calls(cfg: Config, root: Path) -> Iterator[Callable[[], object]]:
     if cfg.tokenizer.reference is not None:
         yield lambda: find_inputs(cfg.tokenizer.reference, root, "tokenizer.reference")
     for pattern in cfg.evaluate.task_files:
-        yield lambda pattern=pattern: [read_questions(p) for p in find_inputs(pattern, root, "evaluate.task_files")]
+        yield lambda pattern=pattern: read_task_files([pattern], root)
     yield lambda: tracking_uri(cfg.runtime)
 
 

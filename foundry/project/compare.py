@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from foundry.config import Config, ConfigError, DataError
 from foundry.config.section import shown
-from foundry.evaluation.compare import Comparison, compare_documents, read_documents
+from foundry.evaluation.compare import Comparison, compare_documents
+from foundry.evaluation.losses import read_losses
 from foundry.tracking import tracking_uri
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def resolve(name: str, cfg: Config, root: Path, scratch: Path) -> Side:
         scratch.mkdir(parents=True)
         return in_folder(download(name, tracking_uri(cfg.runtime), scratch), name)
     if os.path.isfile(name):  # False for a name that no file can have, where Path.is_file raises
-        return Side(name, read_documents(Path(name)), None)
+        return Side(name, read_losses(Path(name)), None)
     if os.path.isdir(name):
         return in_folder(Path(name), name)
     return Side(name, _of_revision(name, root), None)
@@ -103,7 +104,7 @@ def in_folder(folder: Path, name: str) -> Side:
         ),
         None,
     )
-    table = read_documents(kept) if kept else None
+    table = read_losses(kept) if kept else None
     for at in (
         folder,
         folder / "hf",
@@ -144,7 +145,7 @@ def _of_revision(rev: str, root: Path) -> pa.Table:
                 f"{rev!r} is no file, no folder, no models:/name@alias, and as a DVC revision it has no {TABLE} here ({why}). "
                 "`dvc pull` brings what another machine made; a revision from before this table needs its export folder instead"
             )
-        return read_documents(out)
+        return read_losses(out)
 
 
 def losses(side: Side, cfg: Config, root: Path) -> pa.Table:
@@ -156,7 +157,8 @@ def losses(side: Side, cfg: Config, root: Path) -> pa.Table:
     import numpy as np
 
     from foundry.data.tokens.shards import read_clean
-    from foundry.evaluation.bits_per_byte import Documents, losses_table, score
+    from foundry.evaluation.bits_per_byte import Documents, score
+    from foundry.evaluation.losses import losses_table
     from foundry.utils.device import get_device
 
     device = get_device(cfg.runtime.device)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import foundry
 from foundry.config import Config, DataError, FoundryError, TrackingError, load_config
-from foundry.evaluation.compare import compare_documents, read_documents
+from foundry.evaluation.compare import compare_documents
+from foundry.evaluation.losses import read_losses
 from foundry.export.lineage import NAME as LINEAGE
 from foundry.export.lineage import read_lineage
 from foundry.export.manifest import verify_export
@@ -57,7 +58,7 @@ def register_export(cfg: Config, root: str | Path = ".") -> Registration:
             candidate,
             uri=uri,
             experiment=cfg.runtime.experiment,
-            decide=_gate(cfg, read_documents(candidate.scores), uri, root),
+            decide=_gate(cfg, read_losses(candidate.scores), uri, root),
         )
     except TrackingError:
         _keep(root, waiting, candidate)
@@ -120,7 +121,7 @@ def promote(cfg: Config, which: str, why: str | None = None) -> tuple[bool, str]
             before = force(client, name, str(version.version), why)
             return True, f"forced by {whoami()}: {why} (champion before: {before})"
         with tempfile.TemporaryDirectory(prefix="foundry-") as tmp:
-            mine = read_documents(fetch(client, version, uri, Path(tmp), SCORES))
+            mine = read_losses(fetch(client, version, uri, Path(tmp), SCORES))
         return settle(client, name, version, _gate(cfg, mine, uri, _root_of(version)))
 
 
@@ -156,7 +157,7 @@ def _gate(cfg: Config, mine: pa.Table, uri: str, root: Path | None = None) -> De
             if path is None:
                 return Decision(False, missing)
             try:
-                theirs = read_documents(path)
+                theirs = read_losses(path)
             except DataError as e:
                 return Decision(False, _cannot(champion, f"has losses by document that cannot be read ({e})"))
             try:

@@ -147,8 +147,8 @@ def test_a_long_prompt_of_the_samples_is_cut_with_a_notice(project, tokenizer, c
     generator = Generator(load_model("artifacts/model"), tokenizer, "cpu")
     how = Evaluate(prompts=["The ", "salt " * 200, "salt " * 300 + "\U0001f600"], max_new_tokens=4)
     rows = continue_prompts(generator, how, 1)
-    assert [("note" in row) for row in rows] == [False, True, True]
-    assert rows[1]["note"].startswith("the prompt has ") and "the last 16 of them" in rows[1]["note"]
-    assert "evaluate.prompts[1]" in caplog.text and rows[1]["note"] in samples_markdown(rows, how)
+    assert [row.note is not None for row in rows] == [False, True, True]
+    assert rows[1].note.startswith("the prompt has ") and "the last 16 of them" in rows[1].note
+    assert "evaluate.prompts[1]" in caplog.text and rows[1].note in samples_markdown(rows, how)
     with pytest.raises(ValueError, match="fit the context of 32"):
         generator.stream("salt " * 200)

@@ -16,9 +16,10 @@ from foundry.config import DataError, ModelConfig
 from foundry.data.tokens.shards import Shards, read_clean
 from foundry.evaluation.baselines import baselines, last_bytes, ppmd_sizes
 from foundry.evaluation.bits_per_byte import bits_per_byte, held_out, interval, perplexity, score
-from foundry.evaluation.held_out_scores import _test_sha256
+from foundry.evaluation.held_out_scores import scored_text_sha256
 from foundry.evaluation.intervals import ratio_interval, ratio_intervals
 from foundry.models import MiniLLM
+from foundry.utils.bootstrap import Interval
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +96,10 @@ def test_no_score_depends_on_the_batch_the_order_or_who_scores_which_documents(m
 def test_an_empty_split_and_split_of_other_text_are_refused(shards, clean):
     test = Shards(shards, "test")
     rows = [r for part in read_clean(clean / "test", ["doc_id", "text", "lang"]) for r in part]
-    with pytest.raises(DataError, match="hold other documents"):
+    with pytest.raises(DataError, match=r"are not of the same documents \(16 and 15, 15 of 16 wanted"):
         held_out(test, rows[1:])
     test._batches, test.tokens, test.offsets, test.entries = [], [], [], []
-    with pytest.raises(DataError, match=r"holds no document.*clean\.test_fraction"):
+    with pytest.raises(DataError, match=r"contains no document.*clean\.test_fraction"):
         held_out(test, [])
 
 
@@ -106,10 +107,10 @@ def test_perplexities_are_what_their_names_say(documents, model):
     scores = score(model, documents.tokens, 16)
     token = perplexity(scores.nats, scores.tokens, 200, 1)
     word = perplexity(scores.nats, documents.words, 200, 1)
-    assert token["value"] == pytest.approx(math.exp(scores.nats.sum() / scores.tokens.sum()), rel=1e-4)
+    assert token.value == pytest.approx(math.exp(scores.nats.sum() / scores.tokens.sum()), rel=1e-4)
     words = sum(len(t.split()) for t in documents.texts)
-    assert word["value"] == pytest.approx(math.exp(scores.nats.sum() / words), rel=1e-4)
-    assert token["low"] < token["value"] < token["high"] < word["value"]
+    assert word.value == pytest.approx(math.exp(scores.nats.sum() / words), rel=1e-4)
+    assert token.low < token.value < token.high < word.value
 
 
 def test_ratios_of_columns_are_those_of_each_alone_and_none_where_nothing_is_counted():
@@ -122,11 +123,11 @@ def test_ratios_of_columns_are_those_of_each_alone_and_none_where_nothing_is_cou
     for k in (0, 2):
         draws = np.random.default_rng(7)
         seen = [above[i, k].sum() / below[i, k].sum() for i in (draws.integers(0, 30, 30) for _ in range(300))]
-        assert got[k]["low"] == pytest.approx(np.percentile(seen, 2.5), abs=1e-4)
-        assert got[k]["high"] == pytest.approx(np.percentile(seen, 97.5), abs=1e-4)
-        assert got[k]["value"] == round(above[:, k].sum() / below[:, k].sum(), 4)
+        assert got[k].low == pytest.approx(np.percentile(seen, 2.5), abs=1e-4)
+        assert got[k].high == pytest.approx(np.percentile(seen, 97.5), abs=1e-4)
+        assert got[k].value == round(above[:, k].sum() / below[:, k].sum(), 4)
     alone = ratio_interval(above[:, 0], below[:, 0], 300, 7)
-    assert alone["value"] == got[0]["value"] == round(alone["value"], 4)
+    assert alone.value == got[0].value == round(alone.value, 4)
 
 
 def test_draws_without_any_document_that_counts_are_left_out_of_an_interval():
@@ -135,11 +136,7 @@ def test_draws_without_any_document_that_counts_are_left_out_of_an_interval():
     draws = np.random.default_rng(3)
     seen = [above[i].sum() / below[i].sum() for i in (draws.integers(0, 3, 3) for _ in range(200)) if below[i].sum()]
     assert len(seen) < 200
-    assert got == {
-        "value": 15.0,
-        "low": round(np.percentile(seen, 2.5), 4),
-        "high": round(np.percentile(seen, 97.5), 4),
-    }
+    assert got == Interval.rounded(15.0, *np.percentile(seen, (2.5, 97.5)), 4)
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
@@ -149,7 +146,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         n_bytes = rng.integers(100, 1000, 80)
         nats = n_bytes * rng.normal(1.0, 0.2, 80)
         got = interval(nats, n_bytes, 200, trial)
-        hits += got["low"] <= 1.0 / math.log(2) <= got["high"]
+        hits += got.low <= 1.0 / math.log(2) <= got.high
     assert 180 <= hits <= 198  # 95 % of 200, within three standard errors for a percentile interval
 
 
@@ -161,8 +158,8 @@ def test_compressors_gain_from_text_they_have_seen():
     got = baselines(train, test)
     assert set(got) == {"xz", "zstd_22", "ppmd_order_6", "ppmd_order_8"}
     for sizes in got.values():
-        assert 0 < sizes["given_train"] < 0.8 * sizes["alone"]
-    assert got["xz"]["alone"] == round(8 * len(lzma.compress(test, preset=9 | lzma.PRESET_EXTREME)) / len(test), 4)
+        assert 0 < sizes.given_train < 0.8 * sizes.alone
+    assert got["xz"].alone == round(8 * len(lzma.compress(test, preset=9 | lzma.PRESET_EXTREME)) / len(test), 4)
 
 
 def test_the_end_of_the_training_text_is_read_part_by_part(clean, tmp_path):
@@ -190,7 +187,7 @@ def test_a_bounded_evaluation_takes_documents_evenly_by_their_bytes_only(model, 
     nats = score(model, half.tokens, 16).nats
     np.testing.assert_allclose(nats, score(model, documents.tokens, 16).nats[::2], rtol=1e-6)
     assert held_out(Shards(shards, "test"), rows(), 10**9).doc_ids == documents.doc_ids
-    assert _test_sha256(Shards(shards, "test"), half) != _test_sha256(Shards(shards, "test"), documents)
+    assert scored_text_sha256(Shards(shards, "test"), half) != scored_text_sha256(Shards(shards, "test"), documents)
 
 
 def test_nats_of_positions_do_not_depend_on_how_many_logits_exist_at_a_time(model):

@@ -11,8 +11,9 @@ import pytest
 from scoring import tiny
 
 from foundry.config import DataError
-from foundry.evaluation.bits_per_byte import interval, losses_table, score
-from foundry.evaluation.compare import compare_documents, read_documents
+from foundry.evaluation.bits_per_byte import interval, score
+from foundry.evaluation.compare import compare_documents
+from foundry.evaluation.losses import losses_table, read_losses
 
 
 def table(nats, n_bytes=None, sources=None):
@@ -38,8 +39,8 @@ def test_a_small_gain_on_every_document_is_seen_though_the_two_intervals_overlap
     assert got.overall.value == pytest.approx((b.sum() - a.sum()) / math.log(2) / size.sum(), abs=1e-6)
     assert got.overall.low < got.overall.value < got.overall.high < 0
     one, two = interval(a, size, 2000, 1), interval(b, size, 2000, 1)
-    assert two["high"] > one["low"]  # unpaired they overlap
-    assert (one["high"] - one["low"]) > 7 * (got.overall.high - got.overall.low)
+    assert two.high > one.low  # unpaired they overlap
+    assert (one.high - one.low) > 7 * (got.overall.high - got.overall.low)
     assert "better:" in got.sentence() and set(got.by_source) == {"one", "two"}
     back = compare_documents(table(b, size), table(a, size))
     assert back.verdict == "worse" and back.overall.value == -got.overall.value
@@ -78,17 +79,17 @@ def test_the_order_of_documents_does_not_matter_but_the_documents_do():
     "change, told",
     [
         (lambda t: t.drop_columns(["nats"]), "no column nats"),
-        (lambda t: t.slice(0, 0), "holds no document"),
+        (lambda t: t.slice(0, 0), "contains no document"),
         (lambda t: t.set_column(5, "nats", pa.array([math.nan] * len(t))), "not finite"),
     ],
 )
 def test_a_table_that_is_none_is_refused(tmp_path, change, told):
     pq.write_table(change(table(np.ones(3))), tmp_path / "t.parquet")
     with pytest.raises(DataError, match=told):
-        read_documents(tmp_path / "t.parquet")
+        read_losses(tmp_path / "t.parquet")
     (tmp_path / "t.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="cannot be read"):
-        read_documents(tmp_path / "t.parquet")
+        read_losses(tmp_path / "t.parquet")
 
 
 def test_scored_models_compare_like_their_bits_per_byte(held):
@@ -134,7 +135,7 @@ def test_models_are_named_by_table_folder_or_revision_and_scored_anew_on_common_
     assert "or name folders that hold the weights" in capsys.readouterr().err
     main(["compare", "m0", "m1", "--seeds", "m0.parquet", "m1.parquet", "m2"])
     assert "standard deviation of 3 runs" in capsys.readouterr().out
-    bits = [interval(score(m, held.tokens, 32).nats, held.n_bytes, 100, 1)["value"] for m in models]
+    bits = [interval(score(m, held.tokens, 32).nats, held.n_bytes, 100, 1).value for m in models]
     got = noise_floor(["m0.parquet", "m1.parquet", "m2"], load_config("params.yaml"))
     assert got["standard_deviation"] == pytest.approx(np.std(bits, ddof=1), abs=2e-4)
     (tmp_path / "empty").mkdir()

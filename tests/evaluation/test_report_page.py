@@ -10,7 +10,8 @@ from scoring import tiny
 from foundry.config import Config, Download
 from foundry.data.tokens.shards import Shards, part_files, read_clean
 from foundry.evaluation.full_evaluation import evaluate_model
-from foundry.evaluation.report_page import write_page
+from foundry.evaluation.plots import TrainingCurves
+from foundry.evaluation.report_page import write_report_page
 from foundry.models import ModelFacts
 from foundry.utils.log import get_logger
 
@@ -51,13 +52,14 @@ def page(evaluation, tmp_path_factory):
     train = {"params": 12345, "tokens": 4096, "epochs": 1.5, "index_sha256": "1" * 64, "tokenizer_sha256": "2" * 64}
     account = {"records": 10, "kept": 8, "dropped": {"too_short": 2}}
     cleaning = {"sources": [{**SOURCE, "attribution": EVIL}], "per_source": {"one": account}}
-    curve = [{"tokens": str(t), "loss": str(6 - t / 9), "lr": "0.1"} for t in range(1, 9)]
-    validations = [{"tokens": str(t), "val_bits_per_byte": str(4 - t / 9)} for t in range(1, 9)]
+    steps = range(1, 9)
+    tokens = [float(t) for t in steps]
+    curves = TrainingCurves(tokens, [6 - t / 9 for t in steps], [0.1] * 8, tokens, [4 - t / 9 for t in steps])
     path = tmp_path_factory.mktemp("page") / "report.html"
-    args = (evaluation.report, train, cleaning, evaluation.samples, curve, validations)
-    write_page(path, *args)
+    args = (evaluation.report, train, cleaning, evaluation.samples, curves)
+    write_report_page(path, *args)
     first = path.read_bytes()
-    write_page(path, *args)
+    write_report_page(path, *args)
     assert path.read_bytes() == first  # a function of its inputs
     return path
 
@@ -75,10 +77,10 @@ def intervals(value):
 
 
 def test_every_number_of_the_report_has_an_interval_that_holds_it(evaluation):
-    found = list(intervals(evaluation.report))
+    found = list(intervals(evaluation.report.to_dict()))
     assert len(found) > 25
     assert all(i["low"] <= i["value"] <= i["high"] for i in found)
-    r = evaluation.report
+    r = evaluation.report.to_dict()
     for group in ("by_source", "by_lang", "by_length"):
         assert sum(p["documents"] for p in r[group].values()) == r["test"]["documents"]
         assert sum(p["bytes"] for p in r[group].values()) == r["test"]["bytes"]
@@ -95,8 +97,8 @@ def test_the_page_shows_them_and_loads_nothing(page, evaluation):
     html = page.read_text(encoding="utf-8")
     assert not re.search(r"""\bsrc\s*=|href\s*=\s*["'](?!#)|@import|url\((?!#)|<script""", html.replace("src=x", ""))
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
-    b = evaluation.report["test"]["bits_per_byte"]
-    assert f"{b['value']:.4f} {b['low']:.4f} to {b['high']:.4f}" in text
+    b = evaluation.report.test.bits_per_byte
+    assert f"{b.value:.4f} {b.low:.4f} to {b.high:.4f}" in text
     for section in (
         "Training",
         "Test text",

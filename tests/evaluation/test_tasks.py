@@ -11,7 +11,8 @@ from scoring import tiny
 from foundry.config import ConfigError, DataError, Runtime, parse_config
 from foundry.evaluation import contamination, tasks
 from foundry.evaluation.bits_per_byte import Documents, bits_per_byte, score
-from foundry.evaluation.questions import read_questions
+from foundry.evaluation.questions import read_questions, read_task_files
+from foundry.utils.evaluation_report import TrainingOverlap
 from foundry.utils.log import get_logger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,10 +89,10 @@ def test_answers_are_those_of_one_choice_at_a_time(held, tokenizer):
         plain.append(int(np.argmin(cost)) == q.label)
         normal.append(int(np.argmin([c / len(t) for c, t in zip(cost, q.choices, strict=True)])) == q.label)
     got = tasks.answer(model, tokenizer, questions)
-    assert got[0].tolist() == plain and got[1].tolist() == normal and dropped
+    assert got.right.tolist() == plain and got.right_per_character.tolist() == normal and dropped
     score = tasks.task_score(model, tokenizer, questions, 200, 1)
-    assert score["score"] == round(np.mean(plain), 4) and score["low"] <= score["score"] <= score["high"]
-    assert score["chance"] == 0.25 and score["n"] == len(questions)
+    assert score.score == round(np.mean(plain), 4) and score.low <= score.score <= score.high
+    assert score.chance == 0.25 and score.n == len(questions)
 
 
 @pytest.mark.parametrize(
@@ -116,14 +117,12 @@ def test_a_wrong_question_is_told_by_line_and_field(tmp_path, line, told):
 
 
 def test_an_empty_file_of_questions_and_a_pattern_without_file_are_told(tmp_path):
-    from foundry.evaluation.full_evaluation import _task_files
-
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/none.jsonl").write_text("\n")
-    with pytest.raises(DataError, match="holds no question"):
-        _task_files(["tasks/*.jsonl"], tmp_path)
+    with pytest.raises(DataError, match="contains no question"):
+        read_task_files(["tasks/*.jsonl"], tmp_path)
     with pytest.raises(ConfigError, match=r"'tasks/\*.json' matches no file"):
-        _task_files(["tasks/*.json"], tmp_path)
+        read_task_files(["tasks/*.json"], tmp_path)
 
 
 def test_the_shipped_questions_are_balanced():
@@ -139,22 +138,20 @@ def test_runs_of_words_are_found_in_the_training_text_and_only_where_they_stand(
     train = [" ".join(words[:100]), "an other text entirely", " ".join(words[100:])]
     seen = " ".join(words[10:30])  # 8 runs of 13
     half = " ".join(words[90:110])  # crosses two documents: each half has no run of 13
-    got = contamination.overlap(
+    got = contamination.shared_runs(
         {"a": [seen, half, "too short"], "b": [seen.upper() + "!", "x " + " ".join(words[:13])]},
         13,
         [train[:2], train[2:]],
         iter,
         Runtime(workers=1),
     )
-    assert got["a"][0].tolist() == [8, 0, 0] and got["a"][1].tolist() == [8, 8, 0]
-    assert got["b"][0].tolist() == [8, 1] and got["b"][1].tolist() == [8, 2]
-    summary = contamination.summary(got["a"], 200, 1)
-    assert summary["looked_at"] == 2 and summary["texts"]["value"] == 0.5 and summary["runs"]["value"] == 0.5
-    assert contamination.summary((np.zeros(2, int), np.zeros(2, int)), 200, 1) == {
-        "texts": None,
-        "runs": None,
-        "looked_at": 0,
-    }
+    assert got["a"].seen.tolist() == [8, 0, 0] and got["a"].runs.tolist() == [8, 8, 0]
+    assert got["b"].seen.tolist() == [8, 1] and got["b"].runs.tolist() == [8, 2]
+    overlap = contamination.training_overlap(got["a"], 200, 1)
+    assert overlap.looked_at == 2 and overlap.texts.value == 0.5 and overlap.runs.value == 0.5
+    too_short = contamination.SharedRuns(np.zeros(2, int), np.zeros(2, int))
+    nothing = TrainingOverlap(texts=None, runs=None, looked_at=0)
+    assert contamination.training_overlap(too_short, 200, 1) == nothing
 
 
 @pytest.mark.slow
@@ -182,10 +179,12 @@ def test_the_harness_gives_the_same_answers_and_the_same_bits_per_byte(held, tok
     for name, questions in made.items():
         ours = tasks.task_score(model, tokenizer, questions, 100, 1)
         theirs = got[f"foundry_{name}"]
-        assert theirs["n"] == ours["n"] == len(questions)
-        assert theirs["acc"]["value"] == ours["score"] and theirs["acc_norm"]["value"] == ours["acc_norm"]["value"]
+        assert theirs.n == ours.n == len(questions)
+        assert theirs.metrics["acc"].value == ours.score and theirs.metrics["acc_norm"].value == ours.acc_norm.value
     scores = score(model, held.tokens, 64)
-    assert got["rolling"]["bits_per_byte"]["value"] == pytest.approx(bits_per_byte(scores.nats, held.n_bytes), abs=1e-4)
+    assert got["rolling"].metrics["bits_per_byte"].value == pytest.approx(
+        bits_per_byte(scores.nats, held.n_bytes), abs=1e-4
+    )
     with pytest.raises(ConfigError, match="knows no task no_such_task"):
         run_harness(tmp_path / "hf", ["no_such_task"])
     # as the stage does it: a task file of the user's own in tasks/, the model exported for it
@@ -200,10 +199,10 @@ def test_the_harness_gives_the_same_answers_and_the_same_bits_per_byte(held, tok
     monkeypatch.chdir(tmp_path)
     staged = _harness(model, tokenizer, cfg, get_logger())
     first = score(model, held.tokens[:2], 64)
-    assert staged["rolling"]["n"] == 2
-    assert staged["rolling"]["bits_per_byte"]["value"] == pytest.approx(
+    assert staged["rolling"].n == 2
+    assert staged["rolling"].metrics["bits_per_byte"].value == pytest.approx(
         bits_per_byte(first.nats, held.n_bytes[:2]), abs=1e-4
     )
     (tmp_path / "tasks/rolling.jsonl").unlink()
-    with pytest.raises(DataError, match="the data of rolling cannot be had"):
+    with pytest.raises(DataError, match="the data of rolling cannot be loaded"):
         _harness(model, tokenizer, cfg, get_logger())

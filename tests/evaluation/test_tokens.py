@@ -13,6 +13,7 @@ from foundry.evaluation import held_out_scores
 from foundry.evaluation.bits_per_byte import Scores, score
 from foundry.evaluation.leak_probe import probe_leaks
 from foundry.evaluation.tokens import TokenScores, calibration, position_curve, score_tokens
+from foundry.utils.evaluation_report import PositionScore
 
 
 def test_every_token_is_scored_as_the_plain_way_does(net, held):
@@ -39,11 +40,11 @@ def test_every_token_is_scored_as_the_plain_way_does(net, held):
 
 def test_the_sum_over_tokens_is_the_sum_over_documents_and_a_wrong_one_is_told(net, held):
     scores, tokens = score(net, held.tokens, 32), score_tokens(net, held.tokens)
-    held_out_scores.double_entry(scores, tokens)
+    held_out_scores.check_sums(scores, tokens)
     with pytest.raises(DataError, match="no number of it can be trusted"):
-        held_out_scores.double_entry(Scores(scores.nats * 1.001, scores.tokens), tokens)
+        held_out_scores.check_sums(Scores(scores.nats * 1.001, scores.tokens), tokens)
     with pytest.raises(DataError, match="no number of it can be trusted"):
-        held_out_scores.double_entry(Scores(scores.nats, scores.tokens + 1), tokens)
+        held_out_scores.check_sums(Scores(scores.nats, scores.tokens + 1), tokens)
 
 
 def test_damaged_weights_give_an_error_not_a_number(held):
@@ -64,18 +65,13 @@ def test_calibration_of_who_knows_what_he_knows_is_zero_and_of_a_braggart_his_ex
     rng = np.random.default_rng(1)
     confidence = rng.uniform(0.05, 0.95, 200_000)
     honest = calibration(synthetic(confidence, rng.random(200_000) < confidence), 50, 200, 1)
-    assert (
-        honest["expected_error"]["value"] < 0.006
-        and honest["expected_error"]["low"] <= honest["expected_error"]["high"]
-    )
-    for row in honest["rows"]:
-        assert row["accuracy"]["value"] == pytest.approx(row["confidence"], abs=0.02)
-    assert sum(r["tokens"] for r in honest["rows"]) == 200_000
+    assert honest.expected_error.value < 0.006 and honest.expected_error.low <= honest.expected_error.high
+    for row in honest.rows:
+        assert row.accuracy.value == pytest.approx(row.confidence, abs=0.02)
+    assert sum(r.tokens for r in honest.rows) == 200_000
     boasting = calibration(synthetic(confidence, rng.random(200_000) < confidence - 0.05), 50, 200, 1)
-    assert boasting["expected_error"]["value"] == pytest.approx(0.05, abs=0.006)
-    assert (
-        boasting["expected_error"]["low"] <= boasting["expected_error"]["value"] <= boasting["expected_error"]["high"]
-    )
+    assert boasting.expected_error.value == pytest.approx(0.05, abs=0.006)
+    assert boasting.expected_error.low <= boasting.expected_error.value <= boasting.expected_error.high
 
 
 def test_the_curve_over_the_context_counts_every_token_once_and_falls_where_nats_do():
@@ -83,15 +79,15 @@ def test_the_curve_over_the_context_counts_every_token_once_and_falls_where_nats
     seen = rng.integers(1, 65, 20_000)
     scores = TokenScores(rng.integers(0, 40, 20_000), seen, 5 - np.log2(seen) / 2, rng.random(20_000), seen > 3)
     rows = position_curve(scores, 40, 64, 100, 1)
-    assert [r["seen"] for r in rows] == [1, 2, 4, 8, 16, 32, 64] and sum(r["tokens"] for r in rows) == 20_000
-    assert all(a["value"] > b["value"] for a, b in pairwise(rows))
-    assert rows[0] == {"seen": 1, "tokens": int((seen == 1).sum()), "value": 5.0, "low": 5.0, "high": 5.0}
+    assert [r.seen for r in rows] == [1, 2, 4, 8, 16, 32, 64] and sum(r.tokens for r in rows) == 20_000
+    assert all(a.value > b.value for a, b in pairwise(rows))
+    assert rows[0] == PositionScore(seen=1, tokens=int((seen == 1).sum()), value=5.0, low=5.0, high=5.0)
 
 
 def test_a_causal_model_passes_the_probe_and_one_that_looks_ahead_does_not(net, held, monkeypatch):
     found = probe_leaks(net, held.tokens[0], False, 1)
-    assert "no logit" in found["later_tokens"] and "not masked" in found["other_documents"]
-    assert "no logit" in probe_leaks(net, held.tokens[0], True, 1)["other_documents"]
+    assert "no logit" in found.later_tokens and "not masked" in found.other_documents
+    assert "no logit" in probe_leaks(net, held.tokens[0], True, 1).other_documents
     real = torch.nn.functional.scaled_dot_product_attention
 
     def looks_ahead(q, k, v, **kw):

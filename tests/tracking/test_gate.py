@@ -115,7 +115,7 @@ def test_a_store_that_is_away_for_a_moment_is_no_decision_and_the_registration_w
 
 def test_a_disk_that_is_not_mounted_is_away_and_not_empty(home, cfg):
     uri, disk = tracking_uri(Runtime()), home / ".foundry/mlartifacts"
-    decide = register._gate(cfg, register.read_documents(home / "documents.parquet"), uri)
+    decide = register._gate(cfg, register.read_losses(home / "documents.parquet"), uri)
     version = connect(uri).get_model_version("lm", "1")
     disk.rename(disk.with_name("unplugged"))
     with register.reached(uri, "ask"), pytest.raises(TrackingError, match="mlartifacts is not there"):

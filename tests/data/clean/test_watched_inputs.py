@@ -15,7 +15,7 @@ from foundry.config.load import describe
 from foundry.data.clean.decontaminate import Contamination
 from foundry.data.clean.rules import BlockList
 from foundry.data.fetch.download import download
-from foundry.evaluation.full_evaluation import _task_files
+from foundry.evaluation.questions import read_task_files
 from foundry.utils.inputs import find_inputs, refuse_linked
 
 GOOD = {"name": "a", "url": "file:corpus/*.txt"}
@@ -89,7 +89,7 @@ def test_other_inputs_behind_a_linked_folder_are_refused(linked):
     for work in (
         lambda: Contamination(["corpus/linked/*"], linked, 13),
         lambda: BlockList(["corpus/linked/a.txt"], linked),
-        lambda: _task_files(["tasks/**/*.jsonl"], linked),
+        lambda: read_task_files(["tasks/**/*.jsonl"], linked),
         lambda: refuse_linked([Path("corpus/linked/r.model")], Path(), "tokenizer.reference"),
     ):
         with pytest.raises(ConfigError, match="DVC does not look into a linked folder"):
