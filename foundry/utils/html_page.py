@@ -19,7 +19,6 @@ def render_page(title: str, package: str, template: str, **values: Any) -> str:
     import jinja2
 
     env = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    env.filters["max_of"] = lambda row: max(row[1], row[2], 1)
     text = _read(__package__, "html_page_head.html") + _read(package, template) + "</body></html>\n"
     return env.from_string(text).render(page_title=title, **values)
 

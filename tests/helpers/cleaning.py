@@ -19,12 +19,12 @@ MINE = {"name": "mine", "url": "file:corpus/*.jsonl", "lang": "en", "license": "
 
 
 def run(*sources, runtime=None, **rules):
-    """Downloads and cleans; one process unless `runtime` says otherwise."""
+    """Downloads and cleans in one process unless `runtime` says otherwise; returns the report as JSON."""
     config = parse_config(
         {"download": {"sources": list(sources)}, "clean": rules, "runtime": {"workers": 1, **(runtime or {})}}
     )
     download(config, RAW, LOG)
-    return clean(config.clean, config.runtime, RAW, OUT, REPORTS, LOG)
+    return clean(config.clean, config.runtime, RAW, OUT, REPORTS, LOG).to_dict()
 
 
 def rows(split=None):

@@ -1,142 +1,138 @@
-"""Where every record went: in = kept + dropped by reason + quarantined, for each file and in total.
+"""Where every record went: incoming = kept + dropped by reason + quarantined, for each file and in total.
 
-Also what the reports show of the documents that stay: languages, lengths, domains, duplicate clusters.
+The same module counts duplicates, draws the examples of the reports, and refuses corpora that are not fit for training.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from foundry.config import DataError
 from foundry.data.clean.dedup import BANDS, ROWS
-from foundry.data.clean.outcome import Outcome, Result
-from foundry.data.clean.prepare import SAMPLES, Counts, Job, Samples, read_rows
+from foundry.data.clean.outcome import Cluster, Outcome
 from foundry.data.clean.rules import REASONS
+from foundry.data.clean.unit import SAMPLES, Dropped, Example, Job, Repaired, Samples, UnitResult, read_texts, total
 from foundry.data.read.records import EXCERPT
 from foundry.data.splits import SPLITS
+from foundry.utils.cleaning_report import Leakage, UnreadableRecord
 from foundry.utils.files import atomic_write
 
-CLUSTERS, DOMAINS = 20, 50
+CLUSTERS = 20  # that the page shows
 LEAKAGE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # similarities that the report counts at
 
 
-def nothing() -> Result:
-    return {**Counts().as_json(), "samples": {}}
-
-
-def add_up(total: Result, more: Result) -> None:
-    """Adds the counts of a unit's second pass to those of its first."""
-    for key in ("dropped", "repaired"):
-        total[key] = dict(Counter(total[key]) + Counter(more[key]))
-    for reason, lines in more["samples"].items():
-        total["samples"].setdefault(reason, []).extend(lines)
-
-
-def record_bases(job: Job, results: list[Result]) -> list[int]:
-    """The number of each unit's first record in its file (an archive's members are numbered through)."""
-    seen = Counter[tuple]()
+def record_bases(job: Job, results: list[UnitResult]) -> list[int]:
+    """The number of each unit's first record in its file (the records of an archive are numbered through)."""
+    seen = Counter[tuple[int, int]]()
     bases = []
-    for unit, done in zip(job.units, results, strict=True):
-        place = (unit.source, unit.file)
-        bases.append(seen[place])
-        seen[place] += done["documents"] + done["bad"]
+    for unit, result in zip(job.units, results, strict=True):
+        file = (unit.source, unit.file)
+        bases.append(seen[file])
+        seen[file] += result.records
     return bases
 
 
-def by_file(job: Job) -> dict[tuple[int, int], list[int]]:
-    """(source, file) → numbers of its units."""
-    out: dict[tuple[int, int], list[int]] = {
-        (s, f): [] for s, source in enumerate(job.sources) for f in range(len(source.files))
-    }
-    for n, unit in enumerate(job.units):
-        out[unit.source, unit.file].append(n)
-    return out
+# Checks of the raw files.
 
 
-def encoding_doubts(job: Job, results: list[Result]) -> list[str]:
+def encoding_doubts(job: Job, results: list[UnitResult]) -> list[str]:
     """What is wrong and what to do, for each source with files most of whose records are not in the encoding that they
     are read in."""
-    found: dict[tuple[int, str], list[str]] = {}
-    for (s, f), numbers in by_file(job).items():
-        records = sum(results[n]["documents"] + results[n]["bad"] for n in numbers)
-        guess = next((g for n in numbers if (g := results[n]["encoding"])), "")
-        wrong = sum(results[n]["repaired"].get("invalid_utf8", 0) for n in numbers)
-        if guess:  # with zero bytes it is text; without a guess a binary record is just that
-            wrong += sum(results[n]["bad_reasons"].get("binary", 0) for n in numbers)
-        if 2 * wrong > records:
-            found.setdefault((s, guess), []).append(job.sources[s].files[f].path)
+    found: dict[tuple[str, str], list[str]] = {}
+    for file in job.files():
+        of_file = [results[n] for n in file.numbers]
+        guess = next((r.encoding for r in of_file if r.encoding), "")
+        wrong = sum(r.repaired["invalid_utf8"] for r in of_file)
+        if guess:  # text with zero bytes; without a guess, a binary record is not text at all
+            wrong += sum(r.bad_reasons["binary"] for r in of_file)
+        if 2 * wrong > sum(r.records for r in of_file):
+            found.setdefault((file.source.name, guess), []).append(file.file.path)
     doubts = []
-    for (s, guess), files in found.items():
-        source = job.sources[s]
+    named = {source.name: source.encoding for source in job.sources}
+    for (source, guess), files in found.items():
         more = f" and {len(files) - 1} more file{'s'[: len(files) > 2]}" if len(files) > 1 else ""
-        if guess and not source.encoding:
-            remedy = f"it looks like {guess}: set `encoding: {guess}` for the source {source.name}"
+        if guess and not named[source]:
+            remedy = f"it looks like {guess}: set `encoding: {guess}` for the source {source}"
         else:
-            remedy = f"set `encoding:` of the source {source.name} to the one that it is in, or convert the file"
-        doubts.append(f"{files[0]}{more}: most of the text is not valid {source.encoding or 'UTF-8'}; {remedy}")
+            remedy = f"set `encoding:` of the source {source} to the one that it is in, or convert the file"
+        doubts.append(f"{files[0]}{more}: most of the text is not valid {named[source] or 'UTF-8'}; {remedy}")
     return doubts
 
 
-def check_files(job: Job, results: list[Result]) -> None:
-    """Refuses files with too many unreadable records, and sources without documents; all of them told together."""
+def check_files(job: Job, results: list[UnitResult]) -> None:
+    """Refuses files with too many unreadable records, and sources without documents; all of them in one error."""
     problems: list[str] = []
-    for (s, f), numbers in by_file(job).items():
-        bad, documents = (sum(results[n][k] for n in numbers) for k in ("bad", "documents"))
-        share = bad / (bad + documents) if bad else 0.0
-        if share > job.params.max_bad_fraction:
-            told = "; ".join(
-                f"record {b['record']}: {b['reason']} {b['excerpt'][:60]!r}" for b in _first_bad(job, numbers)
+    most = job.params.max_bad_fraction
+    for file in job.files():
+        bad, records = (sum(getattr(results[n], k) for n in file.numbers) for k in ("bad", "records"))
+        if bad and bad / records > most:
+            first = "; ".join(
+                f"record {r.record}: {r.reason} {r.excerpt[:60]!r}" for r in _first_bad(job, file.numbers)
             )
             problems.append(
-                f"{job.sources[s].files[f].path}: {bad} of {bad + documents} records cannot be read ({share:.1%}; "
-                f"clean.max_bad_fraction allows {job.params.max_bad_fraction:.1%}). {told}. Mend the file, its format or "
-                "its text template"
+                f"{file.file.path}: {bad} of {records} records cannot be read ({bad / records:.1%}; "
+                f"clean.max_bad_fraction allows {most:.1%}). {first}. Repair the file, its format or its text template"
             )
     for s, source in enumerate(job.sources):
-        mine = [done for unit, done in zip(job.units, results, strict=True) if unit.source == s]
-        if not sum(done["documents"] for done in mine) and not problems:
+        of_source = [result for unit, result in zip(job.units, results, strict=True) if unit.source == s]
+        if not sum(r.documents for r in of_source) and not problems:
             problems.append(
-                f"{source.name} holds no document (files: {len(source.files)}, bytes: "
-                f"{source.bytes}, unreadable records: {sum(d['bad'] for d in mine)}). Check "
-                f"what {source.url} points to, its format ({source.format}) and its text template"
+                f"{source.name} contains no document (files: {len(source.files)}, bytes: {source.bytes}, unreadable "
+                f"records: {sum(r.bad for r in of_source)}). Check what {source.url} points to, its format "
+                f"({source.format}) and its text template"
             )
     if problems:
         problems = [*encoding_doubts(job, results), *problems]
-        raise DataError(
-            "\n  - ".join(problems) if len(problems) == 1 else "\n  - ".join(["the corpus is not readable:", *problems])
-        )
+        raise DataError("\n  - ".join(problems if len(problems) == 1 else ["the corpus is not readable:", *problems]))
 
 
-def _first_bad(job: Job, numbers: list[int]) -> list[dict[str, Any]]:
-    out: list[dict[str, Any]] = []
-    for n in numbers:
-        path = job.path(n, "bad.jsonl")
-        if path.exists():
-            with open(path, encoding="utf-8") as f:
-                out += [json.loads(line) for _, line in zip(range(3 - len(out)), f, strict=False)]
-    return out
+# Unreadable records.
+
+
+def _bad_records(job: Job, number: int, base: int = 0) -> Iterator[UnreadableRecord]:
+    """The unreadable records of a unit whose first record has the number `base` in its file."""
+    path = job.path(number, "bad.jsonl")
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8") as f:
+        for line in f:
+            values = json.loads(line)
+            yield UnreadableRecord(source=job.source_of(number).name, **{**values, "record": values["record"] + base})
+
+
+def _first_bad(job: Job, numbers: list[int], most: int = 3) -> list[UnreadableRecord]:
+    every = (record for n in numbers for record in _bad_records(job, n))
+    return [record for _, record in zip(range(most), every, strict=False)]
+
+
+def bad_examples(run: Outcome, most: int) -> list[UnreadableRecord]:
+    """The first unreadable records of the corpus."""
+    every = (record for n, base in enumerate(run.bases) for record in _bad_records(run.job, n, base))
+    return [record for _, record in zip(range(most), every, strict=False)]
 
 
 def write_quarantine(job: Job, bases: list[int], path: Path) -> None:
-    """Every unreadable record: source, file, record, byte offset, reason, excerpt; one a line."""
+    """Writes every unreadable record, one per line: source, file, record, byte offset, reason, excerpt."""
     with atomic_write(path, "w") as out:
         for n, base in enumerate(bases):
-            bad = job.path(n, "bad.jsonl")
-            if bad.exists():
-                with open(bad, encoding="utf-8") as f:
-                    for line in f:
-                        item = json.loads(line)
-                        item["record"] += base
-                        out.write(json.dumps({"source": job.sources[job.units[n].source].name, **item}) + "\n")
+            for record in _bad_records(job, n, base):
+                out.write(json.dumps(record.model_dump()) + "\n")
 
 
-def rows_in(job: Job, number: int) -> int:
-    return sum(len(batch) for batch in read_rows(job, number))
+# Duplicates.
+
+
+class _Found(NamedTuple):
+    file: str
+    record: int  # in its unit
+    text: str
 
 
 def count_duplicates(run: Outcome) -> None:
@@ -149,34 +145,39 @@ def count_duplicates(run: Outcome) -> None:
     texts = _texts(run, {int(i) for k in kinds.values() for i in k[:SAMPLES]} | set(keepers[largest].tolist()))
     for reason, documents in kinds.items():
         for number, count in zip(*np.unique(run.units_of(documents), return_counts=True), strict=True):
-            run.results[number]["dropped"][reason] = int(count)
+            run.results[number].dropped[reason] = int(count)
         for i in documents[:SAMPLES].tolist():
-            file, record, text = texts[i]
             near = reason == "near_duplicate"
-            example = {
-                "file": file,
-                "record": record,
-                "reason": reason,
-                "rule": "jaccard",
-                "value": round(float(run.near[i]), 4) if near else 1.0,
-                "threshold": run.job.params.near_dup_threshold if near else 1.0,
-                "duplicate_of": f"{int(run.ids[run.first[i]]):016x}",
-                "excerpt": text[:EXCERPT],
-            }
-            samples = run.results[int(run.units_of(np.array([i]))[0])]["samples"]
-            samples.setdefault(f"dropped {reason}", []).append(json.dumps(example, ensure_ascii=False))
-    run.clusters = [{"copies": int(copies[k]), "excerpt": texts[int(keepers[k])][2][:EXCERPT]} for k in largest]
+            example = Dropped(
+                texts[i].file,
+                texts[i].record,
+                reason,
+                rule="jaccard",
+                value=round(float(run.near[i]), 4) if near else 1.0,
+                threshold=run.job.params.near_dup_threshold if near else 1.0,
+                duplicate_of=f"{int(run.ids[run.first[i]]):016x}",
+                excerpt=texts[i].text[:EXCERPT],
+            )
+            unit = int(run.units_of(np.array([i]))[0])
+            run.results[unit].dropped_examples.setdefault(reason, []).append(example)
+    run.clusters = [Cluster(int(copies[k]), texts[int(keepers[k])].text[:EXCERPT]) for k in largest]
 
 
-def leakage(run: Outcome) -> dict[str, Any]:
-    """How similar documents of the held-out splits are to the most similar training document that was found.
+def _texts(run: Outcome, wanted: set[int]) -> dict[int, _Found]:
+    """The documents of these numbers."""
+    out = {}
+    i = 0
+    for n in run.prepared:
+        for batch in read_texts(run.job, n, ["file", "record", "text"]):
+            for k in (k for k in range(len(batch)) if i + k in wanted):
+                file, record, text = (batch.column(c)[k].as_py() for c in range(3))
+                out[i + k] = _Found(file, record, text.decode())
+            i += len(batch)
+    return out
 
-    Returns:
-        {held_out: documents of val and test, similar_in_training: {similarity: how many of them have a training document at least
-        that similar}, recall: {similarity: share of the pairs that similar which are found}, groups: groups of similar documents,
-        grouped: documents in them, largest: documents in the largest}; similar_in_training and recall are None where no
-        documents were compared.
-    """
+
+def leakage(run: Outcome) -> Leakage:
+    """How similar the held-out documents are to training documents, as far as such pairs were found."""
     held_out = np.array([s in ("val", "test") for s in run.splits], bool)
     train = np.array([s == "train" for s in run.splits], bool)
     sizes = run.group_sizes[run.group_sizes > 1]
@@ -185,70 +186,78 @@ def leakage(run: Outcome) -> dict[str, Any]:
         across = held_out[a] & train[b]
         np.maximum.at(best, a[across], run.similarity[across])
     compared = run.job.compares
-    return {
-        "held_out": int(held_out.sum()),
-        "similar_in_training": {str(s): int((best >= s).sum()) for s in LEAKAGE} if compared else None,
-        "recall": {str(s): round(1 - (1 - s**ROWS) ** BANDS, 4) for s in LEAKAGE} if compared else None,
-        "groups": len(sizes),
-        "grouped": int(sizes.sum()),
-        "largest": int(sizes.max(initial=1)),
-    }
+    return Leakage(
+        held_out=int(held_out.sum()),
+        similar_in_training={str(s): int((best >= s).sum()) for s in LEAKAGE} if compared else None,
+        recall={str(s): round(1 - (1 - s**ROWS) ** BANDS, 4) for s in LEAKAGE} if compared else None,
+        groups=len(sizes),
+        grouped=int(sizes.sum()),
+        largest=int(sizes.max(initial=1)),
+    )
 
 
-def _texts(run: Outcome, wanted: set[int]) -> dict[int, tuple[str, int, str]]:
-    """{document: (file, record in the unit, text)}"""
-    out = {}
-    i = 0
-    for n in run.prepared:
-        for batch in read_rows(run.job, n, ["file", "record", "text"]):
-            for k in (k for k in range(len(batch)) if i + k in wanted):
-                file, record, text = (batch.column(c)[k].as_py() for c in range(3))
-                out[i + k] = (file, record, text.decode())
-            i += len(batch)
-    return out
+# Amounts and examples.
 
 
 def check_amounts(run: Outcome, splits: Counter[str]) -> None:
-    """Refuses a corpus that was mostly dropped, or that leaves a split empty."""
+    """Refuses a corpus most of which was dropped, or that leaves a split empty.
+
+    Args:
+        splits: the documents of each split.
+    """
     params = run.job.params
-    total = sum(done["documents"] for done in run.results)
-    dropped = sum((Counter(done["dropped"]) for done in run.results), Counter[str]())
+    documents = sum(result.documents for result in run.results)
+    dropped = total(result.dropped for result in run.results)
     worst = max(REASONS, key=lambda r: dropped[r])  # of equal counts the first rule in order
-    told = ", ".join(f"{r} {dropped[r]}" for r in REASONS if dropped[r]) or "nothing"
-    most = f"Dropped: {told}. The rule {worst} dropped most; see {REASONS[worst]}" if dropped else "No rule dropped any"
+    by_reason = ", ".join(f"{r} {dropped[r]}" for r in REASONS if dropped[r]) or "nothing"
     doubts = encoding_doubts(run.job, run.results)
     if doubts:  # what the rules measured is not the text: no hint to loosen them
-        most = f"Dropped: {told}"
+        advice = f"Dropped: {by_reason}"
+    elif dropped:
+        advice = f"Dropped: {by_reason}. The rule {worst} dropped most; see {REASONS[worst]}"
+    else:
+        advice = "No rule dropped any"
     first = "".join(f"{x}. " for x in doubts)
     kept = splits.total()
     if not kept:
-        raise DataError(f"{first}every one of the {total} documents was dropped. {most}")
-    if (share := dropped.total() / total) > params.max_rejected:
+        raise DataError(f"{first}every one of the {documents} documents was dropped. {advice}")
+    if (share := dropped.total() / documents) > params.max_rejected:
         raise DataError(
-            f"{first}{dropped.total()} of {total} documents were dropped ({share:.1%}; clean.max_rejected allows "
-            f"{params.max_rejected:.1%}). {most}"
+            f"{first}{dropped.total()} of {documents} documents were dropped ({share:.1%}; clean.max_rejected allows "
+            f"{params.max_rejected:.1%}). {advice}"
         )
     if empty := [s for s in SPLITS if not splits[s]]:
         raise DataError(
-            f"{first}no document for {' and '.join(empty)}: {kept} of {total} documents were kept, and a hash draws each one's split "
-            f"(clean.val_fraction {params.val_fraction}, clean.test_fraction {params.test_fraction}). Add documents or raise "
-            "the fractions; a text file is one document unless lines that read <|endoftext|> or match the source's `cut` "
-            f"divide it. {most}"
+            f"{first}no document for {' and '.join(empty)}: {kept} of {documents} documents were kept, and a hash draws "
+            f"the split of each (clean.val_fraction {params.val_fraction}, clean.test_fraction {params.test_fraction}). "
+            "Add documents or raise the fractions; a text file is one document unless lines that read <|endoftext|> or "
+            f"match the source's `cut` divide it. {advice}"
         )
 
 
-def merged_samples(run: Outcome) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """{(source, kind): examples}: the same sample for every division into units; records numbered in their files."""
-    merged = Samples(SAMPLES)
-    for unit, base, done in zip(run.job.units, run.bases, run.results, strict=True):
-        for kind, lines in done["samples"].items():
-            for line in lines:
-                example = json.loads(line)
-                example["record"] += base
-                merged.add(f"{unit.source:05d} {kind}", example)
-    out = {}
-    for key, lines in merged.lines().items():
-        number, kind = key.split(" ", 1)
-        examples = sorted((json.loads(x) for x in lines), key=lambda e: (e["file"], e["record"]))
-        out[run.job.sources[int(number)].name, kind] = examples
-    return out
+@dataclass(frozen=True)
+class Examples:
+    """Examples for the reports: by (source, reason) and by (source, kind of repair)."""
+
+    dropped: dict[tuple[str, str], list[Dropped]]
+    repaired: dict[tuple[str, str], list[Repaired]]
+
+
+def examples(run: Outcome) -> Examples:
+    """The same sample for every division into units, in the order of the files; records are numbered in their files."""
+    return Examples(
+        _merged(run, [result.dropped_examples for result in run.results]),
+        _merged(run, [result.repaired_examples for result in run.results]),
+    )
+
+
+def _merged(run: Outcome, of_units: list[dict[str, list[Example]]]) -> dict[tuple[str, str], list[Example]]:
+    merged: Samples[tuple[int, str], Example] = Samples(SAMPLES)
+    for unit, base, by_kind in zip(run.job.units, run.bases, of_units, strict=True):
+        for kind, found in by_kind.items():
+            for example in found:
+                merged.add((unit.source, kind), replace(example, record=example.record + base))
+    return {
+        (run.job.sources[source].name, kind): sorted(found, key=lambda e: (e.file, e.record))
+        for (source, kind), found in merged.lists().items()
+    }

@@ -1,20 +1,15 @@
-"""A unit of cleaning: records of one piece of a raw file to judged documents with their keys, a pure function.
+"""The two passes over a unit: records of one piece of a raw file to judged documents with their keys, pure functions.
 
-What a unit leaves in the work folder, the marker last, so that a killed run keeps its finished units:
-`NNNNN.arrow` (the documents that passed, uncompressed Arrow IPC, memory-mapped later), `NNNNN.bad.jsonl` (every unreadable
-record with its place), `NNNNN.lines.npy` and `.paragraphs.npy` where those are counted, `NNNNN.json` (counts and examples).
-Examples are samples by hash: the same ones however the corpus is cut into units.
+The first pass reads, repairs and judges every record. The second pass is needed only where lines that many documents have
+are removed: what is judged by the final text then waits for it. See `unit` for the files that a pass writes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,264 +24,195 @@ from foundry.data.clean.dedup import BANDS, band_keys, comparable, exact_key
 from foundry.data.clean.language import identify
 from foundry.data.clean.markup import Treatment, strip_html
 from foundry.data.clean.normalize import fix_mojibake, normalize, without_meta_space
-from foundry.data.clean.repeats import LINE_CHARS, PARAGRAPH_CHARS, piece_hashes, without
-from foundry.data.clean.rules import Rules, Verdict
+from foundry.data.clean.repeats import PIECES, limits, piece_hashes, without
+from foundry.data.clean.rules import Judgement, Rules, Verdict
 from foundry.data.clean.scrub import scrub
-from foundry.data.manifest import RawSource
+from foundry.data.clean.unit import SAMPLES, TEXTS, Dropped, Job, Repaired, Samples, UnitResult, read_texts
 from foundry.data.read.encoding import guess_encoding
 from foundry.data.read.records import EXCERPT, Bad, Document
-from foundry.data.read.streams import Limits
-from foundry.data.read.units import Unit, read_unit
+from foundry.data.read.units import read_unit
 from foundry.data.schema import doc_id
 from foundry.data.text.words import gram_words
-from foundry.utils.files import atomic_write, read_json, write_array, write_json
+from foundry.utils.files import atomic_write, write_array
 
 FOREIGN = 1 << 14  # bytes of a unit that its encoding is guessed from
-SAMPLES = 40  # examples of each reason that a unit keeps
 BATCH_DOCUMENTS, BATCH_BYTES = 1024, 8 << 20
-ROWS = pa.schema(
-    [
-        ("text", pa.large_binary()),
-        ("record", pa.int64()),
-        ("file", pa.string()),
-        ("lang", pa.string()),
-        ("domain", pa.string()),
-        ("id", pa.uint64()),
-        ("exact", pa.uint64()),
-        ("bands", pa.list_(pa.uint64(), BANDS)),
-    ]
-)
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every worker needs to know."""
+class Preparation:
+    """The task of preparing a unit; `most`: documents of it that are read (0: all)."""
 
-    raw: Path
-    root: Path
-    folder: Path
-    sources: tuple[RawSource, ...]
-    units: list[Unit]
-    params: Clean
-    limits: Limits
-
-    def path(self, number: int, kind: str) -> Path:
-        return self.folder / f"{number:05d}.{kind}"
-
-    @property
-    def compares(self) -> bool:
-        """Whether similar documents are looked for."""
-        return self.params.near_dedup != "ignore" or self.params.split_similarity < 1
-
-    @property
-    def counts_repeats(self) -> bool:
-        return bool(self.params.max_line_documents or self.params.max_paragraph_documents)
-
-    @property
-    def rows(self) -> str:
-        """The kind of file that holds a unit's documents in the end."""
-        return "final.arrow" if self.counts_repeats else "arrow"
+    number: int
+    most: int = 0
 
 
-class Samples:
-    """The examples of smallest hash for each reason: a sample that does not depend on order or units."""
+def prepare_unit(job: Job, task: Preparation) -> UnitResult:
+    """First pass: reads, repairs and judges the records of a unit. A unit that has its marker is not read again.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.heaps: dict[str, list[tuple[int, str]]] = {}
+    Where no second pass follows, the text is final: evaluation text is looked for in it, and it gets the keys by which
+    similar documents are found.
+    """
+    marker = job.path(task.number, "json")
+    if marker.exists():
+        return UnitResult.read(marker)
+    params, source = job.params, job.source_of(task.number)
+    rules, eval_sets = _tools(job.root, params.model_dump_json())
+    notes = _Notes()
+    hashes: dict[str, list[int]] = {kind: [] for kind in PIECES}
+    foreign = bytearray()
+    with (
+        _text_writer(job, task.number, "arrow", notes, eval_sets, final=not job.counts_repeats) as texts,
+        atomic_write(job.path(task.number, "bad.jsonl"), "w") as bad,
+    ):
+        for item in read_unit(job.raw, job.sources, job.units[task.number], job.limits):
+            if not foreign or (len(foreign) < FOREIGN and b"\0" not in item.sample + foreign):
+                foreign += item.sample  # of UTF-16, whose line ends are cut in the middle, only the first record
+            if isinstance(item, Bad):
+                notes.result.bad += 1
+                notes.result.bad_reasons[item.reason] += 1
+                place = {"file": item.file, "record": item.record, "offset": item.offset, "reason": item.reason}
+                bad.write(json.dumps({**place, "excerpt": item.excerpt}) + "\n")
+                continue
+            notes.result.documents += 1
+            notes.result.in_chars[len(item.text).bit_length()] += 1
+            text = _repaired(item, params, source.html, notes)
+            lang, judgement = _judged(item, text, source.lang, params, rules)
+            text = judgement.text
+            if judgement.verdict:
+                notes.drop(judgement.verdict, item.file, item.record, text)
+                continue
+            texts.add(Text(text, item.record, item.file, lang, _domain(item.url)), judgement.words)
+            for kind, limit in limits(params).items():
+                if limit:
+                    hashes[kind] += sorted(piece_hashes(text, *PIECES[kind]))
+            if notes.result.documents == task.most:
+                break
+    if foreign:
+        notes.result.encoding = guess_encoding(bytes(foreign)) or ""
+    if job.counts_repeats:
+        for kind, found in hashes.items():
+            write_array(job.path(task.number, f"{kind}.npy"), np.array(found, np.uint64))
+    return notes.finish(marker)
 
-    def add(self, reason: str, example: dict[str, Any]) -> None:
-        line = json.dumps(example, ensure_ascii=False).encode("utf-8", "replace").decode()
-        content = json.dumps(
-            {k: v for k, v in example.items() if k != "record"}
-        ).encode()  # a record's number depends on the unit
-        rank = -int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-        heap = self.heaps.setdefault(reason, [])
-        if len(heap) < self.size:
-            heapq.heappush(heap, (rank, line))
-        elif (rank, line) > heap[0]:
-            heapq.heapreplace(heap, (rank, line))
 
-    def lines(self) -> dict[str, list[str]]:
-        return {reason: [line for _, line in sorted(heap, reverse=True)] for reason, heap in sorted(self.heaps.items())}
+def finish_unit(job: Job, number: int) -> UnitResult:
+    """Second pass: removes the lines and paragraphs that too many documents have, and judges what is left.
 
+    It does what `prepare_unit` left for the final text: documents that became too short are dropped, evaluation text is
+    looked for, and the keys of similar documents are computed.
 
-@dataclass
-class Counts:
-    documents: int = 0
-    bad: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    repaired: Counter[str] = field(default_factory=Counter)
-    bad_reasons: Counter[str] = field(default_factory=Counter)
-    in_chars: Counter[str] = field(default_factory=Counter)  # log2 of the characters as they came
-    encoding: str = ""  # that the bytes which are not UTF-8 are likely in
-
-    def as_json(self) -> dict[str, Any]:
-        return {k: dict(sorted(v.items())) if isinstance(v, Counter) else v for k, v in vars(self).items()}
+    Returns:
+        what this pass dropped and repaired. A unit that has its second marker is not read again.
+    """
+    marker = job.path(number, "final.json")
+    if marker.exists():
+        return UnitResult.read(marker)
+    _, eval_sets = _tools(job.root, job.params.model_dump_json())
+    repeated = {kind: np.load(job.folder / f"{kind}.npy") for kind in PIECES}
+    least = job.params.min_chars
+    notes = _Notes()
+    with _text_writer(job, number, "final.arrow", notes, eval_sets, final=True) as texts:
+        for batch in read_texts(job, number, list(Text.__annotations__), "arrow"):
+            for row in batch.to_pylist():
+                file, record = row["file"], row["record"]
+                before = text = row["text"].decode()
+                for kind in ("paragraphs", "lines"):
+                    shorter, removed = without(text, *PIECES[kind], repeated[kind])
+                    if removed:
+                        notes.repair(f"repeated_{kind}", file, record, text, shorter, removed)
+                    text = shorter
+                if len(text) < least:
+                    notes.drop(Verdict("too_short", "min_chars", len(text), least), file, record, before)
+                    continue
+                texts.add(Text(**{**row, "text": text}), gram_words(text))
+    result = notes.finish(marker)
+    job.path(number, "arrow").unlink()
+    return result
 
 
 @lru_cache(maxsize=1)
 def _tools(root: Path, params_json: str) -> tuple[Rules, Contamination | None]:
+    """What a process makes once for all units: the rules and the n-grams of the evaluation sets."""
     params = Clean.model_validate_json(params_json)
     eval_sets = Contamination(params.decontaminate, root, params.decontaminate_ngram) if params.decontaminate else None
     return Rules(params, root), eval_sets
 
 
-def prepare_unit(job: Job, task: tuple[int, int]) -> dict[str, Any]:
-    """Reads, mends and judges the records of unit `task[0]`, at most `task[1]` documents of it (0: all).
+class _Notes:
+    """What a pass over a unit counts, and its examples."""
 
-    Returns:
-        the content of its marker; where that exists, nothing is done again.
-    """
-    number, most = task
-    marker = job.path(number, "json")
-    if marker.exists():
-        return read_json(marker, "a finished unit")
-    unit, params = job.units[number], job.params
-    source = job.sources[unit.source]
-    lang = source.lang
-    rules, eval_sets = _tools(job.root, params.model_dump_json())
-    counts, samples = Counts(), Samples(SAMPLES)
-    lines: list[set[int]] = []
-    paragraphs: list[set[int]] = []
-    foreign = bytearray()
-    with (
-        _writing(job, number, eval_sets, None if job.counts_repeats else (counts, samples)) as rows,
-        atomic_write(job.path(number, "bad.jsonl"), "w") as bad,
-    ):
-        for item in read_unit(job.raw, job.sources, unit, job.limits):
-            if not foreign or (len(foreign) < FOREIGN and b"\0" not in item.sample + foreign):
-                foreign += item.sample  # of UTF-16, which is cut amid its line ends, the first record only
-            if isinstance(item, Bad):
-                counts.bad += 1
-                counts.bad_reasons[item.reason] += 1
-                place = {"file": item.file, "record": item.record, "offset": item.offset, "reason": item.reason}
-                bad.write(json.dumps({**place, "excerpt": item.excerpt}) + "\n")
-                continue
-            counts.documents += 1
-            counts.in_chars[str(len(item.text).bit_length())] += 1
-            text = _mended(item, params, source.html, counts, samples)
-            said, score = lang, 1.0
-            if params.languages or (lang == "und" and params.identify_language):
-                said, score = identify(text, params.min_language_score)
-            verdict: Verdict | None = None
-            words: list[str] = []
-            if item.repaired and params.invalid_utf8 == "reject":
-                verdict = Verdict("invalid_utf8", "invalid_utf8", 1, 0)
-            elif params.languages and said not in params.languages:
-                verdict = Verdict("language", f"languages ({said})", round(score, 3), params.min_language_score)
-            else:
-                text, words, verdict = rules.apply(text, said)
-            if verdict:
-                drop(counts, samples, verdict, item.file, item.record, text)
-                continue
-            rows.add(item, said, text, words)
-            if job.counts_repeats:
-                lines.append(piece_hashes(text, "\n", LINE_CHARS) if params.max_line_documents else set())
-                paragraphs.append(
-                    piece_hashes(text, "\n\n", PARAGRAPH_CHARS) if params.max_paragraph_documents else set()
-                )
-            if counts.documents == most:
-                break
-    if foreign:
-        counts.encoding = guess_encoding(bytes(foreign)) or ""
-    for kind, found in (("lines", lines), ("paragraphs", paragraphs)):
-        if job.counts_repeats:
-            write_array(job.path(number, f"{kind}.npy"), np.fromiter((h for s in found for h in sorted(s)), np.uint64))
-    return _finish(job, number, "json", counts, samples)
+    def __init__(self) -> None:
+        self.result = UnitResult()
+        self._dropped: Samples[str, Dropped] = Samples(SAMPLES)
+        self._repaired: Samples[str, Repaired] = Samples(SAMPLES)
+
+    def drop(self, verdict: Verdict, file: str, record: int, text: str) -> None:
+        self.result.dropped[verdict.reason] += 1
+        value, threshold = (round(x, 4) if isinstance(x, float) else x for x in (verdict.value, verdict.threshold))
+        example = Dropped(file, record, verdict.reason, verdict.rule, value, threshold, None, text[:EXCERPT])
+        self._dropped.add(verdict.reason, example)
+
+    def repair(self, kind: str, file: str, record: int, before: str, after: str, times: int = 1) -> None:
+        self.result.repaired[kind] += times
+        self.example(kind, file, record, before, after)
+
+    def example(self, kind: str, file: str, record: int, before: str, after: str) -> None:
+        """The text around the first difference."""
+        differ = (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b)
+        at = next(differ, min(len(before), len(after)))
+        shown = slice(max(0, at - 30), at + 70)
+        self._repaired.add(kind, Repaired(file, record, before[shown], after[shown]))
+
+    def finish(self, marker: Path) -> UnitResult:
+        """Writes the marker, by which the pass over the unit is finished."""
+        self.result.dropped_examples = self._dropped.lists()
+        self.result.repaired_examples = self._repaired.lists()
+        self.result.write(marker)
+        return self.result
 
 
-def finish_unit(job: Job, number: int) -> dict[str, Any]:
-    """Removes the lines and paragraphs that stand in too many documents, then does what `prepare_unit` left for after that."""
-    marker = job.path(number, "final.json")
-    if marker.exists():
-        return read_json(marker, "a finished unit")
-    params = job.params
-    _, eval_sets = _tools(job.root, params.model_dump_json())
-    repeated = {k: np.load(job.folder / f"{k}.npy") for k in ("lines", "paragraphs")}
-    counts, samples = Counts(), Samples(SAMPLES)
-    with _writing(job, number, eval_sets, (counts, samples), "final.arrow") as rows:
-        for batch in read_rows(job, number, ["text", "record", "file", "lang", "domain"], "arrow"):
-            for row in batch.to_pylist():
-                text = row["text"].decode()
-                for kind, separator, least in (("paragraphs", "\n\n", PARAGRAPH_CHARS), ("lines", "\n", LINE_CHARS)):
-                    before, (text, removed) = text, without(text, separator, least, repeated[kind])
-                    if removed:
-                        counts.repaired[f"repeated_{kind}"] += removed
-                        _example(samples, f"repeated_{kind}", row["file"], row["record"], before, text)
-                if len(text) < params.min_chars:
-                    verdict = Verdict("too_short", "min_chars", len(text), params.min_chars)
-                    drop(counts, samples, verdict, row["file"], row["record"], row["text"].decode())
-                    continue
-                rows.add_row(row["file"], row["record"], row["lang"], row["domain"], text, gram_words(text))
-    done = _finish(job, number, "final.json", counts, samples)
-    job.path(number, "arrow").unlink()
-    return done
-
-
-def _finish(job: Job, number: int, kind: str, counts: Counts, samples: Samples) -> dict[str, Any]:
-    done = {**counts.as_json(), "samples": samples.lines()}
-    write_json(job.path(number, kind), done)
-    return done
-
-
-def read_rows(
-    job: Job, number: int, columns: list[str] | None = None, kind: str | None = None
-) -> Iterator[pa.RecordBatch]:
-    """The record batches of a unit's documents, memory-mapped."""
-    with pa.memory_map(str(job.path(number, kind or job.rows))) as source:
-        reader = pa.ipc.open_file(source)
-        for i in range(reader.num_record_batches):
-            batch = reader.get_batch(i)
-            yield batch.select(columns) if columns else batch
-
-
-def drop(counts: Counts, samples: Samples, verdict: Verdict, file: str, record: int, text: str) -> None:
-    counts.dropped[verdict.reason] += 1
-    example = {"file": file, "record": record, "reason": verdict.reason, "rule": verdict.rule}
-    measured = {"value": _number(verdict.value), "threshold": _number(verdict.threshold)}
-    samples.add(f"dropped {verdict.reason}", {**example, **measured, "excerpt": text[:EXCERPT]})
-
-
-def _number(x: float) -> float:
-    return round(x, 4) if isinstance(x, float) else x
-
-
-def _mended(item: Document, params: Clean, treatment: Treatment, counts: Counts, samples: Samples) -> str:
+def _repaired(item: Document, params: Clean, treatment: Treatment, notes: _Notes) -> str:
+    """The text of a document after all repairs that are switched on."""
     text = item.text
     if item.repaired:
-        counts.repaired["invalid_utf8"] += 1
+        notes.result.repaired["invalid_utf8"] += 1
 
-    def step(name: str, mend: Callable[[str], str]) -> None:
+    def step(kind: str, repair: Callable[[str], str]) -> None:
         nonlocal text
-        before, text = text, mend(text)
+        before, text = text, repair(text)
         if text != before:
-            counts.repaired[name] += 1
-            _example(samples, name, item.file, item.record, before, text)
+            notes.repair(kind, item.file, item.record, before, text)
 
     if params.fix_mojibake:
         step("mojibake", fix_mojibake)
     if params.strip_html:
         step("html", lambda text: strip_html(text, treatment))
     if params.normalize:
-        text = text.strip()  # what lies around a text is not worth an example
+        text = text.strip()  # white space around a text is not worth an example
         step("normalized", normalize)
     text = without_meta_space(text)
     if params.scrub:
         before = text
         text, found = scrub(text, params.scrub)
         for kind, n in found.items():
-            counts.repaired[f"scrubbed_{kind}"] += n
+            notes.result.repaired[f"scrubbed_{kind}"] += n
         if found:
-            _example(samples, "scrubbed", item.file, item.record, before, text)
+            notes.example("scrubbed", item.file, item.record, before, text)
     return text
 
 
-def _example(samples: Samples, name: str, file: str, record: int, before: str, after: str) -> None:
-    at = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
-    start = max(0, at - 30)
-    shown = {"before": before[start : at + 70], "after": after[start : at + 70]}
-    samples.add(f"repaired {name}", {"file": file, "record": record, **shown})
+def _judged(item: Document, text: str, lang: str, params: Clean, rules: Rules) -> tuple[str, Judgement]:
+    """The language of a repaired text, which is the source's unless it has to be identified, and what the rules say."""
+    score = 1.0
+    if params.languages or (lang == "und" and params.identify_language):
+        lang, score = identify(text, params.min_language_score)
+    if item.repaired and params.invalid_utf8 == "reject":
+        return lang, Judgement(text, [], Verdict("invalid_utf8", "invalid_utf8", 1, 0))
+    if params.languages and lang not in params.languages:
+        verdict = Verdict("language", f"languages ({lang})", round(score, 3), params.min_language_score)
+        return lang, Judgement(text, [], verdict)
+    return lang, rules.apply(text, lang)
 
 
 def _domain(url: str) -> str:
@@ -296,39 +222,51 @@ def _domain(url: str) -> str:
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A document that passed the rules; the fields are columns of `TEXTS`."""
+
+    text: str
+    record: int
+    file: str
+    lang: str
+    domain: str
+
+
 @contextmanager
-def _writing(
-    job: Job, number: int, eval_sets: Contamination | None, final: tuple[Counts, Samples] | None, kind: str = "arrow"
-) -> Iterator[_Rows]:
-    with atomic_write(job.path(number, kind)) as f, pa.ipc.new_file(f, ROWS) as writer:
-        rows = _Rows(writer, eval_sets, final, final is not None and job.compares)
-        yield rows
-        rows.flush()
+def _text_writer(
+    job: Job, number: int, kind: str, notes: _Notes, eval_sets: Contamination | None, final: bool
+) -> Iterator[_TextWriter]:
+    with atomic_write(job.path(number, kind)) as f, pa.ipc.new_file(f, TEXTS) as writer:
+        texts = _TextWriter(writer, notes, eval_sets if final else None, near=final and job.compares)
+        yield texts
+        texts.flush()
 
 
-class _Rows:
-    """Writes the documents of a unit in batches; `final` (where to count) tells that their text will not change any more."""
+class _TextWriter:
+    """Writes the documents of a unit in batches.
 
-    def __init__(
-        self, writer: Any, eval_sets: Contamination | None, final: tuple[Counts, Samples] | None, near: bool
-    ) -> None:
-        self._writer, self.eval_sets, self.final, self.near = writer, eval_sets, final, near
+    Args:
+        notes: where a document with evaluation text is counted.
+        eval_sets: if given, documents that share n-grams with them are dropped.
+        near: whether to compute the keys by which similar documents are found.
+    """
+
+    def __init__(self, writer: Any, notes: _Notes, eval_sets: Contamination | None, near: bool) -> None:
+        self._writer, self._notes, self._eval_sets, self._near = writer, notes, eval_sets, near
         self._rows: list[tuple] = []
         self._words: list[list[str]] = []
         self._bytes = 0
 
-    def add(self, item: Document, lang: str, text: str, words: list[str]) -> None:
-        self.add_row(item.file, item.record, lang, _domain(item.url), text, words)
-
-    def add_row(self, file: str, record: int, lang: str, domain: str, text: str, words: list[str]) -> None:
-        if self.final and self.eval_sets and (shared := self.eval_sets.shared(words)):
-            verdict = Verdict("contaminated", f"{self.eval_sets.n}-grams of evaluation sets", shared, 0)
-            drop(*self.final, verdict, file, record, text)
+    def add(self, item: Text, words: list[str]) -> None:
+        if self._eval_sets and (shared := self._eval_sets.shared(words)):
+            verdict = Verdict("contaminated", f"{self._eval_sets.n}-grams of evaluation sets", shared, 0)
+            self._notes.drop(verdict, item.file, item.record, item.text)
             return
-        data = text.encode()
-        key = int.from_bytes(exact_key(text)[:8], "little")
-        self._rows.append((data, record, file, lang, domain, int(doc_id(data), 16), key))
-        self._words.append(comparable(text, words) if self.near else [])
+        data = item.text.encode()
+        key = int.from_bytes(exact_key(item.text)[:8], "little")
+        self._rows.append((data, item.record, item.file, item.lang, item.domain, int(doc_id(data), 16), key))
+        self._words.append(comparable(item.text, words) if self._near else [])
         self._bytes += len(data)
         if len(self._rows) == BATCH_DOCUMENTS or self._bytes >= BATCH_BYTES:
             self.flush()
@@ -336,8 +274,8 @@ class _Rows:
     def flush(self) -> None:
         if not self._rows:
             return
-        columns = [pa.array(c, f.type) for c, f in zip(zip(*self._rows, strict=True), ROWS, strict=False)]
-        keys = band_keys(self._words) if self.near else np.zeros((len(self._rows), BANDS), np.uint64)
+        columns = [pa.array(c, f.type) for c, f in zip(zip(*self._rows, strict=True), TEXTS, strict=False)]
+        keys = band_keys(self._words) if self._near else np.zeros((len(self._rows), BANDS), np.uint64)
         columns.append(pa.FixedSizeListArray.from_arrays(pa.array(keys.ravel()), BANDS))
-        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=ROWS))
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=TEXTS))
         self._rows, self._words, self._bytes = [], [], 0

@@ -51,6 +51,17 @@ class Verdict(NamedTuple):
     threshold: float
 
 
+class Judgement(NamedTuple):
+    """The text without the lines that C4's rules drop, its words for n-grams, and why it is dropped (None: it is not).
+
+    The words of a dropped text may be missing.
+    """
+
+    text: str
+    words: list[str]
+    verdict: Verdict | None
+
+
 class Rules:
     """The rules on single documents, in the order of `REASONS`.
 
@@ -67,29 +78,31 @@ class Rules:
         p = params
         self._counts_tokens = p.gopher_quality.enabled or p.gopher_repetition.enabled or p.fineweb.enabled
 
-    def apply(self, text: str, lang: str) -> tuple[str, list[str], Verdict | None]:
-        """(the text, without the lines that C4's rules drop; its units; the first verdict or None)"""
+    def apply(self, text: str, lang: str) -> Judgement:
+        """Judges a text; the first rule that it breaks gives the verdict."""
         p = self.params
         if len(text) < p.min_chars:
-            return text, [], Verdict("too_short", "min_chars", len(text), p.min_chars)
+            return Judgement(text, [], Verdict("too_short", "min_chars", len(text), p.min_chars))
         if len(text) > p.max_chars:
-            return text, [], Verdict("too_long", "max_chars", len(text), p.max_chars)
+            return Judgement(text, [], Verdict("too_long", "max_chars", len(text), p.max_chars))
         if p.max_symbol_ratio < 1 and (share := symbol_ratio(text)) > p.max_symbol_ratio:
-            return text, [], Verdict("symbol_ratio", "max_symbol_ratio", share, p.max_symbol_ratio)
+            return Judgement(text, [], Verdict("symbol_ratio", "max_symbol_ratio", share, p.max_symbol_ratio))
         if p.max_dup_line_ratio < 1 and (share := dup_line_ratio(text)) > p.max_dup_line_ratio:
-            return text, [], Verdict("duplicate_lines", "max_dup_line_ratio", share, p.max_dup_line_ratio)
+            return Judgement(text, [], Verdict("duplicate_lines", "max_dup_line_ratio", share, p.max_dup_line_ratio))
         words = gram_words(text) if p.max_top_ngram_ratio < 1 else None
         if words and (share := top_ngram_ratio(words)) > p.max_top_ngram_ratio:
-            return text, words, Verdict("repeated_ngrams", "max_top_ngram_ratio", share, p.max_top_ngram_ratio)
+            return Judgement(
+                text, words, Verdict("repeated_ngrams", "max_top_ngram_ratio", share, p.max_top_ngram_ratio)
+            )
         before = text
         text, verdict = self._for_the_web(text, lang)
         if verdict:
-            return text, [], verdict
+            return Judgement(text, [], verdict)
         if words is None or text != before:
             words = gram_words(text)
         if self._blocked and (found := self._blocked.find(text, words)):
             verdict = Verdict("blocked", found, 1, 0)
-        return text, words, verdict
+        return Judgement(text, words, verdict)
 
     def _for_the_web(self, text: str, lang: str) -> tuple[str, Verdict | None]:
         p = self.params

@@ -27,13 +27,13 @@ def test_empty_corpus_is_told(project, files):
     (project / "corpus").mkdir()
     for name, text in files.items():
         (project / "corpus" / name).write_text(text)
-    refused("mine holds no document", MINE)
+    refused("mine contains no document", MINE)
 
 
 def test_empty_text_file_is_told(project):
     (project / "corpus").mkdir()
     (project / "corpus/a.txt").write_text("")
-    refused("mine holds no document .*bytes: 0", {"name": "mine", "url": "file:corpus/*.txt"})
+    refused("mine contains no document .*bytes: 0", {"name": "mine", "url": "file:corpus/*.txt"})
 
 
 def test_one_long_book_is_told_how_to_be_cut(project, story):

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from foundry.config import ConfigError
 from foundry.data.clean.language import identify
-from foundry.data.clean.prepare import Samples
 from foundry.data.clean.repeats import piece_hashes, without
 from foundry.data.clean.scrub import TOKENS, scrub
+from foundry.data.clean.unit import Repaired, Samples
 from foundry.data.text.grams import gram_hashes
 
 ALL = list(TOKENS)
@@ -284,8 +284,8 @@ def test_samples_do_not_depend_on_the_order(values, size):
     def sample(order):
         samples = Samples(size)
         for v in order:
-            samples.add("r", {"file": str(v), "record": 0})
-        return samples.lines()
+            samples.add("r", Repaired(str(v), 0, "", ""))
+        return samples.lists()
 
     assert sample(values) == sample(sorted(values)) == sample(values[::-1])
 
