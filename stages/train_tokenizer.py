@@ -1,11 +1,12 @@
 """Stage train_tokenizer: data/clean/train → artifacts/tokenizer/."""
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 from foundry.config import Config
 from foundry.data.tokens.shards import read_clean
-from foundry.tokenizers.facts import table, tokenizer_facts
+from foundry.tokenizers.facts import TrainingText, table, tokenizer_facts
 from foundry.tokenizers.page import write_page
 from foundry.tokenizers.sample import Sample
 from foundry.tokenizers.train import train_tokenizer
@@ -28,21 +29,27 @@ def work(cfg: Config, log: logging.Logger) -> None:
     if cfg.tokenizer.reference:
         refuse_linked([Path(cfg.tokenizer.reference)], Path(), "tokenizer.reference")
     with atomic_dir("artifacts/tokenizer") as tmp:
-        used = train_tokenizer(texts, cfg.tokenizer, tmp / "tokenizer.model")
+        read = train_tokenizer(texts, cfg.tokenizer, tmp / "tokenizer.model")
         held_out = ((r["text"], r["lang"]) for r in rows("val", "text", "lang"))
         facts = tokenizer_facts(tmp, held_out, cfg.tokenizer.reference)
-        facts["training"] = {**sample.facts(), **used}
-        write_json(tmp / "facts.json", facts)
-    write_json("reports/tokenizer.json", facts)
+        training = TrainingText(
+            corpus_documents=sample.documents,
+            corpus_bytes=sample.bytes,
+            languages=sample.languages(),
+            **asdict(read),
+        )
+        facts = facts.model_copy(update={"training": training})
+        write_json(tmp / "facts.json", facts.to_json())
+    write_json("reports/tokenizer.json", facts.to_json())
     write_page("reports/tokenizer.html", facts)
     for line in table(facts):
         log.info("%s", line)
-    if facts["lossy_documents"]:
+    if facts.lossy_documents:
         log.warning(
             "%d of %d held-out documents lose characters: set tokenizer.byte_fallback: true",
-            facts["lossy_documents"], facts["held_out_documents"],
+            facts.lossy_documents, facts.held_out_documents,
         )  # fmt: skip
-    log.info("wrote artifacts/tokenizer: %.3f bytes per token on the validation text", facts["bytes_per_token"])
+    log.info("wrote artifacts/tokenizer: %.3f bytes per token on the validation text", facts.trained.bytes_per_token)
 
 
 def main() -> None:

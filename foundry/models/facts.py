@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from foundry.config import DataError
 from foundry.utils.files import read_json
+from foundry.utils.records import Record
 
 
-@dataclass(frozen=True)
-class SkipDecision:
+class SkipDecision(Record):
     """At `step`, for `reason`, the run decided to skip `batches`."""
 
     step: int
@@ -21,7 +20,7 @@ class SkipDecision:
     batches: list[int]
 
 
-class TrainingFacts(BaseModel):
+class TrainingFacts(Record):
     """What a run of training was; no clock, host name or path.
 
     Attributes:
@@ -30,8 +29,6 @@ class TrainingFacts(BaseModel):
         steps, tokens: optimizer steps, and tokens that they read.
         skipped_batches: the decisions to skip batches; None if none was skipped.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     fingerprint: str
     tokenizer_sha256: str
@@ -56,8 +53,9 @@ class ModelFacts(TrainingFacts):
         Raises:
             DataError: naming the facts that it lacks.
         """
+        facts = {k: v for k, v in config.items() if k != "model"} if isinstance(config, dict) else config
         try:
-            return cls.model_validate(config)
+            return cls.model_validate(facts)
         except ValidationError as e:
             wrong = ", ".join(".".join(map(str, error["loc"])) or "its content" for error in e.errors())
             raise DataError(

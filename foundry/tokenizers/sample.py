@@ -1,22 +1,30 @@
 """Which documents the tokenizer is trained on: a seeded sample, balanced by language, up to a byte budget.
 
-Whether a document is taken depends on its own id, the seed and the sizes of the languages, never on its place in the corpus. A
-language whose text is less than its even share gives the rest to the others; when everything fits, every document is taken.
-Memory is bounded by the number of languages: documents are counted in buckets of their hash, and whole buckets are taken until
-the language's share is full (the bucket that does not fit is left out; one is always taken).
+Whether a document is taken depends on its own id, the seed and the sizes of the languages, never on its place in the
+corpus. A language whose text is less than its even share gives the rest to the others; when everything fits, every
+document is taken. Memory is bounded by the number of languages: documents are counted in buckets of their hash, and
+complete buckets are taken until the language's share is full (the bucket that does not fit is left out; one is always
+taken).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
 from foundry.config import TokenizerParams
+from foundry.utils.records import Record
 
 BUCKETS = 1 << 14
+
+
+class LanguageShare(Record):
+    """Bytes of a language in the corpus, and in the sample that the tokenizer is trained on."""
+
+    bytes: int
+    taken: int
 
 
 class Sample:
@@ -27,7 +35,7 @@ class Sample:
         params: `max_train_bytes`, `balance_languages` and `seed` are used.
 
     Attributes:
-        documents, bytes: how much there is in all.
+        documents, bytes: of the whole corpus.
         taken: bytes of the sample.
     """
 
@@ -54,12 +62,11 @@ class Sample:
         """Whether a document belongs to the sample."""
         return self._bucket(doc_id) <= self._last[lang if self._balance else ""]
 
-    def facts(self) -> dict[str, Any]:
-        """Bytes there are and bytes taken, in all and by language when they are balanced."""
-        facts: dict[str, Any] = {"corpus_documents": self.documents, "corpus_bytes": self.bytes}
-        if self._balance:
-            facts["languages"] = {g: {"bytes": self._totals[g], "taken": self._taken[g]} for g in self._totals}
-        return facts
+    def languages(self) -> dict[str, LanguageShare] | None:
+        """How much of each language is in the sample; None if the languages are not balanced."""
+        if not self._balance:
+            return None
+        return {g: LanguageShare(bytes=self._totals[g], taken=self._taken[g]) for g in self._totals}
 
     def _bucket(self, doc_id: str) -> int:
         digest = hashlib.blake2b(doc_id.encode(), digest_size=8, key=self._key).digest()
@@ -67,7 +74,7 @@ class Sample:
 
 
 def shares(totals: dict[str, int], budget: int) -> dict[str, int]:
-    """The budget shared out evenly, as far as each has text; what one does not need goes to the others."""
+    """The budget divided evenly, as far as each has text; what one does not need goes to the others."""
     given: dict[str, int] = {}
     left = budget
     for i, (name, total) in enumerate(sorted(totals.items(), key=lambda item: (item[1], item[0]))):
@@ -77,7 +84,7 @@ def shares(totals: dict[str, int], budget: int) -> dict[str, int]:
 
 
 def _last_bucket(sizes: np.ndarray, share: int) -> int:
-    """The last bucket that fits into the share; else the first with text."""
+    """The last bucket that fits into the share; if none does, the first with text."""
     filled = np.cumsum(sizes)
     first = int(np.argmax(sizes > 0))
     return max(first, int(np.searchsorted(filled, share, side="right")) - 1)

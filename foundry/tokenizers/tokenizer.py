@@ -1,8 +1,8 @@
 """The tokenizer: SentencePiece BPE with lossless settings, and control symbols that text can never produce.
 
-Guarantees: `decode(encode(text)) == text` for every valid Unicode text but U+2581, which SentencePiece uses for the space (cleaning
-replaces it); ids 0, 1, 2 are unknown, begin and end of a document; typing a chat marker gives the pieces of its characters, never the
-marker's id.
+Guarantees: `decode(encode(text)) == text` for every valid Unicode text without U+2581, which SentencePiece uses for the
+space (cleaning replaces it); ids 0, 1, 2 are unknown, begin and end of a document; a chat marker in a text becomes the
+pieces of its characters, never the marker's id.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Tokenizer:
     """A trained tokenizer.
 
     Args:
-        path: `tokenizer.model`, or the folder that holds it.
+        path: `tokenizer.model`, or the folder that contains it.
 
     Raises:
         DataError: if there is no readable SentencePiece model.
@@ -53,12 +53,12 @@ class Tokenizer:
 
     @property
     def byte_fallback(self) -> bool:
-        """Whether unknown characters are spelt in bytes; without it they are lost."""
+        """Whether unknown characters are spelt in byte pieces; without them they are lost."""
         return self.id_of("<0x00>") != UNK_ID and self.is_byte(self.id_of("<0x00>"))
 
     @property
     def keeps_text(self) -> bool:
-        """Whether the model encodes text as it stands, without normalisation, extra or removed spaces."""
+        """Whether the model encodes text unchanged: no normalisation, no spaces added or removed."""
         probe = "  \uff21\u2460\u3000 a \ufb01\te\u0301\n "
         return self._sp.normalize(probe) == probe.replace(" ", "\u2581")
 
@@ -71,10 +71,10 @@ class Tokenizer:
         return EOS_ID
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
-        """Ids of a text; control symbols only where `bos` and `eos` ask for them.
+        """Ids of a text; the begin and the end symbol only if `bos` and `eos` are set.
 
         Raises:
-            ConfigError: (a `ValueError`) for a lone surrogate, which no UTF-8 text can hold.
+            ConfigError: (a `ValueError`) for a lone surrogate, which UTF-8 cannot encode.
         """
         try:
             text.encode()
@@ -85,26 +85,26 @@ class Tokenizer:
         return [BOS_ID] * bos + self._sp.encode(text) + [EOS_ID] * eos
 
     def encode_batch(self, texts: list[str], threads: int = 1) -> list[list[int]]:
-        """As `encode` for many texts; the result is the same for every number of threads."""
+        """The ids of many texts, without begin and end symbols; the same for every number of threads."""
         return self._sp.encode(texts, num_threads=threads)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; control symbols give no text, an incomplete run of bytes gives U+FFFD.
+        """Text of ids. Control symbols give no text, each byte of an incomplete character gives U+FFFD.
 
         Raises:
             ConfigError: (a `ValueError`) for an id outside the vocabulary.
         """
         ids = [int(i) for i in ids]
         if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
-            raise ConfigError(f"token ids must lie in [0, {self.vocab_size}), got {wrong[0]}")
+            raise ConfigError(f"token ids must be in [0, {self.vocab_size}), got {wrong[0]}")
         return self._sp.decode(ids)
 
     def stream(self) -> TextStream:
-        """A decoder for ids that come one by one: it never shows a part of a character."""
+        """A decoder for ids that come one by one; it never returns a part of a character."""
         return TextStream(self)
 
     def piece(self, token: int) -> str:
-        """The piece of an id, as SentencePiece spells it (U+2581 for the space, <0xAB> for a byte)."""
+        """The piece of an id as SentencePiece spells it: U+2581 for the space, <0xAB> for a byte."""
         return self._sp.id_to_piece(token)
 
     def id_of(self, piece: str) -> int:
@@ -120,24 +120,24 @@ class Tokenizer:
         return self._sp.is_byte(token)
 
     def is_user_defined(self, token: int) -> bool:
-        """Whether the piece is a symbol of `tokenizer.user_symbols`, which is cut out of a text before anything is merged."""
-        if self._user_defined is None:  # SentencePiece has no question for it
+        """Whether the piece is one of `tokenizer.user_symbols`, which are cut out of a text before any merge."""
+        if self._user_defined is None:  # SentencePiece's processor has no function for it
             self._user_defined = _user_defined(self._sp.serialized_model_proto())
         return token in self._user_defined
 
     def text_of(self, token: int) -> str:
-        """The text that a piece stands for: its spelling with spaces in place of U+2581."""
+        """The text that a piece means: its spelling with spaces in place of U+2581."""
         return self.piece(token).replace("\u2581", " ")
 
 
 class TextStream:
     """Decodes tokens as they come, without ever cutting a character.
 
-    SentencePiece spells a rare character in up to four byte tokens: their text appears only when the character is whole or can
-    no longer become one.
+    SentencePiece spells a rare character in up to four byte tokens: their text is returned only when the character is
+    complete or can no longer be completed.
 
-    What `add` and at last `end` give joins to `tokenizer.decode(tokens)`. Bytes that can no longer form a character are
-    U+FFFD, as SentencePiece has it. Each token costs the same, however long the text.
+    The results of `add`, and at last of `end`, join to `tokenizer.decode(tokens)`. Bytes that can no longer form a
+    character are U+FFFD, as in SentencePiece. Each token costs the same, however long the text is.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -145,7 +145,7 @@ class TextStream:
         self._pending: list[int] = []  # byte tokens that may still become a character: at most three
 
     def add(self, token: int) -> str:
-        """Text that this token makes certain; often empty while bytes come in."""
+        """The text that this token completes; often empty, because a byte token may not complete a character."""
         self._pending.append(token)
         if self._tokenizer.is_byte(token):
             ready = len(self._pending) - _unfinished(bytes(self._byte(t) for t in self._pending))
@@ -155,7 +155,7 @@ class TextStream:
         return self._tokenizer.decode(done) if done else ""
 
     def end(self) -> str:
-        """What is left of a character whose last bytes never came: U+FFFD for each byte, or nothing."""
+        """The rest: U+FFFD for each byte of a character whose last bytes never came, or nothing."""
         rest, self._pending = self._pending, []
         return self._tokenizer.decode(rest) if rest else ""
 
@@ -164,7 +164,7 @@ class TextStream:
 
 
 def _unfinished(data: bytes) -> int:
-    """How many bytes at the end may still become a character with further ones (0 to 3)."""
+    """How many bytes at the end further ones may still complete to a character (0 to 3)."""
     for n in range(min(3, len(data)), 0, -1):
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
@@ -176,7 +176,7 @@ def _unfinished(data: bytes) -> int:
 
 
 def _model_type(proto: bytes) -> str:
-    """`bpe` or `unigram` (or `other`): field 3 of the trainer's settings, field 2 of the model, in protocol buffers' wire format."""
+    """`bpe`, `unigram` or `other`: field 3 of the trainer's settings, which are field 2 of the model."""
     for number, value in _fields(proto):
         if number == 2 and isinstance(value, bytes):
             return {1: "unigram", 2: "bpe"}.get(dict(_fields(value)).get(3, 1), "other")
@@ -184,13 +184,17 @@ def _model_type(proto: bytes) -> str:
 
 
 def _user_defined(proto: bytes) -> frozenset[int]:
-    """Ids of the pieces of type 4: field 3 of a piece, field 1 of the model."""
+    """Ids of the pieces of type 4, user defined: field 3 of a piece, which is field 1 of the model."""
     pieces = (value for number, value in _fields(proto) if number == 1 and isinstance(value, bytes))
     return frozenset(i for i, piece in enumerate(pieces) if dict(_fields(piece)).get(3) == 4)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field of a message."""
+    """(number, value) of each field of a message in the wire format of protocol buffers.
+
+    `sentencepiece.sentencepiece_model_pb2` would do it, but it needs the package protobuf, which is not among the
+    dependencies of every installation of this project: SentencePiece itself does not require it.
+    """
     at = 0
 
     def varint() -> int:

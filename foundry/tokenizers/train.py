@@ -1,10 +1,11 @@
-"""Training of the tokenizer: the one group of SentencePiece settings that gave the same ids in SentencePiece, transformers and
-llama.cpp on 12,246 hostile strings, and the same bytes on every run.
+"""Training of the tokenizer, with settings that give the same ids everywhere.
 
-BPE by default: a unigram model depends on the number of threads (`tokenizer.train_threads`, part of the identity, so the same number
-gives the same bytes) and its GGUF export never gives llama.cpp's ids. Identity normalisation and kept whitespace, because the default
-rewrites text; byte fallback, because an unknown token loses it. SentencePiece silently drops lines over 4,192 bytes, so long lines are
-cut here. The text comes in the order of the corpus, so chance has no part in the result.
+Only this group of SentencePiece settings gave the same ids in SentencePiece, transformers and llama.cpp on 12,246
+hostile strings, and the same bytes on every run. BPE by default: a unigram model depends on the number of threads
+(`tokenizer.train_threads`, part of the identity, so the same number gives the same bytes) and its GGUF export never
+gives llama.cpp's ids. Identity normalisation and kept whitespace, because the default rewrites text; byte fallback,
+because an unknown token loses it. SentencePiece silently drops lines over 4,192 bytes, so long lines are cut here. The
+text comes in the order of the corpus, and the training draws no random numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,19 @@ from foundry.utils.files import atomic_write
 MAX_LINE_BYTES = 4096  # below SentencePiece's max_sentence_length of 4,192
 
 
+@dataclass
+class TextRead:
+    """What the trainer has read so far."""
+
+    documents: int = 0
+    lines: int = 0
+    bytes: int = 0
+
+
 def cut_lines(text: str) -> Iterator[str]:
     """The lines of a text, line ends kept (they are text too), each cut to at most `MAX_LINE_BYTES` bytes of UTF-8.
 
-    A cut falls before a space when there is one in the last half of the piece, and never inside a character.
+    A cut is before a space if there is one in the last half of the piece, and never inside a character.
     """
     for line in re.findall(r"[^\n]*\n|[^\n]+", text):
         data = line.encode()
@@ -43,34 +54,35 @@ def cut_lines(text: str) -> Iterator[str]:
         yield data.decode()
 
 
-def train_tokenizer(texts: Iterable[str], params: TokenizerParams, path: str | Path) -> dict[str, Any]:
+def train_tokenizer(texts: Iterable[str], params: TokenizerParams, path: str | Path) -> TextRead:
     """Trains a SentencePiece model and writes it to `path`.
 
     Args:
         texts: the documents to train on, in their fixed order; one pass.
 
     Returns:
-        Facts: documents, lines and bytes used.
+        How much text was read.
 
     Raises:
         DataError: if there is no text.
-        ConfigError: if the vocabulary is too large or too small for the text (the message names the limit).
+        ConfigError: if the vocabulary is too small for the text. VocabularyError if it is too large.
     """
-    used = {"documents": 0, "lines": 0, "bytes": 0}
+    read = TextRead()
 
     def lines() -> Iterator[str]:
         for text in texts:
-            used["documents"] += 1
+            read.documents += 1
             for line in cut_lines(text):
-                used["lines"] += 1
-                used["bytes"] += len(line.encode())
+                read.lines += 1
+                read.bytes += len(line.encode())
                 # The trainer takes a line end for the end of a sentence; documents keep theirs through the byte piece.
                 if stripped := line.rstrip("\n"):
                     yield stripped
 
     options: dict[str, Any] = {}  # a setting that is not given is not written into the model either
     if params.user_symbols:
-        options["user_defined_symbols"] = [s.replace(" ", "\u2581") for s in params.user_symbols]  # as pieces spell it
+        # As pieces spell it: U+2581 is SentencePiece's space.
+        options["user_defined_symbols"] = [s.replace(" ", "\u2581") for s in params.user_symbols]
     if not params.byte_fallback:
         options["required_chars"] = "\n"  # the trainer never sees a line end
     model = io.BytesIO()
@@ -99,25 +111,30 @@ def train_tokenizer(texts: Iterable[str], params: TokenizerParams, path: str | P
             **options,
         )
     except RuntimeError as e:
-        _explain(str(e), params, used)
+        _explain(str(e), params, read)
         raise
-    if not used["lines"]:
-        raise DataError("there is no training text: data/clean/train is empty; look at reports/clean.json")
+    if not read.lines:
+        raise _no_text()
     with atomic_write(path) as f:
         f.write(model.getvalue())
-    return used
+    return read
 
 
-def _explain(message: str, params: TokenizerParams, used: dict) -> None:
-    """Turns SentencePiece's messages about the vocabulary into ones that name the parameter."""
-    if not used["lines"] or "sentences_.empty" in message:
-        raise DataError("there is no training text: data/clean/train is empty; look at reports/clean.json") from None
+def _no_text() -> DataError:
+    return DataError("there is no training text: data/clean/train is empty; look at reports/clean.json")
+
+
+def _explain(message: str, params: TokenizerParams, read: TextRead) -> None:
+    """Raises an error that names the parameter, for SentencePiece's messages about the text and the vocabulary."""
+    if not read.lines or "sentences_.empty" in message:
+        raise _no_text() from None
     if found := re.search(r"Vocabulary size too high \((\d+)\).*?<= (\d+)", message):
-        raise VocabularyError(int(found[1]), int(found[2]), used["bytes"]) from None
-    if "smaller than required_chars" in message or "required_chars" in message:
+        raise VocabularyError(int(found[1]), int(found[2]), read.bytes) from None
+    if "required_chars" in message:
         found = re.search(r"(\d+) vs (\d+)", message)
         need = found[2] if found else "the number of distinct characters"
         raise ConfigError(
-            f"tokenizer.vocab_size ({params.vocab_size}) is smaller than the characters and bytes that need a piece ({need}): "
-            "raise it, or lower tokenizer.character_coverage (rarer characters are then spelt in bytes)"
+            f"tokenizer.vocab_size ({params.vocab_size}) is smaller than the number of characters and bytes that need "
+            f"a piece ({need}): raise it, or lower tokenizer.character_coverage, so that rarer characters are spelt in "
+            "bytes"
         ) from None

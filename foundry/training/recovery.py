@@ -63,7 +63,7 @@ class Recovery:
             self.world.barrier()
             self.load(state, first)
             rolled_back()  # before the decision is recorded: a kill between them repeats this, and misses nothing
-        self.skipped.add(SkipDecision(step, what, window), write=self.world.main)
+        self.skipped.add(SkipDecision(step=step, reason=what, batches=window), write=self.world.main)
         self.world.barrier()
         if self.world.main:
             back = f"; rolled back to step {state.step}" if cfg.on_nonfinite == "rollback" else ""

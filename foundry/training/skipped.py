@@ -7,8 +7,9 @@ the checkpoints, and its entries are part of `config.json` and `reports/train.js
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from foundry.config import CheckpointError
 from foundry.models.facts import SkipDecision
@@ -26,8 +27,8 @@ class SkippedBatches:
         self._path = path
         known = read_json(path, "the batches that a run skips", CheckpointError) if path.exists() else []
         try:
-            self.decisions = [SkipDecision(**d) for d in known]
-        except TypeError as e:
+            self.decisions = [SkipDecision.model_validate(d) for d in known]
+        except (TypeError, ValidationError) as e:
             raise CheckpointError(f"{path} is not a list of skipped batches ({e}): move its folder away") from None
 
     def __len__(self) -> int:
@@ -47,4 +48,4 @@ class SkippedBatches:
             write_json(self._path, self.to_json())
 
     def to_json(self) -> list[dict]:
-        return [asdict(d) for d in self.decisions]
+        return [d.model_dump() for d in self.decisions]

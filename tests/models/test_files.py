@@ -59,7 +59,7 @@ def test_the_facts_of_the_training_are_written_beside_the_architecture_and_come_
     assert list(config) == ["model", *known, "weights_sha256"]
     facts = load_trained_model(folder)[1]
     assert facts.to_json() == {k: config[k] for k in (*known, "weights_sha256")}
-    decisions = [SkipDecision(5, "the loss is nan", [5, 6])]
+    decisions = [SkipDecision(step=5, reason="the loss is nan", batches=[5, 6])]
     save_model(folder, load_model(folder), facts.model_copy(update={"skipped_batches": decisions}))
     skipped = json.loads((folder / "config.json").read_text())["skipped_batches"]
     assert skipped == [{"step": 5, "reason": "the loss is nan", "batches": [5, 6]}]

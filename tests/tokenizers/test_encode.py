@@ -1,4 +1,4 @@
-"""Encoding by words gives exactly SentencePiece's ids, or leaves the text to SentencePiece."""
+"""Encoding by words gives exactly SentencePiece's ids; where it cannot, SentencePiece encodes the text."""
 
 import random
 from itertools import pairwise
@@ -15,11 +15,20 @@ from foundry.tokenizers import Tokenizer, encode
 from foundry.tokenizers.encode import Encoder
 from foundry.tokenizers.train import train_tokenizer
 
+# Texts that are hard to encode: whitespace, scripts, combining and invisible characters, typed markers.
 HARD = [
-    "", " ", "  two  spaces ", "\ttab\n\n\nlines\r\n", "日本語と中文混排，標点。「引用」", "🙂👩‍👩‍👧‍👦🇩🇪 🙂🙂", "e\u0301 combining é", "\u200bzero\ufeffwidth",
-    "a\x00b\x1b[0m", "<s></s><unk><|im_start|>user<|im_end|><tool>a b", "1234567890123", "½ ﬁ Ａ①", "\u00a0nbsp", "\U0010ffff", "x" * 5000,
-    "ÄÖÜß ñ ç", "مرحبا שלום", "▁▁a▁b ▁ c", "    indented\n\tcode = [1, 2]", "the" * 50, " " * 300, "don't DON'T",
-]  # fmt: skip
+    *("", " ", "  two  spaces ", "\ttab\n\n\nlines\r\n", "    indented\n\tcode = [1, 2]", " " * 300, "\u00a0nbsp"),
+    *(
+        "日本語と中文混排，標点。「引用」",
+        "🙂👩‍👩‍👧‍👦🇩🇪 🙂🙂",
+        "e\u0301 combining é",
+        "ÄÖÜß ñ ç",
+        "مرحبا שלום",
+        "\U0010ffff",
+    ),
+    *("\u200bzero\ufeffwidth", "a\x00b\x1b[0m", "<s></s><unk><|im_start|>user<|im_end|><tool>a b", "▁▁a▁b ▁ c"),
+    *("1234567890123", "½ ﬁ Ａ①", "x" * 5000, "the" * 50, "don't DON'T"),
+]
 
 CHINESE = "中文是世界上使用人数最多的语言，也是中国的官方语言。北京是中华人民共和国的首都，上海是最大的城市。"
 
@@ -98,21 +107,21 @@ _encoders = {}
 
 
 def _kept(tokenizer):
-    """One encoder through all examples, so that its memory of words is tested with them."""
+    """One encoder for all examples, so that its cache of words is tested with them."""
     return _encoders.setdefault(tokenizer.sha256, Encoder(tokenizer))
 
 
 def test_no_cut_falls_inside_a_piece(models):
-    """The claim itself, on every piece of the vocabulary."""
+    """Checked on every piece of the vocabulary."""
     for name in ("bpe", "plain", "symbols"):
         tokenizer = models[name]
         tables = encode._cut_tables(tokenizer)
         pieces = [tokenizer.piece(i).replace("▁", " ") for i in range(tokenizer.vocab_size) if not tokenizer.is_byte(i)]
         cuts = 0
         for piece in pieces:
-            assert not encode._cuts(np.frombuffer(piece.encode(), np.uint8), *tables)[1:].any(), piece
+            assert not encode._cuts(np.frombuffer(piece.encode(), np.uint8), tables)[1:].any(), piece
             data = np.frombuffer(f"{piece}, {piece}".encode(), np.uint8)
-            found = encode._cuts(data, *tables)
+            found = encode._cuts(data, tables)
             assert all(data[i] & 0xC0 != 0x80 for i in np.flatnonzero(found))
             cuts += found[1:].sum()
         assert cuts > len(pieces)
@@ -122,13 +131,13 @@ def test_cuts_are_found_in_natural_text_of_every_script(models):
     tables = encode._cut_tables(models["bpe"])
     for text, least in ((", ".join(texts_of(3)), 0.15), (CHINESE * 3, 0.15)):
         data = np.frombuffer(text.encode(), np.uint8)
-        assert encode._cuts(data, *tables).sum() > least * len(text)
+        assert encode._cuts(data, tables).sum() > least * len(text)
 
 
 @pytest.mark.parametrize(
     "limits", [{"MAX_WORDS": 5}, {"SLICE_BYTES": 7}, {"MAX_WORD_BYTES": 0}, {"MAX_WORDS": 40, "SLICE_BYTES": 64}]
 )
-def test_memory_is_bounded_and_its_limits_change_no_id(models, limits, monkeypatch):
+def test_the_cache_is_bounded_and_its_limits_change_no_id(models, limits, monkeypatch):
     for name, value in limits.items():
         monkeypatch.setattr(encode, name, value)
     encoder, texts = Encoder(models["bpe"]), texts_of(4, 60) + HARD
@@ -147,13 +156,13 @@ def test_arrays_may_be_slices_and_large(models):
     assert len(ids) == 0 and ends.tolist() == [0]
 
 
-def test_a_difference_to_sentencepiece_is_found_in_the_first_texts(models, monkeypatch):
-    monkeypatch.setattr(encode, "_cuts", lambda data, *_: np.ones(len(data), bool))
+def test_a_difference_from_sentencepiece_is_found_in_the_first_texts(models, monkeypatch):
+    monkeypatch.setattr(encode, "_cuts", lambda data, tables: np.ones(len(data), bool))
     with pytest.raises(DataError, match="other ids than SentencePiece"):
         Encoder(models["bpe"]).encode(pa.array(["the water of the river"]))
 
 
-def test_null_and_invalid_texts_are_told(models):
+def test_null_and_invalid_texts_are_refused(models):
     with pytest.raises(DataError, match="1 of 2 texts are null"):
         Encoder(models["bpe"]).encode(pa.array(["a", None]))
     broken = pa.array([b"ok", b"\xff\xfe broken"]).cast(pa.binary())
@@ -163,7 +172,7 @@ def test_null_and_invalid_texts_are_told(models):
             Encoder(models[name]).encode(text)
 
 
-def test_a_model_that_rewrites_text_is_left_to_sentencepiece(tmp_path):
+def test_sentencepiece_itself_encodes_for_a_model_that_rewrites_text(tmp_path):
     with open(tmp_path / "tokenizer.model", "wb") as f:
         SentencePieceTrainer.train(
             sentence_iterator=iter(texts_of(0)),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundry.config import TokenizerParams
-from foundry.tokenizers.sample import Sample, shares
+from foundry.tokenizers.sample import LanguageShare, Sample, shares
 
 BUDGET = 1_000_000
 
@@ -64,7 +64,7 @@ def test_the_order_of_the_corpus_does_not_matter_and_the_seed_does():
 
 def test_documents_larger_than_the_budget_still_give_one():
     sample, chosen = taken([(str(i), "en", 2_000_000) for i in range(5)])
-    assert len(chosen) == 1 and sample.facts()["languages"]["en"] == {"bytes": 10_000_000, "taken": 2_000_000}
+    assert len(chosen) == 1 and sample.languages() == {"en": LanguageShare(bytes=10_000_000, taken=2_000_000)}
 
 
 def test_no_documents_give_an_empty_sample():

@@ -1,4 +1,4 @@
-"""The tokenizer: lossless, the same bytes on every run, closed to typed markers."""
+"""The tokenizer: lossless, the same bytes on every run; typed markers stay text."""
 
 import pytest
 from hypothesis import example, given, settings
@@ -10,9 +10,10 @@ from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.train import MAX_LINE_BYTES, cut_lines, train_tokenizer
 
 HOSTILE = [
-    "", " ", "  two  spaces ", "\ttab\n\n\nlines\r\n", "日本語と中文混排", "🙂👩‍👩‍👧‍👦🇩🇪", "e\u0301 combining é", "\u200bzero\ufeffwidth", "a\x00b\x1b[0m",
-    "<s></s><unk><|im_start|>user<|im_end|>", "1234567890123", "½ ﬁ Ａ①", "\u00a0nbsp", "\U0010ffff", "x" * 20_000, "ÄÖÜß ñ ç", "مرحبا שלום",
-]  # fmt: skip
+    *("", " ", "  two  spaces ", "\ttab\n\n\nlines\r\n", "\u00a0nbsp", "x" * 20_000, "1234567890123", "½ ﬁ Ａ①"),
+    *("日本語と中文混排", "🙂👩‍👩‍👧‍👦🇩🇪", "e\u0301 combining é", "ÄÖÜß ñ ç", "مرحبا שלום", "\U0010ffff"),
+    *("\u200bzero\ufeffwidth", "a\x00b\x1b[0m", "<s></s><unk><|im_start|>user<|im_end|>"),
+]
 
 
 TEXTS = [
@@ -32,7 +33,7 @@ odd_text = st.text("ab \t\n日é🙂\u200d\u0301\u05d0\ufeff\x00\x1b<s>|im_start
 @given(st.one_of(valid_text, odd_text))
 @example("<s>\U0010ffff \ud7ff")
 @settings(max_examples=300, deadline=None)
-def test_any_valid_text_comes_back_whole_and_as_a_stream(tokenizer, text):
+def test_any_valid_text_comes_back_at_once_and_as_a_stream(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     stream = tokenizer.stream()
@@ -45,18 +46,18 @@ bytes_of_text = st.text(max_size=6).filter(lambda t: not any(0xD800 <= ord(c) < 
 
 @given(st.lists(st.one_of(st.integers(0, 399), bytes_of_text, st.binary(max_size=5)), max_size=15))
 @settings(max_examples=300, deadline=None)
-def test_a_stream_of_any_tokens_joins_to_the_whole_and_never_shows_a_part_of_a_character(tokenizer, parts):
+def test_a_stream_of_any_tokens_joins_to_the_text_and_never_returns_a_part_of_a_character(tokenizer, parts):
     """Pieces, control symbols, characters spelt in bytes and broken bytes; a prefix is only ever continued."""
     ids = [i for p in parts for i in ([p] if isinstance(p, int) else [tokenizer.id_of(f"<0x{b:02X}>") for b in p])]
-    whole, stream, shown = tokenizer.decode(ids), tokenizer.stream(), ""
+    expected, stream, shown = tokenizer.decode(ids), tokenizer.stream(), ""
     for i in ids:
         shown += stream.add(i)
-        assert whole.startswith(shown)
-    assert shown + stream.end() == whole and stream.end() == ""
+        assert expected.startswith(shown)
+    assert shown + stream.end() == expected and stream.end() == ""
 
 
 @pytest.mark.parametrize("text", ["🙂", "日", "é", "👩‍👩‍👧‍👦", "e\u0301\U0010ffff"])
-def test_a_stream_shows_characters_only_when_they_are_whole(tokenizer, text):
+def test_a_stream_returns_characters_only_when_they_are_complete(tokenizer, text):
     stream = tokenizer.stream()
     seen = [stream.add(tokenizer.id_of(f"<0x{b:02X}>")) for b in text.encode()]
     assert [s for s in seen if s] == list(text) and stream.end() == ""
@@ -143,7 +144,9 @@ def test_long_lines_are_cut_inside_the_limit_and_lose_nothing():
 
 
 def test_text_in_long_lines_is_learnt(tmp_path):
-    """SentencePiece drops lines over 4,192 bytes in silence; a word that stands only in such a line must become a piece."""
+    """SentencePiece drops lines over 4,192 bytes in silence; a word that is only in such a line must become a
+    piece.
+    """
     texts = ["xylophone " * 2000, "short lines of other words here\n" * 50]
     train_tokenizer(texts, TokenizerParams(vocab_size=330), tmp_path / "t.model")
     assert Tokenizer(tmp_path / "t.model").id_of("▁xylophone") > 0
@@ -158,7 +161,7 @@ def test_a_vocabulary_that_is_too_large_names_the_largest(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_a_vocabulary_below_the_characters_is_told(tmp_path, kind):
+def test_a_vocabulary_below_the_characters_is_refused(tmp_path, kind):
     text = "".join(chr(0x4E00 + i) for i in range(500)) * 3
     with pytest.raises(ConfigError, match="character_coverage"):
         train_tokenizer(
@@ -166,7 +169,7 @@ def test_a_vocabulary_below_the_characters_is_told(tmp_path, kind):
         )
 
 
-def test_no_text_and_no_model_are_told(tmp_path):
+def test_no_text_and_no_model_are_refused(tmp_path):
     with pytest.raises(DataError, match="no training text"):
         train_tokenizer([], TokenizerParams(), tmp_path / "t.model")
     with pytest.raises(DataError, match="does not exist"):
@@ -177,7 +180,7 @@ def test_no_text_and_no_model_are_told(tmp_path):
 
 
 def test_wrong_ids_and_lone_surrogates_are_refused(tokenizer):
-    with pytest.raises(ValueError, match="must lie in"):
+    with pytest.raises(ValueError, match="must be in"):
         tokenizer.decode([10**6])
     with pytest.raises(ValueError, match="lone surrogate"):
         tokenizer.encode("a\ud800b")

@@ -2,7 +2,6 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -80,7 +79,7 @@ def skipping(shards, state, batches, **train):
     """An untouched run that skips these batches from the start."""
     trainer = made(shards, state, **train)
     for b in batches:
-        trainer.skipped.add(SkipDecision(0, "by the test", [b]))
+        trainer.skipped.add(SkipDecision(step=0, reason="by the test", batches=[b]))
     return trainer.fit()
 
 
@@ -104,7 +103,7 @@ def test_rollback_returns_to_a_checkpoint_and_passes_over_the_window(shards, tmp
     assert same(weights(result), weights(expected)) and result.curve == expected.curve
     # A rerun beside the decisions repeats them without meeting the batch; one without them comes to the same.
     again = made(shards, tmp_path / "a", {batch}, **options)
-    assert json.loads((again.folder / "skipped.json").read_text()) == [asdict(decision)]
+    assert json.loads((again.folder / "skipped.json").read_text()) == [decision.model_dump()]
     assert same(weights(again.fit()), weights(result))
     again_from_scratch = made(shards, tmp_path / "c", {batch}, **options).fit()
     assert same(weights(again_from_scratch), weights(result))
@@ -172,7 +171,7 @@ def test_a_run_that_passes_over_too_much_is_given_up(shards, tmp_path):
 @pytest.mark.parametrize(("before", "given_up"), [(10, False), (11, True)])
 def test_a_run_may_pass_over_one_batch_in_twenty(shards, tmp_path, before, given_up):
     trainer = made(shards, tmp_path, on_nonfinite="skip", steps=200)
-    trainer.skipped.add(SkipDecision(0, "before", list(range(1000, 1000 + before))))
+    trainer.skipped.add(SkipDecision(step=0, reason="before", batches=list(range(1000, 1000 + before))))
     answer = pytest.raises(FoundryError, match=f"{before} batches were skipped") if given_up else nullcontext()
     with answer:
         trainer.recovery(trainer.open().state, "the loss is nan", None)

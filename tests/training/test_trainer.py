@@ -123,7 +123,7 @@ def test_dropout_differs_between_the_ranks_and_from_step_to_step(shards, tmp_pat
         )
         session = trainer.open()
         session.state.step = step
-        trainer.skipped.decisions = [SkipDecision(0, "", list(range(8 - step)))]  # always batch 8
+        trainer.skipped.decisions = [SkipDecision(step=0, reason="", batches=list(range(8 - step)))]  # always batch 8
         return session.step(session.state)[0]
 
     assert loss(0) == loss(0) and loss(1) == loss(1)

@@ -5,20 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from foundry.config import DataError
 from foundry.utils.files import read_json, sha256_json, write_json
+from foundry.utils.records import Record
 
 FORMAT = 2
 NAME = "index.json"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ShardEntry(_Record):
+class ShardEntry(Record):
     """One shard.
 
     Attributes:
@@ -36,7 +33,7 @@ class ShardEntry(_Record):
     weight: float
 
 
-class SplitEntry(_Record):
+class SplitEntry(Record):
     """The shards of one split in their order, and their totals.
 
     Attributes:
@@ -50,7 +47,7 @@ class SplitEntry(_Record):
     shards: list[ShardEntry]
 
 
-class ShardIndex(_Record):
+class ShardIndex(Record):
     """The whole index.
 
     Attributes:
