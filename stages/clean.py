@@ -1,4 +1,4 @@
-"""clean: raw files to checked, deduplicated documents in three splits, and the reports of what happened."""
+"""Stage clean: data/raw/ → checked, deduplicated documents in three splits in data/clean/, and reports about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""download: every source's bytes as published, and a manifest of them, under data/raw/."""
+"""Stage download: the bytes of every source as published, and a manifest of them → data/raw/."""
 
 from __future__ import annotations
 

@@ -19,11 +19,15 @@ def work(cfg: Config, log: logging.Logger) -> None:
         for split, entry in index.splits.items()
     }
     write_json("reports/shard.json", totals)
-    for split, t in totals.items():
+    for split, entry in index.splits.items():
         log.info(
-            "%-5s %7d documents, %11s tokens in %d shards; %s tokens an epoch",
-            split, t["documents"], f"{t['tokens']:,}", t["shards"], f"{t['epoch_tokens']:,}",
-        )  # fmt: skip
+            "%-5s %7d documents, %11s tokens in %d shards; %s tokens per epoch",
+            split,
+            entry.documents,
+            f"{entry.tokens:,}",
+            len(entry.shards),
+            f"{entry.epoch_tokens:,}",
+        )
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Stage train: data/shards/ → artifacts/model/, reports/train.json, train.csv, validation.csv.
 
-Checkpoints lie in .foundry/train/<fingerprint>/, outside the outs: the same command continues an interrupted run, bit for bit.
+Checkpoints are in .foundry/train/<fingerprint>/, outside the outs: the same command resumes an interrupted run, bit for
+bit.
 """
 
 import csv
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from foundry.utils.allocator import keep_memory
 
 if __name__ == "__main__":
-    keep_memory()  # starts the process anew, so it comes before torch is imported
+    keep_memory()  # restarts the process, so it comes before torch is imported
 
 from foundry.config import Config
 from foundry.models import save_model

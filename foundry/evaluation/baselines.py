@@ -1,8 +1,8 @@
 """What general compressors need for the same bytes, in bits per byte: the yardstick of a small language model.
 
-`alone` compresses the test text by itself; `given_train` is the size of train and test together minus that of train, so the compressor
-has read what the model was trained on. PPMd (Shkarin 2002, variant H as in 7-Zip) is the strongest of the fast ones on text: a model that
-needs more bits has learned less than a table of contexts.
+`alone` compresses the test text by itself; `given_train` is the size of train and test together minus that of train, so
+the compressor has read what the model was trained on. PPMd (Shkarin 2002, variant H as in 7-Zip) is the strongest of
+the fast ones on text: a model that needs more bits has learned less than a table of contexts.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ def ppmd_sizes(train: bytes, test: bytes, order: int) -> tuple[int, int]:
 
 
 def last_bytes(parts: Sequence[Path], most: int = MAX_TRAIN_BYTES) -> bytes:
-    """The end of the text of `part-*.parquet` files, with an empty line after each document; reads one part at a time."""
+    """The end of the text of `part-*.parquet` files, with an empty line after each document.
+
+    Reads one part at a time, and only the parts that it needs.
+    """
     data = b""
     for part in reversed(parts):
         if len(data) >= most:

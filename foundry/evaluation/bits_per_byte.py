@@ -1,10 +1,10 @@
 """Bits per byte of held-out documents.
 
-Protocol: each document is scored by itself, from its begin symbol; every token of its text is scored exactly once, the end symbol never;
-nats are summed in float64 and divided by the UTF-8 bytes of the raw text (law 7), so that models with other tokenizers compare. The last
-window of a document reaches back until it is full. `stride = context` is the protocol of lm-evaluation-harness (with
-`add_bos_token=False`: otherwise it counts the begin symbol as text); `stride = context / 2` gives every token of a long document at least
-half a context.
+Protocol: each document is scored by itself, from its begin symbol; every token of its text is scored exactly once, the
+end symbol never; nats are summed in float64 and divided by the UTF-8 bytes of the raw text (law 7), so that models with
+other tokenizers compare. The last window of a document reaches back until it is full. `stride = context` is the
+protocol of lm-evaluation-harness (with `add_bos_token=False`: otherwise it counts the begin symbol as text);
+`stride = context / 2` gives every token of a long document at least half a context.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def held_out(shards: Shards, rows: Iterable[dict[str, Any]], most_bytes: int = 0
 
     Args:
         rows: doc_id, text and lang of every document of the split.
-        most_bytes: every n-th document is taken, with the smallest n that gives about this many bytes of raw text; 0: all. The choice
-            depends on the text only, so models with other tokenizers are scored on the same documents.
+        most_bytes: every n-th document is taken, with the smallest n that gives about this many bytes of raw text; 0:
+            all. The choice depends on the text only, so models with other tokenizers are scored on the same documents.
 
     Raises:
         DataError: if the split has no document, or tokens and text are not of the same documents.

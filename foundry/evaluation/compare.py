@@ -1,7 +1,7 @@
 """Paired comparison of two models on the same documents, by their losses on each document. Imports no torch.
 
-Both models read the same text, so the difficulty of a document cancels out: the interval of the difference is several times narrower
-than the intervals of the two numbers. `foundry.evaluation.losses` describes the tables.
+Both models read the same text, so the difficulty of a document cancels out: the interval of the difference is several
+times narrower than the intervals of the two numbers. `foundry.evaluation.losses` describes the tables.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class Comparison:
 def compare_documents(a: pa.Table, b: pa.Table, resamples: int = 2000, seed: int = 1) -> Comparison:
     """Compares B with A.
 
-    The interval is the 95 % percentile bootstrap over documents (Efron 1979) that keeps the two losses of a document together; the
-    p-value is that of the sign-flip permutation test (Fisher 1935). B is better if the whole interval is below zero, worse if it is
-    above.
+    The interval is the 95 % percentile bootstrap over documents (Efron 1979) that keeps the two losses of a document
+    together; the p-value is that of the sign-flip permutation test (Fisher 1935). B is better if the whole interval is
+    below zero, worse if it is above.
 
     Raises:
         DataError: if the tables are not of the same documents.

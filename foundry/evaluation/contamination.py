@@ -1,7 +1,8 @@
 """How much of the evaluation's texts is in the training text: by runs of 13 words (Brown et al. 2020, appendix C).
 
-A word is a word in lower case without punctuation, or a character of a script without spaces, as the clean stage counts them. The
-training text is read once and looked up in the runs of the evaluation's texts, so memory follows the evaluation, not the corpus.
+A word is a word in lower case without punctuation, or a character of a script without spaces, as the clean stage counts
+them. The training text is read once and looked up in the runs of the evaluation's texts, so memory follows the
+evaluation, not the corpus.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Continuations of fixed prompts for people to read, one greedy and one sampled per prompt; how much they repeat and recite."""
+"""Continuations of fixed prompts for people to read, greedy and sampled; how much they repeat and recite."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """lm-evaluation-harness on an exported model, in this process.
 
-Two settings must be right, or its numbers are those of another model: multiple choice needs the begin symbol before the context
-(`add_bos_token=True`), and rolling perplexity must not have it, because the harness scores it as if it were text (2 % too high).
+Two settings must be right, or its numbers are those of another model: multiple choice needs the begin symbol before the
+context (`add_bos_token=True`), and rolling perplexity must not have it, because the harness scores it as if it were
+text (2 % too high).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out text: overall, by group of documents, by position in the context, and whether it is calibrated.
+"""How well a model predicts held-out text: overall, by group of documents, by position in the context; calibration.
 
 Always in float32, so that the numbers do not depend on the machine's fast formats.
 """

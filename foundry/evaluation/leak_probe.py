@@ -1,4 +1,7 @@
-"""Does the trained model look at what it must not see? A model that reads the answer it has to predict can have any loss."""
+"""Does the trained model look at what it must not see?
+
+A model that reads the token that it has to predict can have any loss.
+"""
 
 from __future__ import annotations
 

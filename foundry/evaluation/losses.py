@@ -39,7 +39,8 @@ def read_losses(path: str | Path) -> pa.Table:
     """Reads the table of a model's losses.
 
     Raises:
-        DataError: if the file cannot be read, lacks a column, has no row, or has a loss that is not a finite number of nats.
+        DataError: if the file cannot be read, lacks a column, has no row, or has a loss that is not a finite number
+            of nats.
     """
     try:
         table = pq.read_table(path)

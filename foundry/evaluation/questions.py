@@ -1,4 +1,7 @@
-"""Multiple-choice questions, and the user's own files of them (JSON lines). Needs no torch, so that they can be checked before any work."""
+"""Multiple-choice questions, and the user's own files of them (JSON lines).
+
+Imports no torch, so that `foundry check` can read the files before any work is done.
+"""
 
 from __future__ import annotations
 

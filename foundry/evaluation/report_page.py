@@ -1,4 +1,4 @@
-"""`reports/report.html`: one self-contained page about a model: how good it is, on which text, where not, and what it writes."""
+"""`reports/report.html`: one page about a model: how good it is, on which text, where not, and what it writes."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
 """Multiple-choice questions made from the test text itself, in any language, and the model's answers to them.
 
     cloze           which of four passages comes next? One is from the document itself, three are from other documents
-    minimal_pairs   which of two passages is as it was written? In the other, two neighbouring words are swapped (in scripts without
-                    spaces, two neighbouring characters)
+    minimal_pairs   which of two passages is as it was written? In the other, two neighbouring words are swapped
+                    (in scripts without spaces, two neighbouring characters)
 
-The model answers with the choice that has the highest probability after the context (`acc`), and a second time per character
-(`acc_norm`), by the rules of lm-evaluation-harness: the context begins with the begin symbol, only the tokens of the choice are scored,
-and what is too long loses its beginning. So the harness, run on the export with `add_bos_token=True`, gives the same answers; the folder
-of the questions contains task files for it. The user's own questions are in `foundry.evaluation.questions`.
+The model answers with the choice that has the highest probability after the context (`acc`), and a second time per
+character (`acc_norm`), by the rules of lm-evaluation-harness: the context begins with the begin symbol, only the tokens
+of the choice are scored, and what is too long loses its beginning. So the harness, run on the export with
+`add_bos_token=True`, gives the same answers; the folder of the questions contains task files for it. The user's own
+questions are in `foundry.evaluation.questions`.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def task_score(
 
 
 def write_tasks(folder: Path, tasks: Mapping[str, Sequence[Question]], final: Path) -> None:
-    """Writes the questions as JSON lines {id, context, choices, label}, with a task file of lm-evaluation-harness for each kind.
+    """Writes the questions of each kind as JSON lines {id, context, choices, label}, and a task file of the harness.
 
     Args:
         final: where the folder will be, relative to the project: the harness looks for its data from there.

@@ -1,4 +1,4 @@
-"""The model's prediction of every token of held-out text: where it is surprised, and whether its probabilities are right."""
+"""The prediction of every token of held-out text: where the model is surprised, and whether it is calibrated."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def calibration(scores: TokenScores, documents: int, resamples: int, seed: int) 
     """Whether predictions of probability 0.7 are right in 70 of 100 cases (Guo et al. 2017).
 
     Returns:
-        The expected calibration error over ten equal bins of the most likely token's probability, and the reliability curve.
+        The expected calibration error over ten equal bins of the most likely token's probability, and the
+        reliability curve.
     """
     bucket = np.minimum((scores.confidence * BINS).astype(np.int64), BINS - 1)
     sure, right, counts = (

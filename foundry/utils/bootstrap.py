@@ -1,7 +1,10 @@
-"""The bootstrap over documents (Efron 1979, "Bootstrap methods: another look at the jackknife"): the one source of every interval.
+"""The bootstrap over documents, from which every interval in the project comes.
 
-Documents are drawn, not tokens, because the tokens of one document depend on each other. The draws are a function of the seed and the number of
-documents only: every caller that uses the same seed on the same documents sees the same draws.
+Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
+
+Documents are drawn, not tokens, because the tokens of one document depend on each other. The draws are a function of
+the seed and the number of documents only: every caller that uses the same seed on the same documents sees the same
+draws.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ def bootstrap(
     """Computes a statistic on resampled documents.
 
     Args:
-        statistic: takes the numbers of the drawn documents, int64 (documents,), with repetitions; returns a number or an array of one shape.
-            NaN marks a draw in which nothing was counted.
+        statistic: takes the numbers of the drawn documents, int64 (documents,), with repetitions; returns a number or
+            an array of one shape. NaN marks a draw in which nothing was counted.
         documents: how many there are; each draw has as many, with replacement.
 
     Returns:

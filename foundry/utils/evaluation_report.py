@@ -1,7 +1,7 @@
-"""The schema of `reports/evaluate.json`: the evaluate stage writes it; the export, the registration and the HTML report read it.
+"""The schema of `reports/evaluate.json`, which the evaluate stage writes.
 
-Every measured number has an interval beside it. Fields are in the order of the file. A field with a default is absent from the file if
-it was not measured. Imports no torch.
+The export, the registration and the HTML report read it. Every measured number has an interval beside it. Fields are in
+the order of the file. A field with a default is absent from the file if it was not measured. Imports no torch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class SplitScore(PartScore):
         bits_per_byte_overlap: with windows that overlap by half.
         words: runs of characters between white space.
         split_documents: documents of the test split; `evaluate.test_bytes` may take fewer.
-        not_in_training: the documents without a run of words that is in the training text; None if there is no such document.
+        not_in_training: the documents without a run of words that is in the training text; None if there is no such
+            document.
     """
 
     bits_per_byte_overlap: Interval
@@ -58,7 +59,12 @@ class PositionScore(Record):
 
 
 class CalibrationBin(Record):
-    """Tokens whose most likely prediction has about the same probability: its mean, and how often the prediction was right."""
+    """Tokens whose most likely prediction has about the same probability.
+
+    Attributes:
+        confidence: mean of that probability.
+        accuracy: how often the prediction was right.
+    """
 
     confidence: float
     accuracy: Interval
@@ -117,8 +123,8 @@ class SampleVariety(Record):
     """How varied the continuations of the prompts are.
 
     Attributes:
-        distinct_1, distinct_2, distinct_3: share of different n-grams of words among all of them (Li et al. 2016); None if no text is
-            long enough.
+        distinct_1, distinct_2, distinct_3: share of different n-grams of words among all of them (Li et al. 2016); None
+            if no text is long enough.
         repeated_4: share of 4-grams that occurred earlier in the same text.
         recited: share of runs of `Contamination.ngram` words that are in the training text.
     """

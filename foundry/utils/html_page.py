@@ -9,7 +9,8 @@ from typing import Any
 def render_page(title: str, package: str, template: str, **values: Any) -> str:
     """Renders the body of a page and puts it below the common head.
 
-    The template may use the macros `n` (a number with separators), `mb` (bytes as MB) and `share` (a part of a total, in percent).
+    The template may use the macros `n` (a number with separators), `mb` (bytes as MB) and `share` (a part of a
+    total, in percent).
 
     Args:
         package: that contains the template, for example `foundry.evaluation`.

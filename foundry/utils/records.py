@@ -25,8 +25,8 @@ class Record(BaseModel):
             what: what the file contains and which command writes it, for the error.
 
         Raises:
-            error: if the file is missing, is not readable JSON, or does not follow the schema; the message names the first key
-                that is wrong.
+            error: if the file is missing, is not readable JSON, or does not follow the schema; the message names the
+                first key that is wrong.
         """
         value = read_json(path, what, error)
         try:

@@ -34,8 +34,8 @@ def model():
     return model
 
 
-def test_scores_equal_a_document_at_a_time_without_padding_or_batches(model, shards):
-    """The slow and obvious way: one document, one window after the other."""
+def test_scores_equal_those_of_one_document_at_a_time_without_padding_or_batches(model, shards):
+    """The reference scores one window of one document at a time."""
     test = Shards(shards, "test")
     nats = []
     for tokens, _, _ in test.documents():
@@ -60,7 +60,7 @@ def documents(shards, clean):
     return held_out(Shards(shards, "test"), rows)
 
 
-def test_bytes_are_those_of_the_raw_text(model, documents, clean):
+def test_bytes_are_counted_on_the_raw_text(model, documents, clean):
     raw = sum(len(r["text"].encode()) for rows in read_clean(clean / "test", ["text"]) for r in rows)
     scores = score(model, documents.tokens, 16)
     assert documents.n_bytes.sum() == raw
@@ -78,7 +78,7 @@ def test_scoring_changes_neither_the_model_nor_the_random_numbers(model, documen
 
 
 @pytest.mark.parametrize("stride", [16, 8, 5])
-def test_no_score_depends_on_the_batch_the_order_or_who_scores_which_documents(model, documents, stride):
+def test_no_score_depends_on_the_batch_the_order_or_the_division_of_the_documents(model, documents, stride):
     whole = score(model, documents.tokens, stride)
     for rows in (1, 3, 64):
         got = score(model, documents.tokens, stride, rows=rows)
@@ -93,7 +93,7 @@ def test_no_score_depends_on_the_batch_the_order_or_who_scores_which_documents(m
     assert whole.tokens.sum() == sum(len(t) - 2 for t in documents.tokens)
 
 
-def test_an_empty_split_and_split_of_other_text_are_refused(shards, clean):
+def test_an_empty_split_and_a_split_of_other_text_are_refused(shards, clean):
     test = Shards(shards, "test")
     rows = [r for part in read_clean(clean / "test", ["doc_id", "text", "lang"]) for r in part]
     with pytest.raises(DataError, match=r"are not of the same documents \(16 and 15, 15 of 16 wanted"):
@@ -103,7 +103,7 @@ def test_an_empty_split_and_split_of_other_text_are_refused(shards, clean):
         held_out(test, [])
 
 
-def test_perplexities_are_what_their_names_say(documents, model):
+def test_perplexities_are_per_token_and_per_word(documents, model):
     scores = score(model, documents.tokens, 16)
     token = perplexity(scores.nats, scores.tokens, 200, 1)
     word = perplexity(scores.nats, documents.words, 200, 1)
@@ -113,7 +113,7 @@ def test_perplexities_are_what_their_names_say(documents, model):
     assert token.low < token.value < token.high < word.value
 
 
-def test_ratios_of_columns_are_those_of_each_alone_and_none_where_nothing_is_counted():
+def test_ratios_of_columns_equal_those_of_each_column_by_itself_and_are_none_where_nothing_is_counted():
     rng = np.random.default_rng(0)
     above, below = rng.random((30, 3)), rng.random((30, 3))
     below *= 1e-3  # sums below 1 count, too
@@ -130,7 +130,7 @@ def test_ratios_of_columns_are_those_of_each_alone_and_none_where_nothing_is_cou
     assert alone.value == got[0].value == round(alone.value, 4)
 
 
-def test_draws_without_any_document_that_counts_are_left_out_of_an_interval():
+def test_draws_in_which_nothing_is_counted_are_left_out_of_an_interval():
     above, below = np.full((3, 1), 5.0), np.array([[1.0], [0.0], [0.0]])
     got = ratio_intervals(above, below, 200, 3)[0]
     draws = np.random.default_rng(3)
@@ -139,7 +139,7 @@ def test_draws_without_any_document_that_counts_are_left_out_of_an_interval():
     assert got == Interval.rounded(15.0, *np.percentile(seen, (2.5, 97.5)), 4)
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+def test_a_95_percent_interval_covers_the_truth_in_about_95_percent_of_trials():
     rng = np.random.default_rng(0)
     hits = 0
     for trial in range(200):
@@ -150,7 +150,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 180 <= hits <= 198  # 95 % of 200, within three standard errors for a percentile interval
 
 
-def test_compressors_gain_from_text_they_have_seen():
+def test_compressors_need_fewer_bits_after_text_that_they_have_read():
     rng = np.random.default_rng(1)
     words = [bytes(rng.integers(97, 123, 6).tolist()) for _ in range(300)]
     train = b" ".join(rng.choice(words, 4000).tolist())

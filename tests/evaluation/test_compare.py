@@ -31,7 +31,7 @@ def hard_and_easy(n=150, seed=0):
     return rng, rng.integers(300, 3000, n), rng.normal(1.1, 0.25, n)
 
 
-def test_a_small_gain_on_every_document_is_seen_though_the_two_intervals_overlap():
+def test_a_small_gain_on_every_document_is_found_although_the_two_intervals_overlap():
     rng, size, base = hard_and_easy()
     a, b = size * base, size * (base - 0.01 + rng.normal(0, 0.01, len(size)))
     got = compare_documents(table(a, size), table(b, size))
@@ -46,7 +46,7 @@ def test_a_small_gain_on_every_document_is_seen_though_the_two_intervals_overlap
     assert back.verdict == "worse" and back.overall.value == -got.overall.value
 
 
-def test_equal_models_are_called_different_about_as_seldom_as_promised():
+def test_equal_models_are_called_different_in_about_5_percent_of_trials():
     called, p = 0, []
     for trial in range(150):
         rng, size, base = hard_and_easy(80, trial)
@@ -76,16 +76,16 @@ def test_the_order_of_documents_does_not_matter_but_the_documents_do():
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, reported",
     [
         (lambda t: t.drop_columns(["nats"]), "no column nats"),
         (lambda t: t.slice(0, 0), "contains no document"),
         (lambda t: t.set_column(5, "nats", pa.array([math.nan] * len(t))), "not finite"),
     ],
 )
-def test_a_table_that_is_none_is_refused(tmp_path, change, told):
+def test_a_damaged_or_foreign_table_is_refused(tmp_path, change, reported):
     pq.write_table(change(table(np.ones(3))), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=reported):
         read_losses(tmp_path / "t.parquet")
     (tmp_path / "t.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="cannot be read"):
@@ -100,7 +100,7 @@ def test_scored_models_compare_like_their_bits_per_byte(held):
     assert got.overall.bits_b - got.overall.bits_a == pytest.approx(got.overall.value, abs=2e-6)
 
 
-def test_models_are_named_by_table_folder_or_revision_and_scored_anew_on_common_text(
+def test_models_are_named_by_table_folder_or_revision_and_scored_again_on_common_text(
     clean, shards, tokenizer, held, tmp_path, monkeypatch, capsys
 ):
     from foundry.cli import main
@@ -127,7 +127,7 @@ def test_models_are_named_by_table_folder_or_revision_and_scored_anew_on_common_
     assert scored["overall"]["documents"] == tables["overall"]["documents"] == len(held)
     assert tables["noise"] == {"runs": 0}
     (tmp_path / "m0/documents.parquet").write_bytes((tmp_path / "m0.parquet").read_bytes())
-    pq.write_table(pq.read_table("m1.parquet").slice(1), "m1/documents.parquet")  # of other text: both are scored anew
+    pq.write_table(pq.read_table("m1.parquet").slice(1), "m1/documents.parquet")  # of other text: both are scored again
     main(["compare", "m0", "m1", "--json"])
     assert json.loads(capsys.readouterr().out)["overall"] == scored["overall"]
     with pytest.raises(SystemExit):
@@ -148,7 +148,7 @@ def test_models_are_named_by_table_folder_or_revision_and_scored_anew_on_common_
         noise_floor(["m0", "nowhere"], load_config("params.yaml"))
 
 
-def test_runs_that_differ_in_their_seed_alone_are_found_in_mlflow(tmp_path, monkeypatch):
+def test_runs_that_differ_only_in_their_seed_are_found_in_mlflow(tmp_path, monkeypatch):
     from foundry.tracking.seeds import seed_scores
     from foundry.tracking.settings import connect, experiment_id
 

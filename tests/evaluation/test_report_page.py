@@ -1,4 +1,4 @@
-"""`reports/report.html`: every number of the report is on it, it loads nothing, a browser draws it; text cannot become markup."""
+"""`reports/report.html`: the numbers of the report are on it, it loads nothing, and text cannot become markup."""
 
 import re
 import shutil
@@ -76,7 +76,7 @@ def intervals(value):
             yield from intervals(v)
 
 
-def test_every_number_of_the_report_has_an_interval_that_holds_it(evaluation):
+def test_every_number_of_the_report_is_inside_its_interval(evaluation):
     found = list(intervals(evaluation.report.to_dict()))
     assert len(found) > 25
     assert all(i["low"] <= i["value"] <= i["high"] for i in found)
@@ -93,7 +93,7 @@ def test_every_number_of_the_report_has_an_interval_that_holds_it(evaluation):
     assert r["uniform"]["tokens"] > r["test"]["bits_per_byte"]["value"] * 0.5 and r["uniform"]["bytes"] == 8.0
 
 
-def test_the_page_shows_them_and_loads_nothing(page, evaluation):
+def test_the_page_shows_the_numbers_and_loads_nothing(page, evaluation):
     html = page.read_text(encoding="utf-8")
     assert not re.search(r"""\bsrc\s*=|href\s*=\s*["'](?!#)|@import|url\((?!#)|<script""", html.replace("src=x", ""))
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
@@ -118,7 +118,7 @@ def test_the_page_shows_them_and_loads_nothing(page, evaluation):
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
-def test_browser_draws_the_page(page, tmp_path):
+def test_a_browser_draws_the_page(page, tmp_path):
     options = [
         "--headless",
         "--no-sandbox",

@@ -16,7 +16,10 @@ from foundry.utils.evaluation_report import TrainingOverlap
 from foundry.utils.log import get_logger
 
 ROOT = Path(__file__).resolve().parents[2]
-CHINESE = "北京大学创建于一八九八年初名京师大学堂是中国近代第一所国立综合性大学也是当时中国最高教育行政机关辛亥革命后改为现名学校为教学研究服务社会"
+CHINESE = (
+    "北京大学创建于一八九八年初名京师大学堂是中国近代第一所国立综合性大学"
+    "也是当时中国最高教育行政机关辛亥革命后改为现名学校为教学研究服务社会"
+)
 
 
 def texts_as_documents(texts, source="one"):
@@ -27,7 +30,7 @@ def texts_as_documents(texts, source="one"):
     )
 
 
-def test_the_right_choice_is_the_text_itself_and_the_wrong_ones_are_not(held):
+def test_only_the_right_choice_is_the_text_of_the_document(held):
     made = tasks.make_tasks(["cloze", "minimal_pairs"], held, 100, 1)
     texts = dict(zip(held.doc_ids, held.texts, strict=True))
     for name, choices in (("cloze", 4), ("minimal_pairs", 2)):
@@ -42,7 +45,7 @@ def test_the_right_choice_is_the_text_itself_and_the_wrong_ones_are_not(held):
         assert sorted(q.choices[0].split()) == sorted(q.choices[1].split())
 
 
-def test_questions_are_the_same_every_time_and_new_documents_change_no_pair_of_old_ones(held):
+def test_questions_are_reproducible_and_new_documents_change_no_minimal_pair_of_old_ones(held):
     again = [tasks.make_tasks(["cloze", "minimal_pairs"], held, 100, 1) for _ in range(2)]
     assert again[0] == again[1]
     fewer = Documents(
@@ -71,7 +74,7 @@ def test_too_short_documents_give_no_question_and_no_error():
     }
 
 
-def test_answers_are_those_of_one_choice_at_a_time(held, tokenizer):
+def test_answers_equal_those_of_one_choice_at_a_time(held, tokenizer):
     model = tiny(
         vocab_size=tokenizer.vocab_size, max_seq_len=64
     )  # shorter than some questions: their beginning is dropped
@@ -96,7 +99,7 @@ def test_answers_are_those_of_one_choice_at_a_time(held, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, reported",
     [
         ('{"context": "a", "choices": ["b", "c"]}', "no field 'label'"),
         ('{"contxt": "a", "choices": ["b", "c"], "label": 0}', r"no field 'context' \(it has 'contxt'"),
@@ -109,14 +112,14 @@ def test_answers_are_those_of_one_choice_at_a_time(held, tokenizer):
         ("{", "is not JSON"),
     ],
 )
-def test_a_wrong_question_is_told_by_line_and_field(tmp_path, line, told):
+def test_a_malformed_question_is_reported_with_its_line_and_field(tmp_path, line, reported):
     good = json.dumps({"context": "a", "choices": ["b", "c"], "label": 1})
     (tmp_path / "mine.jsonl").write_text(f"{good}\n\n{line}\n")
-    with pytest.raises(DataError, match=rf"mine.jsonl, line 3.*{told}"):
+    with pytest.raises(DataError, match=rf"mine.jsonl, line 3.*{reported}"):
         read_questions(tmp_path / "mine.jsonl")
 
 
-def test_an_empty_file_of_questions_and_a_pattern_without_file_are_told(tmp_path):
+def test_an_empty_file_of_questions_and_a_pattern_without_files_are_refused(tmp_path):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/none.jsonl").write_text("\n")
     with pytest.raises(DataError, match="contains no question"):
@@ -133,7 +136,7 @@ def test_the_shipped_questions_are_balanced():
     assert 15 < sum(q.label for q in questions) < 33
 
 
-def test_runs_of_words_are_found_in_the_training_text_and_only_where_they_stand():
+def test_runs_of_words_are_found_exactly_where_the_training_text_has_them():
     words = [f"w{i}" for i in range(200)]
     train = [" ".join(words[:100]), "an other text entirely", " ".join(words[100:])]
     seen = " ".join(words[10:30])  # 8 runs of 13
@@ -156,7 +159,7 @@ def test_runs_of_words_are_found_in_the_training_text_and_only_where_they_stand(
 
 @pytest.mark.slow
 def test_the_harness_gives_the_same_answers_and_the_same_bits_per_byte(held, tokenizer, tmp_path, monkeypatch):
-    """lm-evaluation-harness through transformers, on the exported folder, against our own scoring of the model itself."""
+    """The harness reads the exported folder through transformers; our scores are of the model itself."""
     from foundry.evaluation.harness import run_harness
     from foundry.export.huggingface import export_huggingface
 
@@ -169,7 +172,8 @@ def test_the_harness_gives_the_same_answers_and_the_same_bits_per_byte(held, tok
     tasks.write_tasks(tmp_path / "tasks", made, tmp_path / "tasks")
     (tmp_path / "tasks/rolling.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in held.texts))
     (tmp_path / "tasks/rolling.yaml").write_text(
-        f"task: rolling\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/tasks/rolling.jsonl}}}}\ntest_split: test\n"
+        "task: rolling\ndataset_path: json\ntest_split: test\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/tasks/rolling.jsonl}}}}\n"
         "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
         "metric_list: [{metric: bits_per_byte}, {metric: word_perplexity}]\n"
     )

@@ -1,4 +1,4 @@
-"""Token by token: equal to a plain computation, two ways to one sum, calibration that can be known beforehand, no look ahead."""
+"""Scores of single tokens equal a plain computation; calibration of known cases; a model that looks ahead is found."""
 
 import math
 from itertools import pairwise
@@ -16,7 +16,7 @@ from foundry.evaluation.tokens import TokenScores, calibration, position_curve, 
 from foundry.utils.evaluation_report import PositionScore
 
 
-def test_every_token_is_scored_as_the_plain_way_does(net, held):
+def test_scores_of_tokens_equal_a_plain_computation(net, held):
     got = score_tokens(net, held.tokens)
     seen, nats, best, right = [], [], [], []
     for d, tokens in enumerate(held.tokens):
@@ -38,7 +38,7 @@ def test_every_token_is_scored_as_the_plain_way_does(net, held):
     assert (got.right[order] == [r[3] for r in mine]).mean() > 0.999  # a tie may fall either way
 
 
-def test_the_sum_over_tokens_is_the_sum_over_documents_and_a_wrong_one_is_told(net, held):
+def test_the_sum_over_tokens_is_the_sum_over_documents_and_a_wrong_one_is_refused(net, held):
     scores, tokens = score(net, held.tokens, 32), score_tokens(net, held.tokens)
     held_out_scores.check_sums(scores, tokens)
     with pytest.raises(DataError, match="no number of it can be trusted"):
@@ -61,20 +61,20 @@ def synthetic(confidence, right, documents=50, seed=0):
     return TokenScores(rng.integers(0, documents, n), rng.integers(1, 65, n), rng.random(n), confidence, right)
 
 
-def test_calibration_of_who_knows_what_he_knows_is_zero_and_of_a_braggart_his_excess():
+def test_calibration_error_is_zero_for_right_probabilities_and_the_excess_for_overconfident_ones():
     rng = np.random.default_rng(1)
     confidence = rng.uniform(0.05, 0.95, 200_000)
-    honest = calibration(synthetic(confidence, rng.random(200_000) < confidence), 50, 200, 1)
-    assert honest.expected_error.value < 0.006 and honest.expected_error.low <= honest.expected_error.high
-    for row in honest.rows:
+    right = calibration(synthetic(confidence, rng.random(200_000) < confidence), 50, 200, 1)
+    assert right.expected_error.value < 0.006 and right.expected_error.low <= right.expected_error.high
+    for row in right.rows:
         assert row.accuracy.value == pytest.approx(row.confidence, abs=0.02)
-    assert sum(r.tokens for r in honest.rows) == 200_000
-    boasting = calibration(synthetic(confidence, rng.random(200_000) < confidence - 0.05), 50, 200, 1)
-    assert boasting.expected_error.value == pytest.approx(0.05, abs=0.006)
-    assert boasting.expected_error.low <= boasting.expected_error.value <= boasting.expected_error.high
+    assert sum(r.tokens for r in right.rows) == 200_000
+    overconfident = calibration(synthetic(confidence, rng.random(200_000) < confidence - 0.05), 50, 200, 1)
+    assert overconfident.expected_error.value == pytest.approx(0.05, abs=0.006)
+    assert overconfident.expected_error.low <= overconfident.expected_error.value <= overconfident.expected_error.high
 
 
-def test_the_curve_over_the_context_counts_every_token_once_and_falls_where_nats_do():
+def test_the_position_curve_counts_every_token_once_and_falls_where_the_nats_fall():
     rng = np.random.default_rng(2)
     seen = rng.integers(1, 65, 20_000)
     scores = TokenScores(rng.integers(0, 40, 20_000), seen, 5 - np.log2(seen) / 2, rng.random(20_000), seen > 3)

@@ -1,4 +1,4 @@
-"""The bootstrap: draws that depend on the seed and the number of documents only, and a percentile interval of what was counted."""
+"""The draws depend on the seed and the number of documents only; the interval is of the draws that counted."""
 
 import numpy as np
 

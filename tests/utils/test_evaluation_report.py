@@ -1,4 +1,4 @@
-"""`reports/evaluate.json` has one schema: what is read is written again byte for byte, and what does not follow it is refused."""
+"""`reports/evaluate.json` has one schema: a report is read and written byte for byte, or refused with its key."""
 
 import json
 from pathlib import Path
