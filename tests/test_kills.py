@@ -16,7 +16,7 @@ import torch
 from kills import every_kill
 
 from foundry.config import ModelConfig
-from foundry.data.fetch.lockfile import read_lock, write_lock
+from foundry.data.fetch.lockfile import LockEntry, read_lock, write_lock
 from foundry.data.fetch.web import fetch_url
 from foundry.models import MiniLLM, TrainingFacts, load_trained_model, save_model
 from foundry.models.files import weights_sha256
@@ -127,12 +127,12 @@ def test_the_store_of_downloads(tmp_path):
     data = bytes(range(256)) * 1000
     (site / "a.bin").write_bytes(data)
     name = hashlib.sha256(data).hexdigest()
-    meter = SimpleNamespace(expect=lambda n: None, advance=lambda n: None)
+    transfers = SimpleNamespace(expect=lambda n: None, advance=lambda n: None)
 
     with served(site) as address:
 
         def fetch():
-            return fetch_url(f"{address}/a.bin", "a.bin", None, store, meter, True)
+            return fetch_url(f"{address}/a.bin", "a.bin", None, store, transfers, True)
 
         def check(place):
             for folder in (p for p in store.glob("*/") if len(p.name) == 64):
@@ -144,7 +144,7 @@ def test_the_store_of_downloads(tmp_path):
 
 def test_the_lock_of_downloads(tmp_path):
     path = tmp_path / "download.lock"
-    old, new = ({f"https://example.org/{n}": {"sha256": n * 64, "bytes": 3}} for n in "ab")
+    old, new = ({f"https://example.org/{n}": LockEntry(sha256=n * 64, bytes=3)} for n in "ab")
     seen = []
 
     def check(place):

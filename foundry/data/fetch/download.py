@@ -1,11 +1,11 @@
 """The download stage's work: every source's bytes as published, under `data/raw/`, with a manifest.
 
-Guarantees: `data/raw/` appears whole or not at all; the manifest, written last, names each file's sha256, size, address
-and licence in the order of the parameters and is the same bytes for the same inputs, whichever mirror served; problems
-of all sources are told together. A file without a sha256 in the parameters is recorded in `data.lock.json` when it first
-comes, and must be the same ever after. DVC deletes `data/raw/` before each run, so what came over the network is kept
-under `.foundry/downloads/` and copied (never linked: DVC changes the modes of its outs): what succeeded costs nothing
-the next time.
+Guarantees: `data/raw/` appears complete or not at all; the manifest, written last, names sha256, size, address and
+licence of each file in the order of the parameters and is the same bytes for the same inputs, whichever mirror served;
+the problems of all sources are reported together. A file without a sha256 in the parameters is recorded in
+`data.lock.json` at its first download, and must stay the same. DVC deletes `data/raw/` before each run, so what came
+over the network is kept under `.foundry/downloads/` and copied (never linked: DVC changes the modes of its outs), and is
+not transferred a second time.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from foundry.config import Config, ConfigError, DataError, FoundryError, Source, UnreachableError
 from foundry.data.fetch.hub import fetch_hub
 from foundry.data.fetch.local import find_files
-from foundry.data.fetch.lockfile import check_listing, lock_path, pin_of, read_lock, write_lock
+from foundry.data.fetch.lockfile import Locked, LockEntry, check_listing, lock_path, pin_of, read_lock, write_lock
 from foundry.data.fetch.packages import fetch_tarball, fetch_wheel
 from foundry.data.fetch.remote import fetch_remote
 from foundry.data.fetch.sniff import check_kind
 from foundry.data.fetch.sources import Address, Hub, Local, Remote, Tarball, Web, Wheel, parse_source
-from foundry.data.fetch.store import MOST_THREADS, Fetched, Meter, stored
+from foundry.data.fetch.store import MOST_THREADS, Fetched, Transfers, stored
 from foundry.data.fetch.web import fetch_url
 from foundry.data.manifest import Manifest, RawFile, RawSource, write_manifest
 from foundry.data.read.template import Template
@@ -36,7 +35,6 @@ from foundry.utils.locks import exclusive
 from foundry.utils.log import progress
 
 FICLONE = 0x40049409  # linux/fs.h: share the blocks of a file until one side is written
-Locked = dict[str, dict[str, Any]]
 
 
 def download(config: Config, raw: Path, log: logging.Logger) -> Manifest:
@@ -89,10 +87,10 @@ def _fetch_all(config: Config, addresses: list[list[Address]], fetcher: _Fetcher
         wanted.setdefault(_key(s), (s, a))
     with (
         progress(desc="download", unit="B", unit_scale=True) as bar,
-        ThreadPoolExecutor(MOST_THREADS) as pool,  # they wait for the meter's slots
+        ThreadPoolExecutor(MOST_THREADS) as pool,  # they wait for the slots of `transfers`
     ):
-        meter = Meter(bar, config.runtime.downloads)
-        tasks = {key: pool.submit(fetcher.fetch, s, a, meter) for key, (s, a) in wanted.items()}
+        transfers = Transfers(bar, config.runtime.downloads)
+        tasks = {key: pool.submit(fetcher.fetch, s, a, transfers) for key, (s, a) in wanted.items()}
         found, problems = {}, {}
         try:
             for key, task in tasks.items():
@@ -100,8 +98,8 @@ def _fetch_all(config: Config, addresses: list[list[Address]], fetcher: _Fetcher
                     found[key] = task.result()
                 except FoundryError as e:
                     problems[wanted[key][0].name] = e
-        except BaseException:  # Ctrl-C: the pool would wait for whole files
-            meter.stop()
+        except BaseException:  # Ctrl-C: the pool would wait until all files are complete
+            transfers.stop()
             raise
     if problems:
         lines = [f"{name}: {e}" for name, e in problems.items()]
@@ -118,13 +116,14 @@ class _Fetcher:
     allow_private: bool
     log: logging.Logger
 
-    def fetch(self, source: Source, addresses: list[Address], meter: Meter) -> list[Fetched]:
-        """The files of a source, from the first of its addresses that serves them. They bear the names that its url
-        gives, so that the result does not tell who served.
+    def fetch(self, source: Source, addresses: list[Address], transfers: Transfers) -> list[Fetched]:
+        """The files of a source, from the first of its addresses that serves them.
+
+        They have the names that its `url` gives, so that the result does not depend on the mirror that served.
 
         Raises:
             UnreachableError: if one of its addresses did not answer, so that a later retry may succeed.
-            FoundryError: that of its only address; DataError if it has mirrors and all failed.
+            FoundryError: that of its only address; DataError if it has mirrors and all of them failed.
         """
         if source.sha256 and (hit := stored(self.store, source.sha256, addresses[0].filename or "")):
             check_kind(hit, hit.name, source.format)
@@ -132,7 +131,7 @@ class _Fetcher:
         problems: list[FoundryError] = []
         for url, address in zip((source.url, *source.mirrors), addresses, strict=True):
             try:
-                files = self._from(source, address, addresses[0].filename, meter)
+                files = self._from(source, address, addresses[0].filename, transfers)
                 if source.mirrors:
                     files = [replace(f, name=addresses[0].filename) for f in files]
                 for f in files:
@@ -152,31 +151,31 @@ class _Fetcher:
             UnreachableError(message) if any(isinstance(e, UnreachableError) for e in problems) else DataError(message)
         )
 
-    def _from(self, source: Source, address: Address, name: str | None, meter: Meter) -> list[Fetched]:
+    def _from(self, source: Source, address: Address, name: str | None, transfers: Transfers) -> list[Fetched]:
         store, pin = self.store, partial(pin_of, source, locked=self.locked)
         listing = partial(check_listing, source, address, locked=self.locked)
         match address:
             case Wheel():
-                with meter.slot:
-                    return [Fetched(fetch_wheel(address, name, pin(source.url), store, meter), name)]
+                with transfers.slot:
+                    return [Fetched(fetch_wheel(address, name, pin(source.url), store, transfers), name)]
             case Tarball():
-                with meter.slot:
-                    path = fetch_tarball(address, name, pin(source.url), store, meter, self.allow_private)
+                with transfers.slot:
+                    path = fetch_tarball(address, name, pin(source.url), store, transfers, self.allow_private)
                 return [Fetched(path, name)]
             case Web():
-                with meter.slot:
-                    path = fetch_url(address.url, name, pin(address.url), store, meter, self.allow_private)
+                with transfers.slot:
+                    path = fetch_url(address.url, name, pin(address.url), store, transfers, self.allow_private)
                 return [Fetched(path, name, address.url)]
             case Hub():
-                return fetch_hub(address, store, pin, listing, meter)
+                return fetch_hub(address, store, pin, listing, transfers)
             case Remote():
-                return fetch_remote(address, name, store, pin, listing, meter)
+                return fetch_remote(address, name, store, pin, listing, transfers)
             case Local():
                 return find_files(address.pattern)
 
 
 def _place(source: Source, files: list[Fetched], folder: Path, locked: Locked) -> RawSource:
-    """Copies a source's files below the new folder and describes them; the hash is of the copy."""
+    """Copies the files of a source below the new folder and describes them; the hashes are those of the copies."""
     listed = []
     for f in sorted(files, key=lambda f: f.name):
         target = folder / source.name / f.name
@@ -199,12 +198,12 @@ def _place(source: Source, files: list[Fetched], folder: Path, locked: Locked) -
 def _record(
     sources: list[Source], found: list[list[Fetched]], manifest: Manifest, locked: Locked, log: logging.Logger
 ) -> None:
-    """Adds what came for the first time to the lock file."""
+    """Adds the files that were downloaded for the first time to the lock file."""
     new = {}
     for s, files, placed in zip(sources, found, manifest.sources, strict=True):
         for f, raw in zip(sorted(files, key=lambda f: f.name), placed.files, strict=True):
             if f.address and not s.sha256 and f.address not in locked:
-                new[f.address] = {"sha256": raw.sha256, "bytes": raw.bytes}
+                new[f.address] = LockEntry(sha256=raw.sha256, bytes=raw.bytes)
     if new:
         write_lock(lock_path(), {**locked, **new})
         log.info("recorded %d file%s in %s; commit it", len(new), "s"[: len(new) > 1], lock_path())
@@ -215,5 +214,5 @@ def _copy(source: Path, target: Path) -> None:
         try:
             fcntl.ioctl(dst.fileno(), FICLONE, src.fileno())
             return
-        except OSError:  # not this file system: copy the bytes
+        except OSError:  # the file system cannot share blocks: copy the bytes
             shutil.copyfileobj(src, dst, 1 << 20)

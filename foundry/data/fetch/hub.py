@@ -13,7 +13,7 @@ from typing import Any
 from foundry.config import DataError, UnreachableError
 from foundry.data.fetch.lockfile import Pin
 from foundry.data.fetch.sources import Hub
-from foundry.data.fetch.store import Fetched, Meter, check_names
+from foundry.data.fetch.store import Fetched, Transfers, check_names
 from foundry.utils.files import disk_errors, sha256_file, write_json
 from foundry.utils.network import causes, is_transient
 
@@ -23,11 +23,11 @@ def fetch_hub(
     store: Path,
     pin_of: Callable[[str], Pin | None],
     check_listing: Callable[[list[str]], None],
-    meter: Meter,
+    transfers: Transfers,
 ) -> list[Fetched]:
     """The files of a data set at a revision.
 
-    A file of known hash that lies in the store, and the list of files of a commit, are asked for once.
+    A file of known hash that is in the store, and the list of files of a commit, are requested only once.
 
     Args:
         pin_of: what an address is known to hash to.
@@ -42,7 +42,7 @@ def fetch_hub(
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    # The base class of its http client's errors; which client that is changed from version to version.
+    # The base class of the errors of its HTTP client, which is another one from version to version.
     http_error = next(c for c in HfHubHTTPError.__mro__ if c.__name__ == "HTTPError")
 
     folder = store / "hub" / address.repo.replace("/", "--") / re.sub(r"[^\w.-]", "_", address.revision)
@@ -58,13 +58,14 @@ def fetch_hub(
 
         def one(file: str) -> Fetched:
             name = address.address(file)
-            return Fetched(_fetch_file(api, at, file, folder, name, pin_of(name), meter), file, name)
+            return Fetched(_fetch_file(api, at, file, folder, name, pin_of(name), transfers), file, name)
 
-        return meter.each(one, files)
+        return transfers.each(one, files)
     except (http_error, OSError) as e:
         if any(isinstance(c, OfflineModeIsEnabled) for c in causes(e)):
             raise DataError(
-                f"{where} is not in the store, and HF_HUB_OFFLINE forbids to ask the hub; unset it for this download"
+                f"{where} is not in the store, and HF_HUB_OFFLINE forbids requests to the hub; unset it for this "
+                "download"
             ) from None
         if is_transient(e):
             raise UnreachableError(
@@ -89,30 +90,30 @@ def _matching(address: Hub, api: Any, at: dict[str, str], known: Path) -> list[s
 
 
 def _fetch_file(
-    api: Any, at: dict[str, str], file: str, folder: Path, name: str, pin: Pin | None, meter: Meter
+    api: Any, at: dict[str, str], file: str, folder: Path, name: str, pin: Pin | None, transfers: Transfers
 ) -> Path:
     path = folder / file
     if pin and path.is_file():
         if sha256_file(path) == pin.sha256:
             return path
-        path.unlink()  # damaged, or of another time: the client trusts its own notes, not the bytes
+        path.unlink()  # damaged or older: the client trusts its own records, not the bytes
     with disk_errors(folder):
-        path = Path(api.hf_hub_download(filename=file, local_dir=folder, tqdm_class=_bar(meter), **at))
+        path = Path(api.hf_hub_download(filename=file, local_dir=folder, tqdm_class=_bar(transfers), **at))
     if pin:
         pin.check(name, sha256_file(path), path.stat().st_size)
     return path
 
 
-def _bar(meter: Meter) -> type:
-    """The client draws one bar a file; this one draws nothing and tells the common bar."""
+def _bar(transfers: Transfers) -> type:
+    """The client shows one bar per file; this one shows nothing and advances the common bar."""
     from tqdm import tqdm
 
     class Silent(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "disable": True})
-            meter.expect((options.get("total") or 0) - options.get("initial", 0))
+            transfers.expect((options.get("total") or 0) - options.get("initial", 0))
 
         def update(self, n: float | None = 1) -> None:
-            meter.advance(int(n or 0))
+            transfers.advance(int(n or 0))
 
     return Silent

@@ -17,11 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def find_files(pattern: str) -> list[Fetched]:
-    """The files below the project that a glob matches; of a folder, all files below it whose suffix is a known text
-    format.
+    """The files below the project that a glob matches; for a folder, all files below it whose suffix is a known format.
 
-    Names are relative to the last folder before the first wildcard. Hidden files and a folder's own README are left
-    out.
+    Names are relative to the last folder before the first wildcard. Hidden files and the README of the folder itself
+    are left out.
 
     Raises:
         ConfigError: if a file is behind a linked folder, where DVC does not look.
@@ -55,10 +54,12 @@ def find_files(pattern: str) -> list[Fetched]:
 
 
 def _below(folder: Path, root: Path, pattern: str) -> list[Path]:
-    """All files below a folder that are to be read, by their suffixes; the log names those that are not. A linked
-    folder there is refused, not followed: it may lead anywhere."""
+    """All files below a folder that are to be read, by their suffixes; the log names the others.
+
+    A linked folder there is refused, not followed: it may lead anywhere.
+    """
     found: list[Path] = []
-    left: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for here, folders, names in os.walk(folder):
         folders[:] = [f for f in folders if not f.startswith(".")]
         refuse_linked((Path(here, f, "*") for f in folders), root, f"file:{pattern}")
@@ -68,16 +69,15 @@ def _below(folder: Path, root: Path, pattern: str) -> list[Path]:
             if archive_of(path.name) or format_of(path.name):
                 found.append(path)
             else:
-                left[suffix_of(path.name) or path.name] += 1
-    if left:
-        kinds = ", ".join(f"{ascii(kind)[1:-1]} ({n})" for kind, n in sorted(left.items())[:8]) + ", …" * (
-            len(left) > 8
-        )
+                skipped[suffix_of(path.name) or path.name] += 1
+    if skipped:
+        suffixes = ", ".join(f"{ascii(suffix)[1:-1]} ({n})" for suffix, n in sorted(skipped.items())[:8])
         log.warning(
-            "file:%s: %d file%s left out, because the suffix names no text format: %s. To read such files, name them by "
-            "a pattern and say their `format:`",
-            pattern, left.total(), " is" if left.total() == 1 else "s are", kinds,
-        )  # fmt: skip
+            "file:%s: %s skipped, because the suffix is that of no known format: %s%s. To read such files, name them by "
+            "a pattern and set their `format:`",
+            *(pattern, "1 file is" if skipped.total() == 1 else f"{skipped.total()} files are"),
+            *(suffixes, ", …" * (len(skipped) > 8)),
+        )
     return found
 
 
@@ -86,4 +86,4 @@ def _nearby(folder: Path) -> str:
         folder = folder.parent
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith("."))
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"{folder} holds {', '.join(names[:8]) + more if names else 'nothing'}"
+    return f"{folder} contains {', '.join(names[:8]) + more if names else 'nothing'}"

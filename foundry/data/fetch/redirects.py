@@ -2,10 +2,10 @@
 
 A published address must not make this machine read its own services or those of its network, nor fall back to plain
 http. Refused: other schemes than https (http on the loopback), hosts that are or resolve to loopback, private,
-link-local or otherwise not public addresses, circles. Free: whatever stays on the host and port that the user named.
+link-local or otherwise not public addresses, circles. Allowed: whatever stays on the host and port that the user named.
 
 A host is resolved here and again by the connection: a name server that answers differently the second time is not
-caught. A host that does not resolve is let through, since a proxy may know it; without one the connection fails.
+detected. A host that does not resolve is allowed, since a proxy may know it; without one the connection fails.
 """
 
 from __future__ import annotations
@@ -26,24 +26,26 @@ class Redirects:
     def __init__(self, start: str, allow_private: bool) -> None:
         self.start, self.allow_private = start, allow_private
 
-    def next(self, passed: list[str], location: str) -> str:
-        """The address to ask next, after those passed.
+    def next(self, visited: list[str], location: str) -> str:
+        """The address to request next, after those visited.
 
         Raises:
             ConfigError: for another scheme than https.
             DataError: for a private address, a circle, or too many redirects.
         """
         try:
-            url = urljoin(passed[-1], location)
+            url = urljoin(visited[-1], location)
         except ValueError as e:
-            raise DataError(f"{self.start} was redirected to {location!r}, which is no address: {e}") from None
-        if len(passed) > MOST:
-            where = f"in a circle: {' → '.join(passed[passed.index(url) :][:4])} → …" if url in passed else "and no end"
+            raise DataError(f"{self.start} was redirected to {location!r}, which is not an address: {e}") from None
+        if len(visited) > MOST:
+            where = (
+                f"in a circle: {' → '.join(visited[visited.index(url) :][:4])} → …" if url in visited else "and no end"
+            )
             raise DataError(f"{self.start} was redirected {MOST} times, {where}; check the address in a browser")
         check_web(url, f"the redirect of {self.start}")
         if not self.allow_private and _origin(url) != _origin(self.start) and (ip := _private(url)):
             raise DataError(
-                f"{self.start} was redirected to {url}, whose host is {ip}: no public address. If this is a mirror "
+                f"{self.start} was redirected to {url}, whose host is {ip}, not a public address. If this is a mirror "
                 "inside your network, set download.allow_private: true"
             )
         return url

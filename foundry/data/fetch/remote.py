@@ -2,9 +2,9 @@
 
 Keys, endpoints and proxies come from the driver's environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …; FSSPEC_S3_ANON
 for public buckets), never from the parameters. A file is streamed to a `.part`, its size compared with the listing's,
-then renamed. The driver retries; a broken transfer starts from scratch. A file whose listing entry has not changed since its
-transfer is not sent again; one of known hash that lies in the store costs no request. Where a bucket holds both `a` and
-`a/b`, the drivers list `a` as a folder alone: a pattern does not reach the object, its own address does.
+then renamed. The driver retries; a broken transfer starts from scratch. A file whose listing entry has not changed
+since its transfer is not sent again; one of known hash that is in the store costs no request. Where a bucket contains
+both `a` and `a/b`, the drivers list `a` only as a folder: a pattern does not reach the object, its own address does.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from foundry.config import DataError, UnreachableError
 from foundry.data.fetch.lockfile import Pin
 from foundry.data.fetch.sources import Remote
-from foundry.data.fetch.store import Fetched, Meter, alone, check_names, check_room, read_facts, stored
+from foundry.data.fetch.store import Fetched, Transfers, check_names, check_room, lock_of, read_note, stored
 from foundry.utils.files import disk_errors, make_folder, open_to_write, sha256_file, sha256_json, write_json
 from foundry.utils.network import is_transient
 
@@ -28,18 +30,26 @@ BLOCK = 8 << 20  # bytes of one request
 DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "sftp": "paramiko"}
 
 
+class _Finished(BaseModel):
+    """A transferred file; `version` is the hash of its entry in the listing."""
+
+    url: str
+    sha256: str
+    version: str
+
+
 def fetch_remote(
     address: Remote,
     name: str | None,
     store: Path,
     pin_of: Callable[[str], Pin | None],
     check_listing: Callable[[list[str]], None],
-    meter: Meter,
+    transfers: Transfers,
 ) -> list[Fetched]:
     """The file, or the files that the pattern matches.
 
     Args:
-        name: what to call the file, if it is one.
+        name: of the file, if the address names only one.
         pin_of: what an address is known to hash to.
         check_listing: raises if the addresses that a pattern matches are not those of the last time.
 
@@ -68,23 +78,25 @@ def fetch_remote(
     def one(item: tuple[str, str]) -> Fetched:
         shown, path = item
         at = address.address(path.removeprefix(root))
-        with alone(at):
-            return Fetched(_fetch_file(fs, path, at, shown, store, pin_of(at), meter), shown, at)
+        with lock_of(at):
+            return Fetched(_fetch_file(fs, path, at, shown, store, pin_of(at), transfers), shown, at)
 
     files = list(names.items())
     if fs.async_impl:
-        return meter.each(one, files)
-    return [f for item in files for f in meter.each(one, [item])]  # ftp has one connection, not made for threads
+        return transfers.each(one, files)
+    return [
+        f for item in files for f in transfers.each(one, [item])
+    ]  # ftp has one connection, which threads cannot share
 
 
 @contextmanager
 def _driver(where: str) -> Iterator[None]:
-    """Around calls of a driver and nothing else: each has errors of its own, many of them not of OSError. Python's own
-    others (TypeError, KeyError, …) are bugs and stay what they are.
+    """For calls of a driver only: each driver has errors of its own, many of which are not an OSError. Other errors of
+    Python itself (TypeError, KeyError, …) are bugs and are not translated.
 
     Raises:
         UnreachableError: if a later retry may succeed.
-        DataError: for all else that the driver refuses.
+        DataError: for everything else that the driver refuses.
     """
     try:
         yield
@@ -104,8 +116,10 @@ def _driver(where: str) -> Iterator[None]:
 
 
 def _open(address: Remote) -> tuple[Any, str]:
-    """The driver, and what stands before `address.path` in its paths. No instance or listing of before is used again:
-    files change."""
+    """The driver, and what comes before `address.path` in its paths.
+
+    No earlier instance or listing is used again, since files change.
+    """
     try:
         from fsspec.core import url_to_fs
 
@@ -127,10 +141,12 @@ def _nearby(fs: Any, root: str, address: Remote) -> str:
         if not fs.isdir(f"{root}{address.base}"):
             return f"there is no folder {folder}"
         names = [p.rsplit("/", 1)[-1] for p in fs.ls(f"{root}{address.base}", detail=False)]
-    return f"{address.address(address.base)} holds {', '.join(sorted(names)[:8]) or 'nothing'}"
+    return f"{address.address(address.base)} contains {', '.join(sorted(names)[:8]) or 'nothing'}"
 
 
-def _fetch_file(fs: Any, path: str, address: str, shown: str, store: Path, pin: Pin | None, meter: Meter) -> Path:
+def _fetch_file(
+    fs: Any, path: str, address: str, shown: str, store: Path, pin: Pin | None, transfers: Transfers
+) -> Path:
     name = shown.rsplit("/", 1)[-1]
     if pin and (hit := stored(store, pin.sha256, name)):
         return hit
@@ -140,20 +156,20 @@ def _fetch_file(fs: Any, path: str, address: str, shown: str, store: Path, pin: 
         raise DataError(f"{address} is a folder; write {address}/** for all files below it")
     version = sha256_json({k: str(v) for k, v in info.items()})
     key = hashlib.sha256(address.encode()).hexdigest()[:16]
-    facts, part = store / f"{key}.json", store / f"{key}.part"
-    known = read_facts(facts)
-    if not pin and known.get("version") == version and (hit := stored(store, known["sha256"], name)):
+    note, part = store / f"{key}.json", store / f"{key}.part"
+    known = None if pin else read_note(note, _Finished)
+    if known and known.version == version and (hit := stored(store, known.sha256, name)):
         return hit
     size = info.get("size")
     if size is not None:
         check_room(store, size, address)
-        meter.expect(size)
+        transfers.expect(size)
     received = 0
     with open_to_write(part) as dst:
         for chunk in _chunks(fs, path, address):
             dst.write(chunk)
             received += len(chunk)
-            meter.advance(len(chunk))
+            transfers.advance(len(chunk))
     if size is not None and received != size:
         part.unlink()
         raise UnreachableError(
@@ -167,7 +183,7 @@ def _fetch_file(fs: Any, path: str, address: str, shown: str, store: Path, pin: 
     make_folder(target.parent)
     with disk_errors(store):
         os.replace(part, target)
-    write_json(facts, {"url": address, "sha256": digest, "version": version})
+    write_json(note, _Finished(url=address, sha256=digest, version=version).model_dump())
     return target
 
 

@@ -1,8 +1,8 @@
 """Addresses of corpora: `Source.url` and its mirrors, parsed and checked before any work.
 
-Guarantees that nothing but the kinds below is ever fetched: an exact wheel of the package index, an exact tarball of
-the npm registry, an https file (http on the loopback only), files of this machine, files of a data set at a named
-revision, files of a bucket or server that an fsspec driver reads. Does no input or output.
+Guarantees that only the kinds below are ever fetched: an exact wheel of the package index, an exact tarball of the npm
+registry, an https file (http only on the loopback), files of this machine, files of a data set at a named revision,
+files of a bucket or server that an fsspec driver reads. Does no input or output.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from foundry.config import ConfigError, Source
 
-# What a package client may be given: no spaces, options or line ends can pass into its requirements file.
+# What a package client may be given: no spaces, options or line ends can get into its requirements file.
 _WHEEL = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
 _TARBALL = re.compile(
     r"(?:(@[a-z0-9~_-][a-z0-9._~-]*)/)?([A-Za-z0-9~_-][A-Za-z0-9._~-]*)@(\d+\.\d+\.\d+[0-9A-Za-z.+-]*)"
@@ -78,7 +78,7 @@ class Local:
 
 @dataclass(frozen=True)
 class Hub:
-    """`hf:OWNER/NAME@REVISION/PATH`; slashes of a revision are written %2F. `*` matches `/` as well, as on the hub."""
+    """`hf:OWNER/NAME@REVISION/PATH`; slashes of a revision are written %2F. `*` also matches `/`, as on the hub."""
 
     repo: str
     revision: str
@@ -142,7 +142,7 @@ def parse_source(source: Source) -> list[Address]:
     for url in (source.url, *source.mirrors):
         addresses.append(parse_address(url, f"{where}url {url!r}"))
         if source.mirrors and addresses[-1].filename is None:
-            raise ConfigError(f"{where}mirrors hold the bytes of one file, but {url!r} may name several")
+            raise ConfigError(f"{where}mirrors must serve the bytes of one file, but {url!r} may name several")
     return addresses
 
 
@@ -182,16 +182,16 @@ def _place_of(scheme: str) -> str:
 
 
 def check_web(url: str, where: str) -> None:
-    """Refuses an address that anyone on the way could change.
+    """Refuses an address whose content anyone on the way could change.
 
     Raises:
-        ConfigError: for http outside the loopback, for other schemes, for a missing host, for what is no address at all.
+        ConfigError: for http outside the loopback, other schemes, a missing host, or what is not an address at all.
     """
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as e:
-        raise ConfigError(f"{where} leads to {url!r}, which is no address: {e}") from None
+        raise ConfigError(f"{where} leads to {url!r}, which is not an address: {e}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"{where} leads to {url!r}: only https://HOST/PATH is fetched")
     if parts.scheme == "http" and not is_loopback(parts.hostname):

@@ -1,8 +1,8 @@
 """Members of tar and zip archives, read in place: nothing is ever written under a name that an archive gives.
 
 Guarantees: every wanted member comes once, in an order that depends only on the archive; a name that leaves the folder,
-a link, a device, an encrypted member or a name that occurs twice is refused; nested archives are skipped, with a line in
-the log. A tar file is read forward in one pass; it must have its end mark, and nothing after it.
+a link, a device, an encrypted member or a name that occurs twice is refused; nested archives are skipped, with a line
+in the log. A tar file is read forward in one pass; it must have its end mark, and nothing after it.
 
 Traps: `tarfile` takes a damaged header beyond the first for the end of the archive, and keeps every header it saw;
 `zipfile` gives the last of two members of one name.

@@ -175,8 +175,8 @@ def _refuse_mark(head: bytes, shown: str, encoding: str) -> None:
     mark = "utf-8" if head.startswith(b"\xef\xbb\xbf") else wide_encoding(head[:4])
     if mark and not codecs.lookup(encoding).name.startswith(mark):
         raise DataError(
-            f"{shown} begins with the byte order mark of {mark.upper()}, but its source has encoding: {encoding}; leave "
-            "`encoding:` out for it, in a source of its own if the other files need it"
+            f"{shown} begins with the byte order mark of {mark.upper()}, but its source has encoding: {encoding}; "
+            "leave `encoding:` out for it, in a source of its own if the other files need it"
         )
 
 
@@ -184,12 +184,13 @@ def _refuse_other(head: bytes, shown: str, format: str, trusted: bool) -> None:
     """Refuses content that is not a text, or is a page where another format is expected."""
     if kind := binary_kind(head):
         raise DataError(
-            f"{shown} contains {kind} data, not {format} as its name or `format:` says; give it the suffix of its content"
+            f"{shown} contains {kind} data, not {format} as its name or `format:` says; give it the suffix of its "
+            "content"
         )
     if not trusted and format != "html" and is_page(head):
         raise DataError(
-            f"{shown} contains an HTML page, not {format}; it may be an error page of the server. Fetch it again, or set "
-            f"`format: html` (`format: {format}` to read it as it is)"
+            f"{shown} contains an HTML page, not {format}; it may be an error page of the server. Fetch it again, or "
+            f"set `format: html` (`format: {format}` to read it as it is)"
         )
 
 

@@ -281,11 +281,11 @@ def test_a_folder_gives_every_file_that_cleaning_can_read(project, suffix):
     assert outer_kind(f"a{suffix}") is not None  # its first bytes are checked
 
 
-def test_what_a_folder_source_leaves_out_is_reported(project, caplog):
+def test_the_files_that_a_folder_source_skips_are_reported(project, caplog):
     touch(project, "corpus/a.txt", "corpus/b.py", "corpus/c.py", "corpus/d.pdf", "corpus/none", "corpus/.hidden.py")
     with caplog.at_level("WARNING"):
         assert [f.name for f in find_files("corpus")] == ["a.txt"]
     (line,) = caplog.messages
-    assert "4 files are left out" in line and ".pdf (1), .py (2), none (1)" in line and "`format:`" in line
+    assert "4 files are skipped" in line and ".pdf (1), .py (2), none (1)" in line and "`format:`" in line
     caplog.clear()
     assert [f.name for f in find_files("corpus/*.py")] == ["b.py", "c.py"] and not caplog.messages

@@ -91,7 +91,7 @@ def test_relock_forgets_the_named_sources_alone(site, project, capsys):
     main(["relock", "a"])
     assert list(json.loads(LOCK.read_text())["files"]) == [sources[1]["url"]]
     main(["relock", "a"])
-    assert "holds nothing of a" in capsys.readouterr().out
+    assert "has no record of a" in capsys.readouterr().out
 
 
 def test_nothing_is_recorded_unless_all_succeed_and_what_came_is_kept(site, project):

@@ -20,7 +20,7 @@ from foundry.config import DataError, parse_config
 from foundry.data.fetch.download import download
 from foundry.data.fetch.hub import fetch_hub
 from foundry.data.fetch.sources import Hub, parse_source
-from foundry.data.fetch.store import Meter
+from foundry.data.fetch.store import Transfers
 from foundry.data.manifest import read_manifest, verified
 from foundry.data.read.template import Template
 
@@ -139,7 +139,7 @@ def test_the_bar_counts_the_bytes_of_the_hub(project, hub):
     hub.files = {f"data/train-{i}.parquet": make_parquet(["text"], 50 + i) for i in range(8)}
     with tqdm(file=io.StringIO()) as bar:
         address = Hub("me/set", "main", "data/*.parquet")
-        files = fetch_hub(address, project / "store", lambda a: None, lambda a: None, Meter(bar, 3))
+        files = fetch_hub(address, project / "store", lambda a: None, lambda a: None, Transfers(bar, 3))
         assert bar.n == bar.total == sum(map(len, hub.files.values()))
     assert [f.name for f in files] == sorted(hub.files)
     assert [f.path.read_bytes() for f in files] == list(hub.files.values())

@@ -186,7 +186,7 @@ def test_what_is_missing_is_told(project, bucket):
     bucket.files["x/a.txt"] = b"a"
     with pytest.raises(DataError, match=r"s3://books/x/b.txt does not exist"):
         run("s3://books/x/b.txt")
-    with pytest.raises(DataError, match=r"x/\*\.md matches no file.*holds a\.txt"):
+    with pytest.raises(DataError, match=r"x/\*\.md matches no file.*contains a\.txt"):
         run("s3://books/x/*.md")
     with pytest.raises(DataError, match="is a folder"):
         run("s3://books/x")

@@ -1,4 +1,4 @@
-"""Archives: every wanted member once, in place; what leaves the folder, links, is secret, twice or nested is refused."""
+"""Archives: every wanted member comes once; links, encrypted, doubled and nested members and escapes are refused."""
 
 import bz2
 import gzip
@@ -94,10 +94,16 @@ MEMBERS = [
     ("__MACOSX/a.txt", b"no"),
 ]
 EXPECTED = [
-    ("p/d/a.txt", "one"), ("p/d/a.txt", "two"), *[("p/d/b.jsonl.gz", f"line {i}") for i in range(3)],
-    ("p/d/c.json", "three"), ("p/d/c.json", "not_an_object"), ("p/d/d.csv.xz", "four"), ("p/d/e.parquet", "five"),
-    ("p/d/f.html", "six is here."), ("p/d/" + "long" * 40 + "é.md", "seven"),
-]  # fmt: skip
+    ("p/d/a.txt", "one"),
+    ("p/d/a.txt", "two"),
+    *[("p/d/b.jsonl.gz", f"line {i}") for i in range(3)],
+    ("p/d/c.json", "three"),
+    ("p/d/c.json", "not_an_object"),
+    ("p/d/d.csv.xz", "four"),
+    ("p/d/e.parquet", "five"),
+    ("p/d/f.html", "six is here."),
+    ("p/d/" + "long" * 40 + "é.md", "seven"),
+]
 
 
 def put(tmp_path, name, data):

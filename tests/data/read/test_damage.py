@@ -1,4 +1,4 @@
-"""Bad input, each with its outcome: what is damaged raises and is named, one bad record is one `Bad`, memory stays small."""
+"""Bad input: damaged files raise an error with their name, one bad record is one `Bad`, memory stays small."""
 
 import bz2
 import gzip
@@ -115,12 +115,18 @@ pyarrow.feather.write_feather(pa.table({"text": ["x"]}), FEATHER)
 @pytest.mark.parametrize(
     "content, kind",
     [
-        (gzip.compress(b"x" * 99, mtime=0), "gzip"), (zst(b"x" * 99), "zstd"), (bz2.compress(b"x"), "bzip2"),
-        (lzma.compress(b"x"), "xz"), (zipped("a", "x"), "zip"), (SINK.getvalue(), "parquet"),
-        (FEATHER.getvalue(), "arrow"), (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "PDF"),
-        (b"\xef\xbb\xbf <!DOCTYPE html><html>", "HTML"), (b"<html>404", "HTML"),
+        (gzip.compress(b"x" * 99, mtime=0), "gzip"),
+        (zst(b"x" * 99), "zstd"),
+        (bz2.compress(b"x"), "bzip2"),
+        (lzma.compress(b"x"), "xz"),
+        (zipped("a", "x"), "zip"),
+        (SINK.getvalue(), "parquet"),
+        (FEATHER.getvalue(), "arrow"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "PDF"),
+        (b"\xef\xbb\xbf <!DOCTYPE html><html>", "HTML"),
+        (b"<html>404", "HTML"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv", "a.md.gz"])
 def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, content, kind, name):
     data = gzip.compress(content) if name.endswith("gz") else content

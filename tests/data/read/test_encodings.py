@@ -1,4 +1,4 @@
-"""Files that are not UTF-8: read in the encoding that their source names; otherwise the encoding is what is reported first."""
+"""Files that are not UTF-8 are read in the encoding of their source; without one, the encoding is reported first."""
 
 import json
 import logging
@@ -143,9 +143,11 @@ def test_what_is_no_encoding_of_text_is_refused_before_any_work(name):
 
 def test_guesses_are_encodings_that_python_reads(story):
     for encoding, text in {
-        "gb18030": chapter(3), "cp1251": "Все счастливые семьи похожи друг на друга. " * 9, "shift_jis": "吾輩は猫である。名前はまだ無い。" * 20,
+        "gb18030": chapter(3),
+        "cp1251": "Все счастливые семьи похожи друг на друга. " * 9,
+        "shift_jis": "吾輩は猫である。名前はまだ無い。" * 20,
         "big5": "話說天下大勢，分久必合，合久必分。" * 20,
-    }.items():  # fmt: skip
+    }.items():
         guess = guess_encoding(text.encode(encoding)[:4096])
         assert text.encode(encoding).decode(guess) == text, (encoding, guess)
     for raw in (b"", b"plain", "grün".encode(), bytes(range(256)) * 16):

@@ -1,4 +1,4 @@
-"""Readers of text, JSON lines, JSON, pages, CSV: every record once, as a document or as a bad record with its reason."""
+"""Readers of text, JSON, pages and CSV: every record comes once, as a document or as a bad record with its reason."""
 
 import bz2
 import csv
@@ -335,9 +335,20 @@ def test_csv_gives_the_fields_that_were_written(tmp_path_factory, rows, kind):
 
 def test_csv_rows_that_went_wrong_take_no_other_with_them(tmp_path):
     lines = [
-        "n,text", "1,one", "2", '3,"open', "4,four", "5,five,more", '6,"closed" early', '7,"a ""b""\nc"', "8,nul \0",
-        "", "9,9\" screen", '10,"open to the end', "11,eleven",
-    ]  # fmt: skip
+        "n,text",
+        "1,one",
+        "2",
+        '3,"open',
+        "4,four",
+        "5,five,more",
+        '6,"closed" early',
+        '7,"a ""b""\nc"',
+        "8,nul \0",
+        "",
+        '9,9" screen',
+        '10,"open to the end',
+        "11,eleven",
+    ]
     data = "\n".join(lines).encode()
     items = read(put(tmp_path, "a.csv", data))
     assert texts(items) == [
