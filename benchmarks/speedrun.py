@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.speedrun_peers import PEERS, run
-from foundry.config import Config, Runtime, load_config
+from foundry.config import Config, Runtime, load_params
 from foundry.utils.allocator import keep_memory
 
 
@@ -39,7 +39,7 @@ def ours(project: Path, seconds: float) -> dict:
     from foundry.training import Trainer
     from foundry.training.numerics import numerics
 
-    cfg: Config = load_config(project / "params.yaml")
+    cfg: Config = load_params(project / "params.yaml")
     data, runtime = project / "data/shards", Runtime(device="cpu", checkpoint_interval=10**9)
     with tempfile.TemporaryDirectory() as tmp:
         probe = Trainer.from_shards(cfg.model, cfg.train, data, seed=cfg.seed, runtime=runtime, state=Path(tmp))

@@ -32,7 +32,7 @@ def main() -> None:
     naive: list[float] = []
     for _ in range(rounds):
         for stage in STAGES:
-            each[stage].append(seconds(f"import stages.{stage}; from foundry.config import load_config; load_config()"))
+            each[stage].append(seconds(f"import stages.{stage}; from foundry.config import load_params; load_params()"))
         naive.append(seconds("import torch, mlflow, prefect, pandera.pyarrow"))
     for stage, values in each.items():
         print(f"{stage:16s} {statistics.median(values):6.2f} s")

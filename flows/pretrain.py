@@ -31,7 +31,7 @@ from flows.pages import publish, show
 from flows.runner import die_with_parent, end_with_worker
 from flows.stages import Crew, foundry_command, run_graph
 from flows.workspace import KEPT, Workspace, commit_of, one_at_a_time, prune, workspace
-from foundry.config import ConfigError, FoundryError, load_config, parse_yaml
+from foundry.config import ConfigError, FoundryError, load_params, parse_yaml
 
 OWN = "FOUNDRY_OWN_SESSION"
 
@@ -93,7 +93,7 @@ def build(ws: Workspace, options: Build, force: frozenset[str] = frozenset()) ->
     bad = [r for r in rows if r["state"] not in ("Completed", "Restored", "UpToDate")]
     built = [r["stage"] for r in rows if r not in bad]
     ws.keep({**facts, "stages": rows}, built)
-    if "export" in built and load_config(ws.root / "params.yaml").runtime.tracking:
+    if "export" in built and load_params(ws.root / "params.yaml").runtime.tracking:
         show(create_markdown_artifact, "champion", markdown=register(ws.root), description="what the gate said")
     publish(ws, rows, how_to_get(ws, fresh=not (force or options.values() or ws.lost)))
     if bad:

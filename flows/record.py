@@ -8,7 +8,7 @@ from typing import Any
 from prefect import get_run_logger
 
 from flows.search import Sweep
-from foundry.config import load_config
+from foundry.config import load_params
 from foundry.tracking.address import portable, resolve
 from foundry.tracking.nested import begin_parent, end_parent, nest
 from foundry.tracking.settings import reason, tracking_uri
@@ -27,7 +27,7 @@ class Record:
         self.home, self.name, self.options, self.rows = home, name, options, []
         self.run_id: str | None = None
         self.open = _path(home, name)
-        runtime = load_config(home / "params.yaml").runtime
+        runtime = load_params(home / "params.yaml").runtime
         given = {k.removeprefix("runtime."): v for k, v in options.values().items() if k.startswith("runtime.")}
         runtime = runtime.model_copy(update=given)
         self.experiment, self.tracking = runtime.experiment, runtime.tracking

@@ -1,6 +1,6 @@
 """Foundry: from raw text to a registered, served language model by one command.
 
-The public names load on first use, so that `import foundry` costs nothing and a stage that does no tensor work never
+The public names are imported on first use, so that `import foundry` is quick and a stage that does no tensor work never
 imports torch.
 """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundry.commands.arguments import Subparsers, TypedPath, add_command, add_json
-from foundry.config import ConfigError, DataError, load_config
+from foundry.config import ConfigError, DataError, load_params
 
 if TYPE_CHECKING:
     from foundry.project.verify import Link
@@ -21,7 +21,7 @@ def trace(args: argparse.Namespace) -> None:
     from foundry.project.trace import lines
     from foundry.project.trace import trace as chain_of
 
-    chain = chain_of(args.where, load_config(args.params))
+    chain = chain_of(args.where, load_params(args.params))
     print(json.dumps(chain) if args.json else "\n".join(lines(chain)))
 
 
@@ -36,7 +36,7 @@ def verify(args: argparse.Namespace) -> None:
     if args.repair:
         raise ConfigError("--repair is for a folder of the project; a registered version is restored from a backup")
     with tempfile.TemporaryDirectory(prefix="foundry-verify-") as tmp:
-        found = registered(args.where, load_config(args.params), Path(tmp))
+        found = registered(args.where, load_params(args.params), Path(tmp))
         print(f"{found.name}: its files are those that were registered")
         _report(args.where, [f for f in check(found.export) if f.link == "export"])
 
@@ -90,7 +90,7 @@ def reproduce(args: argparse.Namespace) -> None:
     from foundry.project.reproduce import reproduce as rebuild
 
     print("rebuilding in a temporary clone; this takes as long as the pipeline does")
-    differ = rebuild(args.where, load_config(args.params), commit=args.commit)
+    differ = rebuild(args.where, load_params(args.params), commit=args.commit)
     if differ:
         listed = "".join(f"\n  - {link}" for link in differ)
         raise DataError(f"rebuilt with other bytes; the first link that differs explains the others:{listed}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 
 from foundry.commands.arguments import Subparsers, add_command
-from foundry.config import load_config
+from foundry.config import load_params
 
 
 def relock(args: argparse.Namespace) -> None:
     from foundry.data.fetch import lockfile
 
     path = lockfile.lock_path()
-    forgotten = lockfile.relock(load_config(args.params), args.names, path)
+    forgotten = lockfile.relock(load_params(args.params), args.names, path)
     for address in forgotten:
         print(f"  forgot {address}")
     if forgotten:

@@ -6,13 +6,13 @@ import argparse
 import json
 
 from foundry.commands.arguments import Subparsers, TypedPath, add_command, add_json
-from foundry.config import TrackingError, load_config
+from foundry.config import TrackingError, load_params
 
 
 def compare(args: argparse.Namespace) -> None:
     from foundry.project import compare as comparison
 
-    cfg = load_config(args.params)
+    cfg = load_params(args.params)
     done = comparison.compare(args.a, args.b, cfg)
     try:
         noise = comparison.noise_floor(args.seeds, cfg)

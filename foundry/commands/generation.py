@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from foundry.commands.arguments import Subparsers, TypedPath, add_command
-from foundry.config import load_config
+from foundry.config import load_params
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -17,7 +17,7 @@ def generate(args: argparse.Namespace) -> None:
     from foundry.utils.device import get_device
 
     # Outside of a project only --model matters.
-    device = args.device or (load_config(args.params).runtime.device if os.path.exists(args.params) else "auto")
+    device = args.device or (load_params(args.params).runtime.device if os.path.exists(args.params) else "auto")
     placed = get_device(device)
     generator = Generator(*load_model_and_tokenizer(Path(args.model), args.tokenizer), placed)
     if args.prompt is None:

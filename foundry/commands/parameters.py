@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from foundry.commands.arguments import Subparsers, add_command
-from foundry.config import describe, load_config, profiles
+from foundry.config import describe, load_params, profiles
 from foundry.utils.dvc_files import repair_dvc
 from foundry.utils.files import project_dir, write_text
 
@@ -19,7 +19,7 @@ def check(args: argparse.Namespace) -> None:
 
     for line in repair_dvc():  # first: DVC's files are repaired even if the parameters are wrong
         print(line)
-    found = checked(load_config(args.params), project_dir(), args.params)
+    found = checked(load_params(args.params), project_dir(), args.params)
     print(f"{args.params}: every key is known and every value fits")
     for line in found.lines():
         print(line)

@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 
 from foundry.commands.arguments import NewPath, Subparsers, add_command
-from foundry.config import ConfigError, load_config
+from foundry.config import ConfigError, load_params
 from foundry.utils.files import state_dir
 
 
 def register(args: argparse.Namespace) -> None:
     from foundry.project.register import register_export
 
-    done = register_export(load_config(args.params))
+    done = register_export(load_params(args.params))
     print(f"version {done.version} of {done.name}: {'new' if done.created else 'was registered before'}; {done.reason}")
 
 
@@ -22,14 +22,14 @@ def promote(args: argparse.Namespace) -> None:
 
     if args.force != bool(args.why):
         raise ConfigError('--force needs --why "…", and --why needs --force: a decision against the gate has a reason')
-    champion, reason = decide(load_config(args.params), args.which, args.why)
+    champion, reason = decide(load_params(args.params), args.which, args.why)
     print(f"{args.which} {'is champion' if champion else 'is not promoted'}: {reason}")
 
 
 def rollback(args: argparse.Namespace) -> None:
     from foundry.project.register import rollback as back
 
-    was, now = back(load_config(args.params), args.why)
+    was, now = back(load_params(args.params), args.why)
     print(f"champion: version {now} again (version {was} was)")
 
 
@@ -43,7 +43,7 @@ def sync(args: argparse.Namespace) -> None:
     try:
         deliver(state_dir(), uri=args.uri)
     finally:  # models are registered even if the address of a run no longer exists
-        for line in deliver_registrations(load_config(args.params)):
+        for line in deliver_registrations(load_params(args.params)):
             print(line)
 
 
@@ -51,7 +51,7 @@ def backup(args: argparse.Namespace) -> None:
     from foundry.tracking import tracking_uri
     from foundry.tracking.backup import backup as copy
 
-    done = copy(tracking_uri(load_config(args.params).runtime), Path(args.folder))
+    done = copy(tracking_uri(load_params(args.params).runtime), Path(args.folder))
     print(
         f"{done['versions']} versions of {done['models']} models in {args.folder}, {done['copied']} of them copied now"
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from foundry.commands.arguments import Subparsers, add_command, add_json
-from foundry.config import ConfigError, FoundryError, TrackingError, load_config
+from foundry.config import ConfigError, FoundryError, TrackingError, load_params
 
 if TYPE_CHECKING:
     from foundry.tracking.listing import Row
@@ -23,7 +23,7 @@ def runs(args: argparse.Namespace) -> None:
 
     if not 1 <= args.commits <= MOST:
         raise ConfigError(f"the number of commits must lie in [1, {MOST}], got {args.commits}")
-    cfg = load_config(args.params)
+    cfg = load_params(args.params)
     uri = tracking_uri(cfg.runtime)
     (dvc, no_dvc), (mlflow, no_mlflow) = (
         _ask(lambda: dvc_rows(commits=args.commits)),

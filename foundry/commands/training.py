@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from foundry.commands.arguments import Subparsers, add_command, add_json
-from foundry.config import ConfigError, load_config, profiles
+from foundry.config import ConfigError, load_params, profiles
 from foundry.utils.files import project_dir
 
 
@@ -19,7 +19,7 @@ def plan(args: argparse.Namespace) -> None:
     if args.profile:
         cfg, origin = profiles.profile_config(args.profile, args.params), f"profile {args.profile}"
     else:
-        cfg, origin = load_config(args.params), args.params
+        cfg, origin = load_params(args.params), args.params
     found = forecast(cfg, project_dir(), origin, shards=None if args.profile else SHARDS)
     if args.json:
         print(json.dumps(found.to_dict()))
@@ -37,7 +37,7 @@ def plan(args: argparse.Namespace) -> None:
 def inspect(args: argparse.Namespace) -> None:
     from foundry.project.inspection import lines
 
-    for line in lines(load_config(args.params), Path("."), args.step, full=args.full):
+    for line in lines(load_params(args.params), Path("."), args.step, full=args.full):
         print(line)
 
 

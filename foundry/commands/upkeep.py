@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from foundry.commands.arguments import Subparsers, add_command, add_json
-from foundry.config import ConfigError, load_config
+from foundry.config import ConfigError, load_params
 
 
 def status(args: argparse.Namespace) -> None:
@@ -25,7 +25,7 @@ def gc(args: argparse.Namespace) -> None:
 
     if not 0 <= args.days <= 36_500:
         raise ConfigError(f"--days {args.days:g}: give 0 to 36500 days")
-    found = collect(load_config(args.params), days=args.days)
+    found = collect(load_params(args.params), days=args.days)
     done = remove(Path("."), found.free) if args.yes else 0
     if args.json:
         rows = {

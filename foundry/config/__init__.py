@@ -1,4 +1,4 @@
-"""Typed parameters, presets and profiles. Imports nothing of foundry."""
+"""Typed parameters, presets, profiles and error types. Imports nothing else of foundry."""
 
 from importlib import import_module
 from typing import Any
@@ -16,7 +16,7 @@ from foundry.config.errors import (
     UnreachableError,
     VocabularyError,
 )
-from foundry.config.load import describe, load_config, parse_config, parse_yaml, read_yaml, yaml_text
+from foundry.config.load import describe, load_params, parse_config, parse_yaml, read_yaml, yaml_text
 from foundry.config.schema import (
     Config,
     Evaluate,
@@ -51,6 +51,8 @@ __all__ = [
     "describe",
     "get_preset_config",
     "load_config",
+    "load_pair",
+    "load_params",
     "parse_config",
     "parse_yaml",
     "read_yaml",
@@ -58,7 +60,10 @@ __all__ = [
 ]
 
 
+_PRESETS = ("get_preset_config", "load_config", "load_pair")  # loaded on first use: no stage depends on the presets
+
+
 def __getattr__(name: str) -> Any:
-    if name == "get_preset_config":  # on first use: no stage depends on the profiles
-        return import_module("foundry.config.presets").get_preset_config
+    if name in _PRESETS:
+        return getattr(import_module("foundry.config.presets"), name)
     raise AttributeError(f"module 'foundry.config' has no attribute {name!r}")

@@ -1,24 +1,25 @@
 """The typed errors of the project.
 
-A `FoundryError` is the user's to mend: its message says what is wrong, what was seen and what to do, and the commands
-print it without a traceback. Everything else is a bug and keeps its traceback.
+A `FoundryError` is one that the user can fix: its message says what is wrong, what was seen and what to do, and the
+commands print it without a traceback. Every other exception is a bug and keeps its traceback.
 """
 
 
 class FoundryError(Exception):
-    """Base of every error that a user can mend."""
+    """Base of every error that a user can fix."""
 
 
 class ConfigError(FoundryError, ValueError):
-    """A parameter, or an argument of the Python interface, is unknown, of a wrong type, or does not fit another one."""
+    """A parameter, or an argument of the Python interface, is unknown, has a wrong type, or does not fit another."""
 
 
 class VocabularyError(ConfigError):
     """A vocabulary is larger than its training text allows.
 
     Attributes:
-        asked: pieces that were asked for.
-        largest: the most pieces that the text allows.
+        asked: number of pieces that was asked for.
+        largest: largest number of pieces that the text allows.
+        size: bytes of the text.
     """
 
     def __init__(self, asked: int, largest: int, size: int) -> None:
@@ -27,17 +28,20 @@ class VocabularyError(ConfigError):
 
     def __str__(self) -> str:
         return (
-            f"tokenizer.vocab_size ({self.asked}) is too large for {self.size:,} bytes of text: the largest possible is "
-            f"{self.largest}"
+            f"tokenizer.vocab_size ({self.asked}) is too large for {self.size:,} bytes of text: the largest possible "
+            f"is {self.largest}"
         )
 
 
 class DataError(FoundryError):
-    """Input data or a shard is missing, broken, empty or not what its hash says."""
+    """Input data or a shard is missing, damaged or empty, or does not have its recorded hash."""
 
 
 class UnreachableError(DataError):
-    """A publisher did not answer or broke off, again and again: a later retry may succeed. A stage that ends with it exits with 75."""
+    """A publisher repeatedly did not answer or broke the connection; a later retry may succeed.
+
+    A stage that ends with this error exits with 75.
+    """
 
 
 class CheckpointError(FoundryError):
@@ -45,12 +49,13 @@ class CheckpointError(FoundryError):
 
 
 class DiskError(FoundryError):
-    """A disk did not take what was to be written; what was there before is as it was.
+    """A write failed because of the disk: no space, or no permission. The old content is unchanged.
 
     Attributes:
-        folder: where it was to be written.
-        free: bytes free there, without what was half written.
-        needed: bytes that the write needs, at least; None where that is not known.
+        folder: the folder of the write.
+        reason: the error of the system.
+        free: bytes that are free there, after what was half written has been removed.
+        needed: bytes that the write needs at least; None if that is not known.
     """
 
     def __init__(self, folder: str, reason: str, free: int, needed: int | None = None) -> None:
@@ -73,7 +78,7 @@ class LockError(FoundryError):
     """Another living process does the same work.
 
     Attributes:
-        pid: that process, as it wrote it into the lock file; None if it did not.
+        pid: the number of that process, as it wrote it into the lock file; None if it wrote none.
         note: what else it wrote there.
     """
 
@@ -87,4 +92,4 @@ class ExportError(FoundryError):
 
 
 class TrackingError(FoundryError):
-    """MLflow could not be reached or refused; the work itself is not affected."""
+    """MLflow could not be reached, or refused a request; the work itself is not affected."""

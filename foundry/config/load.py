@@ -1,4 +1,4 @@
-"""Reading `params.yaml`: every problem is collected and told at once, before any work."""
+"""Reading `params.yaml`: all problems are collected and reported together, before any work."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from foundry.config.errors import ConfigError
-from foundry.config.schema import Config, ModelConfig, TrainConfig
-from foundry.config.section import section_in, shown
+from foundry.config.schema import Config
+from foundry.config.section import section_in, short_repr
 
 DEEPEST = 100  # levels of nested lists and mappings in a file
-MOST, LONGEST = 20, 600  # problems, and characters of one, that a message shows
+MOST, LONGEST = 20, 600  # problems that a message shows, and characters of each
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -28,7 +29,7 @@ def read_yaml(path: str | Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(
-            f"{path} does not exist: run the command in the project's folder, or bring the file back from git"
+            f"{path} does not exist: run the command in the project's folder, or restore the file from git"
         ) from None
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path} is not UTF-8 (byte {e.start}); save it as UTF-8") from None
@@ -40,7 +41,7 @@ def read_yaml(path: str | Path) -> Any:
 def parse_yaml(text: str, origin: str) -> Any:
     """Parses YAML with the library and the settings of DVC, so that both see the same values: YAML 1.2 by ruamel.yaml.
 
-    `010` is ten, `0o10` is eight, `yes` and `12:30:00` are text, `1e3` is a number. A key that is given twice is refused.
+    `010` is ten, `0o10` is eight, `yes` and `12:30:00` are text, `1e3` is a number. A repeated key is an error.
 
     Raises:
         ConfigError: naming `origin`, the line, and what is wrong there.
@@ -51,7 +52,7 @@ def parse_yaml(text: str, origin: str) -> Any:
     from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
     class Constructor(SafeConstructor):
-        """Raises only errors of the library, each with its line: its own conversions leak others (`_`, `0x`, month 13)."""
+        """Raises only errors of the library, each with its line: its conversions leak others (`_`, `0x`, month 13)."""
 
         def construct_object(self, node: Any, deep: bool = False) -> Any:
             try:
@@ -62,7 +63,7 @@ def parse_yaml(text: str, origin: str) -> Any:
 
         def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
             try:
-                hash(key)  # a list was made a tuple, but what is in it may be a list
+                hash(key)  # a list was made a tuple, but its items may be lists
             except TypeError:
                 raise MarkedYAMLError(problem="found unhashable key", problem_mark=key_node.start_mark) from None
             if key in mapping:
@@ -74,9 +75,8 @@ def parse_yaml(text: str, origin: str) -> Any:
     yaml.Constructor = Constructor
     depth = 0
     try:
-        for event in yaml.parse(
-            text
-        ):  # its events need no recursion; the composer of libyaml crashes the process at some 25,000 levels
+        # Reading events needs no recursion; the composer of libyaml crashes the process at some 25,000 levels.
+        for event in yaml.parse(text):
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if depth > DEEPEST:
                 raise MarkedYAMLError(problem="values are nested too deeply", problem_mark=event.start_mark)
@@ -89,7 +89,7 @@ def parse_yaml(text: str, origin: str) -> Any:
 
 
 def yaml_text(value: Any) -> str:
-    """YAML that `parse_yaml` and DVC read as this value; the order of keys stays."""
+    """YAML that `parse_yaml` and DVC read as this value, with its order of keys."""
     from io import StringIO
 
     from ruamel.yaml import YAML
@@ -100,79 +100,61 @@ def yaml_text(value: Any) -> str:
     return out.getvalue()
 
 
-def load_config(path: str | Path = "params.yaml") -> Any:
-    """Reads and checks all parameters: a `Config`. Of a file with a section `training`: (ModelConfig, TrainConfig).
+def load_params(path: str | Path = "params.yaml") -> Config:
+    """Reads and checks the parameter file of the pipeline.
 
     Raises:
         ConfigError: listing every problem: the key, the value seen, the rule, and the nearest name for an unknown key.
     """
-    data = read_yaml(path)
-    if isinstance(data, dict) and "training" in data and "download" not in data:
-        return parse_pair(data, str(path))
-    return parse_config(data, str(path))
+    return parse_config(read_yaml(path), str(path))
 
 
 def parse_config(data: Any, origin: str = "params") -> Config:
-    """As `load_config`, for parameters that are already parsed."""
+    """Checks parameters of the pipeline that are already parsed.
+
+    Args:
+        data: what `read_yaml` returns.
+        origin: names the parameters in the error.
+
+    Raises:
+        ConfigError: as `load_params`.
+    """
     if data is None:
         raise ConfigError(f"{origin} is empty; expected are the sections {', '.join(Config.model_fields)}")
     if not isinstance(data, dict):
         raise ConfigError(
             f"{origin}: expected are sections with keys (`train:`, then `steps: 100` indented), not one "
-            + ("list" if isinstance(data, list) else f"value ({shown(data)})")
+            + ("list" if isinstance(data, list) else f"value ({short_repr(data)})")
         )
     try:
-        return Config.model_validate(data, context={"pipeline": True})
+        return Config.model_validate(data)
     except ValidationError as e:
-        raise ConfigError(listing(origin, [_tell(err, data) for err in e.errors()])) from None
-
-
-def parse_pair(data: dict[str, Any], origin: str) -> tuple[ModelConfig, TrainConfig]:
-    """(architecture, recipe) of parsed YAML with the sections `model` and `training`.
-
-    Raises:
-        ConfigError: listing every problem.
-    """
-    problems = [
-        f"{name}: unknown section; known: model, training" for name in data if name not in ("model", "training")
-    ]
-    made: list[Any] = []
-    for section, kind in (("model", ModelConfig), ("training", TrainConfig)):
-        try:
-            made.append(kind.model_validate(data.get(section) or {}))
-        except ValidationError as e:
-            problems += [
-                f"{'.'.join(map(str, (section, *err['loc'])))}: {err['msg'].removeprefix('Value error, ')}, got {shown(err['input'])}"
-                for err in e.errors()
-            ]
-    if problems:
-        raise ConfigError(listing(origin, problems))
-    return made[0], made[1]
+        raise ConfigError(listing(origin, [_sentence(err) for err in e.errors()])) from None
 
 
 def listing(origin: str, problems: list[str]) -> str:
-    """All problems of a file as one message; a value of megabytes and a list of thousands of wrong items do not fill the screen."""
+    """All problems of a file as one message, short even for a value of megabytes or thousands of wrong items."""
     lines = [p if len(p) <= LONGEST else f"{p[: LONGEST // 2]} … {p[-LONGEST // 2 :]}" for p in problems[:MOST]]
     if len(problems) > MOST:
         lines.append(f"… and {len(problems) - MOST} more")
     return f"{origin} has {len(problems)} problem{'s'[: len(problems) > 1]}:" + "".join(f"\n  - {x}" for x in lines)
 
 
-def _tell(error: dict, data: Any) -> str:
+def _sentence(error: ErrorDetails) -> str:
+    """One of pydantic's errors, as a user of the parameter file reads it."""
     loc = error["loc"]
     key = ".".join(str(p) for p in loc)
     if error["type"] == "extra_forbidden":
         names = list(_fields_at(loc[:-1]))
         near = difflib.get_close_matches(str(loc[-1]), names, n=1, cutoff=0.5)
-        return f"{key}: unknown key" + (
-            f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(sorted(names))}"
-        )
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(names))}"
+        return f"{key}: unknown key; {hint}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
         return f"{key}: missing; {_description(loc) or 'it is required'}"
     if error["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key}: {message}, got {shown(error['input'])}"
+    return f"{key}: {message}, got {short_repr(error['input'])}"
 
 
 def _fields_at(loc: tuple) -> Iterator[str]:
@@ -187,7 +169,7 @@ def _description(loc: tuple) -> str | None:
 
 
 def _model_at(loc: tuple) -> type[BaseModel] | None:
-    """The section class that a location such as ('download', 'sources', 0) leads to."""
+    """The section class at a location such as ('download', 'sources', 0); None if there is none."""
     model: Any = Config
     for part in loc:
         if isinstance(part, int):

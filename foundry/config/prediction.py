@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-# {name: (MLflow's type, default)}; a seed of None draws a fresh one for each text. `max_tokens` and `top_p` keep an answer short and sane.
+# {name: (MLflow's type, default)}. Without a seed, every text gets a new random one. `max_tokens` and `top_p` keep an
+# answer short and plausible.
 PREDICTION: dict[str, tuple[Literal["long", "double"], int | float | None]] = {
     "max_tokens": ("long", 64),
     "temperature": ("double", 0.8),

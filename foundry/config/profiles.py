@@ -1,4 +1,4 @@
-"""Profiles: the same recipe for a test, a laptop and a GPU, as one small table of keys (`profiles.yaml`)."""
+"""Profiles: one recipe for a test, a laptop and a GPU, as a small table of keys (`profiles.yaml`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ def profile_values(name: str) -> dict[str, Any]:
 
 
 def profile_config(name: str, params: str | Path = "params.yaml") -> Config:
-    """The whole configuration of a profile: `params` with the profile's column applied."""
+    """The complete configuration of a profile: `params` with the values of the profile.
+
+    Raises:
+        ConfigError: for an unknown profile, or listing every problem of the result.
+    """
     return parse_config(_apply(read_yaml(params), profile_values(name)), f"profile {name}")
 
 
@@ -40,42 +44,43 @@ def _apply(data: dict, values: dict[str, Any]) -> dict:
         for name in path:
             at = at.setdefault(name, {}) if isinstance(at, dict) else None
         if not isinstance(at, dict):
-            raise ConfigError(f"{key} cannot be set: {'.'.join(path)} holds no keys")
+            raise ConfigError(f"{key} cannot be set: {'.'.join(path)} contains no keys")
         at[field] = value
     return data
 
 
 def changes(params: str | Path, name: str) -> list[tuple[str, Any, Any]]:
-    """(key, value now, value in the profile) of every key that switching to the profile would change."""
+    """(key, present value, value in the profile) of every key that switching to the profile would change."""
     data = read_yaml(params)
     rows = ((key, _at(data, key), new) for key, new in profile_values(name).items())
     return [(key, old, new) for key, old, new in rows if old != new]
 
 
 def _at(data: Any, key: str) -> Any:
-    """The value of a dotted key; None where a file, which need not be valid here, has none."""
+    """The value of a dotted key; None if the file, which need not be valid here, has none."""
     for name in key.split("."):
         data = data.get(name) if isinstance(data, dict) else None
     return data
 
 
 def switch(params: str | Path, name: str) -> str:
-    """The text of `params` with the profile's values; comments, order and every other key stay.
+    """The text of `params` with the values of a profile; comments, order and all other keys are kept.
 
     Raises:
-        ConfigError: if the result would not be a valid configuration; the file is not written here.
+        ConfigError: listing every problem, if the result would not be valid. The file is not written here.
     """
     return with_values(params, {key: new for key, _, new in changes(params, name)}, f"profile {name}")
 
 
 def with_values(params: str | Path, values: dict[str, Any], what: str = "params.yaml with these values") -> str:
-    """The text of `params` with other values; comments, order and every other key stay.
+    """The text of `params` with other values; comments, order and all other keys are kept.
 
     Args:
-        values: by dotted key, `train.lr`.
+        values: by dotted key, such as `train.lr`.
+        what: names the result in an error.
 
     Raises:
-        ConfigError: with every problem, if the result would not be a valid configuration; nothing is written here.
+        ConfigError: listing every problem, if the result would not be valid. The file is not written here.
     """
     from io import StringIO
 

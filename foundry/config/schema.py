@@ -1,8 +1,9 @@
-"""Typed parameters: one model for each section of `params.yaml`.
+"""Typed parameters: one class per section of `params.yaml`; those of the data stages are in `corpus.py`.
 
-Two kinds of keys (law 1). Identity keys change results: they are part of the fingerprint or of a stage's DVC parameters.
-Execution keys stand in `Runtime` alone: they say where and how the work is done and rerun nothing. A field's description is its
-documentation: `foundry check --describe` prints it. Checks are exceptions that name the rule; unknown keys are refused.
+There are two kinds of keys (law 1). Identity keys change results: they are part of the fingerprint or of a stage's DVC
+parameters. Execution keys are in `Runtime` only: they decide where and how the work is done, and rerun nothing. The
+description of a field is its documentation: `foundry check --describe` prints it, and the forms of the flows show it. A
+failed check is an exception that names the rule; an unknown key is an error.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from foundry.config.corpus import Clean, Download, Shard, TokenizerParams
-from foundry.config.section import Name, Section, TaskPath, shown
+from foundry.config.section import Name, Section, TaskPath, short_repr
 
 # YAML has no tuples and no sets: a list is what a user writes.
 Pair = Annotated[tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
@@ -30,25 +30,29 @@ class ModelConfig(Section):
     """The architecture of a `MiniLLM` (Llama-style decoder).
 
     Raises:
-        pydantic.ValidationError: (a `ValueError`) with the rule, for a shape that cannot work.
+        pydantic.ValidationError: (a `ValueError`) for a shape that cannot work; the message names the rule.
     """
 
-    vocab_size: int = Field(4096, ge=1, le=2**20)
+    vocab_size: int = Field(4096, ge=1, le=2**20, description="number of tokens; in params.yaml the tokenizer's")
     dim: int = Field(256, ge=1, le=2**20, description="width of the residual stream")
-    n_layers: int = Field(6, ge=1, le=10_000)
-    n_heads: int = Field(4, ge=1, le=2**20, description="query heads")
-    n_kv_heads: int = Field(2, ge=1, le=2**20, description="key and value heads (grouped-query attention)")
+    n_layers: int = Field(6, ge=1, le=10_000, description="number of transformer blocks")
+    n_heads: int = Field(4, ge=1, le=2**20, description="number of query heads")
+    n_kv_heads: int = Field(2, ge=1, le=2**20, description="number of key and value heads (grouped-query attention)")
     ffn_dim: int = Field(768, ge=1, le=2**22, description="inner width of the SwiGLU feed-forward layer")
     max_seq_len: int = Field(256, ge=2, le=2**24, description="context length in tokens")
-    rope_theta: float = Field(10_000.0, gt=0, le=1e12)
-    norm_eps: float = Field(1e-5, gt=0, le=1)
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on the residual branches, in training only")
-    tie_embeddings: bool = Field(True, description="one matrix for the input embedding and the output head")
-    qk_norm: bool = Field(False, description="normalise queries and keys of each head (Qwen3)")
-    zero_init: bool = Field(True, description="every block begins as the identity; false: small random outputs (GPT-2)")
-    logit_softcap: float = Field(0.0, ge=0, le=1e6, description="logits stay within it by a tanh (Gemma 2); 0 = off")
+    rope_theta: float = Field(10_000.0, gt=0, le=1e12, description="base of the rotary position embedding")
+    norm_eps: float = Field(1e-5, gt=0, le=1, description="epsilon of RMSNorm")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout of the residual branches, in training only")
+    tie_embeddings: bool = Field(True, description="use one matrix for the input embedding and the output head")
+    qk_norm: bool = Field(False, description="normalise the queries and keys of each head (Qwen3)")
+    zero_init: bool = Field(
+        True, description="initialise every block as the identity; false: small random outputs (GPT-2)"
+    )
+    logit_softcap: float = Field(
+        0.0, ge=0, le=1e6, description="bound of the logits, applied by a tanh (Gemma 2); 0: no bound"
+    )
     sliding_window: int = Field(
-        0, ge=0, le=2**24, description="a token sees so many tokens, itself included; 0 = all before it"
+        0, ge=0, le=2**24, description="number of tokens that a token attends to, itself included; 0: all before it"
     )
 
     @model_validator(mode="after")
@@ -59,10 +63,13 @@ class ModelConfig(Section):
             )
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
-                f"n_heads must be divisible by n_kv_heads: {self.n_heads} % {self.n_kv_heads} = {self.n_heads % self.n_kv_heads}"
+                f"n_heads must be divisible by n_kv_heads: {self.n_heads} % {self.n_kv_heads} = "
+                f"{self.n_heads % self.n_kv_heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim (dim / n_heads = {self.head_dim}) must be even: rotary embedding turns pairs")
+            raise ValueError(
+                f"head_dim (dim / n_heads = {self.head_dim}) must be even: the rotary embedding rotates pairs"
+            )
         return self
 
     @property
@@ -71,49 +78,61 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    """The recipe of a training run. Every key is part of the run's identity."""
+    """The recipe of a training run. Every key is part of the run's identity.
 
-    steps: int = Field(1000, ge=1, le=10**9, description="optimizer steps")
+    The Python interface may give `learning_rate` instead of `lr`, `max_iters` instead of `steps`, and `batch_size`
+    (sequences of a step), which the data loader must have, too. `params.yaml` has none of these: see `TrainSection`.
+    """
+
+    steps: int = Field(1000, ge=1, le=10**9, description="number of optimizer steps")
     tokens_per_step: int = Field(
-        2048, ge=2, le=2**32, description="global batch in tokens, over all ranks and micro-batches"
+        2048, ge=2, le=2**32, description="size of the global batch in tokens, over all ranks and micro-batches"
     )
-    optimizer: Literal["adamw", "muon"] = Field("muon", description="muon: Muon on matrices, fused AdamW on the rest")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "muon", description="muon: Muon for the matrices of the layers and fused AdamW for all other parameters"
+    )
     lr: float = Field(3e-3, gt=0, le=100, description="peak learning rate of AdamW")
     matrix_lr: float = Field(0.02, gt=0, le=100, description="peak learning rate of Muon (matrices of the layers)")
-    betas: Pair = Field((0.9, 0.95), description="AdamW")
-    eps: float = Field(1e-8, gt=0, le=1, description="AdamW")
-    weight_decay: float = Field(0.1, ge=0, le=100, description="on matrices; norms and embeddings are not decayed")
-    grad_clip: float = Field(1.0, ge=0, le=1e9, description="largest global norm of the gradient; 0 = off")
-    schedule: Literal["wsd", "cosine", "linear", "constant"] = Field(
-        "wsd", description="after the warm-up; wsd: stable, then linear decay to min_lr_ratio"
+    betas: Pair = Field((0.9, 0.95), description="betas of AdamW")
+    eps: float = Field(1e-8, gt=0, le=1, description="epsilon of AdamW")
+    weight_decay: float = Field(
+        0.1, ge=0, le=100, description="weight decay of matrices; norms and embeddings are not decayed"
     )
-    warmup_steps: int = Field(40, ge=0, le=10**9)
-    decay_fraction: float = Field(0.6, ge=0.0, le=1.0, description="wsd: share of the steps that decays")
+    grad_clip: float = Field(1.0, ge=0, le=1e9, description="largest global norm of the gradient; 0: no clipping")
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = Field(
+        "wsd", description="learning rate after the warm-up; wsd: constant, then linear decay to min_lr_ratio"
+    )
+    warmup_steps: int = Field(40, ge=0, le=10**9, description="steps in which the learning rate rises to its peak")
+    decay_fraction: float = Field(0.6, ge=0.0, le=1.0, description="wsd: share of the steps in which the rate decays")
     min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="learning rate at the end, relative to the peak")
     packing: Literal["cut", "best_fit", "document"] = Field(
         "cut",
-        description="cut: documents joined and cut, each token once; best_fit: whole documents with padding; document: one a row",
+        description="how documents fill a row; cut: joined and cut, each token once; best_fit: complete documents with "
+        "padding; document: one document per row",
     )
-    document_mask: bool = Field(False, description="attention ends where a document does")
+    document_mask: bool = Field(False, description="a token attends only to tokens of its own document")
     z_loss: float = Field(
-        0.0, ge=0, le=1e3, description="weight of (log sum exp of the logits)^2 in what is minimised; 0 = off"
+        0.0, ge=0, le=1e3, description="weight of (log sum exp of the logits)^2 in the training loss; 0: off"
     )
     on_nonfinite: Literal["halt", "skip", "rollback"] = Field(
         "halt",
-        description="when a loss or gradient is not finite; skip: that step changes nothing; rollback: the batches before it are skipped",
+        description="what to do when a loss or gradient is not finite; halt: stop with an error; skip: make a step "
+        "that changes nothing; rollback: return to a checkpoint and skip the batches before the failure",
     )
     rollback_steps: int = Field(
-        5, ge=1, le=10**9, description="batches that a rollback passes over, the offending one included"
+        5, ge=1, le=10**9, description="number of batches that a rollback skips, the offending one included"
     )
     log_interval: int = Field(10, ge=1, le=10**9, description="steps between two points of the loss curve")
     eval_interval: int = Field(100, ge=1, le=10**9, description="steps between two validations")
-    eval_tokens: int = Field(32_768, ge=1, le=2**40, description="validation tokens, always the same ones")
+    eval_tokens: int = Field(
+        32_768, ge=1, le=2**40, description="number of validation tokens, the same ones every time"
+    )
 
     _batch_size: int | None = PrivateAttr(None)
 
     @property
     def batch_size(self) -> int | None:
-        """Sequences of a step, if that is how the recipe was given; the loader must have as many."""
+        """Sequences of a step, if the recipe gives them; the data loader must have as many."""
         return self._batch_size
 
     @property
@@ -133,9 +152,9 @@ class TrainConfig(Section):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _other_names(cls, data: Any, handler: ModelWrapValidatorHandler, info: ValidationInfo) -> Any:
-        """`TrainConfig(batch_size=, learning_rate=, max_iters=)`: names that `params.yaml` does not have."""
-        if not isinstance(data, dict) or (info.context or {}).get("pipeline"):
+    def _other_names(cls, data: Any, handler: ModelWrapValidatorHandler) -> Any:
+        """Accepts the names of the Python interface; without `warmup_steps`, a short run gets a short warm-up."""
+        if not isinstance(data, dict):
             return handler(data)
         rows = data.get("batch_size")
         names = {"learning_rate": "lr", "max_iters": "steps"}
@@ -157,115 +176,147 @@ class TrainConfig(Section):
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
         if self.schedule == "wsd" and self.warmup_steps > self.steps - self.decay_steps:
             raise ValueError(
-                f"the warm-up ({self.warmup_steps} steps) does not fit before the decay of wsd, which begins after step "
-                f"{self.steps - self.decay_steps} of {self.steps}: lower warmup_steps or decay_fraction ({self.decay_fraction})"
+                f"the warm-up ({self.warmup_steps} steps) does not fit before the decay of wsd, which begins after "
+                f"step {self.steps - self.decay_steps} of {self.steps}: lower warmup_steps or decay_fraction "
+                f"({self.decay_fraction})"
             )
         if not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}")
         return self
 
 
+class TrainSection(TrainConfig):
+    """The section `train` of `params.yaml`: a `TrainConfig` without the other names of the Python interface."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _other_names(cls, data: Any, handler: ModelWrapValidatorHandler) -> Any:
+        return handler(data)
+
+
 class Evaluate(Section):
+    """The evaluation of the trained model on the test split."""
+
     test_bytes: int = Field(
         16_000_000,
         ge=0,
         le=10**15,
-        description="test documents are taken evenly from the whole split until about so many bytes are reached; 0: all",
+        description="size of the test text in bytes: documents are taken evenly from the whole split; 0: all of it",
     )
-    bootstrap: int = Field(2000, ge=100, le=10**6, description="resamples of the documents for each interval")
-    baselines: bool = Field(True, description="compress the same bytes with xz, zstd and PPMd")
+    bootstrap: int = Field(2000, ge=100, le=10**6, description="bootstrap resamples of the documents per interval")
+    baselines: bool = Field(True, description="also compress the same bytes with xz, zstd and PPMd")
     contamination_ngram: int = Field(
         13,
         ge=0,
         le=1000,
-        description="words of a run that counts as seen when the training text has it too; 0: not looked for",
+        description="length in words of an n-gram of the test text that counts as seen if the training text has it; "
+        "0: not checked",
     )
     tasks: list[Literal["cloze", "minimal_pairs"]] = Field(
-        default_factory=lambda: ["cloze", "minimal_pairs"], description="multiple choice made from the test text"
+        default_factory=lambda: ["cloze", "minimal_pairs"],
+        description="multiple-choice tasks that are made from the test text",
     )
-    task_items: int = Field(200, ge=1, le=10**6, description="questions of each of them, at most one a document")
+    task_items: int = Field(
+        200, ge=1, le=10**6, description="questions per task of evaluate.tasks, at most one per document"
+    )
     task_files: list[TaskPath] = Field(
         default_factory=list, description="globs of your own multiple-choice questions (JSON lines) below tasks/"
     )
     harness: list[str] = Field(
         default_factory=list,
-        description="tasks of lm-evaluation-harness by name; they may need the internet and pip install 'foundry-lm[eval]'",
+        description="names of tasks of lm-evaluation-harness; they may need the internet and "
+        "pip install 'foundry-lm[eval]'",
     )
-    harness_limit: int = Field(0, ge=0, le=10**9, description="examples of each of those; 0: all")
+    harness_limit: int = Field(0, ge=0, le=10**9, description="examples per task of evaluate.harness; 0: all")
     prompts: list[str] = Field(
-        default_factory=lambda: ["The ", "Chocolate Cake\n\nIngredients:\n"], description="fixed prompts of the samples"
+        default_factory=lambda: ["The ", "Chocolate Cake\n\nIngredients:\n"],
+        description="fixed prompts of the text samples",
     )
-    max_new_tokens: int = Field(120, ge=1, le=10**6)
+    max_new_tokens: int = Field(120, ge=1, le=10**6, description="length of a text sample in tokens")
     temperature: float = Field(
-        0.8, ge=0.0, le=2.0, description="of the sampled continuations; a greedy one stands beside each"
+        0.8, ge=0.0, le=2.0, description="temperature of the text samples; a greedy one is shown beside each"
     )
 
 
 class Export(Section):
+    """The export of the trained model."""
+
     model_name: Name = Field("foundry-lm", description="name of the registered model and of the exported files")
     gguf_types: list[Literal["f32", "f16", "bf16", "q8_0", "q4_0"]] = Field(
         ["f32", "bf16", "q8_0", "q4_0"],
         min_length=1,
-        description="number formats of the matrices, one GGUF file each; q8_0 and q4_0 need widths in multiples of 32",
+        description="number formats of the matrices, one GGUF file per format; q8_0 and q4_0 need widths that are "
+        "multiples of 32",
     )
-    parity_tolerance: float = Field(1e-4, gt=0, le=1, description="largest difference of logits that is accepted")
+    parity_tolerance: float = Field(
+        1e-4, gt=0, le=1, description="largest difference between the logits of the model and of its export"
+    )
 
     @field_validator("gguf_types")
     @classmethod
     def _once_each(cls, kinds: list[str]) -> list[str]:
         if len(set(kinds)) != len(kinds):
-            raise ValueError(f"each format once, got {', '.join(kinds)}")
+            raise ValueError(f"must contain each format once, got {', '.join(kinds)}")
         return kinds
 
 
 class Runtime(Section):
-    """Execution keys: no stage depends on them, changing one reruns nothing."""
+    """Execution keys: no stage depends on them, and changing one reruns nothing."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: CUDA, else MPS, else CPU")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="device of the tensors; auto: CUDA, else MPS, else CPU"
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of autocast; auto: bfloat16 where the hardware has it, float16 on older GPUs, else float32"
+        "auto",
+        description="number format of autocast; auto: bfloat16 where the hardware has it, float16 on older GPUs, else "
+        "float32",
     )
     compile: Literal["auto", "always", "never"] = Field(
-        "auto", description="torch.compile; auto: where it works and the run is long enough to pay for it"
+        "auto", description="use torch.compile; auto: where it works and the run is long enough to profit"
     )
     nproc: int = Field(
-        0, ge=0, le=1024, description="training processes of this machine; 0: one for each GPU, else one"
+        0, ge=0, le=1024, description="number of training processes on this machine; 0: one per GPU, or one without"
     )
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
-        description="several processes; ddp: each holds the model; fsdp: they share it, for models that do not fit",
+        description="how several processes train; ddp: each has the complete model; fsdp: each has a part of it, for "
+        "models that do not fit one device",
     )
     recompute: bool = Field(
         False, description="recompute activations in the backward pass: less memory, a third more work"
     )
-    loss_chunk: int = Field(1024, ge=16, le=2**32, description="tokens whose logits exist at a time in training")
-    threads: int = Field(0, ge=0, le=4096, description="CPU threads of a process; 0: all cores")
+    loss_chunk: int = Field(
+        1024, ge=16, le=2**32, description="number of tokens whose logits are in memory at the same time in training"
+    )
+    threads: int = Field(0, ge=0, le=4096, description="CPU threads per process; 0: all cores")
     micro_batch_tokens: int = Field(
-        0, ge=0, le=2**32, description="tokens of one forward pass on one process; 0: as many as is fast"
+        0, ge=0, le=2**32, description="tokens per forward pass and process; 0: chosen for speed"
     )
     checkpoint_interval: int = Field(200, ge=1, le=10**9, description="steps between two checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, le=10**6, description="newest checkpoints that are kept")
-    downloads: int = Field(4, ge=1, le=256, description="parallel downloads")
-    workers: int = Field(0, ge=0, le=4096, description="processes that clean and tokenize; 0: all cores")
+    keep_checkpoints: int = Field(2, ge=1, le=10**6, description="number of newest checkpoints to keep")
+    downloads: int = Field(4, ge=1, le=256, description="number of parallel downloads")
+    workers: int = Field(0, ge=0, le=4096, description="number of processes that clean and tokenize; 0: one per core")
     executor: Literal["local", "ray"] = Field(
-        "local", description="where they run; ray: needs pip install foundry-lm[ray]"
+        "local", description="where these processes run; ray needs pip install 'foundry-lm[ray]'"
     )
-    ray_address: str | None = Field(None, description="an existing Ray cluster; null: one on this machine")
+    ray_address: str | None = Field(
+        None, description="HOST:PORT of an existing Ray cluster; null: start one on this machine"
+    )
     unit_bytes: int = Field(
-        8 << 20, ge=1024, le=1 << 40, description="bytes of a raw file that are one unit of cleaning work"
+        8 << 20, ge=1024, le=1 << 40, description="bytes of a raw file that one task of cleaning works on"
     )
     memory_bytes: int = Field(
         512 << 20,
         ge=1 << 20,
         le=1 << 50,
-        description="memory of one process for sorting and counting; more goes through the disk",
+        description="memory per process for sorting and counting; what needs more uses the disk",
     )
     tracking: bool = Field(True, description="send metrics and models to MLflow")
     tracking_uri: str | None = Field(
-        None, description="MLflow address; null: the environment's MLFLOW_TRACKING_URI, else SQLite under .foundry/"
+        None, description="address of MLflow; null: MLFLOW_TRACKING_URI of the environment, else SQLite in .foundry/"
     )
-    experiment: str = Field("foundry", min_length=1, description="MLflow experiment")
-    tensorboard: str | None = Field(None, description="folder for TensorBoard's event files; null: none")
+    experiment: str = Field("foundry", min_length=1, description="name of the MLflow experiment")
+    tensorboard: str | None = Field(None, description="folder for TensorBoard's event files; null: none are written")
     profile: bool = Field(
         False, description="write a profiler trace and a memory summary of ten steps into the run's state folder"
     )
@@ -274,13 +325,15 @@ class Runtime(Section):
 class Config(Section):
     """All of `params.yaml`."""
 
-    seed: int = Field(1, ge=0, lt=2**63, description="of weights, order of the batches, dropout and samples")
+    seed: int = Field(
+        1, ge=0, lt=2**63, description="seed of the weights, the order of the batches, dropout and text samples"
+    )
     download: Download
     clean: Clean = Field(default_factory=Clean)
     tokenizer: TokenizerParams = Field(default_factory=TokenizerParams)
     shard: Shard = Field(default_factory=Shard)
     model: ModelConfig = Field(default_factory=ModelConfig)
-    train: TrainConfig = Field(default_factory=TrainConfig)
+    train: TrainSection = Field(default_factory=TrainSection)
     evaluate: Evaluate = Field(default_factory=Evaluate)
     export: Export = Field(default_factory=Export)
     runtime: Runtime = Field(default_factory=Runtime)
@@ -288,14 +341,15 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_vocabulary(cls, data: Any) -> Any:
-        """`model.vocab_size` is the tokenizer's; it need not, and may not otherwise, be given."""
+        """Sets `model.vocab_size` to the tokenizer's; if it is given, it must be the same."""
         if isinstance(data, dict) and isinstance(data.get("model"), dict):
             tokenizer = data.get("tokenizer")
             vocab = tokenizer.get("vocab_size", 4096) if isinstance(tokenizer, dict) else 4096
             given = data["model"].get("vocab_size", vocab)
             if given != vocab:
                 raise ValueError(
-                    f"model.vocab_size ({shown(given)}) must equal tokenizer.vocab_size ({shown(vocab)}): leave it out"
+                    f"model.vocab_size ({short_repr(given)}) must equal tokenizer.vocab_size ({short_repr(vocab)}): "
+                    "leave it out"
                 )
             data = {**data, "model": {**data["model"], "vocab_size": vocab}}
         return data
@@ -317,13 +371,14 @@ class Config(Section):
         micro = self.runtime.micro_batch_tokens
         if micro and (micro % self.model.max_seq_len or self.train.tokens_per_step % micro):
             problems.append(
-                f"runtime.micro_batch_tokens ({micro}) must be a multiple of model.max_seq_len ({self.model.max_seq_len}) "
-                f"and divide train.tokens_per_step ({self.train.tokens_per_step})"
+                f"runtime.micro_batch_tokens ({micro}) must be a multiple of model.max_seq_len "
+                f"({self.model.max_seq_len}) and divide train.tokens_per_step ({self.train.tokens_per_step})"
             )
         rows, nproc = self.train.tokens_per_step // self.model.max_seq_len, self.runtime.nproc
         if nproc > 1 and rows % nproc:
             problems.append(
-                f"runtime.nproc ({nproc}) must divide the {rows} sequences of a step (train.tokens_per_step / model.max_seq_len)"
+                f"runtime.nproc ({nproc}) must divide the {rows} sequences of a step "
+                "(train.tokens_per_step / model.max_seq_len)"
             )
         if problems:
             raise ValueError("; ".join(problems))

@@ -1,4 +1,4 @@
-"""What all sections of the parameters share: the rules that hold for every key, whatever its own are."""
+"""What all sections of the parameters share: the rules for every key, in addition to its own."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-DEPTH = 16  # no key's value is nested as deeply; an alias to itself is nested without end
+DEPTH = 16  # more than the value of any key needs; an alias to itself is nested without end
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
 _SHORT.maxlong, _SHORT.maxlevel = 40, 3
 
 
-def shown(value: Any) -> str:
-    """`repr` of a value for a message: short, whatever the value is (a list of aliases may have 10^9 items)."""
+def short_repr(value: Any) -> str:
+    """A short `repr` for a message, whatever the value is (a list of aliases may have 10^9 items)."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # an integer of more than 4,300 digits
@@ -25,17 +25,20 @@ def shown(value: Any) -> str:
 
 
 def problem_of(value: Any, depth: int = DEPTH) -> str | None:
-    """What is wrong with a value in any key: an integer beyond 64 bits, text that no UTF-8 file can hold, a NUL, endless nesting."""
+    """What makes a value impossible in every key; None if nothing does.
+
+    Refused are an integer beyond 64 bits, text that UTF-8 cannot encode, a NUL character, and endless nesting.
+    """
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return f"must fit 64 bits, got {shown(value)}"
+        return f"must fit 64 bits, got {short_repr(value)}"
     if isinstance(value, str):
         if "\0" in value:
-            return f"must not contain NUL characters, got {shown(value)}"
+            return f"must not contain NUL characters, got {short_repr(value)}"
         try:
             value.encode()
         except UnicodeEncodeError:
             return (
-                f"contains half of a surrogate pair, which is no character, got {shown(value)}; "
+                f"contains half of a surrogate pair, which is no character, got {short_repr(value)}; "
                 "write the character itself or \\U and eight digits"
             )
     if isinstance(value, (dict, list, tuple, set, frozenset)):
@@ -47,14 +50,14 @@ def problem_of(value: Any, depth: int = DEPTH) -> str | None:
 
 
 class Section(BaseModel):
-    """A section of the parameters: immutable, strict about types, closed to unknown keys, infinity and NaN."""
+    """A section of the parameters: immutable, strict about types, without unknown keys, infinity and NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
-        """Before the key's own rules: pydantic cannot even report an integer of 4,301 digits."""
+        """Runs before the key's own rules: pydantic cannot even report an integer of 4,301 digits."""
         inside = section_in(cls.model_fields[info.field_name].annotation) if info.field_name else None
         if inside is None and (problem := problem_of(value)):  # a section inside checks its own keys
             raise ValueError(problem)
@@ -69,16 +72,17 @@ def section_in(annotation: Any) -> type[Section] | None:
 
 
 def below(folder: str, value: str) -> str:
-    """The path or glob itself, if it leads below the folder that the stage depends on: DVC watches nothing else.
+    """Returns a path or glob if it leads below the folder that the stage depends on: DVC watches nothing else.
 
     Raises:
-        ValueError: naming the folder.
+        ValueError: if it does not; the message names the folder.
     """
     parts = PurePosixPath(value).parts
     if parts[:1] != (folder,) or ".." in parts:
         raise ValueError(
-            f"must be below {folder}/ and relative to the project, got {shown(value)}: a change of a file elsewhere would "
-            f"not be noticed, and results would be stale. Move, copy or link the file into {folder}/"
+            f"must be below {folder}/ and relative to the project, got {short_repr(value)}: a change of a file "
+            "elsewhere would not be noticed, and results would be stale. Move, copy or link the file into "
+            f"{folder}/"
         )
     return value
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from foundry.config import Config, ConfigError, DataError
-from foundry.config.section import shown
+from foundry.config.section import short_repr
 from foundry.evaluation.compare import Comparison, compare_documents
 from foundry.evaluation.losses import read_losses
 from foundry.tracking import tracking_uri
@@ -132,7 +132,7 @@ def _trained(folder: Path) -> tuple[MiniLLM, Tokenizer]:
 def _of_revision(rev: str, root: Path) -> pa.Table:
     if len(rev) > LONGEST_REVISION:
         raise ConfigError(
-            f"{shown(rev)} of {len(rev):,} characters is no file, no folder, no models:/name@alias and no revision"
+            f"{short_repr(rev)} of {len(rev):,} characters is no file, no folder, no models:/name@alias and no revision"
         )
     with tempfile.TemporaryDirectory(prefix="foundry-compare-") as tmp:
         out = Path(tmp) / "documents.parquet"

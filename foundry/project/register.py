@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import foundry
-from foundry.config import Config, DataError, FoundryError, TrackingError, load_config
+from foundry.config import Config, DataError, FoundryError, TrackingError, load_params
 from foundry.evaluation.compare import compare_documents
 from foundry.evaluation.losses import read_losses
 from foundry.export.lineage import NAME as LINEAGE
@@ -77,7 +77,7 @@ def deliver_registrations(cfg: Config) -> list[str]:
     told, problems = [], []
     for folder in sorted(p.parent for p in (state_dir() / "register").glob("[!.]*/waiting.json")):
         try:
-            waiting = load_config(folder / "params.yaml").model_copy(update={"runtime": cfg.runtime})
+            waiting = load_params(folder / "params.yaml").model_copy(update={"runtime": cfg.runtime})
             done = register_export(waiting, folder)
         except FoundryError as e:
             problems.append(f"{folder.name[:12]}: {e}")

@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from foundry.config import ConfigError
-from foundry.config.section import shown
+from foundry.config.section import short_repr
 from foundry.utils.files import project_dir, state_dir
 
 STATE = ".foundry"
@@ -97,7 +97,7 @@ def _resolve_sqlite(uri: str, home: Path | None) -> str:
         absolute = _absolute(path, home)
         folder = absolute.is_dir()
     except (OSError, RuntimeError) as e:  # a name longer than the system allows; a link to itself
-        raise ConfigError(f"{shown(uri)} cannot be a file: {getattr(e, 'strerror', None) or e}") from None
+        raise ConfigError(f"{short_repr(uri)} cannot be a file: {getattr(e, 'strerror', None) or e}") from None
     if folder:
         raise ConfigError(
             f"{uri!r}: {absolute} is a folder; name a file in it, such as {sqlite_uri(path / 'mlflow.db')}"

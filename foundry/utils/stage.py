@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from foundry.config import Config, FoundryError, UnreachableError, load_config
+from foundry.config import Config, FoundryError, UnreachableError, load_params
 from foundry.utils.files import state_dir
 from foundry.utils.log import setup_logging
 from foundry.utils.process import die_with_parent
@@ -42,7 +42,7 @@ def run_stage(name: str, work: Callable[[Config, logging.Logger], None]) -> None
     log = setup_logging(name, logging.INFO if rank in (None, "0") else logging.WARNING)
     begin = time.perf_counter()
     try:
-        work(load_config(), log)
+        work(load_params(), log)
     except FoundryError as e:
         print(f"error in stage {name}: {e}", file=sys.stderr, flush=True)
         raise SystemExit(os.EX_TEMPFAIL if isinstance(e, UnreachableError) else 1) from None

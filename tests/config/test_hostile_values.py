@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 import pytest
 
 from foundry.commands import parameters, training
-from foundry.config import Config, ConfigError, load_config
+from foundry.config import Config, ConfigError, load_params
 from foundry.config.section import Section, section_in
 
 SOURCE = "name: one, url: 'file:corpus/one.txt'"
@@ -107,7 +107,7 @@ def _outcome(path: Path, key: Key, value: str) -> str:
     path.write_text(key.text.replace("VALUE", value), encoding="utf-8")
     told = f"{key.name}: {value[:60]}: "
     try:
-        load_config(path)
+        load_params(path)
         parameters.check(Namespace(params=str(path), describe=False))
         training.plan(Namespace(params=str(path), profile=None, json=False, gpu="H100", gpus=1, probe=False))
     except ConfigError as e:

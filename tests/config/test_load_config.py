@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from foundry.config import ConfigError, ModelConfig, load_config, parse_config, read_yaml
+from foundry.config import ConfigError, ModelConfig, load_params, parse_config, read_yaml
 from foundry.config import profiles as table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,7 +18,7 @@ def params():
 
 
 def test_the_shipped_parameters_are_valid_and_are_the_laptop_profile():
-    load_config(PARAMS)
+    load_params(PARAMS)
     assert table.changes(PARAMS, "laptop") == []
 
 
@@ -93,7 +93,7 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path, params):
     text = PARAMS.read_text().replace("eps: 1.0e-8", "eps: 1e-8")
     assert "eps: 1e-8" in text
     (tmp_path / "p.yaml").write_text(text)
-    assert load_config(tmp_path / "p.yaml").train.eps == 1e-8
+    assert load_params(tmp_path / "p.yaml").train.eps == 1e-8
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path, params):
 def test_a_file_that_is_no_parameter_file_is_refused(tmp_path, text, told):
     (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(ConfigError, match=told):
-        load_config(tmp_path / "p.yaml")
+        load_params(tmp_path / "p.yaml")
     with pytest.raises(ConfigError, match="does not exist"):
-        load_config(tmp_path / "missing.yaml")
+        load_params(tmp_path / "missing.yaml")
 
 
 def test_switching_a_profile_keeps_comments_and_other_keys_and_names_what_reruns(tmp_path):
@@ -121,7 +121,7 @@ def test_switching_a_profile_keeps_comments_and_other_keys_and_names_what_reruns
     path.write_text(table.switch(path, "smoke"))
     text = path.read_text()
     assert "max_chars: 12345  # mine" in text and "# Every knob" in text
-    assert load_config(path).tokenizer.vocab_size == 1024
+    assert load_params(path).tokenizer.vocab_size == 1024
     assert table.stages_to_rerun(["train.steps"], ROOT / "dvc.yaml") == ["train", "evaluate", "export"]
     assert table.stages_to_rerun(["clean.max_documents"], ROOT / "dvc.yaml")[0] == "clean"
     path.write_text(table.switch(path, "laptop"))

@@ -3,7 +3,7 @@
 import pytest
 from dvc.utils.serialize import load_yaml, loads_yaml
 
-from foundry.config import ConfigError, load_config, parse_yaml, yaml_text
+from foundry.config import ConfigError, load_params, parse_yaml, yaml_text
 
 # Scalars that YAML 1.1 and 1.2, or one library and another, read differently.
 SCALARS = """010 0o10 0x1F 0b11 0777 09 1_000 1__0 _ 1_ +1 -0 1e3 1E3 1e-8 1.e3 .5 1. 1e 1.5e+3 6.02e23 1e400 .inf -.INF .nan
@@ -36,9 +36,9 @@ def test_a_run_has_the_steps_that_dvc_records(tmp_path, value, read):
     )
     if read is None:
         with pytest.raises(ConfigError, match=r"train\.steps"):
-            load_config(path)
+            load_params(path)
     else:
-        assert load_config(path).train.steps == read == load_yaml(path)["train"]["steps"]
+        assert load_params(path).train.steps == read == load_yaml(path)["train"]["steps"]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_what_is_no_file_is_reported(tmp_path):
     for path, told in [(tmp_path, "cannot be read"), (tmp_path / "latin.yaml", "UTF-8"), ("a\0b", "cannot be read"),
                        ("x" * 5000, "cannot be read"), (tmp_path / "none", "does not exist")]:  # fmt: skip
         with pytest.raises(ConfigError, match=told):
-            load_config(path)
+            load_params(path)
 
 
 def test_written_yaml_is_read_as_the_same_value_by_both():

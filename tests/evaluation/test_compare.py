@@ -104,7 +104,7 @@ def test_models_are_named_by_table_folder_or_revision_and_scored_again_on_common
     clean, shards, tokenizer, held, tmp_path, monkeypatch, capsys
 ):
     from foundry.cli import main
-    from foundry.config import ConfigError, load_config
+    from foundry.config import ConfigError, load_params
     from foundry.export.huggingface import export_huggingface
     from foundry.project.compare import noise_floor
 
@@ -136,7 +136,7 @@ def test_models_are_named_by_table_folder_or_revision_and_scored_again_on_common
     main(["compare", "m0", "m1", "--seeds", "m0.parquet", "m1.parquet", "m2"])
     assert "standard deviation of 3 runs" in capsys.readouterr().out
     bits = [interval(score(m, held.tokens, 32).nats, held.n_bytes, 100, 1).value for m in models]
-    got = noise_floor(["m0.parquet", "m1.parquet", "m2"], load_config("params.yaml"))
+    got = noise_floor(["m0.parquet", "m1.parquet", "m2"], load_params("params.yaml"))
     assert got["standard_deviation"] == pytest.approx(np.std(bits, ddof=1), abs=2e-4)
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit):
@@ -145,7 +145,7 @@ def test_models_are_named_by_table_folder_or_revision_and_scored_again_on_common
     with pytest.raises(
         ConfigError, match=r"is no file, no folder.*\(.*[Uu]nknown Git revision 'nowhere'|not a git repo"
     ):
-        noise_floor(["m0", "nowhere"], load_config("params.yaml"))
+        noise_floor(["m0", "nowhere"], load_params("params.yaml"))
 
 
 def test_runs_that_differ_only_in_their_seed_are_found_in_mlflow(tmp_path, monkeypatch):

@@ -218,7 +218,7 @@ def test_the_form_has_every_plain_parameter_with_its_description_and_range():
     from foundry.config import Config
 
     schema = Build.model_json_schema()
-    train = schema["$defs"]["TrainConfigOverrides"]["properties"]
+    train = schema["$defs"]["TrainSectionOverrides"]["properties"]
     assert train["lr"]["description"] == Config.model_fields["train"].annotation.model_fields["lr"].description
     assert {"exclusiveMinimum": 0, "maximum": 100, "type": "number"} in train["lr"]["anyOf"] and train["lr"][
         "default"

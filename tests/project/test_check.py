@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from foundry import cli
-from foundry.config import ExportError, load_config, parse_config
+from foundry.config import ExportError, load_params, parse_config
 from foundry.export import exportable
 from foundry.project import check
 from foundry.project.check import findings
@@ -52,7 +52,7 @@ def run(capsys, *args: str) -> tuple[int, str, str]:
 )
 def test_what_will_not_export_is_said_by_check_and_plan_in_the_words_of_the_export(project, capsys, sections, names):
     project(sections)
-    cfg = load_config("params.yaml")
+    cfg = load_params("params.yaml")
     reasons = findings(cfg, Path()).export
     with pytest.raises(ExportError) as e:
         exportable.refuse(exportable.export_problems(cfg))

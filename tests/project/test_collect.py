@@ -8,7 +8,7 @@ import time
 import pytest
 
 from foundry.cli import main
-from foundry.config import load_config
+from foundry.config import load_params
 from foundry.data.tokens.index import ShardIndex
 from foundry.training.identity import fingerprint, identity
 from foundry.utils.files import write_json
@@ -62,7 +62,7 @@ def test_what_anything_refers_to_stays_and_the_rest_is_freed_only_when_asked(roo
     index = ShardIndex(dtype="uint16", vocab_size=400, tokenizer_sha256="t" * 64, splits={})
     (root / "data/shards").mkdir(parents=True)
     index.write(root / "data/shards")
-    cfg = load_config()
+    cfg = load_params()
     present = fingerprint(identity(cfg.model, cfg.train, cfg.seed, index.identity))
     kept = ["committed", "here", present, "running", "undelivered", "registered", "waits", "stored"]
     for name in [*kept, "old", "stopped"]:

@@ -11,7 +11,7 @@ import yaml
 from scoring import tiny
 
 from foundry.cli import main
-from foundry.config import ConfigError, Export, ExportError, FoundryError, load_config, parse_config, read_yaml
+from foundry.config import ConfigError, Export, ExportError, FoundryError, load_params, parse_config, read_yaml
 from foundry.data.tokens.index import read_index
 from foundry.export import export
 from foundry.export.lineage import REPORTS, build_lineage, read_lineage
@@ -325,7 +325,7 @@ def test_parameters_that_a_chain_has_are_parameters_that_build_it_again(preset, 
     shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
     chain = {"parameters": cfg.model_dump(mode="json", exclude={"runtime"}), "runtime": {"threads": 3}}
     reproduce._set_parameters(tmp_path / "params.yaml", json.loads(json.dumps(chain)), None)
-    again = load_config(tmp_path / "params.yaml")
+    again = load_params(tmp_path / "params.yaml")
     assert again.model_dump(exclude={"runtime"}) == cfg.model_dump(exclude={"runtime"})
     assert again.runtime.threads == 3 and again.runtime.tracking is False
 

@@ -131,7 +131,7 @@ def test_user_symbols_are_one_piece_in_text_and_markers_keep_their_ids(tokenizer
 
 @pytest.mark.parametrize("symbol", ["", "<s>", "<unk>", "<|im_end|>", "<0x41>", "a▁b", "nul\0", "\ud83d", "twice"])
 def test_a_user_symbol_that_cannot_be_a_piece_is_refused_by_the_parameters(symbol):
-    rules = "user_symbols cannot hold .*a symbol must be unique|must not contain NUL|half of a surrogate pair"
+    rules = "user_symbols cannot contain .*a symbol must be unique|must not contain NUL|half of a surrogate pair"
     with pytest.raises(ValueError, match=rules):
         TokenizerParams(user_symbols=["twice", symbol])
 

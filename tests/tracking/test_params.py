@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tracking_servers import history, tracker
 
-from foundry.config import Config, load_config
+from foundry.config import Config, load_params
 from foundry.config.load import read_yaml
 from foundry.tracking.description import METRICS, NOTE, run_description
 from foundry.tracking.params import as_text, flatten, used
@@ -47,7 +47,7 @@ def test_a_value_is_read_back_as_it_was(file, value):
 
 
 def test_every_parameter_of_the_project_is_read_back_with_its_type(file):
-    values = load_config(ROOT / "params.yaml").model_dump(mode="json")
+    values = load_params(ROOT / "params.yaml").model_dump(mode="json")
     flat = flatten(values)
     assert {"train.lr", "model.dim", "seed", "download.sources.0.name", "clean.gopher_quality.enabled"} <= set(flat)
     for section in ("train", "model", "tokenizer"):
@@ -75,7 +75,7 @@ def test_a_run_says_what_was_trained_and_what_each_metric_means(root, uri):
 
 
 def test_values_of_rule_sets_that_are_off_are_left_out_and_all_others_stay():
-    values = load_config(ROOT / "params.yaml").model_dump(mode="json")
+    values = load_params(ROOT / "params.yaml").model_dump(mode="json")
     values["clean"]["c4"]["enabled"] = True
     flat, every = flatten(used(values)), flatten(values)
     off = {k.rpartition(".")[0] for k, v in every.items() if k.endswith(".enabled") and v == "false"}

@@ -63,7 +63,7 @@ def test_ctrl_c_ends_with_one_line_and_exit_code_130(ended, tmp_path, monkeypatc
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stage, "die_with_parent", lambda: None)
-    monkeypatch.setattr(stage, "load_config", lambda: None)
+    monkeypatch.setattr(stage, "load_params", lambda: None)
     monkeypatch.setattr(cli, "project_of_here", stopped)
     with pytest.raises(SystemExit) as e:
         stage.run_stage("clean", stopped) if ended == "stage" else cli.main(["status"])
