@@ -8,6 +8,7 @@ from typing import Any
 
 from foundry.evaluation.continuations import PromptSample
 from foundry.evaluation.plots import TrainingCurves, calibration_svg, curves_svg, position_svg
+from foundry.utils.cleaning_report import CleaningReport
 from foundry.utils.evaluation_report import EvaluationReport
 from foundry.utils.files import write_text
 from foundry.utils.html_page import render_page
@@ -17,14 +18,14 @@ def write_report_page(
     path: str | Path,
     report: EvaluationReport,
     train: dict[str, Any],
-    cleaning: dict[str, Any],
+    cleaning: CleaningReport,
     samples: Sequence[PromptSample],
     curves: TrainingCurves,
 ) -> None:
     """Renders the page.
 
     Args:
-        train, cleaning: the contents of `reports/train.json` and `reports/clean.json`.
+        train: the content of `reports/train.json`.
     """
     page = render_page(
         "Model report",

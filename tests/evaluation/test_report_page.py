@@ -13,6 +13,7 @@ from foundry.evaluation.full_evaluation import evaluate_model
 from foundry.evaluation.plots import TrainingCurves
 from foundry.evaluation.report_page import write_report_page
 from foundry.models import ModelFacts
+from foundry.utils.cleaning_report import CleaningReport
 from foundry.utils.log import get_logger
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -50,8 +51,16 @@ def evaluation(shards, clean, tokenizer):
 @pytest.fixture(scope="module")
 def page(evaluation, tmp_path_factory):
     train = {"params": 12345, "tokens": 4096, "epochs": 1.5, "index_sha256": "1" * 64, "tokenizer_sha256": "2" * 64}
-    account = {"records": 10, "kept": 8, "dropped": {"too_short": 2}}
-    cleaning = {"sources": [{**SOURCE, "attribution": EVIL}], "per_source": {"one": account}}
+    documents = {"incoming": 10, "kept": 8, "dropped": {"too_short": 2}, "repaired": {}}
+    cleaning = CleaningReport(
+        documents=documents,
+        records={"incoming": 10, "quarantined": 0, "reasons": {}, "examples": []},
+        splits={},
+        leakage={"held_out": 0, "similar_in_training": None, "recall": None, "groups": 0, "grouped": 0, "largest": 1},
+        languages={"en": 8},
+        per_source={"one": {**documents, "records": 10, "quarantined": 0, "bytes": 99}},
+        sources=[{**SOURCE, "attribution": EVIL, "member": None, "sha256": "5" * 64, "files": 1, "bytes": 99}],
+    )
     steps = range(1, 9)
     tokens = [float(t) for t in steps]
     curves = TrainingCurves(tokens, [6 - t / 9 for t in steps], [0.1] * 8, tokens, [4 - t / 9 for t in steps])
