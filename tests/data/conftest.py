@@ -17,7 +17,7 @@ VOCABULARY = [a + b for a in SYLLABLES for b in ("n", "l", "r", "s", "t", "x", "
 
 @pytest.fixture(scope="session")
 def story():
-    """Makes reproducible text without repetition: two seeds share no 5 words in a row, but for rare chance."""
+    """Makes reproducible text without repetition: two seeds share 5 words in a row only by rare chance."""
 
     def make(seed, words=60):
         rng = random.Random(seed)
@@ -28,15 +28,15 @@ def story():
 
 @dataclass
 class Site:
-    """What the server serves, how the next requests go wrong, and what was asked."""
+    """What the server serves, how the next requests go wrong, and what was requested."""
 
     files: dict = field(default_factory=dict)  # path -> bytes
-    plan: list = field(default_factory=list)  # behaviour of the next requests; then all goes well
+    plan: list = field(default_factory=list)  # behaviour of the next requests; later ones succeed
     requests: list = field(default_factory=list)
     sent: int = 0
     etag: str | None = '"one"'
     headers: dict = field(default_factory=dict)
-    deaf: bool = False  # to If-Range
+    ignores_if_range: bool = False
     url: str = ""
     closed: threading.Event = field(default_factory=threading.Event)
 
@@ -64,7 +64,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if self.headers.get("If-None-Match") == site.etag:
                 return self.answer(304, None, headers)
         asked = self.headers.get("Range")
-        current = site.deaf or self.headers.get("If-Range") in (None, site.etag)
+        current = site.ignores_if_range or self.headers.get("If-Range") in (None, site.etag)
         status, body = 200, data
         if asked and current and act not in ("no ranges", "cut, no ranges"):
             start = int(asked.removeprefix("bytes=").rstrip("-"))
@@ -73,31 +73,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
             end = len(data) if act != "half range" else (start + len(data)) // 2
             body = data[start:end]
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
-        return self.answer(status, body, headers, cut=str(act).startswith("cut"), lie=act)
+        return self.answer(status, body, headers, cut=str(act).startswith("cut"), fault=act)
 
-    def answer(self, status, body, headers, cut=False, lie=None):
-        """`lie`: announces another length, resets the connection, or falls silent in the middle."""
-        if lie in ("short", "long", "huge", "reset", "stall"):
-            announced = {"short": len(body) // 2, "long": len(body) + 100, "huge": 10**18}.get(lie, len(body))
+    def answer(self, status, body, headers, cut=False, fault=None):
+        """`fault`: announces another length, resets the connection, or falls silent in the middle."""
+        if fault in ("short", "long", "huge", "reset", "stall"):
+            announced = {"short": len(body) // 2, "long": len(body) + 100, "huge": 10**18}.get(fault, len(body))
             self.send_response(status)
             for k, v in {**headers, "Content-Length": str(announced)}.items():
                 self.send_header(k, v)
             self.end_headers()
-            part = body[: len(body) // 2] if lie in ("reset", "stall") else body
+            part = body[: len(body) // 2] if fault in ("reset", "stall") else body
             self.wfile.write(part)
             self.wfile.flush()
             self.server.site.sent += len(part)
             self.close_connection = True
-            if lie == "stall":
+            if fault == "stall":
                 self.server.site.closed.wait(5)
-            if lie == "reset":
+            if fault == "reset":
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
             return
         self.send_response(status)
         for k, v in headers.items():
             self.send_header(k, v)
-        chunked = lie == "cut chunked"
+        chunked = fault == "cut chunked"
         if chunked:
             self.send_header("Transfer-Encoding", "chunked")
         elif body is not None:

@@ -1,4 +1,4 @@
-"""What the tests of the readers share: the items of a file, whole or in units."""
+"""What the tests of the readers share: sources, files, and the items of a file, in one unit or several."""
 
 import pyarrow as pa
 

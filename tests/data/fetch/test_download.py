@@ -60,11 +60,11 @@ def wheels(tmp_path, monkeypatch):
     return folder, hashlib.sha256((folder / "tiny_corpus-1.0-py3-none-any.whl").read_bytes()).hexdigest()
 
 
-def test_wheel_comes_by_the_package_client_once(project, wheels):
+def test_a_wheel_is_downloaded_by_the_package_client_once(project, wheels):
     folder, sha256 = wheels
     source = {"name": "tiny", "url": "pypi:tiny_corpus==1.0", "sha256": sha256, "member": "tiny_corpus/data.json"}
     manifest = run(source)
-    assert names(manifest) == ["tiny/tiny_corpus-1.0.whl"]  # the tags are the publisher's business
+    assert names(manifest) == ["tiny/tiny_corpus-1.0.whl"]  # without the tags, which a mirror does not know
     assert manifest.sources[0].files[0].sha256 == sha256
     assert hashlib.sha256((RAW / names(manifest)[0]).read_bytes()).hexdigest() == sha256
     next(folder.iterdir()).unlink()  # the index has gone: the store serves
@@ -79,7 +79,7 @@ def test_wheel_of_another_hash_is_refused_with_both_hashes(project, wheels):
     assert wheels[1] in str(e.value) and "0" * 64 in str(e.value) and not RAW.exists()
 
 
-def test_missing_version_is_told_in_the_clients_words(project, wheels):
+def test_a_missing_version_is_reported_with_the_clients_message(project, wheels):
     with pytest.raises(DataError, match=r"tiny_corpus==9\.9"):
         run({"name": "tiny", "url": "pypi:tiny_corpus==9.9", "sha256": wheels[1]})
 
@@ -124,7 +124,7 @@ def test_globs_take_every_match_in_order_with_their_folders(project):
     ]
     assert names(run({"name": "s", "url": "file:corpus/a.txt"})) == ["s/a.txt"]
     assert (RAW / "s/a.txt").read_text() == "corpus/a.txt"
-    assert not (RAW / "s/b.txt").exists()  # of the run before
+    assert not (RAW / "s/b.txt").exists()  # of the previous run
 
 
 def test_a_folder_gives_its_text_files_without_readme_and_hidden_ones(project):
@@ -256,7 +256,7 @@ def test_data_set_files_come_from_the_users_hub_at_the_pinned_revision(project, 
     asked = len(hub.asked)
     assert asked
     assert stage(project, at, f"hf:me/set@{COMMIT}/data/*.jsonl").returncode == 0
-    assert len(hub.asked) == asked  # a commit never changes: nothing is asked again
+    assert len(hub.asked) == asked  # a commit never changes: nothing is requested again
     done = stage(project, at, f"hf:me/set@{COMMIT}/data/*.parquet")
     assert done.returncode == 1 and "README.md" in done.stderr and "Traceback" not in done.stderr
     done = stage(project, at, f"hf:me/other@{COMMIT}/data/one.jsonl")
@@ -264,7 +264,7 @@ def test_data_set_files_come_from_the_users_hub_at_the_pinned_revision(project, 
 
 
 @pytest.mark.slow  # the hub's client waits for half a minute by itself
-def test_hub_that_cannot_be_reached_is_told(project):
+def test_a_hub_that_cannot_be_reached_is_reported(project):
     done = stage(project, "http://127.0.0.1:9", f"hf:me/set@{COMMIT}/*.jsonl", f"hf:me/set@{COMMIT}/one.jsonl")
     assert done.returncode == 75 and done.stderr.count("HF_ENDPOINT") == 2 and "Traceback" not in done.stderr
 
@@ -275,9 +275,8 @@ def test_hub_that_cannot_be_reached_is_told(project):
 def test_a_folder_gives_every_file_that_cleaning_can_read(project, suffix):
     touch(project, f"corpus/deep/a{suffix}", "corpus/README.md")
     assert [f.name for f in find_files("corpus")] == [f"deep/a{suffix}"]
-    assert wanted(f"a{suffix}", None, "auto") is (
-        archive_of(f"a{suffix}") is None
-    )  # an archive reads no archive inside
+    nested = archive_of(f"a{suffix}") is not None  # an archive inside an archive is not read
+    assert wanted(f"a{suffix}", None, "auto") is not nested
     assert outer_kind(f"a{suffix}") is not None  # its first bytes are checked
 
 

@@ -117,7 +117,7 @@ def test_the_format_parameter_decides_for_plain_files(tmp_path):
     check_kind(tmp_path / "x", "a.gz", "jsonl")
 
 
-def test_an_error_page_is_refused_by_the_stage_and_the_next_try_mends_it(site, project):
+def test_an_error_page_is_refused_by_the_stage_and_the_next_run_succeeds(site, project):
     site.files["/a.jsonl.gz"] = HTML
     config = parse_config({"download": {"sources": [{"name": "s", "url": f"{site.url}/a.jsonl.gz"}]}})
     with pytest.raises(DataError, match=r"a\.jsonl\.gz .*gzip is expected.*HTML page"):

@@ -1,4 +1,4 @@
-"""data.lock.json: recorded at first sight, enforced ever after, forgotten on demand; and mirrors."""
+"""data.lock.json: recorded at the first download, enforced later, removed on demand; and mirrors."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def forget_store(project):
     shutil.rmtree(project / ".foundry")
 
 
-def test_first_sight_is_recorded_and_a_rerun_asks_nothing(site, project):
+def test_the_first_download_is_recorded_and_a_rerun_requests_nothing(site, project):
     site.files |= {"/a.txt": OLD, "/b.txt": NEW}
     sources = [{"name": n, "url": f"{site.url}/{n}.txt"} for n in ("b", "a")]
     manifest = run(*sources)
@@ -51,7 +51,7 @@ def test_first_sight_is_recorded_and_a_rerun_asks_nothing(site, project):
     assert os.stat(LOCK).st_mtime_ns == written  # not written again
 
 
-def test_pinned_and_local_files_are_not_in_it(site, project):
+def test_pinned_and_local_files_are_not_in_the_lock_file(site, project):
     site.files["/a.txt"] = OLD
     (project / "corpus").mkdir()
     (project / "corpus/mine.txt").write_bytes(NEW)
@@ -80,7 +80,7 @@ def test_other_bytes_are_refused_until_relocked(site, project, capsys):
     assert json.loads(LOCK.read_text())["files"][source["url"]]["sha256"] == sha(NEW)
 
 
-def test_relock_forgets_the_named_sources_alone(site, project, capsys):
+def test_relock_removes_only_the_named_sources(site, project, capsys):
     site.files |= {"/a.txt": OLD, "/b.txt": NEW}
     sources = [{"name": n, "url": f"{site.url}/{n}.txt"} for n in ("a", "b")]
     (project / "params.yaml").write_text(yaml.safe_dump({"download": {"sources": sources}}))
@@ -103,7 +103,7 @@ def test_nothing_is_recorded_unless_all_succeed_and_what_came_is_kept(site, proj
     site.files["/b.txt"] = NEW
     sent = site.sent
     run(*sources)
-    assert site.sent - sent == len(NEW)  # a was asked for and not sent again
+    assert site.sent - sent == len(NEW)  # a was requested and not sent again
     assert len(json.loads(LOCK.read_text())["files"]) == 2
 
 

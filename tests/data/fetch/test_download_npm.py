@@ -51,7 +51,7 @@ def run(url="npm:poems@1.0.0", sha256=SHA):
     return download(parse_config({"download": {"sources": [source]}}), RAW, logging.getLogger("foundry"))
 
 
-def test_tarball_comes_once_and_is_stored_as_published(site, project, bare, monkeypatch):
+def test_a_tarball_is_downloaded_once_and_stored_as_published(site, project, bare, monkeypatch):
     monkeypatch.setenv("npm_config_registry", site.url)
     site.files["/poems/-/poems-1.0.0.tgz"] = BODY
     assert run().sources[0].files == (RawFile(path="s/poems-1.0.0.tgz", sha256=SHA, bytes=len(BODY)),)
@@ -61,7 +61,7 @@ def test_tarball_comes_once_and_is_stored_as_published(site, project, bare, monk
     assert not list(project.rglob("installed")) and not list(project.rglob("package.json"))
 
 
-def test_scoped_name_lies_below_its_scope(site, project, bare, monkeypatch):
+def test_a_scoped_name_is_below_its_scope(site, project, bare, monkeypatch):
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", site.url + "/npm/")
     site.files["/npm/@me/poems/-/poems-1.0.0-rc.1.tgz"] = BODY
     assert run("npm:@me/poems@1.0.0-rc.1").sources[0].files[0].path == "s/poems-1.0.0-rc.1.tgz"
@@ -99,5 +99,5 @@ def test_npm_itself_is_asked_where_it_is_installed(site, project, tmp_path, monk
     site.files["/poems/-/poems-1.0.0.tgz"] = BODY
     (tmp_path / "user.npmrc").write_text(f"registry={site.url}\n")
     monkeypatch.delenv("npm_config_registry", raising=False)
-    monkeypatch.setenv("npm_config_userconfig", str(tmp_path / "user.npmrc"))  # which npm alone understands
+    monkeypatch.setenv("npm_config_userconfig", str(tmp_path / "user.npmrc"))  # which only npm understands
     run()

@@ -48,7 +48,7 @@ def test_every_preset_is_valid(path):
     assert "sources" in values["download"] and "weights" in values["shard"]
     for s in config.download.sources:
         assert parse_source(s) and Template(s.text).fields
-        if path.stem != "book":  # whose licence the user alone knows
+        if path.stem != "book":  # whose licence only the user knows
             assert s.license != "unknown" and s.attribution and s.lang != "und"
 
 

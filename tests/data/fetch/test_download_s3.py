@@ -125,7 +125,7 @@ def sha(data):
     return hashlib.sha256(data).hexdigest()
 
 
-def test_one_object_comes_whole_and_once(project, bucket):
+def test_an_object_is_transferred_completely_and_once(project, bucket):
     bucket.files["deep/big book.txt"] = BIG
     manifest = run("s3://books/deep/big book.txt")
     assert manifest.sources[0].files == (RawFile(path="s/big book.txt", sha256=sha(BIG), bytes=len(BIG)),)
@@ -182,7 +182,7 @@ def test_other_bytes_are_refused(project, bucket):
     assert run("s3://books/a.txt", sha256=sha(b"new"))
 
 
-def test_what_is_missing_is_told(project, bucket):
+def test_what_is_missing_is_reported(project, bucket):
     bucket.files["x/a.txt"] = b"a"
     with pytest.raises(DataError, match=r"s3://books/x/b.txt does not exist"):
         run("s3://books/x/b.txt")

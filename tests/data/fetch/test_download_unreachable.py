@@ -72,7 +72,7 @@ def answer(status, body=b"", announced=None):
 @pytest.fixture
 def stage(project, monkeypatch):
     """Runs the real download stage in this process; its exit code."""
-    monkeypatch.setattr(frame, "die_with_parent", lambda: None)  # it would outlive the test
+    monkeypatch.setattr(frame, "die_with_parent", lambda: None)  # the setting would outlive the test
 
     def run(*sources):
         (project / "params.yaml").write_text(yaml.safe_dump({"download": {"sources": list(sources)}}))
@@ -100,13 +100,13 @@ def test_the_stage_exits_with_1_for_what_no_retry_can_fix(stage, away):
 
 
 @pytest.mark.parametrize("status", sorted(web.RETRIED))
-def test_a_server_that_asks_for_patience_is_unreachable(project, away, status):
+def test_a_busy_server_is_unreachable(project, away, status):
     away.act = answer(status)
     with pytest.raises(UnreachableError, match=str(status)):
         run({"name": "s", "url": f"{away.url}/a.txt"})
 
 
-def test_of_mirrors_one_that_is_silent_is_worth_a_retry(project, away):
+def test_a_silent_mirror_is_worth_a_retry(project, away):
     away.act = answer(404)
     gone, silent = f"{away.url}/a.txt", "http://127.0.0.1:9/a.txt"
     with pytest.raises(UnreachableError, match="then its mirrors"):
@@ -120,7 +120,7 @@ def test_of_mirrors_one_that_is_silent_is_worth_a_retry(project, away):
 
 def test_an_npm_registry_that_drops_connections_is_unreachable(project, away, monkeypatch):
     monkeypatch.setenv("npm_config_registry", away.url)
-    monkeypatch.setenv("PATH", "/nowhere")  # no npm that has other settings
+    monkeypatch.setenv("PATH", "/nowhere")  # so that no npm with other settings is found
     with pytest.raises(UnreachableError):
         run({"name": "s", "url": "npm:tiny@1.0.0", "sha256": SHA})
 

@@ -1,4 +1,4 @@
-"""Files over https: resumed, retried, checked; nothing partial ever lies under data/raw."""
+"""Files over https: resumed, retried, checked; nothing partial is ever under data/raw."""
 
 import gzip
 import hashlib
@@ -57,7 +57,7 @@ def test_broken_connections_resume_where_they_stopped(site, project):
     assert leftovers(project) == []
 
 
-def test_transfer_goes_on_in_the_next_run(site, project, monkeypatch):
+def test_a_transfer_resumes_in_the_next_run(site, project, monkeypatch):
     monkeypatch.setattr(web, "TRIES", 1)
     site.plan = ["cut", (503, {})]
     with pytest.raises(DataError, match="503"):
@@ -96,7 +96,7 @@ def test_without_a_strong_validator_nothing_is_joined(site, project, etag):
     assert all("Range" not in h for _, h in site.requests)
 
 
-def test_body_that_is_always_short_fails_with_the_tries_told(site, project):
+def test_a_body_that_is_always_short_fails_with_the_number_of_tries(site, project):
     site.plan = ["cut, no ranges"] * 10
     with pytest.raises(DataError, match="3 tries"):
         fetch(site, sha256=None)
@@ -118,7 +118,7 @@ def test_retry_after_is_honoured(site, project, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [404, 403, 410])
-def test_what_waiting_cannot_mend_is_told_at_once(site, project, status):
+def test_what_waiting_cannot_fix_is_reported_at_once(site, project, status):
     site.plan = [(status, {})]
     with pytest.raises(DataError, match=str(status)):
         fetch(site)
@@ -140,7 +140,7 @@ def test_known_hash_transfers_once_ever(site, project):
     assert len(site.requests) == asked == 1
 
 
-def test_unknown_hash_is_asked_for_and_not_sent_again(site, project):
+def test_a_file_of_unknown_hash_is_requested_and_not_sent_again(site, project):
     fetch(site, sha256=None)
     (project / "data.lock.json").unlink()
     assert fetch(site, sha256=None) == BODY
@@ -174,7 +174,7 @@ def test_redirects_are_followed_but_never_to_plain_http(site, project):
             fetch(site, sha256=None, name="b.bin")
 
 
-def test_redirects_in_a_circle_are_told_with_the_circle(site, project):
+def test_redirects_in_a_circle_are_reported_with_the_circle(site, project):
     site.plan = [(302, {"Location": "/x/there"}), (302, {"Location": "/x/back"})] * 20
     with pytest.raises(DataError, match=r"in a circle: .*/x/there → .*/x/back"):
         fetch(site)
@@ -218,7 +218,7 @@ def test_redirect_to_a_name_that_resolves_to_a_private_address_needs_permission(
 
 
 @pytest.mark.parametrize("harm", ["long", "reset", "stall"])
-def test_a_server_that_lies_resets_or_falls_silent_is_asked_again(site, project, monkeypatch, harm):
+def test_a_server_that_lies_resets_or_falls_silent_is_retried(site, project, monkeypatch, harm):
     if harm == "stall":
         monkeypatch.setattr(web, "TIMEOUT", (5.0, 0.5))
     site.plan = [harm]
@@ -227,10 +227,10 @@ def test_a_server_that_lies_resets_or_falls_silent_is_asked_again(site, project,
 
 
 @pytest.mark.parametrize("harm", ["long", "reset", "stall"])
-def test_one_that_never_mends_is_told(site, project, monkeypatch, harm):
+def test_a_server_that_never_recovers_is_reported(site, project, monkeypatch, harm):
     if harm == "stall":
         monkeypatch.setattr(web, "TIMEOUT", (5.0, 0.2))
-    site.etag = None  # each try begins anew
+    site.etag = None  # each try starts from scratch
     site.plan = [harm] * 10
     with pytest.raises(DataError, match=r"3 tries in a row"):
         fetch(site, sha256=None)
@@ -251,13 +251,13 @@ def test_a_file_larger_than_the_disk_is_refused_before_it_comes(site, project):
     assert len(site.requests) == 1 and not RAW.exists()
 
 
-def test_no_permission_to_write_is_told(monkeypatch):
-    with tempfile.TemporaryDirectory() as folder:  # one that others may enter: pytest's own are closed to them
+def test_no_permission_to_write_is_reported(monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:  # that other users may enter, unlike those of pytest
         os.chmod(folder, 0o555)
         monkeypatch.chdir(folder)
         monkeypatch.delenv("DVC_ROOT", raising=False)
         root = os.geteuid() == 0
-        if root:  # to whom all is permitted
+        if root:  # who may write everywhere
             os.seteuid(65534)
         try:
             with pytest.raises(FoundryError, match="Permission denied"):
@@ -297,7 +297,7 @@ def test_unreachable_server_is_named(project):
         download(make_config({"name": "s", "url": "http://127.0.0.1:9/a.txt"}), RAW, LOG)
 
 
-def test_all_failures_are_told_together_and_old_results_stay(site, project):
+def test_all_failures_are_reported_together_and_old_results_stay(site, project):
     fetch(site)
     sources = [{"name": n, "url": f"{site.url}/missing/{n}.txt"} for n in ("one", "two")]
     sources += [{"name": "three", "url": "file:corpus/nowhere/*.txt"}, {"name": "good", "url": f"{site.url}/x/a.bin"}]
@@ -329,7 +329,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_a_206_of_another_version_restarts_though_the_server_ignores_if_range(site, project, what):
-    """Of bytes A and B, of a file that changed in the middle of its transfer, no mixture is ever stored."""
+    """No mixture of the bytes of a file that changed in the middle of its transfer is ever stored."""
     headers, etag, length = OTHERS[what]
     new = bytes(b ^ 255 for b in length)
     sent = gzip.compress(new, 0) if what == "coding" else new
@@ -338,7 +338,7 @@ def test_a_206_of_another_version_restarts_though_the_server_ignores_if_range(si
         site.files["/x/a.bin"], site.etag = sent, etag
         site.headers = {"Last-Modified": LONG_AGO, **headers}
 
-    site.deaf, site.headers = True, {"Last-Modified": LONG_AGO}
+    site.ignores_if_range, site.headers = True, {"Last-Modified": LONG_AGO}
     site.plan = ["cut", change]
     assert fetch(site, sha256=None) == new
     assert [h.get("Range") for _, h in site.requests] == [None, "bytes=50000-", None]
@@ -351,7 +351,7 @@ def test_a_range_that_is_only_a_part_of_the_rest_is_completed(site, project):
 
 
 def test_a_range_beyond_the_end_restarts(site, project):
-    """A 416: the file is shorter now than what came of it before."""
+    """A 416: the file is shorter now than the part that was received."""
     new = BODY[:10_000]
 
     def shrink(site):
@@ -382,13 +382,13 @@ def test_a_kill_between_the_new_version_and_its_first_byte_joins_nothing(site, p
 @pytest.mark.parametrize(("age", "resumes"), [(3600, True), (0, False)])
 def test_a_date_is_a_validator_only_where_the_file_was_older_than_the_answer(site, project, age, resumes):
     site.etag, site.headers = None, {"Last-Modified": formatdate(time.time() - age, usegmt=True)}
-    site.deaf, site.plan = True, ["cut"]
+    site.ignores_if_range, site.plan = True, ["cut"]
     assert fetch(site, sha256=None) == BODY
     assert ("Range" in site.requests[1][1]) is resumes
 
 
 @pytest.mark.parametrize("coding", ["gzip", "X-Gzip"])
-def test_gzip_that_nobody_asked_for_is_undone(site, project, coding):
+def test_gzip_that_was_not_requested_is_undone(site, project, coding):
     text = b"some text of a book\n" * 5000
     site.files["/x/a.txt"] = gzip.compress(text)
     site.headers = {"Content-Encoding": coding}
@@ -400,7 +400,7 @@ def test_gzip_that_nobody_asked_for_is_undone(site, project, coding):
     assert leftovers(project) == [] and not list((project / ".foundry/downloads").glob("*.plain"))
 
 
-def test_a_packed_transfer_resumes_in_its_packed_bytes(site, project):
+def test_a_compressed_transfer_resumes_in_its_compressed_bytes(site, project):
     text = BODY[:40_000] * 2
     site.files["/x/a.txt"] = packed = gzip.compress(text)
     site.headers, site.plan = {"Content-Encoding": "gzip"}, ["cut"]
@@ -410,7 +410,7 @@ def test_a_packed_transfer_resumes_in_its_packed_bytes(site, project):
 
 def test_the_hash_decides_whether_a_coding_belongs_to_the_file(site, project):
     site.headers = {"Content-Encoding": "gzip"}
-    assert fetch(site) == BODY  # which is no gzip at all, but what the parameters name
+    assert fetch(site) == BODY  # which is not gzip, but has the hash of the parameters
 
 
 def test_a_coding_that_is_not_undone_is_refused(site, project):
@@ -446,8 +446,8 @@ def test_a_kill_between_the_last_byte_and_the_name_costs_one_byte(site, project,
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
-def test_a_kill_after_unpacking_joins_nothing(site, project, monkeypatch, size):
-    """The unpacked bytes are never taken for the beginning of the packed ones, be they fewer or more."""
+def test_a_kill_after_decompression_joins_nothing(site, project, monkeypatch, size):
+    """The decompressed bytes are never taken for the beginning of the compressed ones, be they fewer or more."""
     text = b"a" * size
     site.files["/x/a.txt"] = gzip.compress(text)
     site.headers = {"Content-Encoding": "gzip"}

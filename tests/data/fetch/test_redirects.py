@@ -1,4 +1,4 @@
-"""An address that is none is an error that says so, whoever wrote it: the parameters or a server's redirect."""
+"""What is not an address is an error that says so, be it in the parameters or in the redirect of a server."""
 
 import pytest
 
@@ -19,7 +19,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("address", ODD)
-def test_an_address_that_is_none_is_refused(address):
+def test_what_is_not_an_address_is_refused(address):
     with pytest.raises(ConfigError, match="one:"):
         parse_address(address, f"one: url {address!r}")
 
@@ -28,7 +28,7 @@ def test_an_address_that_is_none_is_refused(address):
     "location", ["http://[::1", "https://[::1/x", "https://h:99999/x", "//[", "ftp://h/x", "javascript:1"]
 )
 @pytest.mark.parametrize("allow_private", [True, False])
-def test_a_redirect_to_what_is_no_address_is_refused(location, allow_private):
+def test_a_redirect_to_what_is_not_an_address_is_refused(location, allow_private):
     start = "https://a.example/x"
     with pytest.raises(FoundryError, match=r"a\.example"):
         Redirects(start, allow_private).next([start], location)

@@ -13,7 +13,7 @@ import zipfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import raw_source
+from reading import put, raw_source, zst
 
 from foundry.config import DataError
 from foundry.data.read.archives import wanted
@@ -29,15 +29,8 @@ def read(path, member=None, format="auto", text="{text}", limits=LIMITS, unit_by
     return [i for u in units for i in read_unit(path.parent, sources, u, limits)]
 
 
-def told(items):
+def outcomes(items):
     return [(i.file.partition("!")[2], i.text if isinstance(i, Document) else i.reason) for i in items]
-
-
-def zst(data):
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as f:
-        f.write(data)
-    return sink.getvalue().to_pybytes()
 
 
 def parquet(texts):
@@ -106,17 +99,11 @@ EXPECTED = [
 ]
 
 
-def put(tmp_path, name, data):
-    path = tmp_path / name
-    path.write_bytes(data)
-    return path
-
-
 @pytest.mark.parametrize("name", KINDS)
 def test_every_text_member_is_read_in_place_and_numbered_through(tmp_path, name):
     path = put(tmp_path, name, KINDS[name](MEMBERS))
     items = read(path)
-    assert told(items) == EXPECTED
+    assert outcomes(items) == EXPECTED
     assert [i.record for i in items] == list(range(len(items)))
     assert {i.file.partition("!")[0] for i in items} == {name}
     assert [p.name for p in tmp_path.iterdir()] == [name]
@@ -125,11 +112,11 @@ def test_every_text_member_is_read_in_place_and_numbered_through(tmp_path, name)
 @pytest.mark.parametrize("name", ["a.tgz", "a.zip"])
 def test_members_are_chosen_by_name_glob_and_format(tmp_path, name):
     path = put(tmp_path, name, KINDS[name](MEMBERS))
-    assert told(read(path, "p/d/a.txt")) == EXPECTED[:2]
-    assert told(read(path, "p/README.md")) == [("p/README.md", "about")]
-    assert told(read(path, "**/d/?.json*")) == EXPECTED[2:7]
-    assert told(read(path, "p/**/code.py", format="txt")) == [("p/code.py", "x = 1")]
-    assert [f for f, _ in told(read(path, format="md"))] == ["p/d/" + "long" * 40 + "é.md"]
+    assert outcomes(read(path, "p/d/a.txt")) == EXPECTED[:2]
+    assert outcomes(read(path, "p/README.md")) == [("p/README.md", "about")]
+    assert outcomes(read(path, "**/d/?.json*")) == EXPECTED[2:7]
+    assert outcomes(read(path, "p/**/code.py", format="txt")) == [("p/code.py", "x = 1")]
+    assert [f for f, _ in outcomes(read(path, format="md"))] == ["p/d/" + "long" * 40 + "é.md"]
     with pytest.raises(DataError, match=r"'p/d/c\.jsn'.*nearest.*'p/d/c\.json'"):
         read(path, "p/d/c.jsn")
     with pytest.raises(DataError, match=r"\.py"):
@@ -162,8 +149,8 @@ def test_names_that_leave_the_folder_or_occur_twice_are_refused(tmp_path, name, 
     with pytest.raises(DataError, match=why) as e:
         read(path)
     assert repr(evil) in str(e.value)
-    if "twice" not in why:  # a user who looked names what is to be read
-        assert told(read(path, "p/d/a.txt")) == EXPECTED[:2]
+    if "twice" not in why:  # a user who has looked names the members
+        assert outcomes(read(path, "p/d/a.txt")) == EXPECTED[:2]
 
 
 @pytest.mark.parametrize(
@@ -194,11 +181,11 @@ def test_encrypted_members_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.tar.zst", "a.zip"])
-def test_archives_inside_are_left_out_and_told(tmp_path, name, caplog):
+def test_archives_inside_archives_are_skipped_and_reported(tmp_path, name, caplog):
     members = [("a.txt", b"x"), ("in.zip", zipped([("b.txt", b"y")])), ("c.tar.gz", b""), ("d.tgz", b"")]
     path = put(tmp_path, name, KINDS[name](members))
     with caplog.at_level(logging.WARNING):
-        assert told(read(path)) == [("a.txt", "x")]
+        assert outcomes(read(path)) == [("a.txt", "x")]
     assert all(n in caplog.text for n in ("in.zip", "c.tar.gz", "d.tgz"))
     with pytest.raises(DataError, match="no member"):
         read(path, "in.zip")
@@ -220,7 +207,7 @@ def test_a_damaged_archive_is_an_error_wherever_it_is_cut(tmp_path, name):
         read(put(tmp_path, name, b"this is no archive" * 100))
 
 
-def test_a_damaged_header_amid_a_tar_is_not_its_end(tmp_path):
+def test_a_damaged_header_inside_a_tar_is_not_its_end(tmp_path):
     good = tar([(f"{i}.txt", b"x" * 600) for i in range(9)])
     for at in (4 * 1536 + 3, 4 * 1536 + 150, 4 * 1536 + 260):  # name, checksum, magic
         data = bytearray(good)
@@ -233,7 +220,7 @@ def test_a_damaged_header_amid_a_tar_is_not_its_end(tmp_path):
         read(put(tmp_path, "a.tar", bytes(data)))
 
 
-def test_a_flipped_byte_in_a_zip_member_is_told(tmp_path):
+def test_a_flipped_byte_in_a_zip_member_is_detected(tmp_path):
     data = bytearray(zipped([("a.txt", bytes(range(32, 120)) * 50)]))
     data[60] ^= 0xFF
     with pytest.raises(DataError, match=r"a\.zip"):
@@ -241,7 +228,7 @@ def test_a_flipped_byte_in_a_zip_member_is_told(tmp_path):
 
 
 def test_thousands_of_members_are_read_in_one_pass(tmp_path, monkeypatch):
-    """The packed bytes are read once: a reader that opens each member anew would read them thousands of times."""
+    """The compressed bytes are read once: a reader that opens each member from scratch would read them thousands of times."""
     from foundry.data.read import streams
 
     path = put(tmp_path, "a.tgz", gzip.compress(tar([(f"{i}.json", b'[{"text": "x"}]') for i in range(2500)])))

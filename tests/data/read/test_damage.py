@@ -15,7 +15,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import reading
-from reading import raw_source
+from reading import put, raw_source, said, zst
 
 from foundry.config import DataError
 from foundry.data.read import streams
@@ -30,17 +30,6 @@ def read(path, text="{text}", format="auto", limits=None, cut=""):
     return [i for u in units for i in read_unit(path.parent, sources, u, limits)]
 
 
-def told(items):
-    return [i.text if isinstance(i, Document) else i.reason for i in items]
-
-
-def zst(data):
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as f:
-        f.write(data)
-    return sink.getvalue().to_pybytes()
-
-
 def zipped(name, data):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as z:
@@ -52,24 +41,18 @@ PACK = {".gz": gzip.compress, ".zst": zst, ".bz2": bz2.compress, ".xz": lzma.com
 LINES = b"".join(json.dumps({"text": f"line {i} " + "x" * (i % 97)}).encode() + b"\n" for i in range(5000))
 
 
-def put(tmp_path, name, data):
-    path = tmp_path / name
-    path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return path
-
-
 @pytest.mark.parametrize("suffix", PACK)
 @pytest.mark.parametrize("stem", ["a.jsonl", "a.txt", "a.csv"])
-def test_damaged_packing_is_an_error_never_a_shorter_text(tmp_path, suffix, stem):
+def test_damaged_compression_is_an_error_never_a_shorter_text(tmp_path, suffix, stem):
     data = b"text\n" + b"some words in a row\n" * 5000 if stem == "a.csv" else LINES
     good = PACK[suffix](data)
     assert read(put(tmp_path, stem + suffix, good))
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 0xFF
     damaged = [good[: len(good) // 2], good[:-1], good + b"garbage", good + good[:-2], b"", b"not packed at all"]
-    if suffix != ".zst":  # of a zstd frame without a checksum only the manifest's sha256 tells a flipped bit
+    if suffix != ".zst":  # in a zstd frame without a checksum only the sha256 of the manifest shows a flipped bit
         damaged += [bytes(flipped), good[:-8] + b"\0\0\0\0" + good[-4:]]
-    if suffix != ".xz":  # where zeros may follow
+    if suffix != ".xz":  # zeros may follow it
         damaged.append(good + b"\0\0\0\1")
     name = stem + suffix
     for data in damaged:
@@ -90,7 +73,7 @@ def test_an_empty_file_that_cannot_be_empty_is_damaged(tmp_path, name):
         read(put(tmp_path, name, b""))
 
 
-def test_missing_files_and_missing_permission_are_told(tmp_path):
+def test_missing_files_and_missing_permission_are_reported(tmp_path):
     path = put(tmp_path, "a.jsonl", b"{}")
     sources = [raw_source("a.jsonl")]
     (unit,) = plan_units(tmp_path, sources, 1 << 40, limits := Limits(1 << 20, 1000, 1 << 30))
@@ -142,9 +125,9 @@ def test_text_under_the_name_of_another_format_is_refused(tmp_path, name):
 
 def test_a_format_the_user_names_is_trusted(tmp_path):
     page = put(tmp_path, "a.txt", b"<html><main><p>words of a page</p></main></html>")
-    assert told(read(page, format="txt"))[0].startswith("<html>")
-    assert told(read(page, format="html")) == ["words of a page"]
-    assert told(read(put(tmp_path, "b.txt", "PAR1 is where cars park"))) == ["PAR1 is where cars park"]
+    assert said(read(page, format="txt"))[0].startswith("<html>")
+    assert said(read(page, format="html")) == ["words of a page"]
+    assert said(read(put(tmp_path, "b.txt", "PAR1 is where cars park"))) == ["PAR1 is where cars park"]
 
 
 HARD = "Füße 中文 👩‍👩‍👧‍👦 🇩🇪 שלום \u202bעולם\u202c e\u0301 \ufeff."
@@ -179,20 +162,20 @@ def test_wide_encodings_with_a_byte_order_mark_are_read_by_every_text_format(tmp
     assert len(plan_units(tmp_path, sources, 10, Limits(1 << 20, 1000, 1 << 30))) == 1  # lines end in two bytes
 
 
-def test_a_wide_encoding_that_is_cut_amid_a_character_is_told_as_repaired(tmp_path):
+def test_a_wide_encoding_that_is_cut_inside_a_character_counts_as_repaired(tmp_path):
     (item,) = read(put(tmp_path, "a.txt", "some words".encode("utf-16")[:-1]))
     assert item.text == "some word\ufffd" and item.repaired
 
 
 def test_nul_bytes_make_a_record_binary_and_no_other(tmp_path):
-    assert told(read(put(tmp_path, "a.txt", b"one\n<|endoftext|>\nt\0wo\n<|endoftext|>\nthree"))) == [
+    assert said(read(put(tmp_path, "a.txt", b"one\n<|endoftext|>\nt\0wo\n<|endoftext|>\nthree"))) == [
         "one",
         "binary",
         "three",
     ]
-    assert told(read(put(tmp_path, "a.jsonl", b'"one"\n"t\0wo"\n"three"'))) == ["one", "binary", "three"]
-    assert told(read(put(tmp_path, "a.csv", b"text,n\none,1\nt\0wo,2\nthree,3"))) == ["one", "binary", "three"]
-    assert told(read(put(tmp_path, "a.html", b"<p>\0</p>"))) == ["binary"]
+    assert said(read(put(tmp_path, "a.jsonl", b'"one"\n"t\0wo"\n"three"'))) == ["one", "binary", "three"]
+    assert said(read(put(tmp_path, "a.csv", b"text,n\none,1\nt\0wo,2\nthree,3"))) == ["one", "binary", "three"]
+    assert said(read(put(tmp_path, "a.html", b"<p>\0</p>"))) == ["binary"]
 
 
 def test_hard_texts_come_out_as_they_are(tmp_path):
@@ -203,10 +186,10 @@ def test_hard_texts_come_out_as_they_are(tmp_path):
         "a.json": json.dumps({"k": {"text": HARD}}),
         "a.csv": f"text\n{HARD}\n",
     }.items():
-        assert told(read(put(tmp_path, name, data))) == [HARD], name
+        assert said(read(put(tmp_path, name, data))) == [HARD], name
 
 
-def test_a_truncated_file_of_lines_loses_its_last_line_alone(tmp_path):
+def test_a_truncated_file_of_lines_loses_only_its_last_line(tmp_path):
     items = read(put(tmp_path, "a.jsonl", LINES[:-20]))
     assert len(items) == 5000 and all(isinstance(i, Document) for i in items[:-1])
     last = items[-1]
@@ -219,7 +202,7 @@ def test_over_long_records_are_counted_and_the_next_is_read(tmp_path):
     long = "x" * 2000
 
     def reasons(name, data, **options):
-        return told(read(put(tmp_path, name, data), limits=limits, **options))
+        return said(read(put(tmp_path, name, data), limits=limits, **options))
 
     assert reasons("a.jsonl", f'"a"\n"{long}"\n"b"\n') == ["a", "record_too_long", "b"]
     assert reasons("b.jsonl", f'"a"\n"{long}') == ["a", "record_too_long"]
@@ -235,7 +218,7 @@ def test_over_long_records_are_counted_and_the_next_is_read(tmp_path):
     assert reasons("a.csv", f"text,n\na,1\n{long},2\nb,3\n") == ["a", "record_too_long", "b"]
     assert reasons("a.html", f"<main><p>{long}</p></main>") == ["record_too_long"]
     pq.write_table(pa.table({"text": ["a", long, "b"]}), tmp_path / "a.parquet")
-    assert told(read(tmp_path / "a.parquet", limits=limits)) == ["a", "record_too_long", "b"]
+    assert said(read(tmp_path / "a.parquet", limits=limits)) == ["a", "record_too_long", "b"]
     assert reasons("d.jsonl", json.dumps({"text": "y" * 600}), text="{text}{text}") == ["record_too_long"]
 
 
@@ -243,7 +226,7 @@ MEASURE = r"""
 import re, sys
 from pathlib import Path
 from foundry.data.read.units import Limits, plan_units, read_unit
-from reading import raw_source
+from reading import put, raw_source, said, zst
 
 def read(name, limits):
     sources = [raw_source(name)]
@@ -253,7 +236,7 @@ def read(name, limits):
             found.append(getattr(item, "reason", "document"))
     return found
 
-def peak():  # in kB, of this program alone: ru_maxrss begins with what the parent had
+def peak():  # in kB, of this program only: ru_maxrss begins with that of the parent
     return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
 
 limits = Limits(int(sys.argv[3]), 1e9, 1 << 40)
@@ -262,7 +245,7 @@ before = peak()
 found = read("large" + sys.argv[2], limits)
 print(peak() - before, sorted(set(found)), len(found))
 """
-LONG = {  # what stands before, amid and after 100 MB
+LONG = {  # what comes before, inside and after 100 MB
     ".jsonl": (b'"a"\n"', b'"\n"b"\n', 3),
     ".json": (b'["a", "', b'", "b"]', 3),
     ".txt": (b"a\n<|endoftext|>\n", b"\n<|endoftext|>\nb", 3),
@@ -272,7 +255,7 @@ LONG = {  # what stands before, amid and after 100 MB
 
 
 @pytest.mark.parametrize("suffix", [*LONG, ".jsonl.gz", ".txt.zst", ".jsonl.xz"])
-def test_a_line_of_100_mb_is_counted_and_not_held(tmp_path, suffix):
+def test_a_line_of_100_mb_is_counted_and_not_kept_in_memory(tmp_path, suffix):
     kind = next(k for k in sorted(LONG, key=len, reverse=True) if suffix.startswith(k))
     before, after, records = LONG[kind]
     packing = {"gz": "gzip", "st": "zstd", "xz": "xz"}.get(suffix[-2:])
@@ -294,14 +277,14 @@ def test_a_line_of_100_mb_is_counted_and_not_held(tmp_path, suffix):
     assert int(kilobytes) < 24 * 1024
     seen = ["document", "record_too_long"] if records > 1 else ["record_too_long"]
     assert found == f"{seen} {records}"
-    if suffix == ".jsonl":  # the measure sees what is held
+    if suffix == ".jsonl":  # the measurement notices what is kept
         kilobytes, found = measure(200 << 20)
         assert int(kilobytes) > 90 * 1024 and found == "['document'] 3"
 
 
 def test_a_document_of_100_mb_is_read_where_the_limit_allows_it(tmp_path):
     path = put(tmp_path, "a.txt", b"some words\n" * 9_100_000)
-    assert told(read(path)) == ["record_too_long"]
+    assert said(read(path)) == ["record_too_long"]
     (item,) = read(path, limits=Limits(101 << 20, 1000, 1 << 30))
     assert len(item.text) == 11 * 9_100_000 - 1
 
@@ -343,7 +326,7 @@ def test_damaged_tables_are_errors(tmp_path, name):
             read(put(tmp_path, name + ".gz", gzip.compress(damaged)))
 
 
-def test_flipped_bit_in_a_parquet_page_with_a_checksum_is_told(tmp_path):
+def test_a_flipped_bit_in_a_parquet_page_with_a_checksum_is_detected(tmp_path):
     path = tmp_path / "a.parquet"
     table = pa.table({"text": [f"row {i}" for i in range(100)]})
     pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
@@ -353,7 +336,7 @@ def test_flipped_bit_in_a_parquet_page_with_a_checksum_is_told(tmp_path):
         read(put(tmp_path, "b.parquet", bytes(data)))
 
 
-def test_offsets_that_point_out_of_an_arrow_file_are_told_not_followed(tmp_path):
+def test_offsets_that_point_out_of_an_arrow_file_are_reported_not_followed(tmp_path):
     path = tmp_path / "a.arrow"
     pyarrow.feather.write_feather(pa.table({"text": ["abc", "def", "ghi"]}), path, compression="uncompressed")
     data = bytearray(path.read_bytes())
@@ -363,8 +346,8 @@ def test_offsets_that_point_out_of_an_arrow_file_are_told_not_followed(tmp_path)
         read(put(tmp_path, "b.arrow", bytes(data)))
 
 
-def test_rows_without_text_are_each_told(tmp_path):
+def test_each_row_without_text_is_reported(tmp_path):
     pq.write_table(pa.table({"text": ["a", None, "b", None]}), tmp_path / "a.parquet")
     items = read(tmp_path / "a.parquet")
-    assert told(items) == ["a", "missing_field text", "b", "missing_field text"]
+    assert said(items) == ["a", "missing_field text", "b", "missing_field text"]
     assert [i.record for i in items] == [0, 1, 2, 3]

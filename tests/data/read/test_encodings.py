@@ -136,7 +136,7 @@ def test_what_is_not_in_the_named_encoding_is_counted_and_a_contrary_mark_refuse
 
 
 @pytest.mark.parametrize("name", ["no-such", "base64", "rot13", "idna", "punycode", "unicode_escape", "", "a b"])
-def test_what_is_no_encoding_of_text_is_refused_before_any_work(name):
+def test_what_is_not_an_encoding_of_text_is_refused_before_any_work(name):
     with pytest.raises(ConfigError, match="encoding is not one that Python knows"):
         parse_config({"download": {"sources": [{"name": "s", "url": "file:corpus/a", "encoding": name}]}})
 
@@ -155,7 +155,7 @@ def test_guesses_are_encodings_that_python_reads(story):
 
 
 def test_the_guess_is_no_part_of_any_result(project, story):
-    """It is a hint in a message: reports do not depend on how a file is cut."""
+    """It is a hint in a message: reports do not depend on how a file is divided."""
     corpus(project, lambda n: f"{story(n)} Füße", "cp1252")
     run({"name": "s", "url": "file:corpus/*.txt"})
     assert "encoding" not in json.loads((REPORTS / "clean.json").read_text())["documents"]

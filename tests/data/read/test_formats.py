@@ -8,17 +8,16 @@ import json
 import lzma
 
 import orjson
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import raw_source
+from reading import put, raw_source, said, zst
 
 from foundry.config import ConfigError, DataError
 from foundry.data.read import json_records, plain_text, streams
 from foundry.data.read.json_records import read_json, read_jsonl
 from foundry.data.read.plain_text import read_text
-from foundry.data.read.records import Bad, Document, DocumentBuilder
+from foundry.data.read.records import Bad, DocumentBuilder
 from foundry.data.read.template import Template
 from foundry.data.read.units import Limits, plan_units, read_unit
 
@@ -31,24 +30,7 @@ def read(path, text="{text}", format="auto", cut="", limit=1 << 20):
     return list(read_unit(path.parent, [source], unit, limits))
 
 
-def texts(items):
-    return [i.text if isinstance(i, Document) else i.reason for i in items]
-
-
-def zst(data):
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as f:
-        f.write(data)
-    return sink.getvalue().to_pybytes()
-
-
 PACK = {"": bytes, ".gz": gzip.compress, ".zst": zst, ".bz2": bz2.compress, ".xz": lzma.compress}
-
-
-def put(tmp_path, name, data):
-    path = tmp_path / name
-    path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return path
 
 
 LIMITS = Limits(1 << 20, 1000, 1 << 30)
@@ -56,28 +38,28 @@ LINES = b"".join(json.dumps({"text": f"line {i} " + "x" * (i % 97)}).encode() + 
 
 
 @pytest.mark.parametrize("suffix", PACK)
-def test_lines_are_the_same_in_each_packing(tmp_path, suffix):
+def test_lines_are_the_same_in_each_compression(tmp_path, suffix):
     items = read(put(tmp_path, "a.jsonl" + suffix, PACK[suffix](LINES)))
     assert [i.record for i in items] == list(range(5000))
     assert items[4999].text.startswith("line 4999 ")
 
 
 @pytest.mark.parametrize("suffix", [s for s in PACK if s])
-def test_two_packed_streams_in_a_row_are_both_read(tmp_path, suffix):
+def test_two_compressed_streams_in_a_row_are_both_read(tmp_path, suffix):
     pack = PACK[suffix]
     assert len(read(put(tmp_path, "a.jsonl" + suffix, pack(LINES) + pack(b"") + pack(LINES)))) == 10000
     if suffix == ".xz":
         assert len(read(put(tmp_path, "b.jsonl.xz", pack(LINES) + bytes(8) + pack(LINES) + bytes(4)))) == 10000
 
 
-def test_lines_end_at_line_feeds_alone(tmp_path):
+def test_lines_end_only_at_line_feeds(tmp_path):
     text = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\rh"  # each of them an end of line to str.splitlines
     path = put(tmp_path, "a.jsonl", json.dumps({"text": text}, ensure_ascii=False) + "\n\n  \n" + '{"text": "z"}')
-    assert texts(read(path)) == [text, "z"]
+    assert said(read(path)) == [text, "z"]
     raw = '{"text": "a\u2028b\x85c"}\r\n{"text": "d"}\n\r\n{"text": "e"}'
-    assert texts(read(put(tmp_path, "b.jsonl", raw))) == ["a\u2028b\x85c", "d", "e"]
+    assert said(read(put(tmp_path, "b.jsonl", raw))) == ["a\u2028b\x85c", "d", "e"]
     table = 'text,n\r\n"a\u2028b\x85c",1\n"d\x0be",2\n'
-    assert texts(read(put(tmp_path, "c.csv", table))) == ["a\u2028b\x85c", "d\x0be"]
+    assert said(read(put(tmp_path, "c.csv", table))) == ["a\u2028b\x85c", "d\x0be"]
 
 
 BAD_LINES = [
@@ -107,7 +89,7 @@ BAD_LINES = [
 def test_bad_lines_are_counted_with_place_and_reason(tmp_path):
     data = b"\n".join(line for line, _ in BAD_LINES)
     items = read(put(tmp_path, "a.jsonl", data))
-    assert texts(items) == [told for _, told in BAD_LINES]
+    assert said(items) == [expected for _, expected in BAD_LINES]
     assert [i.record for i in items] == list(range(len(items)))
     for item, (line, _) in zip(items, BAD_LINES, strict=True):
         if isinstance(item, Bad):
@@ -115,11 +97,11 @@ def test_bad_lines_are_counted_with_place_and_reason(tmp_path):
             assert item.excerpt and len(item.excerpt) <= 160
 
 
-def test_json_lists_tell_the_same_faults_as_lines(tmp_path):
-    inside = [(line, told) for line, told in BAD_LINES if line != b'{"text": "broken']
+def test_json_lists_report_the_same_faults_as_lines(tmp_path):
+    inside = [(line, expected) for line, expected in BAD_LINES if line != b'{"text": "broken']
     data = b"[" + b",\n ".join(line for line, _ in inside) + b"]"
     items = read(put(tmp_path, "a.json", data))
-    assert texts(items) == [told for _, told in inside]
+    assert said(items) == [expected for _, expected in inside]
     bad = [(i, line) for i, (line, _) in zip(items, inside, strict=True) if isinstance(i, Bad)]
     assert len(bad) > 5 and all(data[i.offset : i.offset + len(line)] == line for i, line in bad)
 
@@ -134,7 +116,7 @@ VALUES = st.recursive(
 @pytest.mark.parametrize("template", ["{text}", "{text} {a}", "<{a.text}>", "{text:bullets}"])
 @given(value=VALUES, escape=st.booleans(), spaces=st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_the_fast_way_through_json_gives_what_the_plain_one_gives(template, value, escape, spaces):
+def test_the_fast_parser_of_json_gives_what_the_slow_one_gives(template, value, escape, spaces):
     line = json.dumps(value, ensure_ascii=escape, separators=(", ", " : ") if spaces else (",", ":"))
     line = line.encode("utf-8", "surrogatepass")
     builder = DocumentBuilder(template, "", LIMITS)
@@ -155,11 +137,11 @@ def test_json_gives_every_record_wherever_reads_cut_it(records, chunk, named, in
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_records, "CHUNK", chunk)
         got = list(read_json(io.BytesIO(data), "a", builder))
-    if named:  # a string's id is known to the map alone
+    if named:  # only the dictionary knows the id of a string
         got = [g for g, r in zip(got, records, strict=True) if not isinstance(r, str)]
         lines = [r for r in lines if not isinstance(r, str)]
     expected = [next(read_jsonl(io.BytesIO(json.dumps(r).encode()), "a", builder)) for r in lines]
-    assert texts(got) == texts(expected)
+    assert said(got) == said(expected)
     for item, r in zip(got, lines, strict=True):
         if isinstance(item, Bad) and not named:
             assert repr(json.JSONDecoder().raw_decode(data.decode(), item.offset)[0]) == repr(r)
@@ -167,15 +149,15 @@ def test_json_gives_every_record_wherever_reads_cut_it(records, chunk, named, in
 
 def test_json_maps_and_lists_give_their_records(tmp_path):
     data = {"x": {"title": "T", "n": 1}, "y": {"title": "U"}, "z": "plain", "w": [1]}
-    assert texts(read(put(tmp_path, "a.json", json.dumps(data)), "{id} {title}")) == [
+    assert said(read(put(tmp_path, "a.json", json.dumps(data)), "{id} {title}")) == [
         "x T",
         "y U",
         "missing_field title",
         "not_an_object",
     ]
-    assert texts(read(put(tmp_path, "b.json", json.dumps(["p", {"text": "q"}])))) == ["p", "q"]
-    twice = b'{"a": {"text": "1"}, "a": {"text": "2"}}'  # JSON readers keep the last of them in silence
-    assert texts(read(put(tmp_path, "c.json", twice))) == ["1", "2"]
+    assert said(read(put(tmp_path, "b.json", json.dumps(["p", {"text": "q"}])))) == ["p", "q"]
+    twice = b'{"a": {"text": "1"}, "a": {"text": "2"}}'  # JSON readers keep only the last of them, without an error
+    assert said(read(put(tmp_path, "c.json", twice))) == ["1", "2"]
     assert read(put(tmp_path, "e.json", b"\xef\xbb\xbf [ ] ")) == read(put(tmp_path, "f.json", b"{}")) == []
 
 
@@ -208,7 +190,7 @@ def test_byte_order_marks_and_surrogates_and_foreign_bytes_are_repaired_one_by_o
         b'{"text": "\xe4\xb8\xad cut \xe4\xb8"}',
     ]
     items = read(put(tmp_path, "a.jsonl", b"\n".join(lines)))
-    assert texts(items) == [
+    assert said(items) == [
         "with mark",
         "pair \U0001f600",
         "lone \ufffd end",
@@ -238,7 +220,7 @@ def test_lines_do_not_depend_on_the_size_of_reads(tmp_path, monkeypatch, chunk):
 
 
 def test_a_text_file_is_a_document_or_several_between_separators(tmp_path):
-    assert texts(read(put(tmp_path, "a.txt", "one\n\ntwo\n"))) == ["one\n\ntwo"]
+    assert said(read(put(tmp_path, "a.txt", "one\n\ntwo\n"))) == ["one\n\ntwo"]
     items = read(
         put(
             tmp_path,
@@ -246,40 +228,40 @@ def test_a_text_file_is_a_document_or_several_between_separators(tmp_path):
             "one\nmore\n<|endoftext|>\ntwo <|endoftext|> inside\n <|endoftext|> \r\nthree\n<|endoftext|>\n",
         )
     )
-    assert texts(items) == ["one\nmore", "two <|endoftext|> inside", "three"]
+    assert said(items) == ["one\nmore", "two <|endoftext|> inside", "three"]
     assert [i.record for i in items] == [0, 1, 2]
-    assert texts(read(put(tmp_path, "c.md", "\ufeff# Title\n"))) == ["# Title"]
+    assert said(read(put(tmp_path, "c.md", "\ufeff# Title\n"))) == ["# Title"]
 
 
 def test_a_text_file_is_cut_at_the_lines_that_match(tmp_path):
     book = "Preface\n第一回 a\nx\n第 y\r\n第二回 b\r\nz\n<|endoftext|>\n第三回\n"
     items = read(put(tmp_path, "a.txt", book), cut="^第.回")
-    assert texts(items) == ["Preface", "第一回 a\nx\n第 y\r", "第二回 b\r\nz", "第三回"]
-    assert texts(read(put(tmp_path, "b.txt.gz", gzip.compress(book.encode())), cut="^第.回")) == texts(items)
-    assert texts(read(put(tmp_path, "c.txt", "\n\n第一回\n"), cut="^第.回")) == ["第一回"]
+    assert said(items) == ["Preface", "第一回 a\nx\n第 y\r", "第二回 b\r\nz", "第三回"]
+    assert said(read(put(tmp_path, "b.txt.gz", gzip.compress(book.encode())), cut="^第.回")) == said(items)
+    assert said(read(put(tmp_path, "c.txt", "\n\n第一回\n"), cut="^第.回")) == ["第一回"]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_lines_of_every_kind_of_line_end_separate_and_cut(tmp_path, end):
     book = end.join(["Preface", "第一回 a", "x", "<|endoftext|>", "y", " <|endoftext|> ", "第二回 b", "z", ""])
-    whole = texts(read(put(tmp_path, "a.txt", book)))
+    whole = said(read(put(tmp_path, "a.txt", book)))
     assert [t.split() for t in whole] == [["Preface", "第一回", "a", "x"], ["y"], ["第二回", "b", "z"]]
-    cut = texts(read(put(tmp_path, "b.txt", book), cut="^第.回"))
+    cut = said(read(put(tmp_path, "b.txt", book), cut="^第.回"))
     assert [t.split() for t in cut] == [["Preface"], ["第一回", "a", "x"], ["y"], ["第二回", "b", "z"]]
     long = put(
         tmp_path, "c.txt", end.join(["word " * 40_000, "<|endoftext|>", "word " * 300_000, "<|endoftext|>", "end"])
     )
-    assert [len(t.split()) for t in texts(read(long, limit=1 << 22))] == [40_000, 300_000, 1]
+    assert [len(t.split()) for t in said(read(long, limit=1 << 22))] == [40_000, 300_000, 1]
 
 
 def test_a_number_of_more_digits_than_python_converts_harms_no_record(tmp_path):
     digits = "7" * 5000
     rows = f'{{"id": {digits}, "text": "one"}}\n{{"id": -{digits}, "text": "two"}}\n'
     items = read(put(tmp_path, "a.jsonl", rows))
-    assert texts(items) == ["one", "two"]
-    assert texts(read(put(tmp_path, "b.json", f"[{rows.splitlines()[0]}]"))) == ["one"]
-    assert texts(read(put(tmp_path, "c.jsonl", rows), text="{id} {text}")) == [f"{digits} one", f"-{digits} two"]
-    assert texts(read(put(tmp_path, "d.jsonl", f'{{"id": {digits}, "text": "one"\n'))) == ["broken_json"]
+    assert said(items) == ["one", "two"]
+    assert said(read(put(tmp_path, "b.json", f"[{rows.splitlines()[0]}]"))) == ["one"]
+    assert said(read(put(tmp_path, "c.jsonl", rows), text="{id} {text}")) == [f"{digits} one", f"-{digits} two"]
+    assert said(read(put(tmp_path, "d.jsonl", f'{{"id": {digits}, "text": "one"\n'))) == ["broken_json"]
 
 
 @given(
@@ -299,7 +281,7 @@ def test_text_loses_nothing_but_separators_and_blank_documents(lines, chunk, end
             now.append(line)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plain_text, "CHUNK", chunk)
-        got = texts(read_text(io.BytesIO(data), "a", DocumentBuilder("{text}", "^#", LIMITS)))
+        got = said(read_text(io.BytesIO(data), "a", DocumentBuilder("{text}", "^#", LIMITS)))
     assert [t.rstrip("\r\n") for t in got] == [t.rstrip("\r\n") for t in expected if t.strip()]
 
 
@@ -329,11 +311,11 @@ def test_csv_gives_the_fields_that_were_written(tmp_path_factory, rows, kind):
     writer.writerows([("text", "n"), *rows])
     path = put(tmp_path_factory.mktemp("csv"), name, "\ufeff" + out.getvalue())
     items = read(path, "{text}|{n}")
-    assert texts(items) == [f"{a}|{b}" for a, b in rows]
+    assert said(items) == [f"{a}|{b}" for a, b in rows]
     assert [i.record for i in items] == list(range(len(rows)))
 
 
-def test_csv_rows_that_went_wrong_take_no_other_with_them(tmp_path):
+def test_a_bad_csv_row_harms_no_other(tmp_path):
     lines = [
         "n,text",
         "1,one",
@@ -351,7 +333,7 @@ def test_csv_rows_that_went_wrong_take_no_other_with_them(tmp_path):
     ]
     data = "\n".join(lines).encode()
     items = read(put(tmp_path, "a.csv", data))
-    assert texts(items) == [
+    assert said(items) == [
         "one",
         "ragged_row 1 of 2 fields",
         "broken_csv",
@@ -368,7 +350,7 @@ def test_csv_rows_that_went_wrong_take_no_other_with_them(tmp_path):
         if isinstance(item, Bad):
             assert data[item.offset :].decode().startswith(item.excerpt)
     long = read(put(tmp_path, "b.csv", "text\n" + "x" * 200_000 + "\ny\n" + "z" * 300_000 + "\nw\n"), limit=250_000)
-    assert texts(long) == ["x" * 200_000, "y", "record_too_long", "w"]  # the module's own limit is 131,072
+    assert said(long) == ["x" * 200_000, "y", "record_too_long", "w"]  # the module's own limit is 131,072
     with pytest.raises(DataError, match=r"no column 'text'.*n, txt"):
         read(put(tmp_path, "c.csv", "n,txt\n1,2\n"))
     with pytest.raises(DataError, match="more than one column 'text'"):
@@ -378,7 +360,7 @@ def test_csv_rows_that_went_wrong_take_no_other_with_them(tmp_path):
 def test_unknown_suffix_names_the_formats(tmp_path):
     with pytest.raises(DataError, match=r"\.doc.*jsonl"):
         read(put(tmp_path, "a.doc", b"x"))
-    assert texts(read(put(tmp_path, "a.doc", b"x"), format="txt")) == ["x"]
+    assert said(read(put(tmp_path, "a.doc", b"x"), format="txt")) == ["x"]
 
 
 def test_templates_write_lists_as_lines_bullets_and_numbers():

@@ -1,4 +1,4 @@
-"""Units: for every size of a unit, together they are the whole file; each reads alone, in any order and process."""
+"""Units: together they give the file, for every size of a unit; each can be read in any order and process."""
 
 import dataclasses
 import gzip
@@ -20,11 +20,11 @@ from foundry.data.read.records import Bad, Document
 from foundry.data.read.units import Limits, Unit, plan_units, read_unit
 
 LIMITS = Limits(1 << 20, 1000, 1 << 30)
-WHOLE = 1 << 40
+ONE = 1 << 40  # bytes: a file is one unit
 
 
 def items(raw, sources, unit_bytes, limits=LIMITS):
-    """All units' items, with the records numbered through each file; and the units."""
+    """The items of all units, with the records numbered through each file; and the units."""
     out, base, last = [], 0, None
     units = plan_units(raw, sources, unit_bytes, limits)
     for unit in units:
@@ -52,7 +52,7 @@ LINE = st.one_of(
     st.sampled_from([40, 1 << 20]),
 )
 @settings(max_examples=300, deadline=None)
-def test_units_of_json_lines_are_the_whole_file_for_every_size(tmp_path_factory, lines, ends, final, unit_bytes, limit):
+def test_units_of_json_lines_give_the_file_for_every_size(tmp_path_factory, lines, ends, final, unit_bytes, limit):
     data = b"".join(line + end for line, end in zip(lines, ends, strict=False))
     data = data if final else data.removesuffix(b"\n").removesuffix(b"\r")
     folder = tmp_path_factory.mktemp("units")
@@ -60,9 +60,9 @@ def test_units_of_json_lines_are_the_whole_file_for_every_size(tmp_path_factory,
     limits = Limits(limit, 1000, 1 << 30)
     got, units = items(folder, [raw_source("a.jsonl")], unit_bytes, limits)
     assert len(units) == max(1, -(-len(data) // unit_bytes))
-    assert got == items(folder, [raw_source("a.jsonl")], WHOLE, limits)[0]
+    assert got == items(folder, [raw_source("a.jsonl")], ONE, limits)[0]
 
-    offset, expected = 0, []  # by another way
+    offset, expected = 0, []  # computed in another way
     for line in data.split(b"\n"):
         if line.strip():
             expected.append((offset, line))
@@ -80,13 +80,13 @@ def test_every_size_of_a_unit_gives_the_same_for_one_hard_file(tmp_path):
     hard = ["שלום \u202bעולם\u202c", "👩‍👩‍👧‍👦 and 🇩🇪", "e\u0301 \u200b \ufeff", "a\u2028b\x85c\r", "", "中文" * 30]
     data = b"\r\n".join(json.dumps({"text": t}, ensure_ascii=False).encode() for t in hard) + b"\n\n\nnot json\n"
     (tmp_path / "a.jsonl").write_bytes(data)
-    whole, _ = items(tmp_path, [raw_source("a.jsonl")], WHOLE)
+    whole, _ = items(tmp_path, [raw_source("a.jsonl")], ONE)
     assert [i.text for i in whole[:-1]] == hard and whole[-1].reason == "broken_json"
     for unit_bytes in range(1, len(data) + 2):
         assert items(tmp_path, [raw_source("a.jsonl")], unit_bytes)[0] == whole
 
 
-def test_units_travel_and_are_read_in_any_order(tmp_path):
+def test_units_can_be_sent_and_read_in_any_order(tmp_path):
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_text("".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(50)))
     sources = [raw_source("b.jsonl"), raw_source("a.jsonl", "b.jsonl")]
@@ -126,8 +126,8 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@pytest.mark.parametrize("unit_bytes", [1, 700, 2000, WHOLE])
-def test_tables_are_cut_at_row_groups_and_batches(tmp_path, table, name, unit_bytes):
+@pytest.mark.parametrize("unit_bytes", [1, 700, 2000, ONE])
+def test_tables_are_divided_at_row_groups_and_batches(tmp_path, table, name, unit_bytes):
     WRITERS[name](table, tmp_path / name)
     sources = [raw_source(name, text="{text}: {tags} {meta.year}")]
     got, units = items(tmp_path, sources, unit_bytes)
@@ -136,7 +136,7 @@ def test_tables_are_cut_at_row_groups_and_batches(tmp_path, table, name, unit_by
     ]
     assert [i.text if isinstance(i, Document) else i.reason for i in got] == expected
     if name != "a.arrow":  # a stream has no index
-        assert (len(units) == 1) == (unit_bytes == WHOLE) and (unit_bytes > 1 or len(units) == 12)
+        assert (len(units) == 1) == (unit_bytes == ONE) and (unit_bytes > 1 or len(units) == 12)
     with gzip.open(tmp_path / f"{name}.gz", "wb") as f:
         f.write((tmp_path / name).read_bytes())
     packed, units = items(tmp_path, [raw_source(f"{name}.gz", text=sources[0].text)], unit_bytes)
@@ -145,13 +145,13 @@ def test_tables_are_cut_at_row_groups_and_batches(tmp_path, table, name, unit_by
 
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=8), st.integers(1, 500))
 @settings(max_examples=60, deadline=None)
-def test_units_of_a_zip_archive_are_the_whole_for_every_size(tmp_path_factory, sizes, unit_bytes):
+def test_units_of_a_zip_archive_give_the_archive_for_every_size(tmp_path_factory, sizes, unit_bytes):
     folder = tmp_path_factory.mktemp("zip")
     with zipfile.ZipFile(folder / "a.zip", "w") as z:
         for i, n in reversed(list(enumerate(sizes))):
             z.writestr(f"d/{i}.jsonl", (json.dumps({"text": str(i)}) + "\n") * n)
     got, _ = items(folder, [raw_source("a.zip")], unit_bytes)
-    assert got == items(folder, [raw_source("a.zip")], WHOLE)[0]
+    assert got == items(folder, [raw_source("a.zip")], ONE)[0]
     assert [(i.file, i.text) for i in got] == [
         (f"a.zip!d/{i}.jsonl", str(i)) for i, n in enumerate(sizes) for _ in range(n)
     ]
@@ -164,7 +164,7 @@ def test_a_row_that_is_not_utf8_does_not_fail_its_column(tmp_path, kind, name):
         [b"good", b"caf\xe9 and more", "中文".encode()], pa.binary() if kind == pa.string() else pa.large_binary()
     )
     WRITERS[name](pa.table({"text": pa.Array.from_buffers(kind, 3, values.buffers())}), tmp_path / name)
-    got, _ = items(tmp_path, [raw_source(name)], WHOLE)
+    got, _ = items(tmp_path, [raw_source(name)], ONE)
     assert [i.text for i in got] == ["good", "café and more", "中文"]
     assert [i.repaired for i in got] == [False, True, False]
 
@@ -177,22 +177,22 @@ def test_dictionary_binary_and_view_columns_are_text_too(tmp_path, name):
         "view": pa.array(["1", "2", "3"], pa.string_view()),
     }
     WRITERS[name](pa.table(columns), tmp_path / name)
-    got, _ = items(tmp_path, [raw_source(name, text="{text}{raw}{view}")], WHOLE)
+    got, _ = items(tmp_path, [raw_source(name, text="{text}{raw}{view}")], ONE)
     assert [i.text for i in got] == ["ux1", "vy2", "uz3"]
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_columns_that_are_missing_or_hold_no_text_are_named_with_the_others(tmp_path, table, name):
+def test_columns_that_are_missing_or_not_text_are_named_with_the_others(tmp_path, table, name):
     WRITERS[name](table, tmp_path / name)
-    for text, told in {
+    for text, message in {
         "{body}": r"no column 'body'.*text \(string\), n \(int64\)",
         "{n}": r"'n' is int64; its columns are text \(string\), n",
         "{text} {meta}": r"'meta' is struct",
         "{meta.day} {text}": r"'meta.day' is struct<year: int64>",
     }.items():
-        with pytest.raises(DataError, match=told):
-            items(tmp_path, [raw_source(name, text=text)], WHOLE)
-    assert len(items(tmp_path, [raw_source(name, text="{text} {n}")], WHOLE)[0]) == 100  # numbers beside text
+        with pytest.raises(DataError, match=message):
+            items(tmp_path, [raw_source(name, text=text)], ONE)
+    assert len(items(tmp_path, [raw_source(name, text="{text} {n}")], ONE)[0]) == 100  # numbers beside text
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl", "a.json"])
@@ -211,7 +211,7 @@ def test_the_address_of_a_record_comes_with_it(tmp_path, name):
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("format", ["jsonl", "json", "html", "parquet", "arrow"])
-def test_the_content_tells_the_format_where_no_suffix_does(tmp_path, format, suffix):
+def test_the_content_shows_the_format_where_no_suffix_does(tmp_path, format, suffix):
     sink = io.BytesIO()
     rows = pa.table({"text": ["one", "two"]})
     if format == "parquet":
