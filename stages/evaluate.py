@@ -22,11 +22,12 @@ from foundry.evaluation.plots import TrainingCurves, plot_curves, write_plot_tab
 from foundry.evaluation.report_page import write_report_page
 from foundry.evaluation.tasks import write_tasks
 from foundry.models import MiniLLM, load_trained_model
+from foundry.models.training_report import read_training
 from foundry.tokenizers import Tokenizer
 from foundry.utils.cleaning_report import read_cleaning
 from foundry.utils.device import prepare_device
 from foundry.utils.evaluation_report import EvaluationReport, HarnessScore
-from foundry.utils.files import atomic_dir, atomic_write, read_json, write_text
+from foundry.utils.files import atomic_dir, atomic_write, write_text
 from foundry.utils.stage import run_stage
 
 OUT = Path("artifacts/evaluation")
@@ -52,9 +53,8 @@ def work(cfg: Config, log: logging.Logger) -> None:
     plot_curves(curves, report.ppmd, "reports/loss.png")
     write_plot_tables(report.calibration, report.by_position, "reports")
     write_text("reports/samples.md", samples_markdown(found.samples, cfg.evaluate))
-    train = read_json("reports/train.json", "the report of the train stage; run `dvc repro train`")
-    cleaning = read_cleaning("reports/clean.json")
-    write_report_page("reports/report.html", report, train, cleaning, found.samples, curves)
+    training, cleaning = read_training("reports/train.json"), read_cleaning("reports/clean.json")
+    write_report_page("reports/report.html", report, training, cleaning, found.samples, curves)
     report.write("reports/evaluate.json")
     _log_summary(report, log)
 

@@ -15,10 +15,11 @@ if __name__ == "__main__":
 
 from foundry.config import Config
 from foundry.models import save_model
+from foundry.models.training_report import TrainingReport
 from foundry.tracking import DatasetRef, Tracker, tracking_uri
 from foundry.training.trainer import Trainer
 from foundry.utils.distributed import launch, world
-from foundry.utils.files import atomic_write, write_json
+from foundry.utils.files import atomic_write
 from foundry.utils.stage import run_stage
 
 
@@ -51,15 +52,16 @@ def work(cfg: Config, log: logging.Logger) -> None:
         save_model("artifacts/model", result.model, result.facts)
         _write_rows("reports/train.csv", result.curve)
         _write_rows("reports/validation.csv", result.validations)
-        last = {k: v for k, v in result.validations[-1].items() if k.startswith("val_")}
-        write_json(
-            "reports/train.json",
-            {**trainer.plan.to_dict(), **result.facts.to_json(), "loss": result.curve[-1]["loss"], **last},
+        last = result.validations[-1]
+        report = TrainingReport(
+            **{**trainer.plan.to_dict(), **result.facts.to_json()},
+            loss=result.curve[-1]["loss"],
+            val_loss=last["val_loss"],
+            val_bits_per_byte=last["val_bits_per_byte"],
         )
+        report.write("reports/train.json")
         log.info(
-            "wrote artifacts/model: %d steps, validation %.4f bits per byte",
-            result.facts.steps,
-            last["val_bits_per_byte"],
+            "wrote artifacts/model: %d steps, validation %.4f bits per byte", report.steps, report.val_bits_per_byte
         )
 
 

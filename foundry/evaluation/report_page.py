@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from foundry.evaluation.continuations import PromptSample
 from foundry.evaluation.plots import TrainingCurves, calibration_svg, curves_svg, position_svg
+from foundry.models.training_report import TrainingReport
 from foundry.utils.cleaning_report import CleaningReport
 from foundry.utils.evaluation_report import EvaluationReport
 from foundry.utils.files import write_text
@@ -17,22 +17,18 @@ from foundry.utils.html_page import render_page
 def write_report_page(
     path: str | Path,
     report: EvaluationReport,
-    train: dict[str, Any],
+    training: TrainingReport,
     cleaning: CleaningReport,
     samples: Sequence[PromptSample],
     curves: TrainingCurves,
 ) -> None:
-    """Renders the page.
-
-    Args:
-        train: the content of `reports/train.json`.
-    """
+    """Renders the page."""
     page = render_page(
         "Model report",
         __package__,
         "report_page.html",
         r=report,
-        t=train,
+        t=training,
         c=cleaning,
         samples=samples,
         ppmd=report.ppmd,

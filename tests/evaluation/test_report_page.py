@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from scoring import tiny
@@ -13,9 +14,11 @@ from foundry.evaluation.full_evaluation import evaluate_model
 from foundry.evaluation.plots import TrainingCurves
 from foundry.evaluation.report_page import write_report_page
 from foundry.models import ModelFacts
+from foundry.models.training_report import read_training
 from foundry.utils.cleaning_report import CleaningReport
 from foundry.utils.log import get_logger
 
+REPORTS = Path(__file__).resolve().parents[2] / "reports"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SOURCE = {"name": "one", "url": "file:corpus/a.txt", "lang": "en", "license": "CC0-1.0"}
 EVIL = "<img src=x onerror=alert(1)>{{ 7 * 7 }}"
@@ -50,7 +53,7 @@ def evaluation(shards, clean, tokenizer):
 
 @pytest.fixture(scope="module")
 def page(evaluation, tmp_path_factory):
-    train = {"params": 12345, "tokens": 4096, "epochs": 1.5, "index_sha256": "1" * 64, "tokenizer_sha256": "2" * 64}
+    training = read_training(REPORTS / "train.json")
     documents = {"incoming": 10, "kept": 8, "dropped": {"too_short": 2}, "repaired": {}}
     cleaning = CleaningReport(
         documents=documents,
@@ -65,7 +68,7 @@ def page(evaluation, tmp_path_factory):
     tokens = [float(t) for t in steps]
     curves = TrainingCurves(tokens, [6 - t / 9 for t in steps], [0.1] * 8, tokens, [4 - t / 9 for t in steps])
     path = tmp_path_factory.mktemp("page") / "report.html"
-    args = (evaluation.report, train, cleaning, evaluation.samples, curves)
+    args = (evaluation.report, training, cleaning, evaluation.samples, curves)
     write_report_page(path, *args)
     first = path.read_bytes()
     write_report_page(path, *args)
