@@ -96,10 +96,10 @@ class Writers:
         with ExitStack() as stack:
             room = total_bytes(tensors, boxes)
             folder = Path(self.main(lambda: str(stack.enter_context(atomic_dir(path, needed=room)))))
-            records = self.together(lambda: write_part(folder, self.rank, tensors, boxes))
-            self.main(lambda: write_marker(folder, records, values))
+            contents = self.together(lambda: write_part(folder, self.rank, tensors, boxes))
+            self.main(lambda: write_marker(folder, contents, values))
             self.main(stack.close)
-        return list(records[self.rank]["files"])
+        return list(contents[self.rank].files)
 
 
 class Checkpoints:

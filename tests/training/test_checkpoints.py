@@ -155,7 +155,7 @@ def test_a_checkpoint_of_some_processes_is_read_by_others_part_by_part(tmp_path,
     assert all(torch.equal(total[k], whole[k]) for k in whole)
     if min(readers, writers) > 1:  # nobody reads all files
         assert len(read) < readers * (len(list(tmp_path.glob("part-*"))) + 1)
-    lost = next(iter(records[0]["files"]))
+    lost = next(iter(records[0].files))
     (tmp_path / lost).unlink()
     with pytest.raises(CheckpointError, match=f"{lost} cannot be read"):
         load_checkpoint(tmp_path)
