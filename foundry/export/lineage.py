@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, ValidationError
+from pydantic import AfterValidator
 
 from foundry.config import DataError, ExportError
-from foundry.export.proof import Record
 from foundry.utils.files import read_json, sha256_file, sha256_json
+from foundry.utils.records import Record
 
 if TYPE_CHECKING:  # loads torch
     from foundry.models import ModelFacts
@@ -167,17 +167,8 @@ def read_lineage(folder: str | Path) -> Lineage:
         ExportError: if the folder has none, it is damaged, or another version of Foundry wrote it; the message names the file
             and what is wrong in it.
     """
-    path = Path(folder) / NAME
-    content = read_json(path, "the lineage of an export; `foundry verify --repair` restores it", ExportError)
-    try:
-        return Lineage.model_validate(content)
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "its content"
-        raise ExportError(
-            f"{path} is not the lineage of an export of this version of Foundry: {where}: {first['msg']}. "
-            "`foundry verify --repair` restores a damaged one; `dvc repro export` writes it again"
-        ) from None
+    what = "the lineage of an export; `foundry verify --repair` restores a damaged one, `dvc repro export` writes it again"
+    return Lineage.read(Path(folder) / NAME, what, ExportError)
 
 
 def linked_files(lineage: Lineage) -> Iterator[LinkedFile]:

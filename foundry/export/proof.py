@@ -8,13 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-
-class Record(BaseModel):
-    """A part of a file that the export writes: immutable, strict about types, closed to unknown keys, infinity and NaN."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+from foundry.utils.bootstrap import Interval
+from foundry.utils.records import Record
 
 
 class WeightsProof(Record):
@@ -126,7 +121,7 @@ class LlamaCppProof(Record):
 
 
 class LlamaCppMissing(Record):
-    """llama.cpp was not asked, and why."""
+    """llama.cpp is not installed, so nothing was compared with it."""
 
     proved: Literal[False] = False
     why: str
@@ -142,14 +137,6 @@ class Proof(Record):
     settings: SettingsProof
     gguf: dict[str, GGUFProof]
     llama_cpp: LlamaCppProof | LlamaCppMissing
-
-
-class Interval(Record):
-    """A number with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class BitsPerByte(Record):

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from foundry.export.gguf_read import load_gguf
-from foundry.export.proof import BitsPerByte, FormatCost, FormatCosts, Interval
+from foundry.export.proof import BitsPerByte, FormatCost, FormatCosts
 from foundry.models import MiniLLM
 from foundry.models.scoring import LOGITS, score_documents
-from foundry.utils.bootstrap import bootstrap, percentiles_95
+from foundry.utils.bootstrap import Interval, bootstrap, percentiles_95
 from foundry.utils.targets import IGNORE
 
 RESAMPLES = 1000
@@ -95,4 +95,4 @@ def _interval(nats: np.ndarray, n_bytes: np.ndarray) -> Interval:
     """Bits per byte with a 95 % bootstrap percentile interval over documents, seeded."""
     draws = bootstrap(lambda drawn: _bits(nats[drawn], n_bytes[drawn], 9), len(nats), RESAMPLES, seed=0)
     low, high = percentiles_95(draws)
-    return Interval(value=_bits(nats, n_bytes, 5), low=round(low, 5), high=round(high, 5))
+    return Interval.rounded(_bits(nats, n_bytes, 5), low, high, 5)

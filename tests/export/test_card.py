@@ -17,7 +17,6 @@ from foundry.export.proof import (
     FormatCost,
     FormatCosts,
     GreedyProof,
-    Interval,
     LlamaCppFormat,
     LlamaCppProof,
     LlamaCppTokenIds,
@@ -26,6 +25,7 @@ from foundry.export.proof import (
 )
 from foundry.models import ModelFacts
 from foundry.models.accounting import train_flops_per_token
+from foundry.utils.bootstrap import Interval
 
 BPB = {"value": 1.2345, "low": 1.2, "high": 1.3}
 FACTS = ModelFacts(

@@ -8,8 +8,8 @@ import torch
 
 from foundry.export import export_gguf
 from foundry.export.gguf_read import load_gguf
-from foundry.export.proof import Interval
 from foundry.export.quantised import Scored, measure
+from foundry.utils.bootstrap import Interval
 
 KINDS = ("f32", "f16", "bf16", "q8_0", "q4_0")
 
