@@ -1,9 +1,9 @@
-"""What parameters alone decide about an export: everything that would be refused after training, as reasons beforehand.
+"""What an export cannot carry, decided from the parameters: the reasons are known before anything is trained.
 
 An export is one model in two formats: a Hugging Face folder (Llama or Qwen3) and GGUF files for llama.cpp. What either
-cannot carry exactly is refused, so that the same model never answers differently in another engine. The rules about
-symbols follow llama.cpp's `llama-vocab.cpp` (version of 2026-10) and the `tokenizers` library; `tests/export/test_symbols.py`
-runs all three engines on both sides of each rule.
+cannot represent exactly is refused, so that the same model never answers differently in another engine. The rules about
+symbols follow llama.cpp's `llama-vocab.cpp` (version of 2026-10) and the `tokenizers` library;
+`tests/export/test_symbols.py` runs all three engines on both sides of each rule.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from foundry.config.corpus import CONTROL_SYMBOLS
 
 BLOCK = 32  # numbers of a row that share a scale in the block formats
 BLOCK_FORMATS = ("q8_0", "q4_0")
-# Texts that llama.cpp takes for control tokens, whatever type the file says: ends of a generation, parts of fill-in-the-middle.
-LLAMA_CPP_TEXTS = frozenset((
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>",
-    "[EOT]", "<end_of_utterance>", "<|eom_id|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "[EOS]",
-    "<eos>", "<turn|>", "<|tool_response>", "[e~[", "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<PRE>",
-    "<|code_prefix|>", "<|prefix|>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<SUF>", "<|code_suffix|>",
-    "<|suffix|>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<MID>", "<|code_middle|>", "<|middle|>",
-    "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>",
-    "<REPO>", "<reponame>", "<|file_sep|>",
-))  # fmt: skip
+# Texts that llama.cpp takes for control tokens, whatever type the file gives them: they end a generation, or are parts
+# of fill-in-the-middle.
+_CONTROL_TEXTS = """
+    <|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <EOT> _<EOT> [EOT] <end_of_utterance>
+    <|eom_id|> <|return|> <|call|> <|calls|> <|flush|> [EOS] <eos> <turn|> <|tool_response> [e~[
+    <|fim_prefix|> <fim-prefix> <fim_prefix> <PRE> <|code_prefix|> <|prefix|>
+    <|fim_suffix|> <fim-suffix> <fim_suffix> <SUF> <|code_suffix|> <|suffix|>
+    <|fim_middle|> <fim-middle> <fim_middle> <MID> <|code_middle|> <|middle|>
+    <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>
+"""
+LLAMA_CPP_TEXTS = frozenset(_CONTROL_TEXTS.split())
 # llama.cpp changes the special tokens of models with these in their name, and refuses those that lack Phi-3's.
 LLAMA_CPP_NAMES = ("phi-3", "phi3")
 
 
 def export_problems(cfg: Config) -> list[str]:
-    """Why the model of these parameters cannot be exported; empty if nothing that parameters decide stands in the way.
+    """Why a model with these parameters cannot be exported; empty if the parameters allow it.
 
-    A pure function; each reason names its parameter and what to change.
+    A pure function. Each reason names its parameter and says what to change.
     """
     return [
         *model_problems(cfg.model),
@@ -55,22 +56,24 @@ def refuse(problems: list[str]) -> None:
 
 
 def model_problems(cfg: ModelConfig) -> list[str]:
-    """Architectures that no class of transformers and llama.cpp that this project exports can compute."""
+    """Why the exported classes of transformers and llama.cpp cannot compute the architecture."""
     problems = [
-        f"model.{key} is {getattr(cfg, key):g}, and Llama and Qwen3 in transformers and llama.cpp have no such thing: train with 0"
+        f"model.{key} is {getattr(cfg, key):g}, which Llama and Qwen3 do not have in other engines: train with 0"
         for key in ("logit_softcap", "sliding_window")
         if getattr(cfg, key)
     ]
     if not struct.unpack("<f", struct.pack("<f", cfg.norm_eps))[0]:
-        problems.append(f"model.norm_eps is {cfg.norm_eps:g}, which is 0 in llama.cpp's 32-bit numbers")
+        problems.append(
+            f"model.norm_eps is {cfg.norm_eps:g}, which is 0 in the 32-bit numbers of llama.cpp: train with a larger one"
+        )
     return problems
 
 
 def format_problems(cfg: ModelConfig, kinds: Iterable[str]) -> list[str]:
-    """Number formats that cannot hold the model's rows.
+    """Why number formats cannot represent the model's rows.
 
-    Q8_0 and Q4_0 keep 32 numbers of a row as one block. A file that held some matrices in another format would bear a
-    name that is not true of it, so there is no fallback.
+    Q8_0 and Q4_0 store 32 numbers of a row as one block. The name of a file with some matrices in another format would
+    be wrong, so there is no fallback.
     """
     odd = [f"model.{key} is {n}" for key, n in (("dim", cfg.dim), ("ffn_dim", cfg.ffn_dim)) if n % BLOCK]
     blocked = [k for k in kinds if k in BLOCK_FORMATS]
@@ -84,7 +87,7 @@ def format_problems(cfg: ModelConfig, kinds: Iterable[str]) -> list[str]:
 
 
 def tokenizer_problems(kind: str, byte_fallback: bool, symbols: Iterable[str]) -> list[str]:
-    """Tokenizers whose ids transformers or llama.cpp would not give.
+    """Why transformers or llama.cpp would give other token ids than the tokenizer.
 
     Args:
         kind: `tokenizer.kind`.
@@ -93,11 +96,11 @@ def tokenizer_problems(kind: str, byte_fallback: bool, symbols: Iterable[str]) -
     problems = []
     if kind != "bpe":
         problems.append(
-            f"tokenizer.kind is {kind}: llama.cpp does not give the token ids of such a model; train with bpe to export"
+            f"tokenizer.kind is {kind}: llama.cpp gives other token ids for such a tokenizer; to export, train with bpe"
         )
     if not byte_fallback:
         problems.append(
-            "tokenizer.byte_fallback is false: llama.cpp aborts on such a vocabulary; train with true to export"
+            "tokenizer.byte_fallback is false: llama.cpp aborts on such a vocabulary; to export, train with true"
         )
     symbols = list(symbols)
     for s in symbols:
@@ -107,22 +110,23 @@ def tokenizer_problems(kind: str, byte_fallback: bool, symbols: Iterable[str]) -
 
 
 def name_problems(name: str) -> list[str]:
-    """Model names to which llama.cpp gives a meaning."""
+    """Why llama.cpp would misread a model because of its name."""
     found = [part for part in LLAMA_CPP_NAMES if part in name.lower()]
     if not found:
         return []
     return [
-        f"export.model_name is {name}: llama.cpp takes a name with {found[0]!r} for Microsoft's Phi-3; use another one"
+        f"export.model_name is {name}: llama.cpp takes a model with {found[0]!r} in its name for Microsoft's Phi-3; "
+        "use another name"
     ]
 
 
 def interpreter_problems() -> list[str]:
-    """What stops this interpreter from loading an export for the proof: transformers builds its classes from docstrings."""
+    """Why this interpreter cannot load an export for the proof: transformers builds its classes from docstrings."""
     if sys.flags.optimize < 2:
         return []
     return [
-        f"Python runs with optimisation level {sys.flags.optimize} (PYTHONOPTIMIZE or -OO), which removes the docstrings that "
-        "transformers reads: unset PYTHONOPTIMIZE or set it to 1"
+        f"Python runs with optimisation level {sys.flags.optimize} (PYTHONOPTIMIZE or -OO), which removes the "
+        "docstrings that transformers reads: unset PYTHONOPTIMIZE or set it to 1"
     ]
 
 
@@ -138,8 +142,8 @@ def _symbol_problem(symbol: str, others: list[str]) -> str | None:
     if symbol in LLAMA_CPP_TEXTS:
         return "to which llama.cpp gives a meaning of its own (an end of the text, or a marker): use another spelling"
     for control in CONTROL_SYMBOLS:
-        # transformers looks for both at once: the first in the text wins, a typed control symbol hides a user symbol, and a
-        # user symbol swallows the marker after a message.
+        # transformers looks for both at once and takes the first in the text: a typed control symbol hides a user
+        # symbol, and a user symbol swallows the marker after a message.
         if symbol in control or control in symbol or overlap(control, symbol) or overlap(symbol, control):
             return f"which overlaps the control symbol {control}: use another spelling"
     for other in others:

@@ -1,9 +1,9 @@
 """The GGUF file for llama.cpp, by the `gguf` package.
 
-llama.cpp's llama architecture rotates neighbouring pairs, ours and Hugging Face's rotate halves: rows of q and k are
-permuted here (leaving that out loads and gives fluent nonsense). Its qwen3 architecture, for models with qk_norm, rotates
-halves: nothing is permuted. Scores, token types and `add_space_prefix: false`
-decide the token ids; every one is written.
+llama.cpp's llama architecture rotates neighbouring pairs; ours and Hugging Face's rotate halves. So rows of q and k are
+permuted here (a file without the permutation loads and gives fluent nonsense). Its qwen3 architecture, for models with
+qk_norm, rotates halves: nothing is permuted. Scores, token types and `add_space_prefix: false` decide the token ids;
+all of them are written.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def gguf_tensors(model: MiniLLM) -> dict[str, np.ndarray]:
 
 
 def check_vocabulary(tokenizer: Tokenizer) -> None:
-    """Refuses two tokens of one text: llama.cpp aborts the process that loads such a file.
+    """Refuses two tokens with the same text: llama.cpp aborts the process that loads such a file.
 
     Raises:
         ExportError: naming the text and both ids.
@@ -88,23 +88,23 @@ def number_type(w: np.ndarray, kind: str) -> gguf.GGMLQuantizationType:
 
 
 def encoded(name: str, w: np.ndarray, kind: str) -> np.ndarray:
-    """The array as the file holds it.
+    """The bytes of the tensor in the file.
 
     Raises:
-        ExportError: if the number format cannot hold the tensor.
+        ExportError: if the number format cannot represent the tensor.
     """
     check_rows(name, w, kind)
     w = np.ascontiguousarray(w, np.float32)
     largest = float(np.abs(w).max())
     if not largest <= (65504 if kind == "f16" and w.ndim == 2 else np.finfo(np.float32).max):
         raise ExportError(
-            f"{name} has a value of {largest:g}, which {kind} cannot hold: leave {kind} out of export.gguf_types"
+            f"{name} has a value of {largest:g}, which {kind} cannot represent: leave {kind} out of export.gguf_types"
         )
     return gguf.quants.quantize(w, number_type(w, kind))
 
 
 def check_rows(name: str, w: np.ndarray, kind: str) -> None:
-    """Refuses rows that are no whole number of blocks.
+    """Refuses rows whose length is not a multiple of the block size.
 
     Raises:
         ExportError: naming the tensor.
@@ -112,13 +112,13 @@ def check_rows(name: str, w: np.ndarray, kind: str) -> None:
     block, _ = gguf.GGML_QUANT_SIZES[number_type(w, kind)]
     if w.shape[-1] % block:
         raise ExportError(
-            f"{name} has rows of {w.shape[-1]} numbers, {kind} needs multiples of {block}: "
+            f"{name} has rows of {w.shape[-1]} numbers, but {kind} needs multiples of {block}: "
             f"leave {kind} out of export.gguf_types"
         )
 
 
 def export_gguf(model: MiniLLM, tokenizer: Tokenizer, path: str | Path, kind: str, name: str) -> None:
-    """Writes the file, whole or not at all; the same bytes for the same model.
+    """Writes the file atomically; the same bytes for the same model.
 
     Args:
         kind: number format of the matrices: f32, f16, bf16, q8_0 or q4_0.
@@ -126,25 +126,25 @@ def export_gguf(model: MiniLLM, tokenizer: Tokenizer, path: str | Path, kind: st
 
     Raises:
         ValueError: for an unknown format.
-        ExportError: if the format cannot hold a tensor, or two tokens have the same text.
+        ExportError: if the format cannot represent a tensor, or two tokens have the same text.
     """
     if kind not in TYPES:
         raise ValueError(f"kind must be one of {', '.join(TYPES)}, got {kind!r}")
     check_vocabulary(tokenizer)
     path = Path(path)
     make_folder(path.parent)
-    # The package writes to a path of its own; the copy makes the final name atomic.
+    # The package opens the path itself, so it gets a temporary one; the copy gives the file its final name atomically.
     with (
         disk_errors(path.parent),
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
     ):
         try:
-            _write(Path(folder) / "whole.gguf", model, tokenizer, kind, name)
+            _write(Path(folder) / "complete.gguf", model, tokenizer, kind, name)
         except OSError as e:
-            if e.errno is None:  # NumPy's `tofile`, which the package calls, reports a short write without its number
+            if e.errno is None:  # NumPy's `tofile`, which the package calls, reports a short write without its errno
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from e
             raise
-        with atomic_write(path) as out, open(Path(folder) / "whole.gguf", "rb") as f:
+        with atomic_write(path) as out, open(Path(folder) / "complete.gguf", "rb") as f:
             shutil.copyfileobj(f, out, 1 << 20)
 
 
@@ -198,12 +198,12 @@ def _write(path: Path, model: MiniLLM, tokenizer: Tokenizer, kind: str, name: st
 
 
 def token_text(tokenizer: Tokenizer, i: int) -> str:
-    """A token's text in the file: user symbols as they are typed, since llama.cpp looks for them in the text itself."""
+    """A token's text in the file; a user symbol is written as it is typed, since llama.cpp searches the text for it."""
     return tokenizer.text_of(i) if tokenizer.is_user_defined(i) else tokenizer.piece(i)
 
 
 def token_type(tokenizer: Tokenizer, i: int) -> gguf.TokenType:
-    """llama.cpp's type of a token: what is marked control is never read out of text, user symbols always are."""
+    """llama.cpp's type of a token: text never becomes a control token, and always becomes a user symbol."""
     if i == UNK_ID:
         return gguf.TokenType.UNKNOWN
     if tokenizer.is_control(i):

@@ -27,8 +27,8 @@ FORMATS = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # llama.cpp's 
 BLOCK = 32  # numbers of Q8_0 and Q4_0 that share a scale
 _TYPE = gguf.GGMLQuantizationType
 _BLOCKED = {"q8_0": _TYPE.Q8_0, "q4_0": _TYPE.Q4_0}
-# What the package writes of its own, and the name.
-_FREE = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.name", "general.quantization_version")
+# What the package adds, and the name.
+_UNCHECKED = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.name", "general.quantization_version")
 _HALF = 2**-11  # largest relative rounding of float16; the tiniest lose 2^-25 absolute
 
 
@@ -48,8 +48,8 @@ def prove_gguf(path: Path, kind: str, cfg: ModelConfig, tokenizer: Tokenizer, we
             raise ExportError(f"{path.name}: {key} is missing, expected {str(value)[:80]}")
         if file.fields[key] != value:
             raise ExportError(f"{path.name}: {key} {_difference(file.fields[key], value)}")
-    if extra := sorted(set(file.fields) - set(expected) - set(_FREE)):
-        raise ExportError(f"{path.name}: {extra[0]} = {str(file.fields[extra[0]])[:80]} is not part of such a file")
+    if extra := sorted(set(file.fields) - set(expected) - set(_UNCHECKED)):
+        raise ExportError(f"{path.name}: {extra[0]} = {str(file.fields[extra[0]])[:80]} is not part of an export")
     worst = 0.0
     with safe_open(weights, "pt") as source:
         for hf_name, stored in file.tensors.items():
@@ -75,7 +75,7 @@ def _prove_tensor(what: str, value: Tensor, w: Tensor, kind: str) -> None:
 
 
 def _rounded(w: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """(the source in the number format, how far a right file may be from that): only block formats have any slack."""
+    """(the source in the number format, how far a correct file may be from it): only block formats have any slack."""
     none = torch.zeros(())
     if kind == "f16":
         return w.half().float(), none
@@ -85,11 +85,11 @@ def _rounded(w: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         return w, none
     blocks = w.view(w.shape[0], -1, BLOCK)
     largest = blocks.abs().amax(-1, keepdim=True)
-    if kind == "q8_0":  # a block's scale is its largest magnitude / 127, kept in float16
+    if kind == "q8_0":  # a block's scale is its largest magnitude / 127, stored in float16
         slack = largest / 127 * (0.5 + 127 * _HALF + 1e-4) + 127 * 2**-25
         return w, slack.expand_as(blocks).reshape(w.shape)
-    # Q4_0: whole numbers from -8 to 7, and the largest magnitude becomes -8; what lies beyond 7.5 on the other side is
-    # cut to 7.
+    # Q4_0: integers from -8 to 7, and the largest magnitude becomes -8; what is beyond 7.5 on the other side is clipped
+    # to 7.
     scale = largest / 8
     steps = torch.where(scale > 0, (blocks.abs() / scale.clamp_min(1e-45) - 7), torch.zeros(())).clamp_min(0.5)
     slack = scale * (steps + 8 * _HALF + 1e-4) + 8 * 2**-25

@@ -1,7 +1,7 @@
-"""Reading a GGUF file back, by the `gguf` package and in Hugging Face's names and row order.
+"""Reading a GGUF file back, by the `gguf` package, with Hugging Face's names and row order.
 
-Independent of the writer: names come from the package's own table of llama's tensors, and q and k are turned back by a
-formula of their own.
+Independent of the writer: names come from the package's own table of llama's tensors, and the rows of q and k are put
+back by another formula.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from foundry.models import MiniLLM
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of the file: its GGUF name, its number format, and a reader of its values."""
+    """One tensor of the file: its GGUF name, its number format, and a function that reads its values."""
 
     name: str
     kind: gguf.GGMLQuantizationType
     load: Callable[[], Tensor]
 
     def value(self) -> Tensor:
-        """The values as float32 in Hugging Face's row order, read from the file at each call: a model need not fit twice."""
+        """The values as float32 in Hugging Face's row order.
+
+        They are read from the file at each call, so that a model does not have to fit into memory twice.
+        """
         return self.load()
 
 
@@ -43,7 +46,7 @@ class GGUFFile:
 
 
 def read_gguf(path: Path, cfg: ModelConfig) -> GGUFFile:
-    """Reads the keys of a file and where its tensors are; their values are read when they are asked for.
+    """Reads the keys of a file and the positions of its tensors; values are read on demand.
 
     Raises:
         ExportError: if it cannot be read, or has other tensors or shapes than the model.
@@ -71,10 +74,10 @@ def read_gguf(path: Path, cfg: ModelConfig) -> GGUFFile:
 
 
 def load_gguf(path: Path, cfg: ModelConfig) -> MiniLLM:
-    """The model as the file holds it: every matrix dequantised to float32, in evaluation mode on the CPU.
+    """The model in the file: every matrix dequantised to float32, in evaluation mode on the CPU.
 
     Raises:
-        ExportError: as `read_gguf`.
+        ExportError: if the file cannot be read, or has other tensors or shapes than the model.
     """
     tensors = read_gguf(path, cfg).tensors
     model = MiniLLM(cfg)

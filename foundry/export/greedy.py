@@ -1,4 +1,4 @@
-"""Greedy continuations: what another engine must reproduce, up to ties that either may break, and samples for the card."""
+"""Greedy continuations: what another engine must reproduce, apart from ties, and samples for the model card."""
 
 from __future__ import annotations
 

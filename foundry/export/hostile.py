@@ -1,7 +1,7 @@
-"""Texts on which tokenizers differ, each for a reason that was seen; an export's token ids are compared on all of them.
+"""Texts on which tokenizers were seen to differ; an export's token ids are compared on all of them.
 
-Beside fixed texts, every vocabulary brings its own: its symbols in all positions, and each of its pieces as typed text.
-U+2581 is not among them: SentencePiece spells the space with it and cleaning replaces it.
+Besides the fixed texts there are texts made from the vocabulary: its symbols in all positions, and each of its pieces
+as typed text. U+2581 is not among them: SentencePiece spells the space with it and cleaning replaces it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from itertools import pairwise
 
 from foundry.tokenizers import Tokenizer
 
-PIECES = 256  # of one text that joins neighbours of the vocabulary
-PAIRED = 16  # symbols, of which every pair is joined; of more, neighbours only
+PIECES = 256  # pieces per text that joins neighbours of the vocabulary
+PAIRED = 16  # up to so many user symbols, every pair is joined; with more, only neighbours
 
 HOSTILE = (
     # white space: collapsed, stripped, or joined with a dummy prefix by other settings
@@ -87,26 +87,25 @@ HOSTILE = (
 
 
 def own_texts(tokenizer: Tokenizer) -> list[str]:
-    """The texts that this vocabulary is asked about, beside `HOSTILE`: its symbols and all of its pieces."""
+    """The texts that are made from this vocabulary, besides `HOSTILE`: with its symbols and all of its pieces."""
     return [*symbol_texts(tokenizer), *piece_texts(tokenizer)]
 
 
 def symbol_texts(tokenizer: Tokenizer) -> Iterator[str]:
-    """User symbols and control symbols as typed text: alone, in a word, at spaces and line ends, doubled, side by side."""
+    """User and control symbols as typed text: alone, in a word, at spaces and line ends, doubled, side by side."""
     ids = range(tokenizer.vocab_size)
     user = [tokenizer.text_of(i) for i in ids if tokenizer.is_user_defined(i)]
     control = [tokenizer.text_of(i) for i in ids if tokenizer.is_control(i)]
     for s in (*user, *control):
-        yield from (
-            s, f"wo{s}rd", f"a {s} b", f" {s}", f"{s} ", f"  {s}  ", f"{s}{s}", f"{s} {s}", f"{s}\n{s}\n\n{s}", f"x\n{s}y",
-            f"é{s}水{s}🙂", f"1{s}2", f"<{s}>", s[:-1], s[1:], f"{s[:-1]}{s}", f"{s}{s[1:]}", f"\t{s}\r\n",
-        )  # fmt: skip
+        yield from (s, f"wo{s}rd", f"a {s} b", f" {s}", f"{s} ", f"  {s}  ", f"{s}{s}", f"{s} {s}")
+        yield from (f"{s}\n{s}\n\n{s}", f"x\n{s}y", f"é{s}水{s}🙂", f"1{s}2", f"<{s}>")
+        yield from (s[:-1], s[1:], f"{s[:-1]}{s}", f"{s}{s[1:]}", f"\t{s}\r\n")
     every = [*user, *control]
     few = len(user) <= PAIRED
     pairs = ((a, b) for a in every for b in every if a != b and (a in user or b in user)) if few else pairwise(every)
     for a, b in pairs:
         yield from (f"{a}{b}", f"{a} {b}", f"x{a}y{b}z", f"{a[:-1]}{b}", f"{a}{b[1:]}")
-        # Where the end of one begins the other, a text can hold both of them in fewer characters.
+        # If one ends with the beginning of the other, a text can contain both in fewer characters.
         yield from (a + b[n:] for n in range(1, min(len(a), len(b))) if a.endswith(b[:n]))
     if user:
         yield "".join(user)
@@ -114,7 +113,7 @@ def symbol_texts(tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def piece_texts(tokenizer: Tokenizer) -> Iterator[str]:
-    """Every piece as typed text, neighbours of the vocabulary joined with nothing and with a space between them."""
+    """Every piece as typed text: neighbours of the vocabulary are joined with nothing, then with a space."""
     texts = [tokenizer.text_of(i) for i in range(tokenizer.vocab_size)]
     for first in range(0, len(texts), PIECES):
         yield from (between.join(texts[first : first + PIECES]) for between in ("", " "))

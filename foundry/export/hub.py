@@ -1,8 +1,8 @@
-"""Uploading a proved export to a hub, as one commit: the folder `hf/` as the root, the GGUF files and the proof beside it.
+"""Uploading a proved export to a hub as one commit: `hf/` becomes the root, the GGUF files and the proof are beside it.
 
-The token comes from `HF_TOKEN` alone and never from a stored login; `HF_ENDPOINT` names another hub than the library's own.
-Tested against a small server on loopback that speaks the hub's protocol with plain uploads; never run against a public hub,
-nor with the Xet protocol, which the library takes by itself where the package hf_xet is installed.
+The token is read only from `HF_TOKEN`, never from a stored login; `HF_ENDPOINT` names another hub than the library's
+own. Tested against a small server on loopback that speaks the hub's protocol with plain uploads; never run against a
+public hub, nor with the Xet protocol, which the library chooses by itself if the package hf_xet is installed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def push(folder: str | Path, repo: str, private: bool) -> str:
     """Uploads a verified export; files of an earlier upload that this one lacks are removed in the same commit.
 
     Args:
-        repo: OWNER/NAME; made if it is not there.
-        private: of a repository that is made now; one that exists keeps its setting.
+        repo: OWNER/NAME; created if it does not exist.
+        private: whether a repository that is created now is private; an existing one keeps its setting.
 
     Returns:
-        The commit's address.
+        The URL of the commit.
 
     Raises:
         ExportError: if the export was changed, `HF_TOKEN` is not set, the name is not OWNER/NAME, or the hub refuses.
@@ -34,17 +34,18 @@ def push(folder: str | Path, repo: str, private: bool) -> str:
         raise ExportError(f"REPO must be OWNER/NAME, got {repo!r}")
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
-        raise ExportError("HF_TOKEN is not set: put a token that may write into the environment")
-    from huggingface_hub.errors import HTTPError  # of the library's own client: no connection, a refusal
+        raise ExportError("HF_TOKEN is not set: set this environment variable to a token that may write to the hub")
+    from huggingface_hub.errors import HTTPError  # from the library's HTTP client: no connection, or a refusal
 
     try:
         return _upload(folder, repo, private, token, record)
-    except (HTTPError, OSError, RuntimeError, ValueError) as e:  # the last two: a file not sent, a name not allowed
-        raise ExportError(f"the hub did not take {repo}: {str(e).strip()[:500]}") from e
+    # RuntimeError: a file was not sent; ValueError: a name is not allowed.
+    except (HTTPError, OSError, RuntimeError, ValueError) as e:
+        raise ExportError(f"the upload to {repo} failed: {str(e).strip()[:500]}") from e
 
 
 def files_to_push(folder: Path, record: ExportRecord) -> dict[str, Path]:
-    """{path in the repository: file}."""
+    """{path in the repository: file} of every file of the export and its proof."""
     return {name.removeprefix("hf/"): folder / name for name in (*record.files, NAME)}
 
 

@@ -1,10 +1,10 @@
-"""The Hugging Face folder: LlamaForCausalLM (with qk_norm Qwen3ForCausalLM) by renaming alone, and a tokenizer.json that gives SentencePiece's ids.
+"""The Hugging Face folder: LlamaForCausalLM (with qk_norm Qwen3ForCausalLM) and a tokenizer with SentencePiece's ids.
 
-What decides whether a loader reads it right was found by trying: both `rope_parameters` and `rope_theta`
-(transformers 4 ignores the first, silently), both `dtype` and `torch_dtype`, `PreTrainedTokenizerFast` (other classes
-rebuild the pipeline from their own defaults), merges in the order of SentencePiece's scores, `add_prefix_space:
-false`, and a chat template that begins with the begin symbol (llama.cpp adds it anyway) and marks the assistant's
-answers, and nothing else, for training.
+The weights are only renamed. What a loader needs to read the folder correctly was found by trying: both
+`rope_parameters` and `rope_theta` (transformers 4 ignores the first, silently), both `dtype` and `torch_dtype`,
+`PreTrainedTokenizerFast` (other classes rebuild the pipeline from their own defaults), merges in the order of
+SentencePiece's scores, `add_prefix_space: false`, and a chat template that begins with the begin symbol (llama.cpp adds
+it anyway) and marks the assistant's answers, and nothing else, for training.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def tensor_names(cfg: ModelConfig) -> dict[str, str]:
 
 
 def check_finite(model: MiniLLM) -> None:
-    """Refuses weights that hold NaN or infinity.
+    """Refuses weights with NaN or infinity.
 
     Raises:
         ExportError: naming the first such tensor and how many of its numbers are not finite.
@@ -65,14 +65,14 @@ def check_finite(model: MiniLLM) -> None:
         if odd := int((~torch.isfinite(value)).sum()):
             raise ExportError(
                 f"{odd} of the {value.numel()} numbers of {name} are NaN or infinite: the training diverged; "
-                "train again with a lower learning rate, or go back to an earlier checkpoint"
+                "train again with a lower learning rate, or use an earlier checkpoint"
             )
 
 
 def export_huggingface(model: MiniLLM, tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Writes weights (float32), configuration and tokenizer files into an existing or new folder, each file whole.
+    """Writes weights (float32), configuration and tokenizer files into an existing or new folder, each file atomically.
 
-    The same bytes for the same model.
+    The bytes are the same for the same model.
 
     Raises:
         ExportError: if model and tokenizer have different vocabularies, a weight is not finite, or
@@ -100,7 +100,7 @@ def export_huggingface(model: MiniLLM, tokenizer: Tokenizer, folder: str | Path)
 
 
 def model_config(cfg: ModelConfig) -> dict[str, Any]:
-    """`config.json` of LlamaForCausalLM or Qwen3ForCausalLM, for transformers 4 and 5 alike."""
+    """`config.json` of LlamaForCausalLM or Qwen3ForCausalLM, for transformers 4 and 5."""
     return {
         "architectures": ["Qwen3ForCausalLM" if cfg.qk_norm else "LlamaForCausalLM"],
         "model_type": "qwen3" if cfg.qk_norm else "llama",
@@ -131,7 +131,7 @@ def model_config(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Defaults of `generate`; `top_k` 0 turns off the 50 that transformers would take."""
+    """Defaults of `generate`; `top_k` 0 turns off transformers' default of 50."""
     return {
         "bos_token_id": BOS_ID,
         "eos_token_id": [EOS_ID, tokenizer.id_of(CHAT_MARKERS[1])],
@@ -150,26 +150,26 @@ def special_tokens(tokenizer: Tokenizer) -> dict[int, str]:
 def user_tokens(tokenizer: Tokenizer) -> dict[int, str]:
     """{id: text} of `tokenizer.user_symbols`, which every engine cuts out of a text before it merges anything.
 
-    Their spaces are spaces: the engines look for them in the text as it was typed.
+    Their spaces are not replaced: the engines look for them in the text as it was typed.
     """
     return {i: tokenizer.text_of(i) for i in range(tokenizer.vocab_size) if tokenizer.is_user_defined(i)}
 
 
 def added_tokens(tokenizer: Tokenizer) -> dict[int, dict[str, Any]]:
-    """{id: its entry in tokenizer.json and tokenizer_config.json} of all that is not merged from characters."""
+    """{id: its entry in tokenizer.json and tokenizer_config.json} of all tokens that are not merged from characters."""
     special = {i: _added(text, True) for i, text in special_tokens(tokenizer).items()}
     return dict(sorted((special | {i: _added(text, False) for i, text in user_tokens(tokenizer).items()}).items()))
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """SentencePiece's BPE for the `tokenizers` library: spaces as U+2581, nothing else rewritten, byte fallback."""
+    """SentencePiece's BPE for the `tokenizers` library: with byte fallback; only spaces are rewritten, to U+2581."""
     added = added_tokens(tokenizer)
     pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
     for i, entry in added.items():
-        pieces[i] = entry["content"]  # a symbol with a space is looked up as it is typed
+        pieces[i] = entry["content"]  # a symbol with a space is searched for as it is typed
     normal = {p: i for i, p in enumerate(pieces) if i not in added and not tokenizer.is_byte(i)}
-    # A SentencePiece model has no merge list: every split of a piece into two pieces is a possible merge, tried in
-    # the order of the piece's score.
+    # A SentencePiece model has no list of merges: every split of a piece into two pieces is a possible merge. They are
+    # tried in the order of the pieces' scores.
     merges = []
     for piece, i in normal.items():
         for cut in range(1, len(piece)):
@@ -246,10 +246,10 @@ def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
 def import_huggingface(folder: str | Path) -> tuple[MiniLLM, Tokenizer]:
     """The inverse of `export_huggingface`: (model in evaluation mode on the CPU, tokenizer).
 
-    Configuration and the header of the weights are compared before a tensor is made.
+    Configuration and the header of the weights are compared before a tensor is allocated.
 
     Raises:
-        ExportError: if the folder is not such an export, or its parts do not fit together.
+        ExportError: if the folder is not such an export, or its parts do not belong together.
     """
     folder = Path(folder)
     cfg = _model_config(folder)
@@ -262,8 +262,8 @@ def import_huggingface(folder: str | Path) -> tuple[MiniLLM, Tokenizer]:
     except (OSError, SafetensorError) as e:
         raise ExportError(f"{weights} cannot be read ({e}): `foundry verify --repair` restores it") from None
     if odd := sorted(n for n in {*shapes, *expected} if shapes.get(n) != expected.get(n)):
-        told = "; ".join(f"{n} is {shapes.get(n, 'missing')}, expected {expected.get(n, 'none')}" for n in odd[:3])
-        raise ExportError(f"{weights} has other tensors than config.json says: {told}")
+        first = "; ".join(f"{n} is {shapes.get(n, 'missing')}, expected {expected.get(n, 'none')}" for n in odd[:3])
+        raise ExportError(f"{weights} has other tensors than config.json describes: {first}")
     tokenizer = Tokenizer(folder / "tokenizer.model")
     if tokenizer.vocab_size != cfg.vocab_size:
         raise ExportError(f"{folder}: the model has {cfg.vocab_size} tokens, tokenizer.model {tokenizer.vocab_size}")
@@ -271,7 +271,7 @@ def import_huggingface(folder: str | Path) -> tuple[MiniLLM, Tokenizer]:
     state = model.state_dict()
     with safe_open(weights, "pt") as f:
         for ours, theirs in names.items():
-            state[ours].copy_(f.get_tensor(theirs))  # one at a time: a model need not fit twice
+            state[ours].copy_(f.get_tensor(theirs))  # one at a time: the model does not have to fit into memory twice
     return model.eval(), tokenizer
 
 
@@ -281,7 +281,7 @@ def _model_config(folder: Path) -> ModelConfig:
     seen = c.get("architectures") if isinstance(c, dict) else c
     if seen not in (["LlamaForCausalLM"], ["Qwen3ForCausalLM"]):
         raise ExportError(
-            f"{path} is of {seen}, this reads LlamaForCausalLM and Qwen3ForCausalLM as Foundry exports them"
+            f"{path} is for {seen}; only LlamaForCausalLM and Qwen3ForCausalLM as Foundry exports them can be read"
         )
     try:
         cfg = ModelConfig(
@@ -298,13 +298,12 @@ def _model_config(folder: Path) -> ModelConfig:
             qk_norm=seen == ["Qwen3ForCausalLM"],
         )
     except KeyError as e:
-        raise ExportError(f"{path} has no {e.args[0]}: it is not an export of Foundry") from None
+        raise ExportError(f"{path} has no key {e.args[0]}: it is not an export of Foundry") from None
     except ValueError as e:
-        raise ExportError(f"{path} is not a model that Foundry can make: {e}") from None
-    # What MiniLLM cannot do (scaled rotary embedding, biases, another activation) must not be read as if it were not
-    # there.
+        raise ExportError(f"{path} describes a model that Foundry cannot build: {e}") from None
+    # What MiniLLM does not support (scaled rotary embedding, biases, another activation) must not be ignored.
     if odd := [k for k, v in model_config(cfg).items() if k in c and c[k] != v and k not in ("dtype", "torch_dtype")]:
-        raise ExportError(f"{path}: {odd[0]} is {c[odd[0]]!r}, this reads only {model_config(cfg)[odd[0]]!r}")
+        raise ExportError(f"{path}: {odd[0]} is {c[odd[0]]!r}, only {model_config(cfg)[odd[0]]!r} can be read")
     if c.get("rope_scaling"):
-        raise ExportError(f"{path}: rope_scaling is {c['rope_scaling']!r}, MiniLLM has none")
+        raise ExportError(f"{path}: rope_scaling is {c['rope_scaling']!r}, which MiniLLM does not support")
     return cfg

@@ -1,7 +1,8 @@
 """`lineage.json` of an export: every link from the weights back to the raw bytes, by hashes, with the parameters.
 
-It contains only what is a function of the pipeline's inputs, so it is the same bytes on every build: no clock, no path of this
-machine, no commit. Imports no torch and reads only the project's files, so that `foundry trace` needs nothing but the folder.
+It contains only what is a function of the pipeline's inputs, so it is the same bytes on every build: no clock, no path
+of this machine, no commit. Imports no torch and reads only the project's files, so that `foundry trace` needs nothing
+but the folder.
 """
 
 from __future__ import annotations
@@ -164,10 +165,12 @@ def read_lineage(folder: str | Path) -> Lineage:
     """The lineage of an export.
 
     Raises:
-        ExportError: if the folder has none, it is damaged, or another version of Foundry wrote it; the message names the file
-            and what is wrong in it.
+        ExportError: if the folder has none, it is damaged, or another version of Foundry wrote it; the message names
+            the file and what is wrong in it.
     """
-    what = "the lineage of an export; `foundry verify --repair` restores a damaged one, `dvc repro export` writes it again"
+    what = (
+        "the lineage of an export; `foundry verify --repair` restores a damaged one, `dvc repro export` writes it again"
+    )
     return Lineage.read(Path(folder) / NAME, what, ExportError)
 
 

@@ -1,9 +1,10 @@
 """The proof that llama.cpp runs the GGUF as the model runs: token ids, log-probabilities and greedy text.
 
-llama.cpp comes from the prebuilt wheel `xllamacpp` (`pip install foundry-lm[llamacpp]`). Without it nothing is proved, and
-`proof.json` and the card say so; whether it is installed therefore changes them. The float32 file is compared within a
-tolerance. The other files differ from it only in the rounding of their matrices, which reading them back proves; they are run,
-too, and the distance of their probabilities is recorded but not limited, since llama.cpp also rounds activations.
+llama.cpp comes from the prebuilt wheel `xllamacpp` (`pip install foundry-lm[llamacpp]`). Without it nothing is proved,
+and `proof.json` and the card say so; whether it is installed therefore changes them. The float32 file is compared
+within a tolerance. The other files differ from it only in the rounding of their matrices, which reading them back
+proves; they are run, too, and the distance of their probabilities is recorded but not limited, since llama.cpp also
+rounds activations.
 """
 
 from __future__ import annotations
@@ -166,8 +167,8 @@ def _prove_log_probs(
         at = int(difference.argmax())
         if not difference[at].item() <= tolerance:
             raise ExportError(
-                f"log-probabilities after the {len(ids)} tokens of context {number} differ in llama.cpp: token {at} has "
-                f"{seen[at]:.6g}, here {ours[at]:.6g}; allowed is {tolerance:g} (export.parity_tolerance)"
+                f"log-probabilities after the {len(ids)} tokens of context {number} differ in llama.cpp: token {at} "
+                f"has {seen[at]:.6g}, here {ours[at]:.6g}; allowed is {tolerance:g} (export.parity_tolerance)"
             )
         worst = max(worst, difference[at].item())
     return LogProbsProof(

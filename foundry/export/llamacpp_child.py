@@ -145,8 +145,8 @@ def _tokenize(url: str, text: str) -> list[int]:
 def _log_probs(url: str, ids: list[int], vocab_size: int, plain: int) -> list[float]:
     """Of every token after the last of `ids`, before any sampling.
 
-    The server reports them only beside a token that it can show: not the end, not a part of a character. The bias makes it
-    choose `plain`, and the probabilities are those without the bias.
+    The server reports them only beside a token that it can show: not the end, not a part of a character. The bias makes
+    it choose `plain`, and the probabilities are those without the bias.
     """
     completion = _complete(url, ids, n_predict=1, n_probs=vocab_size, logit_bias=[[plain, 1e6]])
     (position,) = completion["completion_probabilities"]

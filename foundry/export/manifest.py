@@ -1,4 +1,4 @@
-"""Writing and checking `proof.json`: it contains the hash of every file and of itself, so that a flipped byte is noticed.
+"""Writing and checking `proof.json`, which has the hash of every file and of itself: a flipped byte is noticed.
 
 What protects the record itself: `dvc.lock` has the hash of the whole folder, and the registry a tag with it.
 Imports no torch: checking an export takes as long as reading it.

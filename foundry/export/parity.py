@@ -1,15 +1,17 @@
 """The proof of an export: the written files are read back and compared with the source model, in float32 on the CPU.
 
     weights      every tensor of the Hugging Face folder, read back into a MiniLLM, equals the source bit for bit
-    token ids    transformers' tokenizer on hostile strings, the vocabulary's own symbols and pieces, and real text, there and back
+    token ids    transformers' tokenizer on hostile strings, the vocabulary's symbols and pieces, and real text, decoded
+                 again
     logits       transformers' own class, offline, on random tokens and real text in full contexts
     greedy text  the same continuations of given prompts
-    settings     everything beside the weights as transformers loaded it: symbols, chat template, context, generation
+    settings     everything beside the weights as transformers loads it: symbols, chat template, context, generation
     gguf         every tensor and key of each file, read back, equals the source in the file's number format
-    llama.cpp    token ids, settings, log-probabilities and greedy text of the float32 GGUF, where `xllamacpp` is installed
+    llama.cpp    token ids, settings, log-probabilities and greedy text of the float32 GGUF, if `xllamacpp` is installed
 
 Any difference is an `ExportError` that says which and by how much; the caller gives nothing a final name before all
-comparisons have succeeded. Costs the import of transformers (some seconds) and about thirty forward passes of a full context.
+comparisons have succeeded. Costs the import of transformers (some seconds) and about thirty forward passes of a full
+context.
 """
 
 from __future__ import annotations

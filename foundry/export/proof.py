@@ -1,7 +1,7 @@
 """The records of `proof.json`: what an export was compared with, and the hash of every file.
 
-The parity checks return these records, the card prints them, and every reader of `proof.json` gets them: the file has this one
-schema. The order of the fields is the order of the keys in the file. Imports no torch.
+The parity checks return these records, the card prints them, and every reader of `proof.json` gets them: the file has
+this one schema. The order of the fields is the order of the keys in the file. Imports no torch.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class LlamaCppFormat(Record):
     """A rounding format in llama.cpp.
 
     Attributes:
-        total_variation: half the sum of the absolute differences between its probabilities and the model's, in the mean over
-            contexts.
+        total_variation: half the sum of the absolute differences between its probabilities and the model's, in the mean
+            over contexts.
     """
 
     total_variation: float

@@ -1,7 +1,7 @@
 """The registered model's code: MLflow stores this file and the package beside the export and runs it on loading.
 
-No pickle: the weights are safetensors, checked against their recorded hashes. `predict` takes texts and gives their
-continuations; what it needs lies in the model's folder or comes from pip.
+No pickle: the weights are safetensors, checked against their recorded hashes. `predict` takes texts and returns their
+continuations; all that it needs is in the model's folder or comes from pip.
 """
 
 import mlflow
@@ -12,10 +12,14 @@ from foundry.config.prediction import PREDICTION
 
 
 class FoundryLM(PythonModel):
-    """Parameters of `predict`: max_tokens, temperature (0 = greedy), top_k (0 = off), top_p (1 = off), seed (none = a fresh one).
+    """The model as MLflow loads it.
 
-    It runs on CUDA or MPS where it is loaded and there is such a device, else on the CPU; `load_model(address,
-    model_config={"device": "cpu"})` chooses. `runtime.device` is of the project that trained it, not of the place that serves it.
+    Parameters of `predict`: max_tokens, temperature (0 = greedy), top_k (0 = off), top_p (1 = off), seed (none = a new
+    one for each call).
+
+    It runs on CUDA or MPS if the machine that loads it has such a device, else on the CPU; `load_model(address,
+    model_config={"device": "cpu"})` chooses. `runtime.device` is for the machine that trained it, not for the one that
+    serves it.
     """
 
     def load_context(self, context):
@@ -33,7 +37,7 @@ class FoundryLM(PythonModel):
         """Continuations, in the order of the texts: a list of strings, or a data frame with one column of them.
 
         Raises:
-            MlflowException: (a server answers 400) for anything but strings, or a value that breaks its rule.
+            MlflowException: (a server answers 400) for anything but strings, or an invalid value of a parameter.
         """
         texts = _texts(model_input)
         if unknown := sorted(set(params or {}) - set(PREDICTION)):

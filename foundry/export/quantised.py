@@ -1,8 +1,8 @@
 """What a number format costs: bits per byte, and how often the most likely token stays the same.
 
-Each file is read back and dequantised into a MiniLLM, which scores the same documents as the model itself, in float32. The
-difference is paired, document by document, so that its interval is far narrower than that of either number.
-What is not measured: llama.cpp also rounds activations while it multiplies blocks.
+Each file is read back and dequantised into a MiniLLM, which scores the same documents as the model itself, in float32.
+The difference is paired, document by document, so that its interval is far narrower than that of either number.
+Not measured: llama.cpp also rounds activations while it multiplies blocks.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Scored:
 
 
 def measure(files: dict[str, Path], model: MiniLLM, text: Scored, device: torch.device | str = "cpu") -> FormatCosts:
-    """The cost of each file on the same text, one model in memory beside the source at a time.
+    """The cost of each file on the same text; one other model at a time is in memory beside the source.
 
     Args:
         files: {number format: GGUF file}.
-        model: the source; it is on the CPU again at the end.
+        model: the source; it is moved back to the CPU at the end.
         device: where the models are scored, in float32.
 
     Raises:

@@ -1,9 +1,9 @@
-"""The proof of every setting beside the weights: what transformers and llama.cpp have loaded is what the source says.
+"""The proof of every setting beside the weights: what transformers and llama.cpp have loaded equals the source.
 
-A wrong end symbol, chat template or context length loads without a word and changes no logit. So each is asked of the
-program that reads it, and compared with values that come from the model's configuration and the SentencePiece model, not
-from the functions that wrote the files. At last the files themselves are compared with what those functions write, so that
-a setting that no program reports cannot differ either.
+A wrong end symbol, chat template or context length loads without a warning and changes no logit. So the program that
+reads a setting is asked for it, and the answer is compared with values that come from the model's configuration and the
+SentencePiece model, not from the functions that wrote the files. In the end the files themselves are compared with what
+those functions write, so that a setting that no program reports cannot differ either.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ def prove_settings(
         hf_model, hf_tokenizer: as transformers loaded them.
 
     Raises:
-        ExportError: naming the first setting that differs, what was loaded and what is right.
+        ExportError: naming the first setting that differs, what was loaded and what was expected.
     """
     import tokenizers  # with transformers
 
     cfg = model.cfg
     compared = 0
-    alone = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    plain = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     for what, (seen, right) in {
         **_model_settings(hf_model, cfg, tokenizer),
-        **_tokenizer_settings(hf_tokenizer, alone, cfg, tokenizer),
+        **_tokenizer_settings(hf_tokenizer, plain, cfg, tokenizer),
     }.items():
         same(f"transformers loads {what}", seen, right)
         compared += 1
@@ -73,10 +73,9 @@ def prove_settings(
 
 
 def _same_files(folder: Path, cfg: ModelConfig, tokenizer: Tokenizer) -> int:
-    """The number of top-level keys of the JSON files; each file is what was written, and no other file is there."""
-    if extra := sorted(
-        p.name for p in folder.iterdir() if p.name not in FILES
-    ):  # a chat_template.jinja would win, for one
+    """Compares each file with what was written, and refuses other files; returns the number of top-level JSON keys."""
+    # A chat_template.jinja, for example, would replace the template of tokenizer_config.json.
+    if extra := sorted(p.name for p in folder.iterdir() if p.name not in FILES):
         raise ExportError(f"{folder.name}/{extra[0]} is not part of an export")
     if sha256_file(folder / "tokenizer.model") != tokenizer.sha256:
         raise ExportError(f"{folder.name}/tokenizer.model is not the trained tokenizer")
@@ -107,7 +106,7 @@ def prove_weights(folder: Path, model: MiniLLM) -> WeightsProof:
         if not torch.equal(state[name], value):
             off = (state[name] - value).abs().max().item()
             raise ExportError(f"the exported tensor {name} differs from the source by {off:.3g}")
-    # Dropout and the first weights are of training alone.
+    # Dropout and the initialisation matter only in training.
     if back.cfg != model.cfg.model_copy(update={"dropout": 0.0, "zero_init": True}):
         raise ExportError(f"the exported configuration reads back as {back.cfg!r}, the source is {model.cfg!r}")
     return WeightsProof(tensors=len(state))
@@ -138,13 +137,13 @@ def prove_llamacpp_settings(reported: ServerSettings, cfg: ModelConfig, tokenize
 
 
 def chat_text() -> str:
-    """`CHAT` as text without the begin symbol, which llama.cpp adds by itself, and with the start of an answer."""
+    """`CHAT` as text, without the begin symbol, which llama.cpp adds by itself, and with the start of an answer."""
     turns = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in CHAT)
     return f"{turns}<|im_start|>assistant\n"
 
 
 def plain_pieces(tokenizer: Tokenizer) -> list[int]:
-    """Ids of the pieces that stand for text of their own: no control symbol, no byte."""
+    """Ids of the pieces that are text: no control symbol, no byte."""
     ids = range(tokenizer.vocab_size)
     return [i for i in ids if i != UNK_ID and not tokenizer.is_control(i) and not tokenizer.is_byte(i)]
 
@@ -155,10 +154,10 @@ def control_symbols(tokenizer: Tokenizer) -> list[int]:
 
 
 def same(what: str, seen: Any, right: Any) -> None:
-    """Raises what differs.
+    """Compares a value, its type included.
 
     Raises:
-        ExportError: `what`, what was seen and what is right.
+        ExportError: if they differ: `what`, the value and the expected one; of two dicts, the first key that differs.
     """
     if seen == right and type(seen) is type(right):
         return
@@ -166,7 +165,7 @@ def same(what: str, seen: Any, right: Any) -> None:
         key = next((k for k in (*right, *seen) if seen.get(k) != right.get(k)), None)
         if key is not None:
             what, seen, right = f"{what}, {key}", seen.get(key), right.get(key)
-    raise ExportError(f"{what} as {_short(seen)}, the source says {_short(right)}")
+    raise ExportError(f"{what} as {_short(seen)}, the source has {_short(right)}")
 
 
 def _short(value: Any) -> str:
@@ -175,7 +174,7 @@ def _short(value: Any) -> str:
 
 
 def _model_settings(hf: Any, cfg: ModelConfig, tokenizer: Tokenizer) -> dict[str, tuple[Any, Any]]:
-    """{setting: (as loaded, right)} of config.json and generation_config.json."""
+    """{setting: (as loaded, expected)} of config.json and generation_config.json."""
     right = {
         "vocab_size": cfg.vocab_size,
         "hidden_size": cfg.dim,
@@ -197,7 +196,7 @@ def _model_settings(hf: Any, cfg: ModelConfig, tokenizer: Tokenizer) -> dict[str
         "pad_token_id": None,
         "architectures": ["Qwen3ForCausalLM" if cfg.qk_norm else "LlamaForCausalLM"],
     }
-    # A null sliding window and no biases of the feed-forward layers are what the two classes have where nothing is said.
+    # Without a sliding window and biases of the feed-forward layers: the defaults of the two classes.
     right |= {"use_sliding_window": False} if cfg.qk_norm else {"mlp_bias": False}
     out = {f"config.json, {key}": (getattr(hf.config, key, None), value) for key, value in right.items()}
     out["the class"] = (type(hf).__name__, right["architectures"][0])
@@ -222,23 +221,16 @@ def _flags(added: dict[int, Any]) -> dict[int, dict[str, Any]]:
     return {i: {"text": token.content, **{name: getattr(token, name) for name in names}} for i, token in added.items()}
 
 
-def _tokenizer_settings(hf: Any, alone: Any, cfg: ModelConfig, tokenizer: Tokenizer) -> dict[str, tuple[Any, Any]]:
-    """{setting: (as loaded, right)} of tokenizer.json and tokenizer_config.json.
+def _tokenizer_settings(hf: Any, plain: Any, cfg: ModelConfig, tokenizer: Tokenizer) -> dict[str, tuple[Any, Any]]:
+    """{setting: (as loaded, expected)} of tokenizer.json and tokenizer_config.json.
 
     Args:
         hf: transformers' tokenizer.
-        alone: of the library `tokenizers`, from tokenizer.json only: other programs read no more than that.
+        plain: the one of the library `tokenizers`, from tokenizer.json only: other programs read nothing else.
     """
     ids = range(tokenizer.vocab_size)
     control = [i for i in ids if i == UNK_ID or tokenizer.is_control(i)]
-    user = [i for i in ids if tokenizer.is_user_defined(i)]
-    added = {
-        i: {
-            "text": t.content,
-            **{k: getattr(t, k) for k in ("special", "normalized", "lstrip", "rstrip", "single_word")},
-        }
-        for i, t in hf.added_tokens_decoder.items()
-    }
+    user = {i for i in ids if tokenizer.is_user_defined(i)}
     flags = {"normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
     added = {i: {"text": tokenizer.text_of(i), "special": i not in user, **flags} for i in sorted([*control, *user])}
     start, end = (tokenizer.id_of(marker) for marker in CHAT_MARKERS)
@@ -249,14 +241,14 @@ def _tokenizer_settings(hf: Any, alone: Any, cfg: ModelConfig, tokenizer: Tokeni
         if m["role"] == "assistant":
             first, size = 1 + len(tokenizer.encode("assistant\n")), len(tokenizer.encode(m["content"]))
             mask[first : first + size + 1] = [1] * (size + 1)
-    same("transformers loads the chat template", hf.chat_template, CHAT_TEMPLATE)  # a broken one may not even run
+    same("transformers loads the chat template", hf.chat_template, CHAT_TEMPLATE)  # a broken one may raise below
     chat = hf.apply_chat_template(
         list(CHAT), return_dict=True, return_assistant_tokens_mask=True, add_generation_prompt=True
     )
     expected = [0, *(i for mask in answer for i in mask)]
     said = next(m["content"] for m in CHAT if m["role"] == "assistant")
     apart = tokenizer.encode(f"assistant\n{said}") == tokenizer.encode("assistant\n") + tokenizer.encode(said)
-    return {
+    settings = {
         "bos_token": ((hf.bos_token, hf.bos_token_id), ("<s>", BOS_ID)),
         "eos_token": ((hf.eos_token, hf.eos_token_id), ("</s>", EOS_ID)),
         "unk_token": ((hf.unk_token, hf.unk_token_id), ("<unk>", UNK_ID)),
@@ -268,11 +260,11 @@ def _tokenizer_settings(hf: Any, alone: Any, cfg: ModelConfig, tokenizer: Tokeni
         "all special tokens": (sorted(hf.all_special_ids), sorted([UNK_ID, BOS_ID, EOS_ID, start, end])),
         "the pieces": (
             hf.get_vocab(),
-            {tokenizer.text_of(i) if i in set(user) else tokenizer.piece(i): i for i in ids},
+            {tokenizer.text_of(i) if i in user else tokenizer.piece(i): i for i in ids},
         ),
         "the added tokens": (_flags(hf.added_tokens_decoder), added),
-        "the added tokens of tokenizer.json alone": (_flags(alone.get_added_tokens_decoder()), added),
-        "a conversation from tokenizer.json alone": (alone.encode(chat_text()).ids, prompt),
+        "the added tokens (tokenizer.json only)": (_flags(plain.get_added_tokens_decoder()), added),
+        "a conversation (tokenizer.json only)": (plain.encode(chat_text()).ids, prompt),
         "control symbols shown": (hf.decode(control), "".join(tokenizer.piece(i) for i in control)),
         "control symbols hidden": (hf.decode(control, skip_special_tokens=True), ""),
         "the text of all pieces": (
@@ -280,10 +272,7 @@ def _tokenizer_settings(hf: Any, alone: Any, cfg: ModelConfig, tokenizer: Tokeni
             "".join(tokenizer.text_of(i) for i in plain_pieces(tokenizer)),
         ),
         "a conversation": (list(chat["input_ids"]), prompt),
-        # Where a user symbol joins the line end to the answer, a token belongs to both.
-        **(
-            {"the answers of a conversation": (list(chat["assistant_masks"])[: len(expected)], expected)}
-            if apart
-            else {}
-        ),
     }
+    if apart:  # a user symbol may join the line end to the answer; a token then belongs to both
+        settings["the answers of a conversation"] = (list(chat["assistant_masks"])[: len(expected)], expected)
+    return settings

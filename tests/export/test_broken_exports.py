@@ -141,7 +141,7 @@ FAULTS = {
         deep("config.json", lambda d: d["rope_parameters"].update(rope_theta=1e4)), "rope_parameters", True
     ),
     "config: rotary base of transformers 4": (edit("config.json", rope_theta=1e4), "rope_parameters|rope_theta", False),
-    "config: no rotary base of transformers 4": (edit("config.json", rope_theta=REMOVED), "no rope_theta", False),
+    "config: no rotary base of transformers 4": (edit("config.json", rope_theta=REMOVED), "no key rope_theta", False),
     "config: head not tied": (edit("config.json", tie_word_embeddings=False), "lm_head.weight is missing", True),
     "config: key/value heads": (edit("config.json", num_key_value_heads=4), "k_proj.weight", True),
     "config: biases": (edit("config.json", attention_bias=True), "attention_bias", True),
@@ -178,10 +178,10 @@ FAULTS = {
         edit("tokenizer_config.json", additional_special_tokens=["<|im_start|>"]), "special tokens", True
     ),
     "tokenizer_config: flag of a control symbol": (decoder_flag(4, special=False), "special tokens|added tokens", True),
-    "tokenizer.json: a control symbol is not special": (flag(7, special=False), "tokenizer.json alone|ids differ", True),
-    "tokenizer.json: a user symbol is special": (flag(-1, special=True), "tokenizer.json alone|ids differ", True),
-    "tokenizer.json: a user symbol strips": (flag(-1, lstrip=True), "tokenizer.json alone|ids differ", True),
-    "tokenizer.json: no user symbols": (deep("tokenizer.json", lambda d: d["added_tokens"].__delitem__(slice(-3, None))), "alone", True),
+    "tokenizer.json: a control symbol is not special": (flag(7, special=False), "tokenizer.json only|ids differ", True),
+    "tokenizer.json: a user symbol is special": (flag(-1, special=True), "tokenizer.json only|ids differ", True),
+    "tokenizer.json: a user symbol strips": (flag(-1, lstrip=True), "tokenizer.json only|ids differ", True),
+    "tokenizer.json: no user symbols": (deep("tokenizer.json", lambda d: d["added_tokens"].__delitem__(slice(-3, None))), "only", True),
     "tokenizer.json: no begin symbol": (edit("tokenizer.json", post_processor=None), "conversation|ids differ", True),
     "tokenizer.json: merges": (deep("tokenizer.json", lambda d: d["model"]["merges"].reverse()), "ids differ|conversation", True),
     "tokenizer.json: pieces swapped": (deep("tokenizer.json", swap_pieces), "pieces|ids differ", True),

@@ -98,11 +98,11 @@ def test_a_format_that_cannot_hold_the_weights_is_refused_and_leaves_nothing(mak
     narrow = make_model(
         ModelConfig(vocab_size=400, dim=48, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=64, max_seq_len=8)
     )
-    with pytest.raises(ExportError, match="rows of 48 numbers, q8_0 needs multiples of 32"):
+    with pytest.raises(ExportError, match="rows of 48 numbers, but q8_0 needs multiples of 32"):
         export_gguf(narrow, tokenizer, tmp_path / "m.gguf", "q8_0", "m")
     with torch.no_grad():
         narrow.layers[0].ffn.w_up.weight[0, 0] = 1e5
-    with pytest.raises(ExportError, match=r"ffn_up.weight has a value of 100000, which f16 cannot hold"):
+    with pytest.raises(ExportError, match=r"ffn_up.weight has a value of 100000, which f16 cannot represent"):
         export_gguf(narrow, tokenizer, tmp_path / "m.gguf", "f16", "m")
     export_gguf(narrow, tokenizer, tmp_path / "whole.gguf", "bf16", "m")
     with torch.no_grad():

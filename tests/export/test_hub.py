@@ -173,7 +173,7 @@ def test_a_changed_export_stays_here(folder, hub):
 
 def test_a_refused_token_is_told_and_not_shown(folder, hub):
     done = command(folder, hub, "me/lm", token="wrong-token")
-    assert done.returncode == 1 and "the hub did not take me/lm" in done.stderr and "401" in done.stderr
+    assert done.returncode == 1 and "the upload to me/lm failed" in done.stderr and "401" in done.stderr
     assert "wrong-token" not in done.stdout + done.stderr and not hub.commits
 
 
@@ -190,4 +190,4 @@ def test_without_a_token_or_a_name_nothing_is_asked(folder, monkeypatch):
 def test_a_hub_that_is_away_is_told(folder, hub):
     hub.url = "http://127.0.0.1:9"
     done = command(folder, hub, "me/lm")
-    assert done.returncode == 1 and "the hub did not take me/lm" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "the upload to me/lm failed" in done.stderr and "Traceback" not in done.stderr

@@ -55,7 +55,7 @@ def test_damaged_missing_and_executable_weights_are_refused(folder, model):
     with pytest.raises(ExportError, match="cannot be read"):
         import_huggingface(folder)
     (folder / "config.json").write_text("{}")
-    with pytest.raises(ExportError, match="is of None"):
+    with pytest.raises(ExportError, match="is for None"):
         import_huggingface(folder)
 
 
