@@ -1,10 +1,10 @@
-"""Stage export: artifacts/model/, artifacts/tokenizer/, data/clean/test, reports/ → artifacts/export/, and a version in MLflow."""
+"""Stage export: artifacts/model/, artifacts/tokenizer/, data/clean/test, reports/ → artifacts/export/ and a version in MLflow."""
 
 import logging
 
 import numpy as np
 
-from foundry.config import Config, TrackingError
+from foundry.config import Config, DataError, TrackingError
 from foundry.data.tokens.documents import batches, windows
 from foundry.data.tokens.index import read_index
 from foundry.data.tokens.shards import read_clean
@@ -15,11 +15,12 @@ from foundry.export.quantised import Scored
 from foundry.models import load_trained_model
 from foundry.tokenizers import Tokenizer
 from foundry.tracking.settings import tracking_uri
+from foundry.utils.cleaning_report import read_cleaning
 from foundry.utils.device import prepare_device
-from foundry.utils.files import read_json
+from foundry.utils.evaluation_report import read_evaluation
 from foundry.utils.stage import run_stage
 
-# Fill up where the test split is short of documents.
+# They take the place of prompts from the test split if it has too few documents.
 PROMPTS = ("The ", "A", "In ", "It is", "1, 2, 3", "\n", "\u6c34", "")
 TEXTS = 64
 SCORED_TOKENS = 32_768  # the difference is paired: its interval is narrow already
@@ -29,10 +30,10 @@ BATCH_TOKENS = 4096
 
 def work(cfg: Config, log: logging.Logger) -> None:
     if cfg.runtime.tracking:
-        tracking_uri(cfg.runtime)  # refuses an address that can never work before the export is made
+        tracking_uri(cfg.runtime)  # refuses an address that can never work before anything is exported
     model, facts = load_trained_model("artifacts/model")
-    report = read_json("reports/evaluate.json", "the evaluation; run `dvc repro evaluate`")
-    cleaning = read_json("reports/clean.json", "the cleaning's report; run `dvc repro clean`")
+    report = read_evaluation("reports/evaluate.json", DataError)
+    cleaning = read_cleaning("reports/clean.json", DataError)
     tokenizer = Tokenizer("artifacts/tokenizer")
     device = prepare_device(cfg.runtime)
     texts, scored = _test_text(tokenizer, model.cfg.max_seq_len)
@@ -46,18 +47,28 @@ def work(cfg: Config, log: logging.Logger) -> None:
     parameters = cfg.model_dump(mode="json", exclude={"runtime"})
     lineage = build_lineage(".", facts, parameters, read_index("data/shards").file_hashes())
     record = export(
-        "artifacts/export", model, facts, tokenizer, report, cleaning["sources"], texts, prompts, cfg.export,
-        cleaning=cleaning, scored=scored, lineage=lineage, device=device,
-    )  # fmt: skip
+        "artifacts/export",
+        model,
+        facts,
+        tokenizer,
+        report,
+        cleaning,
+        texts,
+        prompts,
+        cfg.export,
+        scored=scored,
+        lineage=lineage,
+        device=device,
+    )
     _log_record(record, log)
     if cfg.runtime.tracking:
         _register(cfg, log)
 
 
 def _test_text(tokenizer: Tokenizer, context: int) -> tuple[list[str], Scored]:
-    """(the first texts of the test split, documents spread evenly over it while `SCORED_TOKENS` are not passed).
+    """(the first `TEXTS` texts of the test split; documents spread evenly over it, of at most `SCORED_TOKENS` tokens).
 
-    Of a longer document its first `LONGEST` characters; the split is read twice and never held.
+    Documents are cut to `LONGEST` characters. The split is read twice and is never in memory as a whole.
     """
     size = sum(row["n_bytes"] for rows in read_clean("data/clean/test", ["n_bytes"]) for row in rows)
     every = max(1, -(-size // (2 * SCORED_TOKENS)))  # a token is two bytes or more of ordinary text
@@ -102,7 +113,7 @@ def _log_record(record: ExportRecord, log: logging.Logger) -> None:
         )
     for kind, cost in record.quantised.formats.items() if record.quantised else ():
         log.info(
-            "%s: %+.5f bits per byte, the same most likely token %.2f %% of the time, %d bytes",
+            "%s: %+.5f bits per byte; the most likely token is the same at %.2f %% of the positions; %d bytes",
             kind,
             cost.difference.value,
             100 * cost.top1_agreement,
@@ -112,7 +123,7 @@ def _log_record(record: ExportRecord, log: logging.Logger) -> None:
 
 
 def _register(cfg: Config, log: logging.Logger) -> None:
-    """A side effect (law 10): when it fails the export is as good, and the command does it later."""
+    """Registers the export, a side effect (law 10): if it fails, the export is complete, and `foundry sync` repeats it."""
     from foundry.project.register import register_export
 
     try:

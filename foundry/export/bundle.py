@@ -1,18 +1,17 @@
-"""The whole export: Hugging Face folder, GGUF files, model card, proof. It appears under its name only when the proof holds.
+"""The export as one folder: Hugging Face folder, GGUF files, model card, proof.
 
-`proof.json` says what was compared and holds the hash of every file, so that `verify_export` can tell a changed byte
-years later.
+The folder gets its name only after every comparison has succeeded. `proof.json` says what was compared and has the hash
+of every file, so that `verify_export` finds a changed byte years later.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from foundry.config import Export, ExportError
-from foundry.export.card import CardFacts, model_card
+from foundry.export.card import CardFacts, WeightFile, model_card
 from foundry.export.exportable import (
     format_problems,
     interpreter_problems,
@@ -33,9 +32,9 @@ from foundry.export.proof import ExportRecord
 from foundry.export.quantised import Scored, measure
 from foundry.models import MiniLLM, ModelFacts
 from foundry.tokenizers import Tokenizer
+from foundry.utils.cleaning_report import CleaningReport
+from foundry.utils.evaluation_report import EvaluationReport
 from foundry.utils.files import atomic_dir, sha256_file, write_json, write_text
-
-CUSTODY = ("fingerprint", "index_sha256", "tokenizer_sha256", "weights_sha256")
 
 
 def export(
@@ -43,37 +42,34 @@ def export(
     model: MiniLLM,
     facts: ModelFacts,
     tokenizer: Tokenizer,
-    report: dict[str, Any],
-    sources: list[dict[str, Any]],
+    report: EvaluationReport,
+    cleaning: CleaningReport,
     texts: list[str],
     prompts: list[str],
     params: Export,
     *,
-    cleaning: dict[str, Any] | None = None,
     scored: Scored | None = None,
     lineage: Lineage | None = None,
     device: torch.device | str = "cpu",
 ) -> ExportRecord:
-    """Writes and proves `out`.
+    """Writes and proves the folder `out`.
 
     Args:
-        facts: `config.json` of the trained model.
-        report: `reports/evaluate.json`.
-        sources: `sources` of `reports/clean.json`.
+        report: of the same model, for the card.
+        cleaning: for the card and the licence notice.
         texts: real text for the proof, in full contexts and for token ids.
         prompts: for the proof's greedy continuations.
-        cleaning: all of `reports/clean.json`, for what the card tells of sizes and of what was dropped.
-        lineage: see `foundry.export.lineage`; written as `lineage.json`.
-        device: where the rounding formats are scored; the proof is of float32 on the CPU.
         scored: held-out documents on which the cost of each rounding format is measured; None measures none.
+        lineage: written as `lineage.json`; None writes none.
+        device: where the rounding formats are scored; the proof runs in float32 on the CPU.
 
     Returns:
-        What was written as `proof.json`: the proof, the hashes of the source and of every file.
+        What was written as `proof.json`.
 
     Raises:
         ExportError: if model, tokenizer and evaluation do not belong together, a weight is not finite, a format cannot
-            hold the model, or the written files do not equal the model.
-            What lay under `out` before is untouched then, and nothing else is left.
+            represent the model, or the written files do not equal the model. A former folder `out` is then unchanged,
+            and nothing else is left.
     """
     _check_belonging(facts, tokenizer, report)
     symbols = user_tokens(tokenizer).values()
@@ -95,7 +91,7 @@ def export(
         proof = prove(hf, ggufs, model, tokenizer, texts, prompts, params.parity_tolerance)
         rounded = {kind: path for kind, path in ggufs.items() if kind != "f32"}  # f32 was proved equal bit for bit
         costs = measure(rounded, model, scored, device) if scored and rounded else None
-        notice = licence_notice(params.model_name, sources)
+        notice = licence_notice(params.model_name, cleaning.sources)
         if notice:
             write_text(hf / "LICENSE", notice)
         written = [hf / "model.safetensors", *ggufs.values()]
@@ -104,11 +100,11 @@ def export(
             cfg=model.cfg,
             facts=facts,
             report=report,
-            cleaning={**(cleaning or {}), "sources": sources},
+            cleaning=cleaning,
             proof=proof,
             costs=costs,
             samples=greedy_samples(model, tokenizer),
-            files={p.relative_to(tmp).as_posix(): (p.stat().st_size, sha256_file(p)) for p in written},
+            files=[WeightFile(p.name, p.stat().st_size, sha256_file(p)) for p in written],
             symbols=list(symbols),
         )
         write_text(hf / "README.md", model_card(card))
@@ -116,7 +112,10 @@ def export(
             write_json(tmp / LINEAGE, lineage.model_dump())
         record = ExportRecord(
             model_name=params.model_name,
-            **{k: getattr(facts, k) for k in CUSTODY},
+            fingerprint=facts.fingerprint,
+            index_sha256=facts.index_sha256,
+            tokenizer_sha256=facts.tokenizer_sha256,
+            weights_sha256=facts.weights_sha256,
             proof=proof,
             quantised=costs,
             files=hash_files(tmp),
@@ -125,14 +124,14 @@ def export(
         return record
 
 
-def _check_belonging(facts: ModelFacts, tokenizer: Tokenizer, report: dict[str, Any]) -> None:
+def _check_belonging(facts: ModelFacts, tokenizer: Tokenizer, report: EvaluationReport) -> None:
     if tokenizer.sha256 != facts.tokenizer_sha256:
         raise ExportError(
             f"the tokenizer (sha256 {tokenizer.sha256[:12]}…) is not the one that the model was trained with "
             f"({facts.tokenizer_sha256[:12]}…): run `dvc repro`"
         )
-    if report["weights_sha256"] != facts.weights_sha256:
+    if report.weights_sha256 != facts.weights_sha256:
         raise ExportError(
-            f"reports/evaluate.json is of another model (weights {report['weights_sha256'][:12]}…, this one has "
+            f"reports/evaluate.json is of another model (weights {report.weights_sha256[:12]}…, this one has "
             f"{facts.weights_sha256[:12]}…): run `dvc repro evaluate`"
         )

@@ -1,7 +1,7 @@
 """The model card: what the model is, what it was made of, how good it is, how to load it.
 
-In the hub's format: a YAML header that machines read, then sections. A function of its inputs: no clock, no path, no host;
-what no input tells (hours, hardware, energy) is left out.
+In the hub's format: a YAML header that machines read, then sections. A function of its inputs: no clock, no path, no
+host. What is not in the inputs (hours, hardware, energy) is left out.
 """
 
 from __future__ import annotations
@@ -12,68 +12,77 @@ from typing import Any
 import yaml
 
 from foundry.config import ModelConfig
-from foundry.export.card_data import data, terms
-from foundry.export.card_numbers import evaluation, formats, proof
+from foundry.export.card_data import data_section, terms_section
+from foundry.export.card_numbers import evaluation_section, formats_section, proof_section
 from foundry.export.greedy import Sample
 from foundry.export.licence import HUB_NAMES, one_licence
 from foundry.export.proof import FormatCosts, Proof
 from foundry.models import ModelFacts
 from foundry.models.accounting import count_params, train_flops_per_token
+from foundry.utils.cleaning_report import CleanedSource, CleaningReport
+from foundry.utils.evaluation_report import EvaluationReport
 from foundry.utils.markdown import code, fenced, table
 
 SYMBOLS = 50  # that the card lists
 
 
 @dataclass(frozen=True)
+class WeightFile:
+    """An exported file of weights: its name without folders, its size in bytes, its hash.
+
+    A GGUF file is beside the folder `hf/` here and beside the card on a hub, so the card only has the name.
+    """
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class CardFacts:
-    """Everything that the card tells.
+    """Everything that the card says.
 
     Attributes:
         name: of the registered model.
-        facts: `config.json` of the trained model.
-        report: `reports/evaluate.json`; `tasks` and `contamination` are told if they are there.
-        cleaning: `reports/clean.json`; `sources` at least (name, url, license, attribution, lang, sha256).
         costs: of `quantised.measure`, or None.
-        files: {exported weight file: (bytes, sha256)}.
+        files: `model.safetensors` and the GGUF files.
         symbols: the tokenizer's user symbols.
     """
 
     name: str
     cfg: ModelConfig
     facts: ModelFacts
-    report: dict[str, Any]
-    cleaning: dict[str, Any]
+    report: EvaluationReport
+    cleaning: CleaningReport
     proof: Proof
     costs: FormatCosts | None
     samples: list[Sample]
-    files: dict[str, tuple[int, str]]
+    files: list[WeightFile]
     symbols: list[str]
 
 
 def model_card(c: CardFacts) -> str:
     """README.md of the Hugging Face folder."""
-    sources = c.cleaning["sources"]
-    # A GGUF lies beside the folder here and beside the card on a hub: the card says the name alone.
-    names = {path.rsplit("/", 1)[-1]: told for path, told in c.files.items()}
+    sources = c.cleaning.sources
     parts = [
         _head(c.name, c.cfg, c.report, sources),
         _what(c.name, c.cfg),
         _tokenizer(c.cfg, c.symbols),
-        data(c.cleaning),
+        data_section(c.cleaning),
         _training(c.cfg, c.facts),
-        evaluation(c.report),
-        formats(c.costs, names),
-        proof(c.proof),
+        evaluation_section(c.report),
+        formats_section(c.costs, {f.name: f.bytes for f in c.files}),
+        proof_section(c.proof),
         _samples(c.samples),
-        _use(c.name, [n for n in names if n.endswith(".gguf")]),
+        _use(c.name, [f.name for f in c.files if f.name.endswith(".gguf")]),
         _limits(c.cfg),
-        terms(sources),
-        _custody(c.facts, c.report, names),
+        terms_section(sources),
+        _custody(c.facts, c.report, c.files),
     ]
     return "\n".join(line for part in parts for line in (*part, ""))
 
 
-def _head(name: str, cfg: ModelConfig, report: dict[str, Any], sources: list[dict[str, Any]]) -> list[str]:
+def _head(name: str, cfg: ModelConfig, report: EvaluationReport, sources: list[CleanedSource]) -> list[str]:
     """The block that the hub reads."""
     head: dict[str, Any] = {
         "library_name": "transformers",
@@ -84,18 +93,15 @@ def _head(name: str, cfg: ModelConfig, report: dict[str, Any], sources: list[dic
     head["license"] = licence.lower() if licence and licence.lower() in HUB_NAMES else "other"
     if head["license"] == "other":
         head["license_name"] = licence.lower() if licence else "see-the-section-licence"
-    if langs := sorted({s["lang"] for s in sources} - {"und"}):
+    if langs := sorted({s.lang for s in sources} - {"und"}):
         head["language"] = langs
-    if ids := sorted({s["url"][3:].split("@")[0] for s in sources if s["url"].startswith("hf:")}):
+    if ids := sorted({s.url[3:].split("@")[0] for s in sources if s.url.startswith("hf:")}):
         head["datasets"] = ids
-    metrics = [_metric("bits_per_byte", "bits per byte", report["test"]["bits_per_byte"]["value"])]
-    if "perplexity_token" in report["test"]:
-        metrics.append(_metric("perplexity", "perplexity a token", report["test"]["perplexity_token"]["value"]))
-    split = {
-        "name": f"held-out documents of {', '.join(s['name'] for s in sources)}",
-        "type": "foundry",
-        "split": "test",
-    }
+    metrics = [
+        _metric("bits_per_byte", "bits per byte", report.test.bits_per_byte.value),
+        _metric("perplexity", "perplexity a token", report.test.perplexity_token.value),
+    ]
+    split = {"name": f"held-out documents of {', '.join(s.name for s in sources)}", "type": "foundry", "split": "test"}
     task = {"type": "text-generation", "name": "text generation"}
     head["model-index"] = [{"name": name, "results": [{"task": task, "dataset": split, "metrics": metrics}]}]
     return ["---", yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000).rstrip(), "---"]
@@ -106,31 +112,26 @@ def _metric(kind: str, name: str, value: float) -> dict[str, Any]:
 
 
 def _what(name: str, cfg: ModelConfig) -> list[str]:
-    tied = "tied to the embedding" if cfg.tie_embeddings else "of its own"
+    size, body = count_params(cfg), count_params(cfg, non_embedding=True)
+    rows = [
+        ["class in transformers", "Qwen3ForCausalLM" if cfg.qk_norm else "LlamaForCausalLM"],
+        ["parameters", f"{size:,}, without embedding {body:,}"],
+        ["layers, width, heads, key/value heads", f"{cfg.n_layers}, {cfg.dim}, {cfg.n_heads}, {cfg.n_kv_heads}"],
+        ["feed-forward width (SwiGLU)", cfg.ffn_dim],
+        ["normalisation", f"RMSNorm before each block, epsilon {cfg.norm_eps:g}"],
+        ["positions", f"rotary, base {cfg.rope_theta:g}"],
+        ["context", f"{cfg.max_seq_len} tokens"],
+        ["output head", "tied to the embedding" if cfg.tie_embeddings else "of its own"],
+    ]
     return [
         f"# {name}",
         "",
-        f"A Llama-style language model of {count_params(cfg):,} parameters, trained from nothing on the texts below. "
+        f"A Llama-style language model of {size:,} parameters, trained from nothing on the texts below. "
         "It continues a text.",
         "",
         "## Model",
         "",
-        *table(
-            ["", ""],
-            [
-                ["class in transformers", "Qwen3ForCausalLM" if cfg.qk_norm else "LlamaForCausalLM"],
-                ["parameters", f"{count_params(cfg):,}, without embedding {count_params(cfg, non_embedding=True):,}"],
-                [
-                    "layers, width, heads, key/value heads",
-                    f"{cfg.n_layers}, {cfg.dim}, {cfg.n_heads}, {cfg.n_kv_heads}",
-                ],
-                ["feed-forward width (SwiGLU)", cfg.ffn_dim],
-                ["normalisation", f"RMSNorm before each block, epsilon {cfg.norm_eps:g}"],
-                ["positions", f"rotary, base {cfg.rope_theta:g}"],
-                ["context", f"{cfg.max_seq_len} tokens"],
-                ["output head", tied],
-            ],
-        ),
+        *table(["", ""], rows),
     ]
 
 
@@ -139,8 +140,8 @@ def _tokenizer(cfg: ModelConfig, symbols: list[str]) -> list[str]:
     lines = [
         "## Tokenizer",
         "",
-        f"SentencePiece BPE with {cfg.vocab_size:,} pieces and byte fallback, trained on the training split. Lossless: no "
-        "normalisation, no added space. Chat markers are control symbols, which typed text never becomes.",
+        f"SentencePiece BPE with {cfg.vocab_size:,} pieces and byte fallback, trained on the training split. "
+        "Lossless: no normalisation, no added space. Chat markers are control symbols, which typed text never becomes.",
     ]
     if symbols:
         shown = ", ".join(code(repr(s)[1:-1]) for s in symbols[:SYMBOLS])
@@ -201,14 +202,14 @@ def _limits(cfg: ModelConfig) -> list[str]:
     ]
 
 
-def _custody(facts: ModelFacts, report: dict[str, Any], files: dict[str, tuple[int, str]]) -> list[str]:
+def _custody(facts: ModelFacts, report: EvaluationReport, files: list[WeightFile]) -> list[str]:
     rows = [
         ["run fingerprint", facts.fingerprint],
         ["data index", facts.index_sha256],
         ["tokenizer", facts.tokenizer_sha256],
         ["trained weights", facts.weights_sha256],
-        ["test text", report["test_sha256"]],
-        *([name, digest] for name, (_, digest) in files.items()),
+        ["test text", report.test_sha256],
+        *([f.name, f.sha256] for f in files),
     ]
     lines = ["## Chain of custody", "", *table(["what", "sha256"], [[what, f"`{digest}`"] for what, digest in rows])]
     return [*lines, "", "`proof.json` says how the files were proved equal to the trained model."]

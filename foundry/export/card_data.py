@@ -2,60 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from foundry.export.licence import UNKNOWN, one_licence
+from foundry.utils.cleaning_report import CleanedSource, CleaningReport
 from foundry.utils.markdown import code, inline, table
 
 
-def data(cleaning: dict[str, Any]) -> list[str]:
-    """Sources, and from a whole `reports/clean.json` sizes and drops.
-
-    Args:
-        cleaning: `sources`, and as far as they are there `per_source`, `splits` and `documents`.
-    """
-    rows = [
-        [
-            s["name"],
-            code(s["url"]),
-            s["lang"],
-            inline(s["license"]),
-            inline(s["attribution"]) or "none given",
-            code(s["sha256"]),
-        ]
-        for s in cleaning["sources"]
+def data_section(report: CleaningReport) -> list[str]:
+    """Sources, sizes, and what was dropped or repaired."""
+    sources = [
+        [s.name, code(s.url), s.lang, inline(s.license), inline(s.attribution) or "none given", code(s.sha256)]
+        for s in report.sources
     ]
-    lines = ["## Data", "", *table(["source", "address", "language", "licence", "attribution", "sha256"], rows)]
-    if per_source := cleaning.get("per_source"):
-        sizes = [
-            [name, f"{p['in']:,}", f"{p['kept']:,}", f"{p['bytes']:,}", _reasons(p["dropped"])]
-            for name, p in per_source.items()
-        ]
-        lines += ["", *table(["source", "documents", "kept", "bytes kept", "dropped, by reason"], sizes)]
-    if splits := cleaning.get("splits"):
-        told = [[name, f"{s['documents']:,}", f"{s['bytes']:,}"] for name, s in splits.items()]
-        lines += ["", *table(["split", "documents", "bytes"], told)]
-    if documents := cleaning.get("documents"):
-        repaired = {k: n for k, n in documents.get("repaired", {}).items() if n}
-        if repaired:
-            lines += ["", f"Repaired and kept: {_reasons(repaired)}."]
-    if quarantined := cleaning.get("records", {}).get("quarantined"):
+    sizes = [
+        [name, f"{s.incoming:,}", f"{s.kept:,}", f"{s.bytes:,}", _reasons(s.dropped)]
+        for name, s in report.per_source.items()
+    ]
+    splits = [[name, f"{s.documents:,}", f"{s.bytes:,}"] for name, s in report.splits.items()]
+    lines = [
+        "## Data",
+        "",
+        *table(["source", "address", "language", "licence", "attribution", "sha256"], sources),
+        "",
+        *table(["source", "documents", "kept", "bytes kept", "dropped, by reason"], sizes),
+        "",
+        *table(["split", "documents", "bytes"], splits),
+    ]
+    if any(report.documents.repaired.values()):
+        lines += ["", f"Repaired and kept: {_reasons(report.documents.repaired)}."]
+    if quarantined := report.records.quarantined:
         lines += ["", f"Unreadable records, set aside: {quarantined:,}."]
     return lines
 
 
 def _reasons(counts: dict[str, int]) -> str:
-    told = [f"{reason.replace('_', ' ')} {n:,}" for reason, n in counts.items() if n]
-    return ", ".join(told) or "none"
+    return ", ".join(f"{reason.replace('_', ' ')} {n:,}" for reason, n in counts.items() if n) or "none"
 
 
-def terms(sources: list[dict[str, Any]]) -> list[str]:
-    """What the licences of the texts ask of whoever shares the model."""
-    licences = sorted({s["license"] for s in sources})
+def terms_section(sources: list[CleanedSource]) -> list[str]:
+    """What the licences of the texts require of whoever shares the model."""
+    licences = sorted({s.license for s in sources})
     lines = [
         "## Licence",
         "",
-        f"Licences of the texts: {', '.join(map(inline, licences))}. Whoever shares this model names the sources above.",
+        f"Licences of the texts: {', '.join(map(inline, licences))}. "
+        "Whoever shares this model names the sources above.",
     ]
     if one_licence(sources):
         lines.append("`LICENSE` beside this file has the notice.")

@@ -1,72 +1,74 @@
-"""The model card's figures: evaluation, tasks, contamination, number formats and the proof, from the reports alone."""
+"""The model card's numbers: evaluation, tasks, contamination, number formats and the proof, all from the reports."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from foundry.export.proof import FormatCosts, GreedyProof, LlamaCppMissing, LlamaCppProof, Proof
+from foundry.utils.bootstrap import Interval
+from foundry.utils.evaluation_report import Contamination, EvaluationReport, PartScore, TaskScore
 from foundry.utils.markdown import table
 
 
-def evaluation(report: dict[str, Any]) -> list[str]:
-    """Bits per byte with intervals, baselines on the same bytes, tasks and contamination where they were measured."""
+def evaluation_section(report: EvaluationReport) -> list[str]:
+    """Bits per byte with intervals; baselines on the same bytes, tasks and contamination if they were measured."""
 
-    def row(what: str, part: dict[str, Any]) -> list[Any]:
-        b = part["bits_per_byte"]
-        return [what, f"{b['value']:.4f}", f"{b['low']:.4f} to {b['high']:.4f}", part["documents"]]
+    def row(what: str, part: PartScore) -> list[Any]:
+        b = part.bits_per_byte
+        return [what, f"{b.value:.4f}", f"{b.low:.4f} to {b.high:.4f}", part.documents]
 
-    rows = [row("test split", report["test"]), *(row(f"of it {s}", part) for s, part in report["by_source"].items())]
+    rows = [row("test split", report.test), *(row(f"of it {s}", part) for s, part in report.by_source.items())]
+    perplexity = report.test.perplexity_token
     lines = [
         "## Evaluation",
         "",
         "Bits per UTF-8 byte of held-out documents (lower is better), with a 95 % bootstrap interval over documents.",
         "",
         *table(["text", "bits per byte", "interval", "documents"], rows),
+        "",
+        f"Perplexity a token of this vocabulary: {perplexity.value} ({perplexity.low} to {perplexity.high}).",
     ]
-    if "perplexity_token" in report["test"]:
-        p = report["test"]["perplexity_token"]
-        lines += ["", f"Perplexity a token of this vocabulary: {p['value']} ({p['low']} to {p['high']})."]
-    if baselines := report.get("baselines"):
-        told = [[n, f"{b['alone']:.4f}", f"{b['given_train']:.4f}"] for n, b in baselines.items()]
+    if report.baselines:
+        compressed = [[n, f"{b.alone:.4f}", f"{b.given_train:.4f}"] for n, b in report.baselines.items()]
         lines += ["", "The same bytes compressed, in bits per byte:", ""]
-        lines += table(["compressor", "alone", "given the training text"], told)
-    return [*lines, *_tasks(report.get("tasks")), *_contamination(report.get("contamination"))]
+        lines += table(["compressor", "alone", "given the training text"], compressed)
+    return [*lines, *_tasks(report.tasks), *_contamination(report.contamination)]
 
 
-def _tasks(tasks: dict[str, Any] | None) -> list[str]:
+def _tasks(tasks: dict[str, TaskScore]) -> list[str]:
     if not tasks:
         return []
-    rows = [
-        [name, f"{t['score']:.4f}", f"{t['low']:.4f} to {t['high']:.4f}", f"{t['chance']:.4f}", t["n"], _share((t.get("contamination") or {}).get("texts"))]
-        for name, t in tasks.items()
-    ]  # fmt: skip
+    rows = []
+    for name, t in tasks.items():
+        overlap = _share(t.contamination.texts if t.contamination else None)
+        rows.append([name, f"{t.score:.4f}", f"{t.low:.4f} to {t.high:.4f}", f"{t.chance:.4f}", t.n, overlap])
     head = ["task", "right", "interval", "chance", "questions", "of them with a run of words of the training text"]
     return ["", "Questions without examples in the prompt:", "", *table(head, rows)]
 
 
-def _contamination(found: dict[str, Any] | None) -> list[str]:
+def _contamination(found: Contamination | None) -> list[str]:
     if not found:
         return []
     return [
         "",
-        f"Contamination: {_share(found['texts'])} of {found['looked_at']} test documents have a run of {found['ngram']} words that stands in the training "
-        f"text, {_share(found['runs'])} of all their runs do.",
+        f"Contamination: {_share(found.texts)} of {found.looked_at} test documents have a run of {found.ngram} words "
+        f"that stands in the training text, {_share(found.runs)} of all their runs do.",
     ]
 
 
-def _share(interval: dict[str, float] | None) -> str:
+def _share(interval: Interval | None) -> str:
     """A share with its interval, in percent."""
     if not interval:
         return "not looked for or too short"
-    return f"{100 * interval['value']:.1f} % ({100 * interval['low']:.1f} to {100 * interval['high']:.1f})"
+    return f"{100 * interval.value:.1f} % ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
 
 
-def formats(costs: FormatCosts | None, files: dict[str, tuple[int, str]]) -> list[str]:
-    """Every weight file with its size, and what its number format costs where that was measured.
+def formats_section(costs: FormatCosts | None, sizes: dict[str, int]) -> list[str]:
+    """Every weight file with its size, and what its number format costs if that was measured.
 
     Args:
         costs: of `quantised.measure`.
-        files: {file: (bytes, sha256)} of the weights.
+        sizes: {file of weights: bytes}.
     """
     by_file = {c.file: c for c in costs.formats.values()} if costs else {}
 
@@ -79,18 +81,18 @@ def formats(costs: FormatCosts | None, files: dict[str, tuple[int, str]]) -> lis
         return [name, f"{size:,}", f"{c.bits_per_byte:.4f}", interval, f"{c.top1_agreement:.2%}"]
 
     head = ["file", "bytes", "bits per byte", "difference (95 % interval)", "same most likely token"]
-    lines = ["## Number formats", "", *table(head, [row(n, size) for n, (size, _) in files.items()])]
+    lines = ["## Number formats", "", *table(head, [row(name, size) for name, size in sizes.items()])]
     if costs:
         lines += [
             "",
-            f"Measured on {costs.tokens:,} tokens of {costs.documents:,} documents of the test split, where "
-            f"the model itself has {costs.float.bits_per_byte:.4f}; the matrices were dequantised, so that "
-            "rounding of activations in an engine comes on top.",
+            f"Measured on {costs.tokens:,} tokens of {costs.documents:,} documents of the test split, where the model "
+            f"itself has {costs.float.bits_per_byte:.4f}; the matrices were dequantised, so that rounding of "
+            "activations in an engine comes on top.",
         ]
     return lines
 
 
-def proof(p: Proof) -> list[str]:
+def proof_section(p: Proof) -> list[str]:
     """What the written files were compared with before they were given a name."""
     ids, logits = p.token_ids, p.logits
     logits_row = f"{logits.tokens:,} tokens, off by less than {logits.largest_difference_below:g}"
@@ -108,7 +110,8 @@ def proof(p: Proof) -> list[str]:
     return [
         "## Proof",
         "",
-        "Each file was loaded by an independent implementation and compared with the trained model; `proof.json` has the figures.",
+        "Each file was loaded by an independent implementation and compared with the trained model; "
+        "`proof.json` has the figures.",
         "",
         *table(["what", "loaded by", "result"], [*rows, *_llama_cpp(p.llama_cpp)]),
     ]

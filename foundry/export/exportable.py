@@ -58,7 +58,7 @@ def refuse(problems: list[str]) -> None:
 def model_problems(cfg: ModelConfig) -> list[str]:
     """Why the exported classes of transformers and llama.cpp cannot compute the architecture."""
     problems = [
-        f"model.{key} is {getattr(cfg, key):g}, which Llama and Qwen3 do not have in other engines: train with 0"
+        f"model.{key} is {getattr(cfg, key):g}, which Llama and Qwen3 in other engines lack: train with 0"
         for key in ("logit_softcap", "sliding_window")
         if getattr(cfg, key)
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from foundry.utils.cleaning_report import CleanedSource
 
 UNKNOWN = "unknown"
 # Licences of texts that the hub's `license` field has a name for; every other one is `other` with its name beside it.
@@ -14,13 +14,13 @@ _HUB_NAMES = """
 HUB_NAMES = frozenset(_HUB_NAMES.split())
 
 
-def one_licence(sources: list[dict[str, Any]]) -> str | None:
+def one_licence(sources: list[CleanedSource]) -> str | None:
     """The licence of all sources, as they spell it; None if they differ or one is not known."""
-    licences = {s["license"] for s in sources}
+    licences = {s.license for s in sources}
     return next(iter(licences)) if len(licences) == 1 and UNKNOWN not in licences else None
 
 
-def licence_notice(name: str, sources: list[dict[str, Any]]) -> str | None:
+def licence_notice(name: str, sources: list[CleanedSource]) -> str | None:
     """The text of LICENSE: what the sources require and whom to name; None if they are not under one licence."""
     licence = one_licence(sources)
     if licence is None:
@@ -31,10 +31,7 @@ def licence_notice(name: str, sources: list[dict[str, Any]]) -> str | None:
         "",
         "Name these sources wherever you share the weights:",
         "",
-        *(
-            f"- {s['name']} ({_one_line(s['url'])}): {_one_line(s['attribution']) or 'no attribution given'}"
-            for s in sources
-        ),
+        *(f"- {s.name} ({_one_line(s.url)}): {_one_line(s.attribution or 'no attribution given')}" for s in sources),
         "",
         f"This notice is not the licence; its full text is published under the identifier {licence}.",
     ]

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from example_records import example_cleaning, example_evaluation, example_source
 
 from foundry.config import ModelConfig
 from foundry.data.tokens.index import ShardIndex
@@ -52,22 +53,12 @@ def project(root, model, tokenizer):
     texts = ["The salt water.\n\nAnd the city.", "Boil 3 onions.", "", "The history of the mountain. " * 40]
     table = pa.table({"text": texts, "n_bytes": [len(t.encode()) for t in texts]})
     pq.write_table(table, root / "data/clean/test/part-00000.parquet")
-    test = {"bits_per_byte": {"value": 1.5, "low": 1.4, "high": 1.6}, "documents": 2}
     weights = read_json(root / "artifacts/model/config.json", "facts")["weights_sha256"]
-    write_json(
-        root / "reports/evaluate.json",
-        {"test": test, "by_source": {}, "weights_sha256": weights, "test_sha256": "3" * 64},
-    )
-    source = {
-        "name": "one",
-        "url": "file:corpus/x",
-        "license": "MIT",
-        "attribution": "",
-        "lang": "en",
-        "sha256": "4" * 64,
-    }
-    write_json(root / "reports/clean.json", {"sources": [source]})
-    raw = {**source, "files": [{"path": "one/x", "sha256": "4" * 64, "bytes": 5}]}
+    example_evaluation(weights_sha256=weights).write(root / "reports/evaluate.json")
+    cleaning = example_cleaning(example_source(license="MIT", attribution=""))
+    cleaning.write(root / "reports/clean.json")
+    raw = cleaning.sources[0].model_dump(include={"name", "url", "license", "attribution", "lang"})
+    raw["files"] = [{"path": "one/x", "sha256": "4" * 64, "bytes": 5}]
     write_json(root / "data/raw/manifest.json", {"sources": [raw]})
     index = ShardIndex(dtype="uint16", vocab_size=400, tokenizer_sha256=tokenizer.sha256, splits={})
     (root / "data/shards").mkdir()

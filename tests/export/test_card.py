@@ -5,11 +5,11 @@ import re
 
 import pytest
 import yaml
-from exported import example_proof
+from example_records import example_cleaning, example_evaluation, example_proof, example_source
 
 from foundry.config import ModelConfig
 from foundry.data.clean.card import card as data_card
-from foundry.export.card import CardFacts, model_card
+from foundry.export.card import CardFacts, WeightFile, model_card
 from foundry.export.greedy import Sample
 from foundry.export.licence import licence_notice
 from foundry.export.proof import (
@@ -26,8 +26,9 @@ from foundry.export.proof import (
 from foundry.models import ModelFacts
 from foundry.models.accounting import train_flops_per_token
 from foundry.utils.bootstrap import Interval
+from foundry.utils.cleaning_report import DocumentAccount, RecordAccount, SourceAccount, SplitSize
+from foundry.utils.evaluation_report import CompressedSize, Contamination, PartScore, TaskScore, TrainingOverlap
 
-BPB = {"value": 1.2345, "low": 1.2, "high": 1.3}
 FACTS = ModelFacts(
     fingerprint="f" * 16,
     index_sha256="1" * 64,
@@ -36,24 +37,21 @@ FACTS = ModelFacts(
     steps=1000,
     tokens=2_048_000,
 )
-REPORT = {
-    "test": {"bits_per_byte": BPB, "documents": 7, "perplexity_token": {"value": 42.5, "low": 40.1, "high": 45.2}},
-    "by_source": {"wiki": {"bits_per_byte": BPB, "documents": 7}},
-    "baselines": {"ppmd_order_8": {"alone": 2.1, "given_train": 1.55}},
-    "test_sha256": "4" * 64,
-}
+BITS = PartScore(bits_per_byte=Interval(value=1.2345, low=1.2, high=1.3), documents=7, bytes=5000)
+REPORT = example_evaluation(
+    BITS.bits_per_byte,
+    perplexity=Interval(value=42.5, low=40.1, high=45.2),
+    by_source={"wiki": BITS},
+    baselines={"ppmd_order_8": CompressedSize(alone=2.1, given_train=1.55)},
+    test_sha256="4" * 64,
+)
+DROPPED = {"too_short": 7, "blocked": 0, "exact_duplicate": 3}
+COUNTS = {"incoming": 100, "kept": 90, "dropped": DROPPED, "repaired": {"html": 2, "normalized": 0}}
 CLEANING = {
-    "documents": {"in": 100, "kept": 90, "dropped": {"too_short": 7}, "repaired": {"html": 2, "normalized": 0}},
-    "records": {"quarantined": 3},
-    "splits": {"train": {"documents": 80, "bytes": 123_456}, "test": {"documents": 10, "bytes": 9_876}},
-    "per_source": {
-        "wiki": {
-            "in": 100,
-            "kept": 90,
-            "bytes": 133_332,
-            "dropped": {"too_short": 7, "blocked": 0, "exact_duplicate": 3},
-        }
-    },
+    "documents": DocumentAccount(**COUNTS),
+    "records": RecordAccount(incoming=103, quarantined=3, reasons={}, examples=[]),
+    "splits": {"train": SplitSize(documents=80, bytes=123_456), "test": SplitSize(documents=10, bytes=9_876)},
+    "per_source": {"wiki": SourceAccount(records=103, **COUNTS, quarantined=3, bytes=133_332)},
 }
 COSTS = FormatCosts(
     documents=5,
@@ -70,26 +68,29 @@ COSTS = FormatCosts(
         )
     },
 )
-FILES = {"hf/model.safetensors": (8888, "6" * 64), "lm-f32.gguf": (9000, "7" * 64), "lm-q8_0.gguf": (2222, "8" * 64)}
+FILES = [
+    WeightFile("model.safetensors", 8888, "6" * 64),
+    WeightFile("lm-f32.gguf", 9000, "7" * 64),
+    WeightFile("lm-q8_0.gguf", 2222, "8" * 64),
+]
 
 
-def source(**changes):
-    terms = {"license": "CC-BY-SA-4.0", "attribution": "the authors"}
-    return {"name": "wiki", "url": "pypi:x==1", **terms, "lang": "en", "sha256": "5" * 64, **changes}
+def source(**fields):
+    return example_source(**{"name": "wiki", "url": "pypi:x==1", "sha256": "5" * 64, **fields})
 
 
 def card(sources, **changes):
     facts = CardFacts(
-        "lm",
-        ModelConfig(),
-        FACTS,
-        REPORT,
-        {**CLEANING, "sources": sources},
-        example_proof(),
-        COSTS,
-        [Sample("The ", "salt.")],
-        FILES,
-        [],
+        name="lm",
+        cfg=ModelConfig(),
+        facts=FACTS,
+        report=REPORT,
+        cleaning=example_cleaning(*sources, **CLEANING),
+        proof=example_proof(),
+        costs=COSTS,
+        samples=[Sample("The ", "salt.")],
+        files=FILES,
+        symbols=[],
     )
     return model_card(dataclasses.replace(facts, **changes))
 
@@ -98,21 +99,24 @@ def head(text):
     return yaml.safe_load(text.split("---")[1])
 
 
-def test_it_holds_every_number_hash_and_name():
+def test_it_has_every_number_hash_and_name():
     text = card([source()])
     flops = f"{train_flops_per_token(ModelConfig()) * 2_048_000:.2e}"
-    for part in (
-        "1.2345", "1.2000 to 1.3000", "42.5", "ppmd_order_8", "1.5500", "the authors", "CC-BY-SA-4.0", "2,048,000 tokens",
-        flops, "too short 7, exact duplicate 3", "133,332", "123,456", "html 2", "set aside: 3", "29 tensors bit for bit",
-        "34,567 tokens of 126 strings", "off by less than 1e-05", "509 tokens of 8 prompts, none different, 1 tie",
-        "largest rounding 0.0123", "not proved here: xllamacpp is not installed", "2,222", "1.2399", "98.76%",
-        "+0.00530 (+0.00410 to +0.00660)", "4,321 tokens of 5 documents", "1.2346", "The salt.", "llama-cli -m lm-q8_0.gguf",
-    ):  # fmt: skip
+    parts = [
+        *("1.2345", "1.2000 to 1.3000", "42.5", "ppmd_order_8", "1.5500", "the authors", "CC-BY-SA-4.0"),
+        *("2,048,000 tokens", flops, "too short 7, exact duplicate 3", "133,332", "123,456", "html 2", "set aside: 3"),
+        *("29 tensors bit for bit", "34,567 tokens of 126 strings", "off by less than 1e-05"),
+        *("509 tokens of 8 prompts, none different, 1 tie", "largest rounding 0.0123"),
+        *("not proved here: xllamacpp is not installed", "2,222", "1.2399", "98.76%"),
+        *("+0.00530 (+0.00410 to +0.00660)", "4,321 tokens of 5 documents", "1.2346", "The salt."),
+        "llama-cli -m lm-q8_0.gguf",
+    ]
+    for part in parts:
         assert part in text, part
     assert all(digit * 64 in text for digit in "12345678") and "f" * 16 in text
 
 
-def test_what_no_input_tells_is_left_out():
+def test_what_is_in_no_input_is_left_out():
     text = card([source()]).lower()
     assert not [word for word in ("hour", "gpu", "carbon", "energy", "overlap of the evaluated") if word in text]
 
@@ -132,25 +136,22 @@ def test_a_hub_reads_its_header():
     ]
 
 
-def test_tasks_and_contamination_are_told_where_they_were_measured():
-    seen = {
-        "texts": {"value": 0.077, "low": 0.05, "high": 0.1},
-        "runs": {"value": 0.01, "low": 0.0, "high": 0.02},
-        "looked_at": 3,
-    }
-    tasks = {"cloze": {"score": 0.4321, "low": 0.4, "high": 0.46, "chance": 0.25, "n": 200, "contamination": seen}}
-    contamination = {"ngram": 13, **seen}
-    text = card([source()], report={**REPORT, "tasks": tasks, "contamination": contamination})
+def test_tasks_and_contamination_are_reported_if_they_were_measured():
+    texts, runs = Interval(value=0.077, low=0.05, high=0.1), Interval(value=0.01, low=0.0, high=0.02)
+    overlap = TrainingOverlap(texts=texts, runs=runs, looked_at=3)
+    right = Interval(value=0.5, low=0.4, high=0.6)
+    task = TaskScore(score=0.4321, low=0.4, high=0.46, acc_norm=right, chance=0.25, n=200, contamination=overlap)
+    contamination = Contamination(ngram=13, texts=texts, runs=runs, looked_at=3)
+    changes = {"tasks": {"cloze": task}, "contamination": contamination}
+    text = card([source()], report=REPORT.model_copy(update=changes))
     assert "| cloze | 0.4321 | 0.4000 to 0.4600 | 0.2500 | 200 | 7.7 % (5.0 to 10.0) |" in text
-    assert (
-        "7.7 % (5.0 to 10.0) of 3 test documents have a run of 13 words" in text
-        and "1.0 % (0.0 to 2.0) of all their runs" in text
-    )
+    assert "7.7 % (5.0 to 10.0) of 3 test documents have a run of 13 words" in text
+    assert "1.0 % (0.0 to 2.0) of all their runs" in text
     plain = card([source()])
     assert "cloze" not in plain and "chance" not in plain
 
 
-def test_a_run_of_llama_cpp_is_told_with_its_figures():
+def test_a_run_of_llama_cpp_is_reported_with_its_numbers():
     ran = LlamaCppProof(
         settings=SettingsProof(compared=10),
         token_ids=LlamaCppTokenIds(strings=126, tokens=777),
@@ -164,7 +165,7 @@ def test_a_run_of_llama_cpp_is_told_with_its_figures():
 
 
 @pytest.mark.parametrize(
-    ("licenses", "shown", "told"),
+    ("licenses", "shown", "stated"),
     [
         (["CC-BY-SA-4.0"], "cc-by-sa-4.0", "share-alike"),
         (["CC-BY-SA-4.0", "MIT"], "other", "share-alike"),
@@ -173,21 +174,22 @@ def test_a_run_of_llama_cpp_is_told_with_its_figures():
         (["unknown"], "other", "find out before you share"),
     ],
 )
-def test_the_licence_follows_the_texts(licenses, shown, told):
+def test_the_licence_follows_the_texts(licenses, shown, stated):
     sources = [source(name=f"s{i}", license=x) for i, x in enumerate(licenses)]
     text = card(sources)
-    assert head(text)["license"] == shown and told in text
+    assert head(text)["license"] == shown and stated in text
     assert ("share-alike" in text) == any("-SA-" in x for x in licenses)
     notice = licence_notice("lm", sources)
     assert (notice is not None) == ("`LICENSE`" in text) == (len(licenses) == 1 and licenses != ["unknown"])
     assert notice is None or (licenses[0] in notice and "s0 (pypi:x==1): the authors" in notice)
 
 
-def test_a_card_of_the_least_inputs_is_whole():
-    report = {k: v for k, v in REPORT.items() if k != "baselines"}
-    sources = [source(lang="und", attribution="")]
-    text = card(sources, report=report, cleaning={"sources": sources}, costs=None, samples=[])
+def test_a_card_of_the_least_inputs_is_complete():
+    report = REPORT.model_copy(update={"baselines": None})
+    cleaning = example_cleaning(source(lang="und", attribution=""))
+    text = card([], report=report, cleaning=cleaning, costs=None, samples=[])
     assert "language" not in head(text) and "none given" in text and "compressor" not in text
+    assert "Repaired" not in text and "set aside" not in text
     assert "| lm-q8_0.gguf | 2,222 | not measured |" in text and "| lm-f32.gguf | 9,000 | as the model |" in text
 
 
@@ -209,8 +211,8 @@ HOSTILE = "one\n\n# a title\n| a | b |\n<script>x</script> [y](javascript:z) `co
 
 
 def test_text_of_a_user_is_one_line_and_never_markup_in_both_cards_and_the_notice():
-    hostile = source(attribution=HOSTILE, license=HOSTILE, url=f"file:{HOSTILE}")
-    for text in (card([hostile]), data_card(data_report(hostile))):
+    hostile = source(attribution=HOSTILE, license=HOSTILE, url=f"file:{HOSTILE}", member=HOSTILE)
+    for text in (card([hostile]), data_card(example_cleaning(hostile))):
         body = text.split("\n---\n", 1)[1] if text.startswith("---") else text
         lines = body.split("\n")
         assert not [x for x in lines if x.strip() in ("# a title", "| a | b |", "---") or x.startswith("<script>")]
@@ -227,12 +229,3 @@ def test_text_of_a_user_is_one_line_and_never_markup_in_both_cards_and_the_notic
 def cells(row):
     """The cells as a GitHub reader cuts them: a backslash takes the next character with it."""
     return re.findall(r"((?:\\.|[^|\\])*)\|", row[1:])
-
-
-def data_report(*sources):
-    counts = {"in": 1, "kept": 1, "bytes": 9, "dropped": {}, "repaired": {}, "quarantined": 0}
-    return {
-        "sources": [{**s, "member": HOSTILE, "files": 1, "bytes": 9} for s in sources],
-        "per_source": {"wiki": counts}, "documents": counts, "records": {"quarantined": 0},
-        "splits": {"test": {"documents": 1, "bytes": 9}},
-    }  # fmt: skip

@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from example_records import example_cleaning, example_evaluation
 from safetensors.torch import load_file, save_file
 
 from foundry.config import Export, ExportError, ModelConfig
@@ -20,6 +21,7 @@ from foundry.export.gguf_parity import prove_gguf
 from foundry.export.manifest import ChangedExportError
 from foundry.export.proof import LlamaCppMissing, WeightsProof
 from foundry.models import MiniLLM, ModelFacts
+from foundry.utils.evaluation_report import CompressedSize
 
 TEXTS = ["The salt water and the ancient city.  Two spaces.\nA line.", "Boil 12 onions; add 3 cups of 水."]
 PROMPTS = ["The", "Boil "]
@@ -283,23 +285,9 @@ def test_interleaved_rotation_of_permuted_rows_gives_the_same_scores(model):
 def bundle(out, model, tokenizer, **change):
     hashes = {"index_sha256": "1" * 64, "tokenizer_sha256": tokenizer.sha256, "weights_sha256": "2" * 64, **change}
     facts = ModelFacts(fingerprint="f" * 16, **hashes, steps=10, tokens=100)
-    bpb = {"value": 1.5, "low": 1.4, "high": 1.6}
-    report = {
-        "test": {"bits_per_byte": bpb, "documents": 3}, "by_source": {"one": {"bits_per_byte": bpb, "documents": 3}},
-        "weights_sha256": "2" * 64, "test_sha256": "3" * 64,
-        "baselines": {"xz": {"alone": 2.0, "given_train": 1.8}},
-    }  # fmt: skip
-    sources = [
-        {
-            "name": "one",
-            "url": "file:corpus/x",
-            "license": "CC-BY-SA-4.0",
-            "attribution": "the authors",
-            "lang": "en",
-            "sha256": "4" * 64,
-        }
-    ]
-    return export(out, model, facts, tokenizer, report, sources, TEXTS, PROMPTS, Export(model_name="tiny"))
+    report = example_evaluation(baselines={"xz": CompressedSize(alone=2.0, given_train=1.8)})
+    params = Export(model_name="tiny")
+    return export(out, model, facts, tokenizer, report, example_cleaning(), TEXTS, PROMPTS, params)
 
 
 @pytest.fixture

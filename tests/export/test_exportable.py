@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from example_records import example_cleaning, example_evaluation
 
 from foundry.config import Export, ExportError, ModelConfig, parse_config
 from foundry.export.bundle import export
@@ -89,9 +90,8 @@ def test_the_export_refuses_the_same_before_it_writes(make_model, tokenizer, tmp
     )
     facts = facts_of(tokenizer)
     with pytest.raises(ExportError, match=r"cannot be exported: model\.sliding_window is 8.*; model\.dim is 40.*phi3"):
-        export(
-            tmp_path / "out", odd, facts, tokenizer, {"weights_sha256": "2" * 64}, [], [], [], Export(model_name="phi3")
-        )
+        params = Export(model_name="phi3")
+        export(tmp_path / "out", odd, facts, tokenizer, example_evaluation(), example_cleaning(), [], [], params)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,5 +108,5 @@ def test_the_export_asks_the_interpreter_before_it_writes(model, tokenizer, tmp_
     monkeypatch.setattr("foundry.export.bundle.interpreter_problems", lambda: ["no docstrings"])
     facts = facts_of(tokenizer)
     with pytest.raises(ExportError, match="cannot be exported: no docstrings"):
-        export(tmp_path / "out", model, facts, tokenizer, {"weights_sha256": "2" * 64}, [], [], [], Export())
+        export(tmp_path / "out", model, facts, tokenizer, example_evaluation(), example_cleaning(), [], [], Export())
     assert list(tmp_path.iterdir()) == []

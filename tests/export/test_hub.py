@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from exported import example_proof
+from example_records import example_proof
 
 from foundry.config import ExportError
 from foundry.export import push

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from example_records import example_cleaning, example_evaluation, example_source
 
 from foundry.cli import main
 from foundry.config import DataError, Export, ExportError, TrackingError, parse_config
@@ -26,6 +27,7 @@ from foundry.tracking import tracking_uri
 from foundry.tracking.backup import backup
 from foundry.tracking.registry import download
 from foundry.tracking.settings import connect
+from foundry.utils.bootstrap import Interval
 from foundry.utils.files import write_json
 
 SCRIPT = """
@@ -88,17 +90,26 @@ def make(root, model, tokenizer, value=1.5, scale=1.0, seed=0, fingerprint="f" *
     """A folder as the pipeline leaves it."""
     hashes = {"tokenizer_sha256": tokenizer.sha256, "index_sha256": "1" * 64, "weights_sha256": fingerprint * 4}
     facts = ModelFacts(fingerprint=fingerprint, **hashes, steps=10, tokens=100)
-    test = {"bits_per_byte": {"value": value, "low": value - 0.1, "high": value + 0.1}, "documents": 3}
-    report = {"test": test, "by_source": {}, "weights_sha256": fingerprint * 4, "test_sha256": "3" * 64}
-    terms = {"license": "CC0-1.0", "attribution": "", "lang": "en"}
-    raw = {"name": "one", "url": "file:corpus/x", **terms, "files": [{"path": "one/x", "sha256": "4" * 64, "bytes": 5}]}
+    bits_per_byte = Interval(value=value, low=value - 0.1, high=value + 0.1)
+    report = example_evaluation(bits_per_byte, weights_sha256=fingerprint * 4)
+    cleaning = example_cleaning(example_source(license="CC0-1.0", attribution=""))
+    raw = cleaning.sources[0].model_dump(include={"name", "url", "license", "attribution", "lang"})
+    raw["files"] = [{"path": "one/x", "sha256": "4" * 64, "bytes": 5}]
     write_json(root / "data/raw/manifest.json", {"sources": [raw]})
-    for name in ("clean.json", "evaluate.json"):
-        write_json(root / "reports" / name, report)
+    report.write(root / "reports/evaluate.json")
+    cleaning.write(root / "reports/clean.json")
     export(
-        root / "artifacts/export", model, facts, tokenizer, report, [{"name": "one", "url": "file:corpus/x", **terms, "sha256": "4" * 64}], ["The salt."],
-        ["The"], Export(model_name="tiny", gguf_types=["f32"]), lineage=build_lineage(root, facts, {"seed": 1}, {}),
-    )  # fmt: skip
+        root / "artifacts/export",
+        model,
+        facts,
+        tokenizer,
+        report,
+        cleaning,
+        ["The salt."],
+        ["The"],
+        Export(model_name="tiny", gguf_types=["f32"]),
+        lineage=build_lineage(root, facts, {"seed": 1}, {}),
+    )
     losses(root, scale, seed)
     return root
 

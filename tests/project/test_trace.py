@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from example_records import example_cleaning, example_evaluation, example_source
 from scoring import tiny
 
 from foundry.cli import main
@@ -49,14 +50,8 @@ def whole(tmp_path_factory, clean, shards, tokenizer):
         write_json(root / "reports" / name, {"of": name})
     parameters = CFG.model_dump(mode="json", exclude={"runtime"})
     chain = build_lineage(root, facts, parameters, read_index(shards).file_hashes())
-    bpb = {"value": 1.5, "low": 1.4, "high": 1.6}
-    report = {
-        "test": {"bits_per_byte": bpb, "documents": 3},
-        "by_source": {},
-        "weights_sha256": facts.weights_sha256,
-        "test_sha256": "3" * 64,
-    }
-    sources = [{**SOURCE, "sha256": raw["sha256"]}]
+    report = example_evaluation(weights_sha256=facts.weights_sha256)
+    cleaning = example_cleaning(example_source(**SOURCE, sha256=raw["sha256"]))
     params = Export(model_name="tiny", gguf_types=["f32"])
     export(
         root / "artifacts/export",
@@ -64,7 +59,7 @@ def whole(tmp_path_factory, clean, shards, tokenizer):
         facts,
         tokenizer,
         report,
-        sources,
+        cleaning,
         ["The salt."],
         ["The"],
         params,
