@@ -1,1 +1,1 @@
-"""From addresses to files: sources, mirrors, packages, object stores, and the lock file that holds their hashes."""
+"""From addresses to files: sources, mirrors, packages, object stores, and the lock file with their hashes."""

@@ -26,7 +26,7 @@ def find_files(pattern: str) -> list[Fetched]:
         ConfigError: if a file is behind a linked folder, where DVC does not look.
         DataError: if nothing matches, with what is nearby; if a file may not be read or its name is not UTF-8.
     """
-    root = Path.cwd()  # whose own name may hold wildcards
+    root = Path.cwd()  # whose own name may contain wildcards
     full = root / pattern
     if full.is_dir():
         base = full

@@ -52,7 +52,8 @@ class Pin:
     accept: str
 
     def check(self, address: str, sha256: str, size: int) -> None:
-        """
+        """Refuses a file of another hash.
+
         Raises:
             DataError: with both hashes, if they differ.
         """

@@ -112,7 +112,7 @@ def fetch_tarball(
     """A tarball from the user's npm registry.
 
     Raises:
-        DataError: if no registry is known, or the file cannot be had.
+        DataError: if no registry is known, or the file cannot be fetched.
     """
     url = f"{npm_registry(address.scope).rstrip('/')}/{address.path}"
     return fetch_url(url, name, pin, store, transfers, allow_private)

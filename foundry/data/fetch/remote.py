@@ -84,9 +84,8 @@ def fetch_remote(
     files = list(names.items())
     if fs.async_impl:
         return transfers.each(one, files)
-    return [
-        f for item in files for f in transfers.each(one, [item])
-    ]  # ftp has one connection, which threads cannot share
+    # ftp has one connection, which threads cannot share
+    return [f for item in files for f in transfers.each(one, [item])]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Is a file what its name says? Its first bytes are checked before it enters `data/raw`.
 
 Guards against what servers send in place of data: an error page, a log-in page, an archive that the transfer
-decompressed or wrapped. Only the outermost layer is checked; damage further inside is found by the readers.
+decompressed or packed again. Only the outermost layer is checked; damage further inside is found by the readers.
 """
 
 from __future__ import annotations

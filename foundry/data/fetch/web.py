@@ -2,13 +2,13 @@
 
 A transfer goes to a `.part` file; a broken one resumes there with Range + If-Range. It restarts from scratch where the
 server ignores ranges, or where the answer is about another version of the file: another ETag, Last-Modified, length or
-content coding, since not every server honours If-Range. Bytes are stored as published: no content coding is asked for,
-and gzip that a server applies uninvited is undone, unless the hash or the name says that it belongs to the file. A file
-of known sha256 that is in the store costs no request; one of unknown hash costs a conditional request. Redirects are
+content coding, since not every server honours If-Range. Bytes are stored as published: no content coding is requested,
+and gzip that a server applies anyway is undone, unless the hash or the name says that it is part of the file. A file of
+known sha256 that is in the store costs no request; one of unknown hash costs a conditional request. Redirects are
 followed by hand (`redirects.py`).
 
 Does not retry what waiting cannot fix (404, a bad certificate, a full disk). A server that announces fewer bytes than
-the file has cannot be told from one that serves a shorter file, unless the hash is known.
+the file has cannot be distinguished from one that serves a shorter file, unless the hash is known.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ class _Version(BaseModel):
 
 
 class _Finished(_Version):
+    """The note of a file in the store."""
+
     url: str
     sha256: str
 
@@ -96,8 +98,8 @@ def fetch_url(url: str, name: str, pin: Pin | None, store: Path, transfers: Tran
         `store/<sha256>/<name>`.
 
     Raises:
-        UnreachableError: if the server does not answer, or breaks off, `TRIES` times in a row.
-        DataError: if the file cannot be had, or is not what its hash says.
+        UnreachableError: if the server does not answer, or the connection breaks, `TRIES` times in a row.
+        DataError: if the file cannot be fetched, or does not have its hash.
     """
     with lock_of(url):
         if pin and (hit := stored(store, pin.sha256, name)):
@@ -208,7 +210,7 @@ class _Transfer:
             if status == 206:
                 m = re.match(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""), re.ASCII)
                 if not offset or not m or int(m[1]) != offset:
-                    self._restart("the server sent another range than the one asked for")
+                    self._restart("the server sent another range than the one requested")
                 version = _version(response, None if m[2] == "*" else int(m[2]))
                 pairs = [(getattr(version, k), getattr(before, k)) for k in ("etag", "last_modified", "length")]
                 if any(a and b and a != b for a, b in pairs) or version.coding != before.coding:
@@ -254,8 +256,8 @@ class _Transfer:
             )
         plain = self.part.with_suffix(".plain")
         try:
-            with gzip.open(self.part) as packed, open_to_write(plain) as out:
-                shutil.copyfileobj(packed, out, 1 << 20)
+            with gzip.open(self.part) as compressed, open_to_write(plain) as out:
+                shutil.copyfileobj(compressed, out, 1 << 20)
             return plain, sha256_file(plain)  # the compressed file stays: a killed transfer resumes with it
         except (gzip.BadGzipFile, EOFError, zlib.error) as e:
             plain.unlink()

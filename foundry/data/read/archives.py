@@ -53,14 +53,14 @@ class _Check:
     def __init__(self, shown: str, pattern: str | None, format: str) -> None:
         self.shown, self.pattern, self.format = shown, pattern, format
         self.seen: set[str] = set()
-        self.left: list[str] = []  # the first names that were not wanted
+        self.skipped: list[str] = []  # the first names that are not read
         self.found = 0
 
     def take(self, name: str, fault: str) -> bool:
         """Whether to read a member; `fault` says why it must not be read, if it must not."""
         chosen = wanted(name, self.pattern, self.format)
         if not chosen and self.pattern is not None:
-            self._leave(name)
+            self._skip(name)
             return False
         parts = name.replace("\\", "/").split("/")
         if ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
@@ -77,19 +77,19 @@ class _Check:
             log.warning("%s: the archive %s inside it is skipped; extract it to read it", self.shown, name)
             chosen = False
         if not chosen:
-            self._leave(name)
+            self._skip(name)
         self.found += chosen
         return chosen
 
-    def _leave(self, name: str) -> None:
-        if len(self.left) < 10_000:
-            self.left.append(name)
+    def _skip(self, name: str) -> None:
+        if len(self.skipped) < 10_000:
+            self.skipped.append(name)
 
     def finish(self) -> None:
         if self.found:
             return
         asked = self.pattern if self.pattern is not None else "a text file"
-        near = difflib.get_close_matches(asked, self.left, n=3, cutoff=0.3) or self.left[:3]
+        near = difflib.get_close_matches(asked, self.skipped, n=3, cutoff=0.3) or self.skipped[:3]
         raise DataError(
             f"{self.shown} has no member {asked!r} that can be read; "
             f"{'nearest: ' + ', '.join(map(repr, near)) if near else 'it is empty'}. Set `member:` to fit"

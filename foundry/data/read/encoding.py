@@ -1,6 +1,6 @@
 """Bytes to text that every later stage can write again as UTF-8.
 
-JSON escapes may hold lone surrogates, files may hold bytes of another encoding: both would raise far from their cause.
+JSON escapes may contain lone surrogates, files bytes of another encoding: both would raise far from their cause.
 They are repaired here, and the caller learns of it. Files in an encoding that their source names, or with the byte
 order mark of UTF-16 or UTF-32, are read through `Utf8`, so that every reader sees UTF-8.
 """

@@ -48,7 +48,7 @@ def outer_kind(name: str) -> str | None:
 
 
 def has_magic(name: str) -> bool:
-    """Whether the files of a kind can be told from text by their first bytes."""
+    """Whether the files of a kind can be distinguished from text by their first bytes."""
     return bool(_BY_NAME[name].magic)
 
 

@@ -8,7 +8,7 @@ A field is a key of the record, or a dotted path into nested records. Lists are 
 from __future__ import annotations
 
 import string
-from typing import Any
+from typing import Any, NamedTuple
 
 from foundry.config import ConfigError
 
@@ -27,6 +27,14 @@ class FieldError(ValueError):
         self.reason = reason
 
 
+class Part(NamedTuple):
+    """A literal text, and the field that follows it with its format; None at the end of a template without one."""
+
+    literal: str
+    field: str | None
+    spec: str
+
+
 class Template:
     """A parsed template.
 
@@ -35,7 +43,7 @@ class Template:
     """
 
     def __init__(self, text: str) -> None:
-        self.parts: list[tuple[str, str | None, str]] = []
+        self.parts: list[Part] = []
         try:
             parsed = list(string.Formatter().parse(text))
         except ValueError as e:
@@ -47,7 +55,7 @@ class Template:
                     f"text template {text!r}: {shown} is not understood; "
                     "write {field}, {field:bullets} or {field:numbers}"
                 )
-            self.parts.append((literal, field, spec or ""))
+            self.parts.append(Part(literal, field, spec or ""))
         self.fields = [f for _, f, _ in self.parts if f is not None]
         if not self.fields:
             raise ConfigError(f"text template {text!r} has no {{field}}: every document would be the same")

@@ -110,11 +110,11 @@ def _head(path: Path) -> bytes:
 
 
 def read_unit(raw: Path, sources: Sequence[RawSource], unit: Unit, limits: Limits) -> Iterator[Document | Bad]:
-    """The records of a unit, numbered from 0; offsets are those of the whole decompressed file or member.
+    """The records of a unit, numbered from 0; offsets are those of the decompressed file or member.
 
     Raises:
         DataError: if the file or archive is damaged, refused, or lacks a column or member.
-        ConfigError: if the source's template is not understood.
+        ConfigError: if the template of the source is not understood.
     """
     source = sources[unit.source]
     shown = source.files[unit.file].path

@@ -228,7 +228,7 @@ def test_a_flipped_byte_in_a_zip_member_is_detected(tmp_path):
 
 
 def test_thousands_of_members_are_read_in_one_pass(tmp_path, monkeypatch):
-    """The compressed bytes are read once: a reader that opens each member from scratch would read them thousands of times."""
+    """The compressed bytes are read once: one that reopens each member reads them thousands of times."""
     from foundry.data.read import streams
 
     path = put(tmp_path, "a.tgz", gzip.compress(tar([(f"{i}.json", b'[{"text": "x"}]') for i in range(2500)])))
