@@ -22,7 +22,7 @@ from foundry.models import MiniLLM, TrainingFacts, load_trained_model, save_mode
 from foundry.models.files import weights_sha256
 from foundry.project import register
 from foundry.tracking import backup
-from foundry.tracking.spool import Spool
+from foundry.tracking.spool import Pending, Spool
 from foundry.training.checkpoints import Checkpoints
 from foundry.utils.files import sha256_tree, write_json
 from foundry.utils.locks import exclusive
@@ -96,7 +96,7 @@ def test_the_spool_of_metrics(tmp_path):
         log(9)
         lines = [json.loads(line)["s"] for line in (folder / "metrics.jsonl").read_text().splitlines() if line]
         assert lines in ([1, 2, 9], [1, 2, 3, 9], [1, 2, 3, 4, 9]), (place, lines)
-        assert Spool(folder).pending() == ([], (folder / "metrics.jsonl").stat().st_size), place
+        assert Spool(folder).pending() == Pending([], (folder / "metrics.jsonl").stat().st_size), place
 
     def prepare():
         cleared(folder)

@@ -213,7 +213,7 @@ def test_two_revisions_and_a_folder_compare(copy):
         and "noise between seeds: not known" in text
     )
     code, text = run(copy, "foundry.cli", "compare", "HEAD", "no-such-thing", ok=False)
-    assert code == 1 and "is no file, no folder" in text and "Traceback" not in text
+    assert code == 1 and "is not a file, a folder" in text and "Traceback" not in text
 
 
 def test_an_export_with_a_flipped_byte_is_refused(copy):

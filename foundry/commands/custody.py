@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 
 
 def trace(args: argparse.Namespace) -> None:
-    from foundry.project.trace import lines
-    from foundry.project.trace import trace as chain_of
+    from foundry.project.trace import trace as trace_export
 
-    chain = chain_of(args.where, load_params(args.params))
-    print(json.dumps(chain) if args.json else "\n".join(lines(chain)))
+    found = trace_export(args.where, load_params(args.params))
+    print(json.dumps(found.to_dict()) if args.json else "\n".join(found.lines()))
 
 
 def verify(args: argparse.Namespace) -> None:
-    from foundry.project.trace import registered
+    from foundry.project.trace import fetch_registered
     from foundry.project.verify import verify as check
 
     if args.repair:
@@ -36,7 +35,7 @@ def verify(args: argparse.Namespace) -> None:
     if args.repair:
         raise ConfigError("--repair is for a folder of the project; a registered version is restored from a backup")
     with tempfile.TemporaryDirectory(prefix="foundry-verify-") as tmp:
-        found = registered(args.where, load_params(args.params), Path(tmp))
+        found = fetch_registered(args.where, load_params(args.params), Path(tmp))
         print(f"{found.name}: its files are those that were registered")
         _report(args.where, [f for f in check(found.export) if f.link == "export"])
 

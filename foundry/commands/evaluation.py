@@ -17,23 +17,23 @@ def compare(args: argparse.Namespace) -> None:
     try:
         noise = comparison.noise_floor(args.seeds, cfg)
     except TrackingError as e:
-        noise = {"runs": 0, "why": str(e)}
+        noise = comparison.NoiseFloor(0, why=str(e))
     if args.json:
-        print(json.dumps({**done.to_dict(), "noise": noise}))
+        print(json.dumps({**done.to_dict(), "noise": noise.to_dict()}))
         return
     print(f"{args.b} against {args.a}")
     print(done.sentence())
     for source, d in done.by_source.items():
         bits = f"{d.bits_b:.4f} against {d.bits_a:.4f}, {d.value:+.4f} ({d.low:+.4f} to {d.high:+.4f})"
         print(f"  {source}: {bits}, {d.documents} documents")
-    if noise["runs"] < 2:
+    if noise.of_a_difference is None:
         print("noise between seeds: not known; train twice with another `seed`, or name such runs with --seeds")
         return
-    floor = 2 * noise["of_a_difference"]
+    floor = 2 * noise.of_a_difference
     small = abs(done.overall.value) < floor
     print(
-        f"noise between seeds: {noise['standard_deviation']:.4f} bits per byte "
-        f"(standard deviation of {noise['runs']} runs); two runs of one recipe differ by up to {floor:.4f}, "
+        f"noise between seeds: {noise.standard_deviation:.4f} bits per byte "
+        f"(standard deviation of {noise.runs} runs); two runs of one recipe differ by up to {floor:.4f}, "
         "and this difference is " + ("within that: with another seed it may be reversed" if small else "beyond that")
     )
 

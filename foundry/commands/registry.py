@@ -22,19 +22,19 @@ def promote(args: argparse.Namespace) -> None:
 
     if args.force != bool(args.why):
         raise ConfigError('--force needs --why "…", and --why needs --force: a decision against the gate has a reason')
-    champion, reason = decide(load_params(args.params), args.which, args.why)
-    print(f"{args.which} {'is champion' if champion else 'is not promoted'}: {reason}")
+    done = decide(load_params(args.params), args.which, args.why)
+    print(f"{args.which} {'is champion' if done.champion else 'is not promoted'}: {done.reason}")
 
 
 def rollback(args: argparse.Namespace) -> None:
     from foundry.project.register import rollback as back
 
-    was, now = back(load_params(args.params), args.why)
-    print(f"champion: version {now} again (version {was} was)")
+    done = back(load_params(args.params), args.why)
+    print(f"champion: version {done.after} again (version {done.before} was)")
 
 
 def sync(args: argparse.Namespace) -> None:
-    from foundry.project.register import deliver_registrations
+    from foundry.project.register import deliver_registrations, described
     from foundry.tracking import sync as deliver
     from foundry.tracking.address import resolve
 
@@ -43,8 +43,8 @@ def sync(args: argparse.Namespace) -> None:
     try:
         deliver(state_dir(), uri=args.uri)
     finally:  # models are registered even if the address of a run no longer exists
-        for line in deliver_registrations(load_params(args.params)):
-            print(line)
+        for done in deliver_registrations(load_params(args.params)):
+            print(described(done))
 
 
 def backup(args: argparse.Namespace) -> None:
@@ -52,9 +52,7 @@ def backup(args: argparse.Namespace) -> None:
     from foundry.tracking.backup import backup as copy
 
     done = copy(tracking_uri(load_params(args.params).runtime), Path(args.folder))
-    print(
-        f"{done['versions']} versions of {done['models']} models in {args.folder}, {done['copied']} of them copied now"
-    )
+    print(f"{done.versions} versions of {done.models} models in {args.folder}, {done.copied} of them copied now")
 
 
 def add_to(subparsers: Subparsers) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from foundry.commands.arguments import Subparsers, add_command, add_json
@@ -12,11 +11,10 @@ from foundry.config import ConfigError, load_params
 
 
 def status(args: argparse.Namespace) -> None:
-    from foundry.project.status import lines
-    from foundry.project.status import status as ask
+    from foundry.project.status import status as look
 
-    found = ask()
-    print(json.dumps(found) if args.json else "\n".join(lines(found)))
+    found = look()
+    print(json.dumps(found.to_dict()) if args.json else "\n".join(found.lines()))
 
 
 def gc(args: argparse.Namespace) -> None:
@@ -28,11 +26,7 @@ def gc(args: argparse.Namespace) -> None:
     found = collect(load_params(args.params), days=args.days)
     done = remove(Path("."), found.free) if args.yes else 0
     if args.json:
-        rows = {
-            name: [{**asdict(p), "path": str(p.path)} for p in pieces]
-            for name, pieces in (("free", found.free), ("kept", found.kept))
-        }
-        print(json.dumps({**rows, "removed_bytes": done}))
+        print(json.dumps({**found.to_dict(), "removed_bytes": done}))
         return
 
     def show(title: str, pieces: list[Piece]) -> None:

@@ -1,4 +1,4 @@
-"""A project as a whole, for the commands: what its parameters decide, where its numbers come from, which model is champion.
+"""The project as a whole, for the commands: its parameters, where its numbers come from, which model is champion.
 
-These modules join rooms; no stage but export depends on them, which registers what it wrote.
+These modules join rooms. No stage depends on them except export, which registers what it wrote.
 """

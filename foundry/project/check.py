@@ -1,7 +1,8 @@
-"""What parameters decide beyond the rules of the parameter file: found before any work, by `foundry check` and `foundry plan`.
+"""Problems that parameters cause beyond the rules of the parameter file. Behind `foundry check` and `foundry plan`.
 
-A problem ends a stage in an error, maybe after days; a note says what the run will do that its user may not expect, an
-export that will be refused above all. Nothing here computes or fetches, and torch is not imported.
+They are found before any work: a problem ends a stage with an error, perhaps after days. A note says what the run will
+do that its user may not expect, above all that the export will be refused. Nothing here computes or downloads, and
+torch is not imported.
 """
 
 from __future__ import annotations
@@ -16,11 +17,28 @@ from foundry.config import Config, ConfigError, FoundryError
 from foundry.config.load import listing
 from foundry.utils.device import get_device
 
-# What a parameter needs that `pip install foundry-lm` does not bring: (key, whether it is asked for, module, extra).
-_OPTIONAL: tuple[tuple[str, Callable[[Config], bool], str, str], ...] = (
-    ("runtime.executor", lambda cfg: cfg.runtime.executor == "ray", "ray", "ray"),
-    ("runtime.tensorboard", lambda cfg: cfg.runtime.tensorboard is not None, "tensorboard", "tensorboard"),
-    ("evaluate.harness", lambda cfg: bool(cfg.evaluate.harness), "lm_eval", "eval"),
+
+@dataclass(frozen=True)
+class OptionalPackage:
+    """A package that a parameter needs and that `pip install foundry-lm` does not install.
+
+    Attributes:
+        wanted: whether the parameters need it.
+        extra: the extra of foundry-lm that installs it.
+    """
+
+    key: str
+    wanted: Callable[[Config], bool]
+    module: str
+    extra: str
+
+
+OPTIONAL = (
+    OptionalPackage("runtime.executor", lambda cfg: cfg.runtime.executor == "ray", "ray", "ray"),
+    OptionalPackage(
+        "runtime.tensorboard", lambda cfg: cfg.runtime.tensorboard is not None, "tensorboard", "tensorboard"
+    ),
+    OptionalPackage("evaluate.harness", lambda cfg: bool(cfg.evaluate.harness), "lm_eval", "eval"),
 )
 
 
@@ -29,9 +47,9 @@ class Findings:
     """Sentences that name their parameters.
 
     Attributes:
-        problems: each ends a stage in an error.
-        export: why the trained model will not be exported; empty if nothing that parameters decide stands in the way.
-        notes: what else to know before the run.
+        problems: each ends a stage with an error.
+        export: why the trained model will not be exported; empty if the parameters allow an export.
+        notes: what else the user should know before the run.
     """
 
     problems: list[str]
@@ -39,11 +57,12 @@ class Findings:
     notes: list[str]
 
     def lines(self) -> list[str]:
+        """What does not prevent the run, for a person."""
         return [*(f"will not export: {reason}" for reason in self.export), *(f"note: {note}" for note in self.notes)]
 
 
 def findings(cfg: Config, root: Path) -> Findings:
-    """All that can be known of a run from its parameters and the files that they name.
+    """Finds everything that can be known of a run from its parameters and the files that they name.
 
     Args:
         root: the project's folder.
@@ -54,7 +73,11 @@ def findings(cfg: Config, root: Path) -> Findings:
 
 
 def checked(cfg: Config, root: Path, origin: str) -> Findings:
-    """`findings`, if a run can get through.
+    """Like `findings`, for parameters without problems.
+
+    Args:
+        root: the project's folder.
+        origin: names the parameters in the error.
 
     Raises:
         ConfigError: listing every problem.
@@ -66,9 +89,9 @@ def checked(cfg: Config, root: Path, origin: str) -> Findings:
 
 
 def _problems(cfg: Config, root: Path) -> Iterator[str]:
-    for key, asked, module, extra in _OPTIONAL:
-        if asked(cfg) and find_spec(module) is None:
-            yield f"{key}: {module} is not installed: pip install 'foundry-lm[{extra}]' -c constraints.txt"
+    for o in OPTIONAL:
+        if o.wanted(cfg) and find_spec(o.module) is None:
+            yield f"{o.key}: {o.module} is not installed: pip install 'foundry-lm[{o.extra}]' -c constraints.txt"
     for call in _calls(cfg, root):
         try:
             call()
@@ -77,7 +100,7 @@ def _problems(cfg: Config, root: Path) -> Iterator[str]:
 
 
 def _calls(cfg: Config, root: Path) -> Iterator[Callable[[], object]]:
-    """The readers of the stages, for what they would refuse."""
+    """Calls of the readers of the stages, which raise what they would refuse."""
     from foundry.data.clean.decontaminate import Contamination
     from foundry.data.clean.rules import BlockList
     from foundry.data.fetch.sources import parse_source
@@ -107,9 +130,9 @@ def _named(source: str, call: Callable[[], object]) -> None:
 
 
 def _notes(cfg: Config, root: Path) -> Iterator[str]:
-    for source in (
-        cfg.download.sources
-    ):  # not a problem: texts may come before the run, and parameters of another machine are planned, too
+    # Missing texts are not a problem: they may arrive before the run, and the parameters may be those of another
+    # machine.
+    for source in cfg.download.sources:
         pattern = source.url.removeprefix("file:")
         if pattern != source.url and not glob.glob(pattern, root_dir=root, recursive=True):
             yield f"download.sources {source.name!r}: file:{pattern} matches no file below {root.resolve()} now"
@@ -120,10 +143,10 @@ def _notes(cfg: Config, root: Path) -> Iterator[str]:
             yield f"runtime.device: {e}"
     context = cfg.model.max_seq_len
     for i, prompt in enumerate(cfg.evaluate.prompts):
-        if len(prompt.encode()) >= context - 1:  # a token is a byte or more, and the begin symbol is one
+        if (size := len(prompt.encode())) >= context - 1:  # a token has one byte or more, and the begin symbol is one
             yield (
-                f"evaluate.prompts[{i}] has {len(prompt.encode())} bytes: if these are {context} tokens or more (model.max_seq_len), "
-                f"its last {context // 2} are read"
+                f"evaluate.prompts[{i}] has {size} bytes: if these are {context} tokens or more (model.max_seq_len), "
+                f"only its last {context // 2} tokens are read"
             )
     if not cfg.tokenizer.byte_fallback:
         yield "tokenizer.byte_fallback is false: characters that the vocabulary lacks are lost"

@@ -1,4 +1,4 @@
-"""Comparing any two models: the one function behind `foundry compare`. Joins evaluation, export and tracking."""
+"""Compares any two models. Behind `foundry compare`; joins evaluation, export and tracking."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -32,7 +32,13 @@ Load = Callable[[], "tuple[MiniLLM, Tokenizer]"]
 
 @dataclass(frozen=True)
 class Side:
-    """A model as somebody named it: its losses if they were kept, and how to load it if its weights are there."""
+    """A model to compare.
+
+    Attributes:
+        name: as it was given.
+        table: its losses by document; None if they were not kept.
+        load: loads the model and its tokenizer; None if its weights are not there.
+    """
 
     name: str
     table: pa.Table | None
@@ -43,17 +49,16 @@ def compare(a: str, b: str, cfg: Config, root: str | Path = ".") -> Comparison:
     """Compares B with A on the same documents.
 
     Args:
-        a, b: a table of losses, a folder (an export, a trained model, a project), `models:/name@alias`, or a DVC revision.
-        root: the project; its test split is what models are scored on when their own losses are not of the same text.
+        a, b: a table of losses, a folder (an export, a trained model, a project), `models:/name@alias`, or a DVC
+            revision.
+        root: the project; models are scored on its test split if their own losses are not of the same text.
 
     Raises:
         ConfigError: if a name is none of these.
-        DataError: if there are no losses on common text and no weights to score.
+        DataError: if there are no losses on the same text and no weights to score.
     """
     root = Path(root)
-    with tempfile.TemporaryDirectory(
-        prefix="foundry-compare-"
-    ) as tmp:  # for what is fetched from MLflow, until it is scored
+    with tempfile.TemporaryDirectory(prefix="foundry-compare-") as tmp:  # keeps what MLflow has until it is scored
         return _compared(resolve(a, cfg, root, Path(tmp) / "a"), resolve(b, cfg, root, Path(tmp) / "b"), cfg, root)
 
 
@@ -77,17 +82,18 @@ def resolve(name: str, cfg: Config, root: Path, scratch: Path) -> Side:
     """Finds what a name means.
 
     Args:
-        scratch: a folder for a version's files, which has to stay until the side's model was loaded; made if it is needed.
+        scratch: a folder for the files of a registered version, created if it is needed; it has to exist until the
+            model is loaded.
 
     Raises:
-        ConfigError: telling what was tried.
+        ConfigError: if it means nothing; the message says what was tried.
     """
     if name.startswith("models:/"):
         from foundry.tracking.registry import download
 
         scratch.mkdir(parents=True)
         return in_folder(download(name, tracking_uri(cfg.runtime), scratch), name)
-    if os.path.isfile(name):  # False for a name that no file can have, where Path.is_file raises
+    if os.path.isfile(name):  # False for an impossible file name, for which Path.is_file raises
         return Side(name, read_losses(Path(name)), None)
     if os.path.isdir(name):
         return in_folder(Path(name), name)
@@ -95,22 +101,16 @@ def resolve(name: str, cfg: Config, root: Path, scratch: Path) -> Side:
 
 
 def in_folder(folder: Path, name: str) -> Side:
-    """What a folder holds of a model: an export, a trained model, a project, a registered version's files."""
-    kept = next(
-        (
-            p
-            for p in (folder / "documents.parquet", folder / TABLE, *sorted(folder.rglob("documents.parquet")))
-            if p.is_file()
-        ),
-        None,
-    )
+    """Finds a model in a folder: an export, a trained model, a project, or the files of a registered version.
+
+    Raises:
+        ConfigError: if the folder contains no model.
+    """
+    tables = (folder / "documents.parquet", folder / TABLE, *sorted(folder.rglob("documents.parquet")))
+    kept = next((p for p in tables if p.is_file()), None)
     table = read_losses(kept) if kept else None
-    for at in (
-        folder,
-        folder / "hf",
-        folder / "artifacts/export/hf",
-        *(p.parent for p in sorted(folder.rglob("hf/config.json"))),
-    ):
+    exports = (p.parent for p in sorted(folder.rglob("hf/config.json")))
+    for at in (folder, folder / "hf", folder / "artifacts/export/hf", *exports):
         if (at / "tokenizer.model").is_file() and (at / "config.json").is_file():
             from foundry.export.huggingface import import_huggingface
 
@@ -132,7 +132,7 @@ def _trained(folder: Path) -> tuple[MiniLLM, Tokenizer]:
 def _of_revision(rev: str, root: Path) -> pa.Table:
     if len(rev) > LONGEST_REVISION:
         raise ConfigError(
-            f"{short_repr(rev)} of {len(rev):,} characters is no file, no folder, no models:/name@alias and no revision"
+            f"{short_repr(rev)} of {len(rev):,} characters is not a file, a folder, models:/name@alias or a revision"
         )
     with tempfile.TemporaryDirectory(prefix="foundry-compare-") as tmp:
         out = Path(tmp) / "documents.parquet"
@@ -142,8 +142,9 @@ def _of_revision(rev: str, root: Path) -> pa.Table:
             lines = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
             why = (lines or ["no answer"])[0][:300]
             raise ConfigError(
-                f"{rev!r} is no file, no folder, no models:/name@alias, and as a DVC revision it has no {TABLE} here ({why}). "
-                "`dvc pull` brings what another machine made; a revision from before this table needs its export folder instead"
+                f"{rev!r} is not a file, a folder or models:/name@alias, and as a DVC revision it has no {TABLE} here "
+                f"({why}). `dvc pull` fetches what another machine made; for a revision without this table, name its "
+                "export folder instead"
             )
         return read_losses(out)
 
@@ -152,7 +153,7 @@ def losses(side: Side, cfg: Config, root: Path) -> pa.Table:
     """Scores a model on the project's test text, in its own tokens, on `runtime.device`.
 
     Raises:
-        ConfigError: if the device is not there.
+        ConfigError: if the device is not available.
     """
     import numpy as np
 
@@ -171,11 +172,36 @@ def losses(side: Side, cfg: Config, root: Path) -> pa.Table:
     return losses_table(documents, score(model.to(device), tokens, model.cfg.max_seq_len))
 
 
-def noise_floor(names: list[str], cfg: Config, root: str | Path = ".") -> dict[str, float]:
-    """How far runs that differ in their seed alone lie apart: {runs, standard_deviation, of_a_difference}, in bits per byte.
+@dataclass(frozen=True)
+class NoiseFloor:
+    """How much runs of one recipe differ that differ only in their seed.
+
+    Attributes:
+        runs: how many such runs are known; with fewer than two there are no numbers.
+        standard_deviation: of the runs, in bits per byte.
+        of_a_difference: standard deviation of the difference of two such runs, in bits per byte.
+        why: why no runs are known.
+    """
+
+    runs: int
+    standard_deviation: float | None = None
+    of_a_difference: float | None = None
+    why: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, for `--json`; what is None is left out."""
+        return {k: v for k, v in asdict(self).items() if v is not None}
+
+
+def noise_floor(names: list[str], cfg: Config, root: str | Path = ".") -> NoiseFloor:
+    """Measures the noise between seeds.
 
     Args:
-        names: of three or more such runs, as for `compare`. With none, those that MLflow knows of this recipe.
+        names: three or more runs that differ only in their seed, named as for `compare`. Without any, the runs of this
+            recipe in MLflow are used.
+
+    Raises:
+        TrackingError: if MLflow is asked and cannot be reached.
     """
     if names:
         with tempfile.TemporaryDirectory(prefix="foundry-compare-") as tmp:
@@ -187,6 +213,6 @@ def noise_floor(names: list[str], cfg: Config, root: str | Path = ".") -> dict[s
 
         values = seed_scores(tracking_uri(cfg.runtime), cfg.runtime.experiment)
     if len(values) < 2:
-        return {"runs": len(values)}
+        return NoiseFloor(len(values))
     sd = statistics.stdev(values)
-    return {"runs": len(values), "standard_deviation": round(sd, 6), "of_a_difference": round(sd * 2**0.5, 6)}
+    return NoiseFloor(len(values), round(sd, 6), round(sd * 2**0.5, 6))

@@ -1,4 +1,4 @@
-"""A recorded export is built again, and every hash compared. Behind `foundry reproduce`."""
+"""Builds a recorded export again and compares every hash. Behind `foundry reproduce`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from foundry.config import Config, ConfigError, DataError, read_yaml, yaml_text
-from foundry.project.trace import EXPORT, chain_of, kept_run, trace
+from foundry.project.trace import EXPORT, Trace, chain_of, kept_run, trace
+from foundry.tracking.names import FLOW_RUN
 from foundry.utils.dvc_record import md5_folder
 from foundry.utils.files import write_text
 
 DOWNLOADS = "data.lock.json"
-LINKS = (
+LINKS = (  # from the first cause to the last result
     "parameters",
     "raw",
     "raw_manifest_sha256",
@@ -31,13 +32,14 @@ LINKS = (
 
 
 def reproduce(where: str, cfg: Config, root: str | Path = ".", commit: str | None = None) -> list[str]:
-    """Builds a recorded export again: its commit in a temporary clone with the recorded parameters, `dvc repro` with nothing cached, every hash compared.
+    """Builds a recorded export again in a temporary clone, with nothing cached, and compares every hash.
 
-    The parameters are those of the export's chain, whether the commit, an edit or a flow's override gave them. How it was run (`runtime`) is taken from
-    the flow's run or the registry if they know it, else from the commit; nothing is tracked or registered.
+    The parameters are those of the export's lineage, whether the commit, an edit or a flow's override gave them. How
+    it was executed (`runtime`) is taken from the flow's run or the registry if they have it, else from the commit.
+    Nothing is tracked or registered.
 
     Args:
-        commit: instead of the one that is known.
+        commit: is built instead of the recorded commit.
 
     Returns:
         Lines that say what differs; none if every link has the same bytes.
@@ -47,27 +49,27 @@ def reproduce(where: str, cfg: Config, root: str | Path = ".", commit: str | Non
         DataError: if the clone cannot be made or its pipeline fails.
     """
     root = Path(root).resolve()
-    chain = trace(where, cfg, root)
-    commit = commit or chain.get("commit")
+    traced = trace(where, cfg, root)
+    commit = commit or traced.commit
     if not commit:
         raise ConfigError(
-            f"the commit of {where} is not known here: neither a dvc.lock of this repository nor a run in .foundry/runs "
-            "records it; name it with --commit"
+            f"the commit of {where} is not known here: neither a dvc.lock of this repository nor a run in "
+            ".foundry/runs records it; name it with --commit"
         )
-    if chain.get("dirty"):
+    if traced.version and traced.version.dirty:
         raise ConfigError(
             f"{where} was made from {commit[:12]} and code that was not committed: it cannot be checked out"
         )
-    run = _run_of(where, chain, root)
+    run = _run_of(where, traced, root)
     with tempfile.TemporaryDirectory(prefix="foundry-reproduce-") as tmp:
         top = Path(_run(["git", "rev-parse", "--show-toplevel"], root, "find the repository").strip())
         _run(["git", "clone", "-q", "--no-checkout", str(top), f"{tmp}/clone"], root, "clone the repository")
-        clone = (
-            Path(tmp) / "clone" / root.relative_to(top.resolve())
-        )  # a project may be a folder of a larger repository
+        # A project may be a folder of a larger repository.
+        clone = Path(tmp) / "clone" / root.relative_to(top.resolve())
         _run(["git", "checkout", "-q", "--detach", commit], Path(tmp) / "clone", f"check out {commit[:12]}")
         _bring(root, clone, run)
-        _set_parameters(clone / "params.yaml", chain, run)
+        params = clone / "params.yaml"
+        _set_parameters(params, traced.chain.lineage.parameters, _runtime(params, traced, run))
         env = {
             **os.environ,
             "PYTHONPATH": str(clone),
@@ -77,20 +79,20 @@ def reproduce(where: str, cfg: Config, root: str | Path = ".", commit: str | Non
         }
         _run([sys.executable, "-m", "dvc", "repro", "--force"], clone, "rebuild it", env)
         new = chain_of(clone / EXPORT)
-    return differences(chain, new)
+    return differences(traced.chain.to_dict(), new.to_dict())
 
 
-def _run_of(where: str, chain: dict[str, Any], root: Path) -> Path | None:
-    """`.foundry/runs/ID/` of the flow's run that built the export, if it is still there."""
-    if not where.startswith("models:/"):
+def _run_of(where: str, traced: Trace, root: Path) -> Path | None:
+    """The folder in `.foundry/runs` of the flow's run that built the export, if it still exists."""
+    if traced.version is None:
         return kept_run(root, md5_folder(Path(where)))
-    flow_run = chain["tags"].get("prefect.flow_run_id", "")
+    flow_run = traced.version.tags.get(FLOW_RUN, "")
     folder = root / ".foundry" / "runs" / flow_run[:8]
     return folder if flow_run and (folder / "run.json").is_file() else None
 
 
 def _bring(root: Path, clone: Path, run: Path | None) -> None:
-    """What git may not have: the user's text, and the recorded hashes of downloads."""
+    """Adds what git may not have to the clone: the user's text, and the recorded hashes of downloads."""
     for path in (p for p in (root / "corpus").rglob("*") if p.is_file()):
         there = clone / path.relative_to(root)
         if not there.exists():
@@ -102,27 +104,31 @@ def _bring(root: Path, clone: Path, run: Path | None) -> None:
         shutil.copy2(source, clone / DOWNLOADS)
 
 
-def _set_parameters(params: Path, chain: dict[str, Any], run: Path | None) -> None:
-    committed = read_yaml(params)
-    runtime = committed.get("runtime") if isinstance(committed, dict) else None
+def _runtime(committed: Path, traced: Trace, run: Path | None) -> dict[str, Any] | None:
     if run and (run / "params.yaml").is_file():
-        runtime = (read_yaml(run / "params.yaml") or {}).get("runtime")
-    elif chain.get("runtime"):
-        runtime = chain["runtime"]
-    values = {**chain["parameters"], "runtime": {**(runtime or {}), "tracking": False}}
-    write_text(params, yaml_text(values))
+        return (read_yaml(run / "params.yaml") or {}).get("runtime")
+    if traced.version and traced.version.runtime:
+        return traced.version.runtime
+    values = read_yaml(committed)
+    return values.get("runtime") if isinstance(values, dict) else None
+
+
+def _set_parameters(params: Path, parameters: dict[str, Any], runtime: dict[str, Any] | None) -> None:
+    write_text(params, yaml_text({**parameters, "runtime": {**(runtime or {}), "tracking": False}}))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Links that are not the same, the raw bytes first: where the first one differs, the others must."""
-    out = []
-    for link in LINKS:
-        if old[link] != new[link]:
-            out.append(f"{link}: {_first(old[link], new[link])}")
-    return out
+    """The links that differ, the raw bytes first: where one differs, those after it have to differ.
+
+    Args:
+        old: the links of a chain by name, as JSON values.
+        new: the same of another chain.
+    """
+    return [f"{link}: {_first(old[link], new[link])}" for link in LINKS if old[link] != new[link]]
 
 
 def _first(old: Any, new: Any, at: str = "") -> str:
+    """Describes the first difference of two JSON values."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}, key=str):
             if old.get(key) != new.get(key):

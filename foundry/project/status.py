@@ -1,6 +1,7 @@
-"""What the project does at this moment, what waits, and what its state takes on the disk. Behind `foundry status`.
+"""What the project does now, what waits, and what its state takes on the disk. Behind `foundry status`.
 
-Everything is read from files and from the system's list of processes: no server is needed, no lock is taken, nothing is written.
+Everything is read from files and from the system's list of processes: it needs no server, takes no lock and writes
+nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import socket
 import time
 import urllib.parse
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 
 from foundry.config import ConfigError, FoundryError, read_yaml
+from foundry.tracking.delivery import RUN
+from foundry.tracking.lineage import outs_of
+from foundry.tracking.spool import METRICS, OFFSET, Logged, parse_line
 from foundry.utils.files import read_json
 from foundry.utils.locks import holder_of
 
@@ -25,103 +30,240 @@ STATE = Path(".foundry")
 SIZED = ("train", "runs", "register", "downloads", "mlartifacts", "mlflow.db", "prefect", "ui")
 
 
-def status(root: Path = Path(".")) -> dict[str, Any]:
-    """running, stopped, waiting, ui, disk: see the functions below; JSON values."""
+@dataclass(frozen=True)
+class Entry:
+    """Something that runs, has stopped or waits."""
+
+    what: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; what is None is left out."""
+        return {"what": self.what, **{k: v for k, v in asdict(self).items() if v is not None}}
+
+    def line(self) -> str:
+        """For a person."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Training(Entry):
+    """A training with a state folder.
+
+    Attributes:
+        run: its fingerprint.
+        saved_step: step of the newest checkpoint.
+        step: the last step that is known.
+        loss: at that step, if the training logged one.
+        logged_s_ago: seconds since then.
+        pid: its process; None if it does not run.
+    """
+
+    what = "training"
+    run: str
+    steps: int
+    saved_step: int
+    step: int
+    loss: float | None
+    logged_s_ago: float | None
+    finished: bool
+    pid: int | None
+
+    def line(self) -> str:
+        if self.pid is None:
+            at = f"at step {self.saved_step:,} of {self.steps:,}"
+            return f"stopped: training {self.run} {at}; with its parameters `dvc repro` resumes it"
+        loss = "" if self.loss is None else f", loss {self.loss:.3f}, logged {self.logged_s_ago:.0f} s ago"
+        return f"runs: training {self.run}, step {self.step:,} of {self.steps:,}{loss} (pid {self.pid})"
+
+
+@dataclass(frozen=True)
+class Stage(Entry):
+    """A stage that DVC builds, in the project or in a flow's worktree."""
+
+    what = "stage"
+    stage: str
+    pid: int
+    folder: str
+
+    def line(self) -> str:
+        return f"runs: stage {self.stage} in {self.folder} (dvc, pid {self.pid})"
+
+
+@dataclass(frozen=True)
+class FlowBuild(Entry):
+    """A flow that builds the project."""
+
+    what = "flow"
+    pid: int | None
+    note: str
+
+    def line(self) -> str:
+        return f"runs: a flow builds this project (pid {self.pid}) {self.note}".rstrip()
+
+
+@dataclass(frozen=True)
+class WaitingMetrics(Entry):
+    """Metrics of a training that has ended, which MLflow did not take."""
+
+    what = "metrics"
+    run: str
+    points: int
+    why: str
+
+    def line(self) -> str:
+        return f"waits: {self.points:,} points of run {self.run}: {self.why}"
+
+
+@dataclass(frozen=True)
+class WaitingRegistration(Entry):
+    """An export that could not be registered; `export` is its hash."""
+
+    what = "registration"
+    export: str
+    why: str
+
+    def line(self) -> str:
+        return f"waits: export {self.export[:12]}: {self.why}"
+
+
+@dataclass(frozen=True)
+class WebPage:
+    """A server of `make ui`."""
+
+    url: str
+    answers: bool
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that are free on the project's disk, and that parts of the project use."""
+
+    free_bytes: int
+    used_bytes: dict[str, int]
+
+    def line(self) -> str:
+        used = sorted(self.used_bytes.items(), key=lambda kv: -kv[1])
+        return "; ".join([f"disk: {mib(self.free_bytes)} free", *(f"{k} {mib(v)}" for k, v in used)])
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of a project; `ui` has the servers of `make ui` by name."""
+
+    running: list[Entry]
+    stopped: list[Training]
+    waiting: list[Entry]
+    ui: dict[str, WebPage]
+    disk: Disk
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        entries = {"running": self.running, "stopped": self.stopped, "waiting": self.waiting}
+        found = {name: [e.to_dict() for e in part] for name, part in entries.items()}
+        return {**found, "ui": {name: asdict(page) for name, page in self.ui.items()}, "disk": asdict(self.disk)}
+
+    def lines(self) -> Iterator[str]:
+        """For a person."""
+        if not self.running:
+            yield "nothing runs"
+        yield from (entry.line() for entry in (*self.running, *self.stopped, *self.waiting))
+        for name, page in self.ui.items():
+            yield f"{name}: {page.url}" + ("" if page.answers else " (does not answer: `make ui` starts it)")
+        if not self.ui:
+            yield "no web pages: `make ui` starts them"
+        yield self.disk.line()
+
+
+def status(root: Path = Path(".")) -> Status:
+    """Looks at the project at `root`."""
     trainings = list(_trainings(root))
-    running = [t for t in trainings if "pid" in t]
-    return {
-        "running": [*running, *_stages(root), *_flows(root)],
-        "stopped": [t for t in trainings if "pid" not in t and not t["finished"]],
-        "waiting": [*_metrics(root), *_registrations(root)],
-        "ui": _ui(root),
-        "disk": _disk(root),
-    }
+    running = [t for t in trainings if t.pid is not None]
+    return Status(
+        running=[*running, *_stages(root), *_flows(root)],
+        stopped=[t for t in trainings if t.pid is None and not t.finished],
+        waiting=[*_metrics(root), *_registrations(root)],
+        ui=_ui(root),
+        disk=_disk(root),
+    )
 
 
-def _trainings(root: Path) -> Iterator[dict[str, Any]]:
-    """Every training with a state folder: run, step, steps, loss, logged_s_ago, finished; `pid` of one that runs."""
+def _trainings(root: Path) -> Iterator[Training]:
     for folder in sorted(p.parent for p in (root / STATE / "train").glob("*/identity.json")):
         try:
-            steps = int(read_json(folder / "identity.json", "what a run is")["train.steps"])
+            steps = int(read_json(folder / "identity.json", "the identity of a run")["train.steps"])
         except (FoundryError, KeyError, TypeError, ValueError):
-            continue  # it is no training's; `foundry gc` lists the folder
+            continue  # it does not belong to a training; `foundry gc` lists the folder
         saved = max((int(p.parent.name.removeprefix("step-")) for p in checkpoints(folder)), default=0)
-        step, loss, when = last_point(folder / "metrics.jsonl")
-        row = {"what": "training", "run": folder.name, "steps": steps, "saved_step": saved, "step": max(step, saved)}
-        if loss is not None:
-            row |= {"loss": loss, "logged_s_ago": round(time.time() - when, 1)}
-        held = holder_of(folder / "lock")
-        yield {**row, "finished": saved >= steps, **({"pid": held.pid} if held else {})}
+        point, held = last_point(folder / METRICS), holder_of(folder / "lock")
+        yield Training(
+            run=folder.name,
+            steps=steps,
+            saved_step=saved,
+            step=max(point.step, saved) if point else saved,
+            loss=point.metrics["loss"] if point else None,
+            logged_s_ago=round(time.time() - point.time / 1000, 1) if point else None,
+            finished=saved >= steps,
+            pid=held.pid if held else None,
+        )
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The markers of the whole checkpoints of a training's state folder."""
+    """The markers of the complete checkpoints in the state folder of a training."""
     return sorted(folder.glob("checkpoints/step-*/checkpoint.json"))
 
 
-def last_point(spool: Path, tail: int = 1 << 16) -> tuple[int, float | None, float]:
-    """(step, loss, time in s) of the last training point of a spool, read from its end; (0, None, 0) without one."""
+def last_point(spool: Path, tail: int = 1 << 16) -> Logged | None:
+    """The last point with a loss of a spool; None if there is none among the last `tail` bytes."""
     try:
         with open(spool, "rb") as f:
             f.seek(max(0, os.path.getsize(spool) - tail))
             lines = f.read().split(b"\n")
     except OSError:
-        return 0, None, 0.0
-    for line in reversed(lines):
-        try:
-            point = json.loads(line)
-            if "loss" in point["m"]:
-                return int(point["s"]), float(point["m"]["loss"]), point["t"] / 1000
-        except (ValueError, KeyError, TypeError):  # cut by a kill, or by where reading began
-            continue
-    return 0, None, 0.0
+        return None
+    # Lines that a kill left incomplete, or where reading began, are skipped.
+    records = (parse_line(line) for line in reversed(lines))
+    return next((r for r in records if isinstance(r, Logged) and "loss" in r.metrics), None)
 
 
-def _stages(root: Path) -> Iterator[dict[str, Any]]:
-    """Stages that DVC builds now: `.dvc/tmp/rwlock` has who writes which out, in the project and in each flow's worktree."""
+def _stages(root: Path) -> Iterator[Stage]:
+    """Reads `.dvc/tmp/rwlock`, where DVC notes which process writes which out, of the project and of each worktree."""
     for top in (root, *sorted((root / STATE / "runs").glob("*/tree"))):
         try:
             table = json.loads((top / ".dvc/tmp/rwlock").read_text(encoding="utf-8"))
             writers = {path: entry["write"] for path, entry in table.items() if entry.get("write")}
             stages = read_yaml(top / "dvc.yaml")["stages"]
         except (OSError, ValueError, AttributeError, TypeError, KeyError, ConfigError):
-            continue  # DVC is not at work, or is just writing it
+            continue  # DVC does not run, or is writing the file just now
         seen = set()
         for path, writer in writers.items():
-            for name in (n for n, s in stages.items() if any(path.endswith(o) for o in _outs(s))):
+            for name in (n for n, s in stages.items() if any(path.endswith(o) for o in outs_of(s))):
                 if psutil.pid_exists(writer["pid"]) and name not in seen:
                     seen.add(name)
-                    yield {"what": "stage", "stage": name, "pid": writer["pid"], "folder": str(top)}
+                    yield Stage(name, writer["pid"], str(top))
 
 
-def _outs(stage: dict[str, Any]) -> Iterator[str]:
-    for kind in ("outs", "metrics", "plots"):
-        yield from (o if isinstance(o, str) else next(iter(o)) for o in stage.get(kind, []))
-
-
-def _flows(root: Path) -> Iterator[dict[str, Any]]:
+def _flows(root: Path) -> Iterator[FlowBuild]:
     if held := holder_of(root / STATE / "runs" / "building"):
-        yield {"what": "flow", "pid": held.pid, "note": held.note}
+        yield FlowBuild(held.pid, held.note)
 
 
 def undelivered_runs(root: Path) -> Iterator[Path]:
-    """State folders of trainings that were tracked, are over, and that MLflow does not have whole."""
-    for folder in sorted(p.parent for p in (root / STATE / "train").glob("*/run.json")):
-        over = holder_of(folder / "tracker.lock") is None and holder_of(folder / "lock") is None
-        if over and not (
-            _text(folder / "delivered") == (_text(folder / "status") or "KILLED") and not undelivered(folder)
-        ):
+    """State folders of trainings that were tracked and have ended, and of which MLflow lacks something."""
+    for folder in sorted(p.parent for p in (root / STATE / "train").glob(f"*/{RUN}")):
+        ended = holder_of(folder / "tracker.lock") is None and holder_of(folder / "lock") is None
+        delivered = _text(folder / "delivered") == (_text(folder / "status") or "KILLED") and not undelivered(folder)
+        if ended and not delivered:
             yield folder
 
 
-def _metrics(root: Path) -> Iterator[dict[str, Any]]:
+def _metrics(root: Path) -> Iterator[WaitingMetrics]:
     for folder in undelivered_runs(root):
         try:
-            uri = read_json(folder / "run.json", "a run that was tracked")["uri"]
+            uri = read_json(folder / RUN, "the record of a tracked run")["uri"]
         except (FoundryError, KeyError, TypeError):
-            uri = "an unknown address (its run.json is damaged)"
+            uri = f"an unknown address (its {RUN} is damaged)"
         why = f"MLflow at {uri} did not take them; `foundry sync` delivers them"
-        yield {"what": "metrics", "run": folder.name, "points": undelivered(folder), "why": why}
+        yield WaitingMetrics(folder.name, undelivered(folder), why)
 
 
 def _text(path: Path) -> str | None:
@@ -132,31 +274,31 @@ def _text(path: Path) -> str | None:
 
 
 def undelivered(folder: Path) -> int:
-    """Lines of a spool that MLflow has not."""
+    """The number of lines of a spool that MLflow does not have."""
     try:
-        offset = int((folder / "uploaded.offset").read_text())
+        offset = int((folder / OFFSET).read_text())
     except (OSError, ValueError):
         offset = 0
     try:
-        with open(folder / "metrics.jsonl", "rb") as f:
+        with open(folder / METRICS, "rb") as f:
             f.seek(offset)
             return sum(line.endswith(b"\n") for line in f)
     except OSError:
         return 0
 
 
-def _registrations(root: Path) -> Iterator[dict[str, Any]]:
+def _registrations(root: Path) -> Iterator[WaitingRegistration]:
     for path in sorted((root / STATE / "register").glob("*/waiting.json")):
         why = "MLflow was away when it was built; `foundry sync` registers it"
-        yield {"what": "registration", "export": path.parent.name, "why": why}
+        yield WaitingRegistration(path.parent.name, why)
 
 
-def _ui(root: Path) -> dict[str, dict[str, Any]]:
-    """{server: {url, answers}} of `make ui`, as it wrote them down."""
+def _ui(root: Path) -> dict[str, WebPage]:
+    """Reads the addresses that `make ui` wrote."""
     path = root / STATE / "ui" / "addresses.json"
     try:
         known = read_json(path, "the addresses of make ui")
-        return {name: {"url": url, "answers": _answers(url)} for name, url in known.items()}
+        return {name: WebPage(url, _answers(url)) for name, url in known.items()}
     except (FoundryError, AttributeError):
         return {}
 
@@ -170,14 +312,14 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _disk(root: Path) -> dict[str, Any]:
+def _disk(root: Path) -> Disk:
     parts = {f".foundry/{name}": size(root / STATE / name) for name in SIZED}
     parts |= {name: size(root / name) for name in ("data", "artifacts", ".dvc/cache")}
-    return {"free_bytes": shutil.disk_usage(root).free, "used_bytes": {k: v for k, v in parts.items() if v}}
+    return Disk(shutil.disk_usage(root).free, {k: v for k, v in parts.items() if v})
 
 
 def size(path: Path) -> int:
-    """Bytes of a file or of all files of a folder; each only once, links are not followed."""
+    """Bytes of a file, or of all files of a folder: each file is counted once, and links are not followed."""
     if path.is_file():
         return path.stat().st_size
     seen: dict[tuple[int, int], int] = {}
@@ -185,43 +327,12 @@ def size(path: Path) -> int:
         for name in names:
             try:
                 s = os.lstat(os.path.join(folder, name))
-            except OSError:  # removed meanwhile
+            except OSError:  # it was removed meanwhile
                 continue
             seen[s.st_dev, s.st_ino] = s.st_size
     return sum(seen.values())
 
 
-def lines(found: dict[str, Any]) -> Iterator[str]:
-    """The status for a person."""
-    if not found["running"]:
-        yield "nothing runs"
-    for row in found["running"]:
-        if row["what"] == "training":
-            loss = f", loss {row['loss']:.3f}, logged {row['logged_s_ago']:.0f} s ago" if "loss" in row else ""
-            yield f"runs: training {row['run']}, step {row['step']:,} of {row['steps']:,}{loss} (pid {row['pid']})"
-        elif row["what"] == "stage":
-            yield f"runs: stage {row['stage']} in {row['folder']} (dvc, pid {row['pid']})"
-        else:
-            yield f"runs: a flow builds this project (pid {row['pid']}) {row['note']}".rstrip()
-    for row in found["stopped"]:
-        yield (
-            f"stopped: training {row['run']} at step {row['saved_step']:,} of {row['steps']:,}; with its parameters "
-            "`dvc repro` resumes it"
-        )
-    for row in found["waiting"]:
-        what = (
-            f"{row['points']:,} points of run {row['run']}"
-            if row["what"] == "metrics"
-            else f"export {row['export'][:12]}"
-        )
-        yield f"waits: {what}: {row['why']}"
-    for name, ui in found["ui"].items():
-        yield f"{name}: {ui['url']}" + ("" if ui["answers"] else " (does not answer: `make ui` starts it)")
-    if not found["ui"]:
-        yield "no web pages: `make ui` starts them"
-    used = sorted(found["disk"]["used_bytes"].items(), key=lambda kv: -kv[1])
-    yield "; ".join([f"disk: {mib(found['disk']['free_bytes'])} free", *(f"{k} {mib(v)}" for k, v in used)])
-
-
 def mib(n: int) -> str:
+    """A number of bytes in MiB."""
     return f"{n / 2**20:,.1f} MiB"

@@ -1,31 +1,167 @@
-"""The chain of custody, from an export down to the raw bytes. Behind `foundry trace`; `verifying` checks it and `reproducing` builds it again."""
+"""The chain of custody, from an export down to the raw bytes. Behind `foundry trace`.
+
+`verify` compares every file with it, and `reproduce` builds it again.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from foundry.config import Config, ConfigError, DataError, ExportError, parse_config, parse_yaml, read_yaml
-from foundry.export.lineage import read_lineage
+from foundry.export.lineage import Lineage, read_lineage
 from foundry.export.manifest import NAME as PROOF
 from foundry.export.manifest import verify_export
+from foundry.tracking.names import COMMIT, CONTENT, DIRTY
 from foundry.tracking.params import flatten
 from foundry.utils.dvc_record import LOCK, md5_folder, recorded_outs
 from foundry.utils.files import read_json, sha256_json, sha256_tree
 
 EXPORT = "artifacts/export"
+SHOWN_TAGS = ("foundry.", "git.", "dvc.", "prefect.", "mlflow.source.git")  # prefixes of the tags that a trace has
 
 
 @dataclass(frozen=True)
-class Registered:
+class ExportedFiles:
+    """The files of an export.
+
+    Attributes:
+        sha256: hash over `files`.
+        files: {path in the export: sha256}.
+    """
+
+    name: str
+    sha256: str
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """An export and its lineage."""
+
+    export: ExportedFiles
+    lineage: Lineage
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values: the links by name."""
+        return {"export": asdict(self.export), **self.lineage.model_dump()}
+
+
+@dataclass(frozen=True)
+class Override:
+    """A parameter that the export was made with and the commit does not have; empty where one of them lacks it."""
+
+    committed: str
+    exported: str
+
+
+@dataclass(frozen=True)
+class TracedVersion:
+    """What the registry has of a version.
+
+    Attributes:
+        name: of the model and the version.
+        dirty: whether its code was not committed.
+        params: the `params.yaml` of its run; None if MLflow has none.
+    """
+
+    name: str
+    dirty: bool
+    tags: dict[str, str]
+    params: dict[str, Any] | None
+
+    @property
+    def runtime(self) -> dict[str, Any] | None:
+        """How its run was executed."""
+        return (self.params or {}).get("runtime")
+
+    def to_dict(self) -> dict[str, Any]:
+        found = {"dirty": self.dirty, "version": self.name, "tags": self.tags}
+        return found if self.params is None else {**found, "runtime": self.runtime}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Where an export comes from.
+
+    Attributes:
+        commit: the commit that it was built from; None if it is not known here.
+        version: None for an export that was given as a folder.
+        overrides: parameters that differ from those of the commit; empty if the commit is not in this repository.
+    """
+
+    chain: Chain
+    commit: str | None
+    version: TracedVersion | None
+    overrides: dict[str, Override]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        return {
+            **self.chain.to_dict(),
+            "commit": self.commit,
+            **(self.version.to_dict() if self.version else {}),
+            "overrides": {k: [o.committed, o.exported] for k, o in self.overrides.items()},
+        }
+
+    def lines(self) -> Iterator[str]:
+        """For a person: from the model down to the raw bytes, the commit and the parameters."""
+        export, lineage = self.chain.export, self.chain.lineage
+        model = lineage.model
+        version = f" ({self.version.name})" if self.version else ""
+        yield f"export      {export.name}: {len(export.files)} files, {export.sha256}{version}"
+        yield f"  ← model       weights {model.weights_sha256}"
+        yield f"  ← checkpoint  run {model.fingerprint}, step {model.steps:,}, {model.tokens:,} tokens"
+        yield f"  ← shards      index {lineage.shards.index_sha256}, {len(lineage.shards.files)} files"
+        yield f"  ← tokenizer   {lineage.tokenizer.sha256}"
+        yield f"  ← clean text  {lineage.clean.sha256}, {len(lineage.clean.files)} files"
+        for source in lineage.raw:
+            yield f"  ← raw         {source.name}: {source.url} ({source.license})"
+            for f in source.files:
+                yield f"                  {f.sha256}  {f.bytes:,} bytes  {f.path}"
+        commit = self.commit or "not known here: no dvc.lock of this repository records this export"
+        dirty = " and code that was not committed" if self.version and self.version.dirty else ""
+        yield f"  ← commit      {commit}{dirty}"
+        yield f"  ← parameters  {sha256_json(lineage.parameters)}"
+        for key, o in self.overrides.items():
+            yield f"                  {key}: {o.exported or 'none'} (the commit has {o.committed or 'none'})"
+
+
+def trace(where: str, cfg: Config, root: str | Path = ".") -> Trace:
+    """Traces an export: its lineage, and, as far as they are known, the commit and the parameters that differ from it.
+
+    Args:
+        where: an exported folder, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises:
+        ExportError: if the folder is not an export, or was changed.
+        ConfigError: if there is no such version.
+        TrackingError: if MLflow cannot be reached.
+    """
+    root = Path(root)
+    if not where.startswith("models:/"):
+        chain, commit, version = chain_of(Path(where)), commit_of(Path(where), root), None
+    else:
+        with tempfile.TemporaryDirectory(prefix="foundry-trace-") as tmp:
+            found = fetch_registered(where, cfg, Path(tmp))
+            chain, commit = chain_of(found.export), found.tags.get(COMMIT)
+            tags = {k: v for k, v in found.tags.items() if k.startswith(SHOWN_TAGS)}
+            params = read_yaml(found.params) or {} if found.params else None
+            version = TracedVersion(found.name, found.tags.get(DIRTY) == "true", tags, params)
+    return Trace(chain, commit, version, _overrides(commit, chain.lineage.parameters, root))
+
+
+@dataclass(frozen=True)
+class RegisteredExport:
     """A version of the registry, copied into a folder.
 
     Attributes:
-        export: its export, which is what was registered.
+        export: the folder of its export.
+        name: of the model and the version.
         params: the `params.yaml` of its run; None if MLflow has none.
     """
 
@@ -35,33 +171,7 @@ class Registered:
     params: Path | None
 
 
-def trace(where: str, cfg: Config, root: str | Path = ".") -> dict[str, Any]:
-    """The chain of an export: its `lineage.json`, the commit, and the parameters that differ from the commit's, as far as they are known.
-
-    Args:
-        where: an exported folder, or `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-
-    Raises:
-        ExportError: if the folder is no export, or was changed.
-        ConfigError: if there is no such version.
-        TrackingError: if MLflow cannot be reached.
-    """
-    root = Path(root)
-    if not where.startswith("models:/"):
-        chain = {**chain_of(Path(where)), "commit": commit_of(Path(where), root)}
-        return {**chain, "overrides": overrides(chain, root)}
-    with tempfile.TemporaryDirectory(prefix="foundry-trace-") as tmp:
-        found = registered(where, cfg, Path(tmp))
-        known = {"commit": found.tags.get("mlflow.source.git.commit"), "dirty": found.tags.get("git.dirty") == "true"}
-        shown = ("foundry.", "git.", "dvc.", "prefect.", "mlflow.source.git")
-        kept = {k: v for k, v in found.tags.items() if k.startswith(shown)}
-        chain = {**chain_of(found.export), **known, "version": found.name, "tags": kept}
-        if found.params:
-            chain["runtime"] = (read_yaml(found.params) or {}).get("runtime")
-        return {**chain, "overrides": overrides(chain, root)}
-
-
-def registered(where: str, cfg: Config, into: Path) -> Registered:
+def fetch_registered(where: str, cfg: Config, into: Path) -> RegisteredExport:
     """Copies a registered version into a folder.
 
     Raises:
@@ -70,7 +180,6 @@ def registered(where: str, cfg: Config, into: Path) -> Registered:
         TrackingError: if MLflow cannot be reached.
     """
     from foundry.tracking import tracking_uri
-    from foundry.tracking.names import CONTENT
     from foundry.tracking.registry import fetch, find, reached
 
     uri = tracking_uri(cfg.runtime)
@@ -89,35 +198,38 @@ def registered(where: str, cfg: Config, into: Path) -> Registered:
             f"{name}: its files in MLflow's store agree with each other, but they are not those that were registered "
             f"(tag {CONTENT}): somebody replaced them. Restore the store from a backup"
         )
-    return Registered(folder, name, tags, params)
+    return RegisteredExport(folder, name, tags, params)
 
 
-def overrides(chain: dict[str, Any], root: Path) -> dict[str, list[str]]:
-    """{parameter: [in the commit's params.yaml, in the export]} of those that differ; empty if the commit is not in this repository."""
-    shown = _git(root, "show", f"{chain['commit']}:./params.yaml") if chain.get("commit") else None
-    if shown is None:
+def _overrides(commit: str | None, parameters: dict[str, Any], root: Path) -> dict[str, Override]:
+    text = _git(root, "show", f"{commit}:./params.yaml") if commit else None
+    if text is None:
         return {}
     try:
-        committed = parse_config(parse_yaml(shown, "params.yaml"), "params.yaml")
-    except ConfigError:  # of another version of Foundry
+        committed = parse_config(parse_yaml(text, "params.yaml"), "params.yaml")
+    except ConfigError:  # it is of another version of Foundry
         return {}
-    old, new = flatten(committed.model_dump(mode="json", exclude={"runtime"})), flatten(chain["parameters"])
-    return {k: [old.get(k, ""), new.get(k, "")] for k in {**old, **new} if old.get(k) != new.get(k)}
+    old, new = flatten(committed.model_dump(mode="json", exclude={"runtime"})), flatten(parameters)
+    keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+    return {k: Override(old.get(k, ""), new.get(k, "")) for k in keys}
 
 
-def chain_of(folder: Path) -> dict[str, Any]:
+def chain_of(folder: Path) -> Chain:
     """The chain of an exported folder whose files are what its proof says.
 
     Raises:
-        ExportError: if the folder is no export, or was changed.
+        ExportError: if the folder is not an export, or was changed.
     """
     record = verify_export(folder)
-    export = {"name": record.model_name, "sha256": sha256_json(record.files), "files": record.files}
-    return {"export": export, **read_lineage(folder).model_dump()}
+    export = ExportedFiles(record.model_name, sha256_json(record.files), record.files)
+    return Chain(export, read_lineage(folder))
 
 
 def commit_of(folder: Path, root: Path) -> str | None:
-    """The commit that an export was built from: the first one whose `dvc.lock` records it, or that of a flow's run that built it; None if unknown."""
+    """The commit that an export was built from; None if it is not known.
+
+    It is the first one whose `dvc.lock` records the export, or that of a flow's run that built it.
+    """
     if not folder.is_dir():
         return None
     digest = md5_folder(folder)
@@ -125,15 +237,17 @@ def commit_of(folder: Path, root: Path) -> str | None:
     if found:
         return found.split()[0]
     run = kept_run(root, digest)
-    return run and read_json(run / "run.json", "what a flow's run was", DataError).get("commit")
+    return run and read_json(run / "run.json", "the record of a flow's run", DataError).get("commit")
 
 
 def kept_run(root: Path, digest: str) -> Path | None:
-    """`.foundry/runs/ID/` of a flow's run whose `dvc.lock` records an export of this MD5; None if there is none."""
+    """The folder in `.foundry/runs` of a flow's run whose `dvc.lock` records an export of this MD5; None if there is
+    none.
+    """
     for run in sorted((root / ".foundry" / "runs").glob("*/run.json")):
         try:
             known = recorded_outs(run.parent).get(EXPORT)
-        except DataError:  # of a run that was cut off
+        except DataError:  # a run that was killed left a damaged file
             continue
         if known and known.md5 == digest:
             return run.parent
@@ -141,34 +255,9 @@ def kept_run(root: Path, digest: str) -> Path | None:
 
 
 def _git(root: Path, *args: str) -> str | None:
-    """What git says; None if it refuses or is not installed."""
+    """The output of git; None if it fails or is not installed."""
     try:
         done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False)
     except OSError:
         return None
     return done.stdout if done.returncode == 0 else None
-
-
-def lines(chain: dict[str, Any]) -> Iterator[str]:
-    """The chain for a person, from the model down to the raw bytes."""
-    model, shards, clean = chain["model"], chain["shards"], chain["clean"]
-    yield (
-        f"export      {chain['export']['name']}: {len(chain['export']['files'])} files, {chain['export']['sha256']}"
-        + (f" ({chain['version']})" if "version" in chain else "")
-    )
-    yield f"  ← model       weights {model['weights_sha256']}"
-    yield f"  ← checkpoint  run {model['fingerprint']}, step {model['steps']:,}, {model['tokens']:,} tokens"
-    yield f"  ← shards      index {shards['index_sha256']}, {len(shards['files'])} files"
-    yield f"  ← tokenizer   {chain['tokenizer']['sha256']}"
-    yield f"  ← clean text  {clean['sha256']}, {len(clean['files'])} files"
-    for source in chain["raw"]:
-        yield f"  ← raw         {source['name']}: {source['url']} ({source['license']})"
-        for f in source["files"]:
-            yield f"                  {f['sha256']}  {f['bytes']:,} bytes  {f['path']}"
-    commit = chain.get("commit")
-    yield f"  ← commit      {commit or 'not known here: no dvc.lock of this repository records this export'}" + (
-        " and code that was not committed" if chain.get("dirty") else ""
-    )
-    yield f"  ← parameters  {sha256_json(chain['parameters'])}"
-    for key, (old, new) in chain.get("overrides", {}).items():
-        yield f"                  {key}: {new or 'none'} (the commit has {old or 'none'})"

@@ -1,8 +1,9 @@
-"""Every file of an export and of its chain is hashed again, and what is damaged is restored. Behind `foundry verify`.
+"""Hashes every file of an export and of its chain again, and restores what is damaged. Behind `foundry verify`.
 
-Three records answer for each other: `proof.json` has the hash of every file of the export; `lineage.json`, one of them, that of every file which a
-number of the export depends on; `dvc.lock` (which git has) the hash of the whole export and of every report. Who changes a file and writes its hash
-into a record again has to change the next record, too; the last ones are the commit and the registry's tag.
+Three records protect each other: `proof.json` has the hash of every file of the export; `lineage.json`, one of these
+files, has the hash of every file that a number of the export depends on; `dvc.lock`, which git has, has the hash of the
+whole export and of every report. Whoever changes a file and its hash in one record has to change the next record as
+well; the last ones are the commit and the registry's tag.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from foundry.config import DataError, ExportError
 from foundry.export.lineage import FOLDERS, linked_files, read_lineage
@@ -24,23 +26,24 @@ from foundry.project.trace import EXPORT, commit_of
 from foundry.utils.dvc_record import LOCK, Cache, Out, md5_file, md5_folder, out_of, recorded_outs
 from foundry.utils.files import atomic_write, sha256_file
 
+State = Literal["ok", "changed", "missing", "added"]
+
 
 @dataclass(frozen=True)
 class Link:
     """One file of the chain.
 
     Attributes:
-        link: the part of the chain, a key of `FOLDERS`, `export` or `record`.
-        state: "ok", "changed", "missing" or "added".
+        link: the part of the chain: a key of `FOLDERS`, `export` or `record`.
     """
 
     link: str
     path: str
-    state: str
+    state: State
 
     @property
     def broken(self) -> bool:
-        """Whether it is damage: a part of the chain that is not on this disk is none, but a part of the export."""
+        """Whether the file is damaged. One that is not on this disk is damage only if it is a part of the export."""
         return self.state in ("changed", "added") or (self.state == "missing" and self.link == "export")
 
 
@@ -51,8 +54,8 @@ class Repair:
     Attributes:
         restored: files that have their recorded bytes again.
         discarded: damaged objects of DVC's cache that were removed.
-        rebuild: {stage that has to run again: its files that could not be restored, and were removed}.
-        stale: files that are what `dvc.lock` has, but not what the export was made of: later stages have not run since.
+        rebuild: {stage that has to run again: its files that could not be restored and were removed}.
+        stale: files that match `dvc.lock`, but not what the export was made of: later stages have not run since.
         left: files that only their owner can judge.
     """
 
@@ -64,18 +67,18 @@ class Repair:
 
 
 def verify(folder: str | Path, root: str | Path = ".") -> list[Link]:
-    """Hashes again what is on disk: the export itself, and whatever of its chain is in the project.
+    """Hashes what is on disk: the export itself, and those files of its chain that the project has.
 
     Raises:
-        ExportError: if the folder is no export.
+        ExportError: if the folder is not an export.
     """
     folder, root = Path(folder), Path(root)
-    if not os.path.exists(folder / PROOF):  # False for a name that no file can have, where Path.exists raises
-        raise ExportError(f"{folder} is no export: it has no {PROOF}; run `dvc repro export` or `dvc checkout`")
+    if not os.path.exists(folder / PROOF):  # False for an impossible file name, for which Path.exists raises
+        raise ExportError(f"{folder} is not an export: it has no {PROOF}; run `dvc repro export` or `dvc checkout`")
     found = _export(folder)
     intact = not any(f.broken for f in found)
     found += [*_chain(folder, root), *_recorded(folder, root, intact)]
-    links: dict[str, Link] = {}  # two records may name one file: it is damaged if one of them says so
+    links: dict[str, Link] = {}  # two records may name the same file: it is damaged if one of them says so
     for f in found:
         if f.path not in links or (f.broken and not links[f.path].broken):
             links[f.path] = f
@@ -102,23 +105,24 @@ def _chain(folder: Path, root: Path) -> list[Link]:
     expected = {f.path: f for f in linked_files(lineage)}
     found = [Link(f.link, str(root / path), _state(root / path, f.sha256)) for path, f in expected.items()]
     for link, top in FOLDERS.items():
-        if link != "reports":  # of which the chain has a part
+        if link != "reports":  # the chain names only some of the reports
             here = (p.relative_to(root).as_posix() for p in sorted((root / top).rglob("*")) if p.is_file())
             found += [Link(link, str(root / path), "added") for path in here if path not in expected]
     return found
 
 
-def _state(path: Path, digest: str) -> str:
+def _state(path: Path, digest: str) -> State:
     if not path.is_file():
         return "changed" if path.exists() else "missing"
     return "ok" if sha256_file(path) == digest else "changed"
 
 
 def _recorded(folder: Path, root: Path, intact: bool) -> list[Link]:
-    """The export against `dvc.lock`, and the reports beside it, which git has and the export does not name.
+    """Compares the export and the reports, which git has and the export does not name, with `dvc.lock`.
 
     Args:
-        intact: whether the export agrees with its own proof; otherwise that it differs from DVC's record says nothing new.
+        intact: whether the export agrees with its own proof. If it does not, a difference from DVC's record says
+            nothing new.
     """
     try:
         outs = recorded_outs(root)
@@ -147,10 +151,13 @@ def _within(path: str, top: str) -> bool:
 
 
 def _differing(folder: Path, root: Path, out: Out) -> list[str]:
-    """Files of the export that are not what DVC recorded: their proof was written again. The proof itself if DVC's list of them is gone."""
+    """Files of the export that differ from what DVC recorded: their proof was written again.
+
+    It is the proof itself if DVC's list of the files is gone.
+    """
     try:
         listing = Cache(root).listing(out) or {}
-    except DataError:  # the folder is no project of DVC's
+    except DataError:  # the folder is not a project of DVC's
         listing = {}
     here = {f"{out.path}/{p.relative_to(folder).as_posix()}": p for p in folder.rglob("*") if p.is_file()}
     names = [
@@ -159,7 +166,7 @@ def _differing(folder: Path, root: Path, out: Out) -> list[str]:
     return [str(root / n) for n in names] if listing else [f"{folder}/{PROOF}"]
 
 
-def _state_md5(path: Path, md5: str) -> str:
+def _state_md5(path: Path, md5: str) -> State:
     if not path.exists():
         return "missing"
     if md5.endswith(".dir"):
@@ -168,13 +175,13 @@ def _state_md5(path: Path, md5: str) -> str:
 
 
 def repair(folder: str | Path, root: str | Path = ".") -> Repair:
-    """Gives every damaged file its recorded bytes again, from DVC's cache or from git; what neither has is removed, so that `dvc repro` builds it.
+    """Restores every damaged file from DVC's cache or from git. What neither has is removed, so that DVC builds it.
 
-    Before there is an export, what `dvc.lock` has of the stages that ran is checked. An object of the cache that is not what its name says is removed: DVC
-    trusts its cache and would restore the damage.
+    Before there is an export, the outs in `dvc.lock` of the stages that ran are checked. An object of the cache that
+    does not match its name is removed: DVC trusts its cache and would restore the damage.
 
     Raises:
-        DataError: if `dvc.lock` is damaged or not there: it says what the recorded bytes are.
+        DataError: if `dvc.lock`, which says what the recorded bytes are, is damaged or missing.
     """
     folder, root = Path(folder), Path(root)
     done, outs = Repair(), recorded_outs(root)
@@ -198,7 +205,13 @@ def repair(folder: str | Path, root: str | Path = ".") -> Repair:
 
 
 def _damaged(root: Path, out: Out, cache: Cache, known: bool) -> list[Link]:
-    """Files of an out that are not what `dvc.lock` has; the whole folder if DVC's list of its files is lost, unless the chain knows them."""
+    """Files of an out that differ from `dvc.lock`.
+
+    It is the folder itself if DVC's list of its files is lost, unless the chain names them.
+
+    Args:
+        known: whether the chain found damage in this out already.
+    """
     path = root / out.path
     if _state_md5(path, out.md5) != "changed":
         return []
@@ -225,7 +238,7 @@ def _restore(root: Path, name: str, out: Out, cache: Cache, done: Repair) -> Non
     committed = _committed(root, name, md5) if md5 and not good else None
     if md5 and not good:
         _discard(cache, md5, done)
-    _remove(path)  # DVC takes a file of the same size and time for the one that it knows
+    _remove(path)  # DVC assumes that a file of the same size and time is the one that it knows
     if good is None and committed is None:
         done.rebuild.setdefault(out.stage, []).append(name)
         return

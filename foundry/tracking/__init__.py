@@ -1,8 +1,9 @@
-"""MLflow: runs through a local spool, registry, promotion, lineage. mlflow itself is imported when it is needed."""
+"""MLflow: runs through a local spool, registry, promotion, lineage. Importing this package does not import mlflow."""
 
+from foundry.tracking.datasets import DatasetRef
 from foundry.tracking.lineage import lineage_tags
 from foundry.tracking.registry import Candidate, Registration, load_registered, register
-from foundry.tracking.run import DatasetRef, Tracker
+from foundry.tracking.run import Tracker
 from foundry.tracking.settings import tracking_uri
 from foundry.tracking.sync import sync
 

@@ -1,7 +1,8 @@
-"""Addresses of MLflow: checked, absolute while they are used, relative to the project where they are kept.
+"""Addresses of MLflow: checked, absolute where they are used, relative to the project where they are written to a file.
 
-A relative SQLite address is relative to the project, wherever a process was started. What is written into `.foundry/` names a
-store inside the project by its relative address: a moved project finds its own store, and a copied one never the original's.
+A relative SQLite address is relative to the project, wherever a process was started. Files in `.foundry/` name a store
+inside the project by its relative address: a moved project finds its own store, and a copied project never uses that of
+the original.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from foundry.config import ConfigError
 from foundry.config.section import short_repr
-from foundry.utils.files import project_dir, state_dir
+from foundry.utils.files import project_dir, state_dir, write_json
+from foundry.utils.records import Record
 
 STATE = ".foundry"
 DATABASES = ("postgresql", "mysql", "mssql")
@@ -22,7 +24,10 @@ RIGHT = "write sqlite:///mlflow.db (relative to the project), sqlite:////absolut
 
 
 def project_home() -> Path:
-    """The project's folder. A worktree that a flow made (`.foundry/runs/NAME/tree`) belongs to the project whose state it links to."""
+    """The project's folder.
+
+    A flow's worktree (`.foundry/runs/NAME/tree`) belongs to the project whose `.foundry` it links to.
+    """
     here = project_dir()
     link = here / STATE
     if link.is_symlink() and here.is_relative_to(link.resolve()):
@@ -31,16 +36,16 @@ def project_home() -> Path:
 
 
 def own_store(home: Path | None = None) -> Path:
-    """The SQLite file of a project that names no other address."""
+    """The SQLite file of a project that configures no other address."""
     return ((home / STATE).resolve() if home else state_dir()) / "mlflow.db"
 
 
 def sqlite_uri(path: Path) -> str:
-    """SQLAlchemy's address of a SQLite file, also of one whose path holds a question mark."""
+    """SQLAlchemy's address of a SQLite file, also of one with a question mark in its path."""
     text = f"./{path}" if str(path).startswith("file:") else str(path)  # a relative one that looks like a URI
     if "?" not in text:
         return f"sqlite:///{text}"
-    # With `sqlite:///file:` MLflow makes a folder named `file:`, for it takes the rest for a path.
+    # With `sqlite:///file:` MLflow creates a folder named `file:`, because it takes the rest for a path.
     return f"sqlite+pysqlite:///file:{urllib.parse.quote(text)}?uri=true"
 
 
@@ -54,13 +59,13 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def resolve(uri: str, home: Path | None = None) -> str:
-    """The address as MLflow needs it: one that can work, and absolute.
+    """Checks an address and makes it absolute, as MLflow needs it.
 
     Args:
-        home: what a relative path is relative to; by default the project that this process belongs to.
+        home: the folder that a relative path is relative to; by default the project of this process.
 
     Raises:
-        ConfigError: with the right form, for an address that can never work.
+        ConfigError: for an address that can never work; the message has the right form.
     """
     scheme = uri.partition(":")[0].partition("+")[0]
     if uri.startswith("sqlite"):
@@ -69,29 +74,29 @@ def resolve(uri: str, home: Path | None = None) -> str:
         try:
             host = urllib.parse.urlsplit(uri).hostname
         except ValueError as e:
-            raise ConfigError(f"{uri!r} is no address of MLflow ({e}): {RIGHT}") from None
+            raise ConfigError(f"{uri!r} is not an address of MLflow ({e}): {RIGHT}") from None
         if not host or not uri.isprintable() or " " in uri:
-            raise ConfigError(f"{uri!r} is no address of MLflow: it names no host; {RIGHT}")
+            raise ConfigError(f"{uri!r} is not an address of MLflow: it names no host; {RIGHT}")
         return uri
     if scheme in DATABASES and "://" in uri:
         return uri
     if scheme == "databricks" or scheme in {e.name for e in entry_points(group="mlflow.tracking_store")}:
         return uri
     if scheme == "file" or ":" not in uri:
-        raise ConfigError(f"{uri!r} is a folder, which MLflow does not write to any more: {RIGHT}")
-    raise ConfigError(f"{uri!r} is no address of MLflow: {RIGHT}")
+        raise ConfigError(f"{uri!r} is a folder, to which MLflow does not write any more: {RIGHT}")
+    raise ConfigError(f"{uri!r} is not an address of MLflow: {RIGHT}")
 
 
 def _resolve_sqlite(uri: str, home: Path | None) -> str:
     path, query = sqlite_path(uri), uri.partition("?")[2]
     if path is None or "\0" in uri:
-        raise ConfigError(f"{uri!r} is no address of a SQLite file: {RIGHT}")
+        raise ConfigError(f"{uri!r} is not an address of a SQLite file: {RIGHT}")
     if str(path) in (".", ":memory:"):
-        raise ConfigError(f"{uri!r} names no file, and what is kept in memory is gone with the process: {RIGHT}")
+        raise ConfigError(f"{uri!r} names no file, and a store in memory is lost when the process ends: {RIGHT}")
     if query and not re.fullmatch(r"\w+=[^/&]*(&\w+=[^/&]*)*", query):
-        whole = uri.partition(":///")[2]
+        name = uri.partition(":///")[2]
         raise ConfigError(
-            f"{uri!r} has a question mark in its path, where options begin: write {sqlite_uri(Path(whole))}"
+            f"{uri!r} has a question mark in its path, which starts the options: write {sqlite_uri(Path(name))}"
         )
     try:
         absolute = _absolute(path, home)
@@ -117,7 +122,10 @@ def _absolute(path: Path, home: Path | None) -> Path:
 
 
 def portable(uri: str, home: Path | None = None) -> str:
-    """The address as it is kept: relative to the project if the store is inside it. `resolve` reverses it."""
+    """The address as it is written to a file: relative to the project if the store is inside it.
+
+    `resolve` reverses it.
+    """
     path = sqlite_path(uri)
     if path is None or not path.is_absolute() or uri != sqlite_uri(path):
         return uri
@@ -125,3 +133,31 @@ def portable(uri: str, home: Path | None = None) -> str:
         if path.is_relative_to(folder):
             return sqlite_uri(prefix / path.relative_to(folder))
     return uri
+
+
+class RunRef(Record):
+    """A run in a store of MLflow, as a file names it.
+
+    Attributes:
+        uri: absolute; in the file it is relative to the project if the store is inside the project.
+    """
+
+    uri: str
+    run_id: str
+
+    @classmethod
+    def load(cls, path: Path, home: Path | None = None) -> RunRef:
+        """Reads it from a file.
+
+        Args:
+            home: the project's folder; by default that of this process.
+
+        Raises:
+            FoundryError: if the file is missing or damaged.
+        """
+        ref = cls.read(path, "the address and id of a run in MLflow")
+        return ref.model_copy(update={"uri": resolve(ref.uri, home)})
+
+    def save(self, path: Path, home: Path | None = None) -> None:
+        """Writes it to a file."""
+        write_json(path, {"uri": portable(self.uri, home), "run_id": self.run_id})

@@ -1,4 +1,6 @@
-"""Parameters as MLflow takes them: flat names, and text that YAML reads back as the value of params.yaml, type and all."""
+"""Parameters in the form that MLflow accepts: flat names, and text that YAML reads back as the value of params.yaml,
+with its type.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,23 @@ from typing import Any
 
 import yaml
 
-LONGEST = 6000  # characters, by MLflow's own limit
+LONGEST = 6000  # characters of a value: MLflow's limit
+LONGEST_NAME = 250  # characters: MLflow's limit
+PARAMS_PER_REQUEST = 100  # MLflow's limit
 NUMBER = re.compile(r"[-+]?[\d_.]+([eE][-+]?\d+)?")
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, str]:
-    """{"train": {"lr": 0.1}} → {"train.lr": "0.1"}. A list of sections is numbered from 0, a list of values is one text."""
+    """Turns {"train": {"lr": 0.1}} into {"train.lr": "0.1"}.
+
+    Sections of a list are numbered from 0; a list of values is one text.
+    """
     found = ((k, v) for name, value in values.items() for k, v in _walk(value, name))
-    return {re.sub(r"[^/\w.\- :]", "_", k)[:250]: as_text(v) for k, v in found}
+    return {re.sub(r"[^/\w.\- :]", "_", k)[:LONGEST_NAME]: as_text(v) for k, v in found}
 
 
 def used(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections without the values of rule sets that are switched off: of those only `enabled: false` says anything."""
+    """The sections without the values of rule sets that are off: of those only `enabled: false` has a meaning."""
     if values.get("enabled") is False:
         return {"enabled": False}
     return {k: used(v) if isinstance(v, Mapping) else v for k, v in values.items()}
@@ -38,7 +45,7 @@ def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def as_text(value: Any) -> str:
-    """A value as it may stand in params.yaml; one that is too long is cut, with the hash of the whole."""
+    """A value as it could be written in params.yaml; one that is too long is cut, with the hash of the full text."""
     text = value if isinstance(value, str) and _plain(value) else _yaml(value)
     if len(text) > LONGEST:
         text = f"{text[: LONGEST - 80]}… sha256:{hashlib.sha256(text.encode()).hexdigest()}"
@@ -46,7 +53,7 @@ def as_text(value: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text: YAML 1.1, which it writes, and 1.2 take different texts for numbers."""
+    """Quotes every text: YAML 1.1, which PyYAML writes, and YAML 1.2 read different texts as numbers."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -61,7 +68,7 @@ def _yaml(value: Any) -> str:
 
 
 def _plain(text: str) -> bool:
-    """Whether a text needs no quotes to be read as a text, by YAML 1.1 and 1.2."""
+    """Whether YAML 1.1 and YAML 1.2 read a text as that text without quotes."""
     if NUMBER.fullmatch(text):
         return False
     try:

@@ -1,7 +1,9 @@
-"""The registry: one version for one content, `challenger` for the newest, `champion` for the one that the gate or a person chose.
+"""The registry: one version per content, `challenger` for the newest, `champion` for the one that the gate or a person
+chose.
 
-Every step can be repeated: the version is found by the hash of its files, the run by its fingerprint, aliases are set again. So it does not matter
-where an earlier call died, how often DVC restores the export, or whether two processes register at once.
+Every step can be repeated: the version is found by the hash of its files, the run by its fingerprint, aliases are set
+again. So it does not matter where an earlier call died, how often DVC restores the export, or whether two processes
+register at once.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 from foundry.config import ConfigError, FoundryError, TrackingError
 from foundry.config.prediction import PREDICTION
 from foundry.tracking.address import sqlite_path
+from foundry.tracking.datasets import DatasetRef, dataset_inputs
 from foundry.tracking.lineage import lineage_tags
 from foundry.tracking.names import CONTENT, FINGERPRINT, RESTORED
-from foundry.tracking.promotion import Decide, settle
-from foundry.tracking.run import DatasetRef
-from foundry.tracking.search import every_version
+from foundry.tracking.promotion import Decide, registered_model, settle
+from foundry.tracking.search import every_logged_model, every_version, first_run
 from foundry.tracking.settings import connect, experiment_id, mlflow_at, serialized
 from foundry.tracking.source import source_tags
 from foundry.utils.files import sha256_tree
@@ -38,11 +40,12 @@ if TYPE_CHECKING:
 
 REQUIREMENTS = ("torch", "sentencepiece", "safetensors", "numpy", "pydantic", "pyyaml", "gguf")
 SCORES = "documents.parquet"
-DESCRIPTION = "A language model trained by Foundry. `champion` is the best by paired comparison on the test text, `challenger` the newest."
-
-
-ODD = re.compile(r"[?%#]")  # what MLflow 3.17 takes for parts of an address when it is given a local path
-ALIASES = {  # what brings an alias back that somebody removed
+DESCRIPTION = (
+    "A language model trained by Foundry. `champion` is the best by paired comparison on the test text, `challenger` "
+    "the newest."
+)
+ODD = re.compile(r"[?%#]")  # characters of a local path that MLflow 3.17 reads as parts of an address
+ALIASES = {  # how to get back an alias that was removed
     "challenger": "`foundry register` sets it to the newest version again",
     "champion": "`foundry promote` asks the gate for one, `foundry rollback` takes the one before",
 }
@@ -50,6 +53,14 @@ ALIASES = {  # what brings an alias back that somebody removed
 
 @dataclass(frozen=True)
 class Registration:
+    """A registered export.
+
+    Attributes:
+        created: whether the version is new; False if the same content was registered before.
+        champion: whether it is the champion now.
+        reason: why it is or is not the champion.
+    """
+
     name: str
     version: str
     created: bool
@@ -59,13 +70,18 @@ class Registration:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is to be registered.
+    """An export that is to be registered.
 
-    Args:
+    Attributes:
         export_dir: the proved export.
-        scores: its losses by document (`documents.parquet`), kept with the version so that later ones are compared with it.
-        model_code: file that calls `mlflow.models.set_model`; stored, not pickled. `code_paths`: packages that it imports, stored beside it.
-        tags: of the version. `metrics`, `artifacts`, `datasets`: put on the training's run.
+        scores: its losses by document (`documents.parquet`), kept with the version so that later versions are compared
+            with it.
+        model_code: file that calls `mlflow.models.set_model`; stored, not pickled.
+        code_paths: packages that `model_code` imports, stored beside it.
+        tags: tags of the version.
+        metrics: are logged to the run of the training.
+        artifacts: files that are added to the run of the training.
+        datasets: are added to the run of the training.
     """
 
     name: str
@@ -85,23 +101,27 @@ def register(candidate: Candidate, *, uri: str, experiment: str, decide: Decide)
     """Registers an export as a pyfunc model from code, and lets `decide` say whether it becomes champion.
 
     Raises:
-        TrackingError: if MLflow cannot be reached or refuses; nothing but the registration is affected.
+        TrackingError: if MLflow cannot be reached or refuses; only the registration is affected.
     """
-    with reached(uri, "register", "The export is whole; run `foundry register` when MLflow is back") as client:
+    with reached(uri, "register", "The export is complete; run `foundry register` when MLflow is back") as client:
         content = sha256_tree(candidate.export_dir)
         name = candidate.name
         found = next((v for v in every_version(client, name) if v.tags.get(CONTENT) == content), None)
         version = found or _log(client, candidate, uri, experiment, content)
-        champion, reason = settle(client, name, version, decide)
-    return Registration(name, str(version.version), found is None, champion, reason)
+        done = settle(client, name, version, decide)
+    return Registration(name, str(version.version), found is None, done.champion, done.reason)
 
 
 @contextmanager
 def reached(uri: str, what: str, then: str = "") -> Iterator[MlflowClient]:
-    """A client of the registry, held by one process at a time.
+    """Yields a client of the registry to one process at a time.
+
+    Args:
+        what: names the work in the error message.
+        then: what to do about the error.
 
     Raises:
-        TrackingError: for whatever MLflow or the network raises inside; `FoundryError`s pass.
+        TrackingError: for every error of MLflow or the network inside the block; a `FoundryError` passes unchanged.
     """
     try:
         with serialized("register"):
@@ -110,18 +130,19 @@ def reached(uri: str, what: str, then: str = "") -> Iterator[MlflowClient]:
                 yield client
     except FoundryError:
         raise
-    except Exception as e:  # MLflow raises its own, SQLAlchemy's and every network error
+    except Exception as e:  # MLflow raises its own errors, SQLAlchemy's and those of the network
         line = (str(e).splitlines() or [type(e).__name__])[0][:300]
         raise TrackingError(f"could not {what} in MLflow at {uri}: {line}. {then}".strip()) from e
 
 
 def load_registered(name: str, which: str, uri: str) -> Any:
-    """The pyfunc model of a version (`3`) or an alias (`champion`).
+    """Loads the pyfunc model of a version (`3`) or an alias (`champion`).
 
-    MLflow 3.17 takes the path of a local model for an address when it reads it, so that a `?` or a `%20` in a folder's name hides the model: from such
-    a store it is loaded from a copy, which is kept until the process ends, because the model's code is imported from there.
+    MLflow 3.17 reads the path of a local model as an address, so that it does not find a model in a folder with a `?`
+    or a `%20` in its name. From such a store the model is loaded from a copy, which is kept until the process ends,
+    because its code is imported from there.
     """
-    address = f"models:/{name}/{which}" if which.isdigit() else f"models:/{name}@{which}"
+    address = model_address(name, which)
     connect(uri)
     store = sqlite_path(uri)
     import mlflow
@@ -134,31 +155,39 @@ def load_registered(name: str, which: str, uri: str) -> Any:
         return mlflow.pyfunc.load_model(address)
 
 
+def model_address(name: str, which: str) -> str:
+    """MLflow's address of a version (`3`) or an alias (`champion`) of a model."""
+    return f"models:/{name}/{which}" if which.isdigit() else f"models:/{name}@{which}"
+
+
 def find(client: MlflowClient, address: str) -> ModelVersion:
-    """The version of `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
 
     Raises:
-        ConfigError: if it is not such an address, or there is no such version or alias.
+        ConfigError: if it is not such an address, or there is no such model, version or alias.
     """
     from mlflow.exceptions import MlflowException
 
-    name, at, alias = address.removeprefix("models:/").partition("@")
+    name, at, which = address.removeprefix("models:/").partition("@")
     if not at:
-        name, _, alias = name.partition("/")
-    if not (name and alias) or not address.startswith("models:/") or not (at or alias.isdigit()):
+        name, _, which = name.partition("/")
+    if not (name and which) or not address.startswith("models:/") or not (at or which.isdigit()):
         raise ConfigError(f"{address!r} is not models:/NAME@ALIAS or models:/NAME/VERSION")
     try:
-        return client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, alias)
+        return client.get_model_version_by_alias(name, which) if at else client.get_model_version(name, which)
     except MlflowException as e:
         if e.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise  # the store is away
-        lost = at and alias in ALIASES and "Registered Model with name" not in str(e)  # the alias, not the whole model
-        then = f"; {ALIASES[alias]}" if lost else ""
-        raise ConfigError(f"{address}: {str(e).splitlines()[0][:200]}{then}") from None
+    model = registered_model(client, name)
+    if not at:
+        raise ConfigError(f"{address}: the model {name} has no version {which}")
+    aliases = ", ".join(sorted(model.aliases)) or "none"
+    then = f"; {ALIASES[which]}" if which in ALIASES else ""
+    raise ConfigError(f"{address}: no version of {name} has the alias {which} (its aliases: {aliases}){then}")
 
 
 def download(address: str, uri: str, into: Path) -> Path:
-    """Copies what a version holds (`export/` and its losses by document) into a folder; returns it.
+    """Copies the files of a version (`export/` and its losses by document) into a folder; returns the folder.
 
     Raises:
         ConfigError: if there is no such version.
@@ -169,19 +198,37 @@ def download(address: str, uri: str, into: Path) -> Path:
 
 
 def fetch(client: MlflowClient, version: ModelVersion, uri: str, into: Path, part: str = "") -> Path:
-    """The artifacts of a version, or one part of them (`documents.parquet`), inside `reached`: where they are now."""
+    """Copies the artifacts of a version, or one part of them (`documents.parquet`), into a folder; call it inside
+    `reached`.
+
+    Returns:
+        The path of the copy.
+    """
     import mlflow
 
     where = f"models:/{version.name}/{version.version}/artifacts" + (f"/{part}" if part else "")
     return Path(mlflow.artifacts.download_artifacts(artifact_uri=where, dst_path=str(into), tracking_uri=uri))
 
 
-def stored(client: MlflowClient, version: ModelVersion, uri: str) -> tuple[list[str], str]:
-    """What the store holds of a version (`documents.parquet`, `export`) and where; nothing if somebody deleted its files.
+@dataclass(frozen=True)
+class Stored:
+    """The artifacts of a version in the store.
+
+    Attributes:
+        parts: their names, such as `documents.parquet` and `export`; empty if somebody deleted the files.
+        where: their address.
+    """
+
+    parts: list[str]
+    where: str
+
+
+def stored(client: MlflowClient, version: ModelVersion, uri: str) -> Stored:
+    """Asks the store for the artifacts of a version.
 
     Raises:
-        TrackingError: if the store's own folder is not there, as on a disk that is not mounted.
-        Exception: MLflow's own and every network error, if the store does not answer.
+        TrackingError: if the store's own folder is missing, as on a disk that is not mounted.
+        Exception: MLflow's own errors and those of the network, if the store does not answer.
     """
     import mlflow
 
@@ -195,7 +242,7 @@ def stored(client: MlflowClient, version: ModelVersion, uri: str) -> tuple[list[
         folder = Path(urllib.parse.unquote(urllib.parse.urlsplit(where).path))  # ROOT/models/m-ID/artifacts
         if not folder.exists() and not folder.parents[2].exists():
             raise TrackingError(f"{folder.parents[2]} is not there")
-    return sorted(Path(f.path).name for f in found), where
+    return Stored(sorted(Path(f.path).name for f in found), where)
 
 
 def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content: str) -> ModelVersion:
@@ -210,8 +257,10 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
             client.log_metric(run_id, key, value)
     for path in c.artifacts:
         client.log_artifact(run_id, str(path))
-    _log_datasets(client, run_id, c.datasets)
-    if RESTORED in run.data.tags:  # nobody else ends it
+    known = {(d.dataset.name, d.dataset.digest) for d in client.get_run(run_id).inputs.dataset_inputs}
+    if new := [d for d in c.datasets if (d.name, d.digest) not in known]:
+        client.log_inputs(run_id, datasets=dataset_inputs(new))
+    if RESTORED in run.data.tags:  # no training ends it
         client.set_terminated(run_id, "FINISHED")
     model = _logged_model(client, run, c.name, content)
     if model.status != LoggedModelStatus.READY or not mlflow.artifacts.list_artifacts(artifact_uri=model.model_uri):
@@ -228,10 +277,12 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
 
 
 def _log_files(client: MlflowClient, c: Candidate, model: LoggedModel, run_id: str) -> None:
-    """Gives an entry its files, its link to the run and its metrics. Each step can be repeated, also after READY, if somebody deleted the files.
+    """Adds its files, its link to the run and its metrics to a logged model.
 
-    MLflow's own `Model.log` cannot: it links first, and a store refuses the same link a second time, so that a call that was killed or failed after
-    it could never be completed. `mlflow.pyfunc.log_model` would besides set an ended run to RUNNING: a kill would leave it so.
+    Each step can be repeated, even after READY, if somebody deleted the files. MLflow's own `Model.log` cannot be
+    repeated: it links first, and a store refuses the same link a second time, so that a call that was killed or failed
+    after it could never be completed. `mlflow.pyfunc.log_model` would also set an ended run to RUNNING, and a kill
+    would leave it so.
     """
     import mlflow
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
@@ -247,15 +298,20 @@ def _log_files(client: MlflowClient, c: Candidate, model: LoggedModel, run_id: s
     with tempfile.TemporaryDirectory(prefix="foundry-model-") as folder:
         path = Path(folder, "model")
         with warnings.catch_warnings():
-            # It asks for type hints, which would drop the parameters from the signature, behind a filter of its own.
+            # MLflow asks for type hints, which would drop the parameters from the signature, behind a filter of its
+            # own.
             warnings.showwarning = lambda *_, **__: None
             mlflow.pyfunc.save_model(
-                str(path), mlflow_model=Model(where, run_id, model_uuid=model.model_id, model_id=model.model_id),
-                python_model=str(c.model_code), code_paths=[str(p) for p in c.code_paths], signature=signature,
-                input_example=["The "], model_config={"device": "auto"},
+                str(path),
+                mlflow_model=Model(where, run_id, model_uuid=model.model_id, model_id=model.model_id),
+                python_model=str(c.model_code),
+                code_paths=[str(p) for p in c.code_paths],
+                signature=signature,
+                input_example=["The "],
+                model_config={"device": "auto"},
                 artifacts={"export": _readable(c.export_dir), "scores": _readable(c.scores)},
                 pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in (*REQUIREMENTS, "mlflow")],
-            )  # fmt: skip
+            )
         client.log_model_artifacts(model.model_id, str(path))
     linked = client.get_run(run_id).outputs
     if model.model_id not in {m.model_id for m in (linked.model_outputs if linked else ())}:
@@ -266,14 +322,16 @@ def _log_files(client: MlflowClient, c: Candidate, model: LoggedModel, run_id: s
         for m in points
         if m.model_id is None
     ]
-    client.log_batch(run_id, metrics=mine)  # the store keeps equal points once
+    client.log_batch(run_id, metrics=mine)  # the store keeps equal points only once
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
 def _logged_model(client: MlflowClient, run: Run, name: str, content: str) -> LoggedModel:
-    """MLflow's entry for the files of this content: the one that an earlier call made, whole or not, or a new one."""
+    """MLflow's entry for the files of this content: the one that an earlier call created, complete or not, or a new
+    one.
+    """
     where = run.info.experiment_id
-    found = client.search_logged_models([where], f"tags.`{CONTENT}` = '{content}'", max_results=100)
+    found = every_logged_model(client, where, CONTENT, content)
     mine = next((m for m in found if m.source_run_id == run.info.run_id and m.name == name), None)
     if mine:
         return mine
@@ -281,40 +339,22 @@ def _logged_model(client: MlflowClient, run: Run, name: str, content: str) -> Lo
 
 
 def _readable(path: Path) -> str:
-    """A local path as MLflow reads it. It would keep the last part of a URI encoded, so an ordinary path stays one."""
+    """A local path in the form that MLflow reads.
+
+    An ordinary path stays one, because MLflow does not decode the last part of a URI.
+    """
     path = path.resolve()
     return path.as_uri() if ODD.search(str(path)) else str(path)
 
 
 def _run_of(client: MlflowClient, uri: str, experiment: str, fingerprint: str) -> Run:
-    """The training's run, by its fingerprint; one is made when the model was trained elsewhere and restored here."""
+    """The run of the training, by its fingerprint.
+
+    It is created if the model was trained elsewhere and restored here.
+    """
     where = experiment_id(client, uri, experiment)
-    with serialized(
-        "run"
-    ):  # as a training does that is being delivered: one of them makes the run, the other one finds it
-        runs = client.search_runs([where], f"tags.`{FINGERPRINT}` = '{fingerprint}'", max_results=1)
-        if runs:
-            return runs[0]
+    with serialized("run"):  # a delivery takes the same lock: one of them creates the run, the other one finds it
+        if found := first_run(client, where, FINGERPRINT, fingerprint):
+            return found
         tags = {**lineage_tags(), **source_tags(), FINGERPRINT: fingerprint, RESTORED: "true"}
         return client.create_run(where, run_name=f"restored-{fingerprint[:8]}", tags=tags)
-
-
-def _log_datasets(client: MlflowClient, run_id: str, datasets: list[DatasetRef]) -> None:
-    """Those that the run does not have yet."""
-    import json
-
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    known = {(d.dataset.name, d.dataset.digest) for d in client.get_run(run_id).inputs.dataset_inputs}
-    new = [
-        DatasetInput(
-            Dataset(
-                name=d.name, digest=d.digest, source_type="dvc", source=json.dumps({"path": d.path, "digest": d.digest})
-            ),
-            [InputTag("mlflow.data.context", d.context)],
-        )
-        for d in datasets
-        if (d.name, d.digest) not in known
-    ]
-    if new:
-        client.log_inputs(run_id, datasets=new)

@@ -1,6 +1,7 @@
-"""Where MLflow is, and its environment: no telemetry, quick failures. The only place that decides either.
+"""The address of MLflow and its environment: no telemetry, quick failures. No other module decides either.
 
-MLflow keeps absolute addresses of artifacts in its store. `connect` repairs those of a SQLite store that was moved or copied together with its project.
+MLflow keeps absolute addresses of artifacts in its store. `connect` repairs those of a SQLite store that was moved or
+copied together with its project.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from foundry.config import ConfigError, Runtime
 from foundry.tracking.address import own_store, resolve, sqlite_path, sqlite_uri
-from foundry.tracking.description import EXPERIMENT, NOTE
+from foundry.tracking.description import EXPERIMENT_NOTE
+from foundry.tracking.names import NOTE
 from foundry.utils.files import state_dir
 from foundry.utils.locks import exclusive
 
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-ARTIFACTS = "mlartifacts"  # folder beside a SQLite store
-ADDRESSES = (  # columns of MLflow 3.17 that hold an address of artifacts; a test finds those that are missing here
+ARTIFACTS = "mlartifacts"  # name of the folder beside a SQLite store
+ADDRESSES = (  # columns of MLflow 3.17 with an address of artifacts; a test finds columns that are missing here
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
@@ -39,10 +41,12 @@ def tracking_uri(runtime: Runtime, home: Path | None = None) -> str:
     """`runtime.tracking_uri`, else MLFLOW_TRACKING_URI, else SQLite under `.foundry/`; always absolute.
 
     Args:
-        home: the project, for a process that may stand elsewhere; by default the one that this process belongs to.
+        home: the project's folder, for a process whose current folder is another one; by default the project of this
+            process.
 
     Raises:
-        ConfigError: for an address that can never work, with the right form and where the wrong one stands.
+        ConfigError: for an address that can never work; the message has the right form and says where the wrong one was
+            set.
     """
     for where, uri in (
         ("runtime.tracking_uri", runtime.tracking_uri),
@@ -57,7 +61,10 @@ def tracking_uri(runtime: Runtime, home: Path | None = None) -> str:
 
 
 def prepare_environment() -> None:
-    """To be called before mlflow is imported. An unreachable server must cost seconds: with MLflow's defaults a call takes 247 s to fail."""
+    """Sets MLflow's environment variables; must be called before mlflow is imported.
+
+    An unreachable server must cost seconds: with MLflow's defaults a call takes 247 s to fail.
+    """
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -67,17 +74,22 @@ def prepare_environment() -> None:
 
 @contextmanager
 def serialized(name: str) -> Iterator[None]:
-    """One process of this project at a time: creating the SQLite store, registering a version."""
+    """Lets one process of this project at a time run the block, such as the creation of the SQLite store or a
+    registration.
+    """
     with exclusive(state_dir() / f"{name}.lock", wait=None):
         yield
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client. A SQLite store is created by one process at a time, as is the repair of one that was moved or copied: what it holds lies beside it.
+    """Returns a client of MLflow.
+
+    A SQLite store is created where it is missing, and repaired if it was moved or copied; only one process does either
+    at a time.
 
     Raises:
         ConfigError: for an address that can never work.
-        Exception: MLflow's own, SQLAlchemy's and every network error.
+        Exception: MLflow's own errors, SQLAlchemy's and those of the network.
     """
     uri = resolve(uri)
     prepare_environment()
@@ -100,7 +112,10 @@ def connect(uri: str) -> MlflowClient:
 
 
 def _create(path: Path) -> None:
-    """Makes the store under another name first: a process killed while MLflow makes its tables would leave one that never opens again."""
+    """Creates a SQLite store under a temporary name and renames it.
+
+    A process that is killed while MLflow creates its tables would otherwise leave a store that cannot be opened again.
+    """
     from mlflow import MlflowClient
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,20 +124,22 @@ def _create(path: Path) -> None:
         left.unlink()
     MlflowClient(sqlite_uri(new)).search_experiments(max_results=1)
     with contextlib.closing(sqlite3.connect(new)) as db, db:
-        # MLflow's own experiment would write to `mlruns` in the folder that some process was started in.
+        # MLflow's own experiment would write to `mlruns` in the current folder of some process.
         db.execute("UPDATE experiments SET artifact_location = ?", (artifacts_of(path),))
     os.replace(new, path)
 
 
 def artifacts_of(store: Path) -> str:
-    """Where a SQLite store keeps its files: beside it."""
+    """The address of the files of a SQLite store: a folder beside it."""
     return store.with_name(ARTIFACTS).as_uri()
 
 
 def repair_addresses(store: Path) -> int:
-    """Points a SQLite store at the files beside it: after `mv` the old addresses lead nowhere, after `cp -r` to the original's files.
+    """Makes the addresses in a SQLite store point to the files beside it.
 
-    One transaction, so that a kill leaves all old or all new. Addresses that were never beside the store (S3, a server's own scheme) stay.
+    After `mv` the old addresses point nowhere, after `cp -r` to the files of the original. One transaction changes all
+    of them, so that a kill leaves all old or all new addresses. Addresses that were never beside the store (S3, a
+    server's own scheme) are not changed.
 
     Returns:
         The number of addresses that were changed.
@@ -149,16 +166,17 @@ def _was_beside(location: str) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """One line of an error of MLflow's or of the network; urllib3 puts what matters last."""
+    """An error of MLflow or of the network in one line; urllib3 puts the cause last."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return (line.partition("(Caused by ")[2].removesuffix(")") or line)[:200]
 
 
 @contextmanager
 def mlflow_at(uri: str) -> Iterator[None]:
-    """MLflow's own global address, only inside the block.
+    """Sets MLflow's own global address inside the block only.
 
-    MLflow writes it into MLFLOW_TRACKING_URI: what follows in this process, and its children, would take it for the user's.
+    MLflow writes it into MLFLOW_TRACKING_URI as well: later code of this process, and its children, would take it for
+    the user's setting.
     """
     import mlflow
 
@@ -173,7 +191,9 @@ def mlflow_at(uri: str) -> Iterator[None]:
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
-    """The experiment of that name; made when it is not there, with its artifacts beside a SQLite store."""
+    """The id of the experiment of that name; it is created where it is missing, with its artifacts beside a SQLite
+    store.
+    """
     with serialized("experiment"):
         found = client.get_experiment_by_name(name)
         if found:
@@ -183,5 +203,5 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
         made = client.create_experiment(name, artifact_location=where)
         # MLflow opens on its GenAI pages otherwise.
         client.set_experiment_tag(made, "mlflow.experimentKind", "custom_model_development")
-        client.set_experiment_tag(made, NOTE, EXPERIMENT)
+        client.set_experiment_tag(made, NOTE, EXPERIMENT_NOTE)
         return made

@@ -1,4 +1,4 @@
-"""Who started a run, from which program, with which command: the columns Source and Created by of MLflow's pages."""
+"""Who started a run, from which program, by which command: the columns Source and Created by of MLflow's pages."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from foundry.tracking.names import COMMAND
 from foundry.tracking.promotion import whoami
 from foundry.utils.files import project_dir
 
-PROGRAMS = ("dvc", "foundry", "make", "pytest")  # whose name says more than that of the interpreter
+PROGRAMS = ("dvc", "foundry", "make", "pytest")  # their name says more than that of the interpreter
+LONGEST = 2000  # characters of a command line
 
 
 def source_tags() -> dict[str, str]:
-    """MLflow's own tags for the source and the user, and the command line: DVC's, where DVC started this process."""
+    """MLflow's own tags for the source and the user, and the command line (DVC's, if DVC started this process)."""
     return {
         "mlflow.source.name": _program(sys.argv[0]),
         "mlflow.source.type": "LOCAL",
         "mlflow.user": whoami(),
-        COMMAND: command_line()[:2000],
+        COMMAND: command_line()[:LONGEST],
     }
 
 
 def command_line() -> str:
-    """What was typed: the nearest `dvc` among this process's parents, else this process, without the folders of programs."""
+    """What was typed: the nearest `dvc` among the parents of this process, else this process; programs without their
+    folders.
+    """
     try:
         me = psutil.Process()
         lines = [p.cmdline() for p in (me, *me.parents())]
@@ -36,7 +39,7 @@ def command_line() -> str:
 
 
 def _plain(line: list[str]) -> str:
-    """`/usr/bin/python3 -m dvc repro` and `/usr/bin/python3 /usr/bin/dvc repro` are `dvc repro`."""
+    """Turns `/usr/bin/python3 -m dvc repro` and `/usr/bin/python3 /usr/bin/dvc repro` into `dvc repro`."""
     words = list(line)
     if words and Path(words[0]).name.startswith("python"):
         for i, skipped in ((1, 2), (0, 1)):
@@ -47,6 +50,6 @@ def _plain(line: list[str]) -> str:
 
 
 def _program(path: str) -> str:
-    """A file of the project by its relative path, another one by its name."""
+    """A file of the project by its relative path, any other file by its name."""
     file = Path(path).resolve()
     return str(file.relative_to(project_dir())) if file.is_relative_to(project_dir()) else file.name

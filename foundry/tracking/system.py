@@ -1,4 +1,6 @@
-"""What the machine does while a run trains: CPU, memory, disk, and GPUs where there are some, under the names that MLflow draws on its System page."""
+"""System metrics of a run: CPU, memory, disk and, where there are any, GPUs, under the names that MLflow draws on its
+System page.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,12 @@ PERIOD = 10.0  # seconds
 
 
 class SystemMetrics(threading.Thread):
-    """Samples into a spool until it is stopped, and once more then. The steps count the samples, over all resumes.
+    """A thread that samples into a spool until it is stopped, and once more then.
+
+    The steps count the samples, over all resumes.
 
     Args:
-        folder: whose disk is told.
+        folder: its disk is measured.
         period: seconds between two samples.
     """
 
@@ -32,7 +36,7 @@ class SystemMetrics(threading.Thread):
     def run(self) -> None:
         try:
             gpus = _gpus()
-            psutil.cpu_percent()  # the first value of a process means nothing
+            psutil.cpu_percent()  # the first value in a process is meaningless
             step = self._spool.next_step(SYSTEM + "cpu_utilization_percentage")
             stopping = False
             while not stopping:
@@ -40,17 +44,17 @@ class SystemMetrics(threading.Thread):
                 numbers = {**sample(self._folder), **gpus()}
                 self._spool.log(step, {SYSTEM + k: v for k, v in numbers.items()})
                 step += 1
-        except Exception as e:  # a broken sensor must not be seen by the training
+        except Exception as e:  # a broken sensor must not stop the training
             get_logger().warning("system metrics stopped: %s: %s", type(e).__name__, e)
 
     def stop(self) -> None:
-        """Takes the last sample and ends; waits at most 5 seconds for a sensor."""
+        """Takes a last sample and ends the thread; waits at most 5 seconds for a sensor."""
         self._stop_asked.set()
         self.join(5.0)
 
 
 def sample(folder: Path) -> dict[str, float]:
-    """The machine's CPU (%) and memory (MB, %), this process's memory (MB), the room on the disk of `folder` (MB)."""
+    """CPU (%) and memory (MB, %) of the machine, memory of this process (MB), free space on `folder`'s disk (MB)."""
     memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(folder))
     return {
         "cpu_utilization_percentage": psutil.cpu_percent(),
@@ -62,7 +66,7 @@ def sample(folder: Path) -> dict[str, float]:
 
 
 def _gpus() -> Callable[[], dict[str, float]]:
-    """A function that samples every NVIDIA GPU; one that gives nothing where there is none, or no `nvidia-ml-py`."""
+    """A function that samples every NVIDIA GPU; it returns nothing where there is no GPU or no `nvidia-ml-py`."""
     try:
         import pynvml
 
@@ -74,7 +78,7 @@ def _gpus() -> Callable[[], dict[str, float]]:
 
 
 def _gpu(nvml: Any, handle: Any) -> dict[str, float]:
-    """Of one GPU what it tells: not every one knows its power."""
+    """The metrics that one GPU supports: not every GPU measures its power."""
     found: dict[str, float] = {}
 
     def ask(call: Callable[[Any], Any], names: Callable[[Any], dict[str, float]]) -> None:

@@ -140,7 +140,7 @@ def short(args: list[str]) -> str:
         (["plan", "--gpu", "H100", "--gpus", "0"], "number of GPUs must lie in [1, 100000], got 0"),
         (["plan", "--gpu", "H100", "--gpus=-1"], "number of GPUs"),
         (["plan", "--gpus", "0"], "--gpus needs --gpu"),
-        (["sync", "--uri", "ftp://x"], "'ftp://x' is no address of MLflow"),
+        (["sync", "--uri", "ftp://x"], "'ftp://x' is not an address of MLflow"),
         (["backup", "/proc/x"], "/proc/x cannot be the folder of a backup"),
         (["backup", "file"], "cannot be the folder of a backup: File exists"),
         (["runs", "--commits=-1"], "number of commits"),

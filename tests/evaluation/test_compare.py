@@ -137,13 +137,13 @@ def test_models_are_named_by_table_folder_or_revision_and_scored_again_on_common
     assert "standard deviation of 3 runs" in capsys.readouterr().out
     bits = [interval(score(m, held.tokens, 32).nats, held.n_bytes, 100, 1).value for m in models]
     got = noise_floor(["m0.parquet", "m1.parquet", "m2"], load_params("params.yaml"))
-    assert got["standard_deviation"] == pytest.approx(np.std(bits, ddof=1), abs=2e-4)
+    assert got.standard_deviation == pytest.approx(np.std(bits, ddof=1), abs=2e-4)
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit):
         main(["compare", "m0", "empty"])
     assert "is a folder without a model" in capsys.readouterr().err
     with pytest.raises(
-        ConfigError, match=r"is no file, no folder.*\(.*[Uu]nknown Git revision 'nowhere'|not a git repo"
+        ConfigError, match=r"is not a file, a folder.*\(.*[Uu]nknown Git revision 'nowhere'|not a git repo"
     ):
         noise_floor(["m0", "nowhere"], load_params("params.yaml"))
 

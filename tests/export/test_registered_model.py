@@ -24,7 +24,7 @@ from foundry.project.compare import losses as score_text
 from foundry.project.register import register_export
 from foundry.project.trace import trace
 from foundry.tracking import tracking_uri
-from foundry.tracking.backup import backup
+from foundry.tracking.backup import BackedUp, backup
 from foundry.tracking.registry import download
 from foundry.tracking.settings import connect
 from foundry.utils.bootstrap import Interval
@@ -306,15 +306,15 @@ def test_the_gate_promotes_what_the_paired_comparison_calls_better_and_says_why_
         mine.set_column(mine.column_names.index("nats"), "nats", nats), root / "artifacts/evaluation/documents.parquet"
     )
     anew = register_export(cfg, root)
-    assert anew.champion and anew.reason.endswith("against version 3, which was scored anew on this test text")
+    assert anew.champion and anew.reason.endswith("against version 3, which was scored again on this test text")
 
 
 def test_a_backup_holds_every_versions_files_and_the_registrys_words(project, cfg, registered, tmp_path):
     uri = tracking_uri(cfg.runtime)
     client = connect(uri)
     every = client.search_model_versions("name='tiny'")
-    assert backup(uri, tmp_path / "b") == {"models": 1, "versions": len(every), "copied": len(every)}
-    assert backup(uri, tmp_path / "b")["copied"] == 0
+    assert backup(uri, tmp_path / "b") == BackedUp(models=1, versions=len(every), copied=len(every))
+    assert backup(uri, tmp_path / "b").copied == 0
     kept = json.loads((tmp_path / "b/registry.json").read_text())["models"][0]
     assert kept["aliases"] == client.get_registered_model("tiny").aliases and kept["name"] == "tiny"
     for version, row in zip(
@@ -329,7 +329,7 @@ def test_a_backup_holds_every_versions_files_and_the_registrys_words(project, cf
     assert not list((tmp_path / "b").rglob("*.tmp"))
     kept["versions"][0]["source"] = "of another registry"
     (tmp_path / "b/registry.json").write_text(json.dumps({"uri": "x", "models": [kept]}))
-    assert backup(uri, tmp_path / "b")["copied"] == 1
+    assert backup(uri, tmp_path / "b").copied == 1
     with pytest.raises(TrackingError, match="could not back up the registry"):
         backup("http://127.0.0.1:9", tmp_path / "c")
 

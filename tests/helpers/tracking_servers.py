@@ -17,7 +17,7 @@ from foundry.tracking.settings import connect
 
 def tracker(folder, uri, fingerprint="f1", **kw):
     options = {"params": {"train": {"lr": 0.1}}, "tags": {"foundry.stage": "train"}, "system": False, **kw}
-    data = [DatasetRef("data/shards", "d" * 36, "data/shards")]
+    data = [DatasetRef(name="data/shards", digest="d" * 36, path="data/shards")]
     return Tracker(folder, uri=uri, experiment="e", run_name="r", fingerprint=fingerprint, datasets=data, **options)
 
 

@@ -104,7 +104,7 @@ def test_a_worktree_of_a_dead_run_goes_and_a_living_ones_stays(root, capsys):
         subprocess.run(["git", "worktree", "add", "-q", "--detach", str(tree)], check=True)
     with exclusive(root / ".foundry/runs/living/lock"):
         free, stay, _ = collected(capsys, "--yes")
-    assert set(free) == {"runs/dead/tree"} and stay["runs/living/tree"] == "its run is at work"
+    assert set(free) == {"runs/dead/tree"} and stay["runs/living/tree"] == "its run is active"
     trees = subprocess.run(["git", "worktree", "list"], capture_output=True, text=True, check=True).stdout
     assert "living/tree" in trees and "dead/tree" not in trees
     assert (root / ".foundry/runs/dead").exists()  # what is kept of it is young

@@ -11,6 +11,7 @@ import pytest
 
 from foundry.cli import main
 from foundry.project.status import last_point, size
+from foundry.tracking.spool import Logged
 from foundry.utils.files import write_json
 from foundry.utils.locks import exclusive
 
@@ -114,7 +115,7 @@ def test_damaged_files_of_the_state_stop_nothing(root, text, capsys):
 def test_the_last_point_is_that_of_the_training_and_links_are_counted_once(root):
     lines = [{"t": 1000, "s": 5, "m": {"loss": 2.5}}, {"t": 2000, "s": 900, "m": {"system/cpu": 1.0}}]
     (root / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"t": 3, "s": 6, "m": {"lo')
-    assert last_point(root / "metrics.jsonl") == (5, 2.5, 1.0)
+    assert last_point(root / "metrics.jsonl") == Logged(time=1000, step=5, metrics={"loss": 2.5})
     (root / "a").mkdir()
     (root / "a/x").write_bytes(b"12345")
     os.link(root / "a/x", root / "a/y")

@@ -318,8 +318,8 @@ def test_parameters_that_a_chain_has_are_parameters_that_build_it_again(preset, 
         params |= {k: {**params.get(k, {}), **v} if isinstance(v, dict) else v for k, v in chosen.items()}
     cfg = parse_config(params)
     shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
-    chain = {"parameters": cfg.model_dump(mode="json", exclude={"runtime"}), "runtime": {"threads": 3}}
-    reproduce._set_parameters(tmp_path / "params.yaml", json.loads(json.dumps(chain)), None)
+    parameters = json.loads(json.dumps(cfg.model_dump(mode="json", exclude={"runtime"})))
+    reproduce._set_parameters(tmp_path / "params.yaml", parameters, {"threads": 3})
     again = load_params(tmp_path / "params.yaml")
     assert again.model_dump(exclude={"runtime"}) == cfg.model_dump(exclude={"runtime"})
     assert again.runtime.threads == 3 and again.runtime.tracking is False

@@ -12,8 +12,9 @@ import pytest
 from foundry.config import ConfigError, Runtime, TrackingError, parse_config
 from foundry.project import register
 from foundry.tracking import Candidate, tracking_uri
-from foundry.tracking.backup import backup
+from foundry.tracking.backup import BackedUp, backup
 from foundry.tracking.names import WHY
+from foundry.tracking.promotion import Promotion, Rollback
 from foundry.tracking.registry import find
 from foundry.tracking.settings import connect
 
@@ -108,8 +109,12 @@ def test_a_store_that_is_away_for_a_moment_is_no_decision_and_the_registration_w
     client = connect(tracking_uri(Runtime()))
     assert champion(home) == "1" and WHY not in client.get_model_version("lm", "2").tags
     (waiting,) = (home / ".foundry/register").glob("*/waiting.json")
-    (line,) = register.deliver_registrations(cfg)
-    assert line.startswith("version 2 of lm: better: ") and champion(home) == "2" and not waiting.exists()
+    (done,) = register.deliver_registrations(cfg)
+    assert (
+        register.described(done).startswith("version 2 of lm: better: ")
+        and champion(home) == "2"
+        and not waiting.exists()
+    )
     assert client.get_model_version("lm", "2").tags[WHY].startswith("promoted: better")
 
 
@@ -158,14 +163,14 @@ def test_an_alias_that_was_removed_is_named_with_the_command_that_brings_it_back
     with pytest.raises(ConfigError, match=r"challenger.*`foundry register` sets it to the newest version again"):
         register.promote(cfg, "challenger")
     register.register_export(cfg, home)
-    assert register.promote(cfg, "challenger") == (True, "it is the champion")
+    assert register.promote(cfg, "challenger") == Promotion(True, "it is the champion")
     client.delete_registered_model_alias("lm", "champion")
     with pytest.raises(ConfigError, match="`foundry promote` asks the gate"):
         register.promote(cfg, "champion")
-    assert register.rollback(cfg, "it was removed by hand") == ("2", "1") and champion(home) == "1"
-    with pytest.raises(ConfigError, match="name=other not found") as e:
+    assert register.rollback(cfg, "it was removed by hand") == Rollback("2", "1") and champion(home) == "1"
+    with pytest.raises(ConfigError, match="MLflow has no model other") as e:
         find(client, "models:/other@champion")
-    assert "promote" not in str(e.value)  # there is no such model at all
+    assert "promote" not in str(e.value)  # it would not help: there is no such model at all
 
 
 def test_a_moved_project_compares_with_its_champion_rolls_back_and_backs_up(home, cfg, monkeypatch, tmp_path):
@@ -175,9 +180,9 @@ def test_a_moved_project_compares_with_its_champion_rolls_back_and_backs_up(home
     monkeypatch.setattr(register, "_candidate", partial(_moved, register._candidate, new))
     done = register.register_export(cfg, new)
     assert done.champion and done.reason.startswith("better: ") and done.reason.endswith("against version 1")
-    assert register.promote(cfg, "1")[1].startswith("worse: ")
-    assert register.rollback(cfg, "x") == ("2", "1")
-    assert backup(tracking_uri(Runtime()), tmp_path / "kept") == {"models": 1, "versions": 2, "copied": 2}
+    assert register.promote(cfg, "1").reason.startswith("worse: ")
+    assert register.rollback(cfg, "x") == Rollback("2", "1")
+    assert backup(tracking_uri(Runtime()), tmp_path / "kept") == BackedUp(models=1, versions=2, copied=2)
     assert not home.exists()
 
 

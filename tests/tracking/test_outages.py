@@ -74,7 +74,7 @@ def test_answers_that_are_lost_make_neither_a_second_run_nor_a_second_point(root
     with tracker(folder, proxy.uri, "lost", params={"train": {"lr": 0.1, "steps": 5}}) as t:
         for step in range(40):
             t.log(step, {"loss": float(step)})
-        wait_for(lambda: not Spool(folder).pending(1)[0])
+        wait_for(lambda: not Spool(folder).pending(1).points)
     assert {k.rpartition("/runs/")[2] for k in proxy.lost} >= {"create", "log-batch", "log-inputs", "update"}
     run, points = history(server.uri, "lost")  # one run
     assert points == whole(40) and run.data.params == {"train.lr": "0.1", "train.steps": "5"}

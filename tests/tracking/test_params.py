@@ -11,7 +11,8 @@ from tracking_servers import history, tracker
 
 from foundry.config import Config, load_params
 from foundry.config.load import read_yaml
-from foundry.tracking.description import METRICS, NOTE, run_description
+from foundry.tracking.description import METRICS, run_description
+from foundry.tracking.names import NOTE
 from foundry.tracking.params import as_text, flatten, used
 from foundry.tracking.source import command_line
 

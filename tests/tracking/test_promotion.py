@@ -15,7 +15,7 @@ from mlflow.store.entities import PagedList
 
 from foundry.config import ConfigError
 from foundry.tracking.names import HISTORY, MOVE, ROLLED_BACK, WHY
-from foundry.tracking.promotion import Decision, finish, force, rollback, settle, whoami
+from foundry.tracking.promotion import Decision, Rollback, finish, force, rollback, settle, whoami
 from foundry.tracking.settings import connect
 
 NUMBER = itertools.count()
@@ -174,12 +174,12 @@ def test_a_killed_move_is_dropped_when_a_person_has_changed_the_champion_since(c
     assert MOVE in state(client, name)[3]
     client.set_registered_model_alias(name, "champion", "4")
     assert finish(client, name) is None and MOVE not in state(client, name)[3]
-    assert rollback(client, name, "x", "Bob") == ("4", "2")
+    assert rollback(client, name, "x", "Bob") == Rollback("4", "2")
     name = model(client)
     with pytest.raises(Killed):
         force(Mortal(client, 2, False), name, "3", "x", "Bob")
     client.delete_model_version(name, "3")
-    assert rollback(client, name, "x", "Bob") == ("2", "1")
+    assert rollback(client, name, "x", "Bob") == Rollback("2", "1")
 
 
 DELETED = ((), ("1",), ("2",), ("1", "2"), ("4",), ("2", "4"), ("1", "2", "3"))
@@ -216,13 +216,13 @@ def test_every_combination_of_what_people_do_in_mlflow_ends_in_a_right_champion_
                     rollback(client, name, "x", "Bob")
                 assert state(client, name)[0].get("champion") == now, case
                 continue
-            assert rollback(client, name, "x", "Bob") == (known, before[-1]), case
+            assert rollback(client, name, "x", "Bob") == Rollback(known, before[-1]), case
             aliases, line, versions, tags = state(client, name)
             assert aliases["champion"] == before[-1] == line[-1], case
             assert [v for v, t in versions.items() if ROLLED_BACK in t] == [known] * (known in left), case
         elif which == "register":
             version = client.get_model_version(name, left[-1])
-            champion_now, _ = settle(client, name, version, worse)
+            champion_now = settle(client, name, version, worse).champion
             aliases, line, versions, tags = state(client, name)
             assert aliases["challenger"] == left[-1], case
             assert aliases["champion"] == (now or left[-1]), case
@@ -230,7 +230,7 @@ def test_every_combination_of_what_people_do_in_mlflow_ends_in_a_right_champion_
                 case
             )
         else:
-            assert force(client, name, left[0], "x", "Bob") == (now or "none"), case
+            assert force(client, name, left[0], "x", "Bob") == now, case
             aliases, line, versions, tags = state(client, name)
             assert aliases["champion"] == left[0] == line[-1] and versions[left[0]][WHY].startswith("promoted"), case
         assert MOVE not in tags and set(aliases.values()) <= set(left), case
@@ -271,8 +271,8 @@ def test_the_dictionary_answers_as_mlflow_does(client, uri, monkeypatch):
 def test_rollback_skips_deleted_versions_and_the_next_one_works(client):
     name = model(client, champions=("1", "2", "3", "4"))
     client.delete_model_version(name, "3")
-    assert rollback(client, name, "x", "Bob") == ("4", "2")
-    assert rollback(client, name, "y", "Bob") == ("2", "1")
+    assert rollback(client, name, "x", "Bob") == Rollback("4", "2")
+    assert rollback(client, name, "y", "Bob") == Rollback("2", "1")
     marked = {v: t.get(ROLLED_BACK, "") for v, t in state(client, name)[2].items()}
     assert marked["4"].endswith(": x") and marked["2"].endswith(": y") and not marked["1"]
     with pytest.raises(ConfigError, match="no champion before version 1"):

@@ -11,10 +11,19 @@ import pytest
 from mlflow import MlflowClient
 
 from foundry.config import ConfigError, TrackingError
-from foundry.tracking import Candidate, load_registered, register
-from foundry.tracking.promotion import CHALLENGED, HISTORY, ROLLED_BACK, WHY, Decision, _told, force, rollback, settle
+from foundry.tracking import Candidate, DatasetRef, load_registered, register
+from foundry.tracking.names import CHALLENGED, HISTORY, ROLLED_BACK, WHY
+from foundry.tracking.promotion import (
+    Champion,
+    Decision,
+    Promotion,
+    Rollback,
+    force,
+    line_as_text,
+    rollback,
+    settle,
+)
 from foundry.tracking.registry import download, fetch, find, reached
-from foundry.tracking.run import DatasetRef
 from foundry.tracking.settings import connect, mlflow_at
 
 CODE = """
@@ -99,11 +108,10 @@ def test_the_same_content_is_one_version_and_only_a_better_one_becomes_champion(
 
 
 def test_the_line_of_champions_fits_into_a_tag_of_any_store():
-    line = [
-        {"version": str(i), "why": "更好的食谱" * 60, "who": "王", "when": "2026-01-01 00:00 UTC"} for i in range(40)
-    ]
-    text = _told(line)
-    assert len(text) <= 5000 and json.loads(text) == line[-len(json.loads(text)) :] and len(json.loads(text)) > 10
+    line = [Champion(str(i), "更好的食谱" * 60, "王", "2026-01-01 00:00 UTC") for i in range(40)]
+    text = line_as_text(line)
+    kept = [Champion(**entry) for entry in json.loads(text)]
+    assert len(text) <= 5000 and kept == line[-len(kept) :] and len(kept) > 10
 
 
 def test_force_goes_against_the_gate_with_name_and_reason_and_rollback_goes_back_and_holds(call, uri):
@@ -114,7 +122,7 @@ def test_force_goes_against_the_gate_with_name_and_reason_and_rollback_goes_back
     assert force(client, name, two.version, "it writes better recipes", "Ada") == one.version
     assert aliases(uri, name)["champion"] == two.version
     assert tags(uri, name, two.version)[WHY] == "promoted: forced by Ada: it writes better recipes"
-    assert rollback(client, name, "it does not", "Bob") == (two.version, one.version)
+    assert rollback(client, name, "it does not", "Bob") == Rollback(two.version, one.version)
     assert aliases(uri, name)["champion"] == one.version
     marked = tags(uri, name, two.version)[ROLLED_BACK]
     assert marked.startswith("by Bob on 20") and marked.endswith("UTC: it does not")
@@ -128,17 +136,19 @@ def test_force_goes_against_the_gate_with_name_and_reason_and_rollback_goes_back
         rollback(client, name, "once more")
     force(client, name, three.version, "it was checked", "Ada")
     assert aliases(uri, name)["champion"] == three.version and ROLLED_BACK not in tags(uri, name, three.version)
-    assert rollback(client, name, "back") == (three.version, one.version)
+    assert rollback(client, name, "back") == Rollback(three.version, one.version)
 
 
 def test_an_alias_that_was_set_by_hand_can_be_rolled_back_too(call, uri):
     one, two = call("h-one", 1.0, "hand"), call("h-two", 2.0, "hand")
     connect(uri).set_registered_model_alias("hand", "champion", two.version)
-    assert rollback(connect(uri), "hand", "who did this?") == (two.version, one.version)
+    assert rollback(connect(uri), "hand", "who did this?") == Rollback(two.version, one.version)
 
 
 def test_losses_and_export_come_back_from_a_version_byte_for_byte(call, uri, tmp_path):
-    made = call("fetched", 1.0, "fetch-lm", datasets=[DatasetRef("wiki", "abc", "pypi:x==1", "source")])
+    made = call(
+        "fetched", 1.0, "fetch-lm", datasets=[DatasetRef(name="wiki", digest="abc", path="pypi:x==1", context="source")]
+    )
     with reached(uri, "fetch") as client:
         version = find(client, "models:/fetch-lm@champion")
         losses = fetch(client, version, uri, tmp_path / "a", "documents.parquet")
@@ -233,10 +243,9 @@ def test_settling_twice_changes_nothing(call, uri):
     client = connect(uri)
     before = client.get_registered_model("twice-lm").tags[HISTORY]
     for _ in range(2):
-        assert settle(client, "twice-lm", client.get_model_version("twice-lm", made.version), better_if(1.5)) == (
-            True,
-            "it is the champion",
-        )
+        assert settle(
+            client, "twice-lm", client.get_model_version("twice-lm", made.version), better_if(1.5)
+        ) == Promotion(True, "it is the champion")
     assert client.get_registered_model("twice-lm").tags[HISTORY] == before
 
 

@@ -30,7 +30,7 @@ def sampled(folder, samples=3):
     assert not sampler.is_alive()
     spool.close()
     points = {}
-    for key, value, _, step in spool.pending(10**6)[0]:
+    for key, value, _, step in spool.pending(10**6).points:
         points.setdefault(key, []).append((step, value))
     return points
 

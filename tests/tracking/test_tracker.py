@@ -58,7 +58,7 @@ def test_after_a_rollback_the_later_point_of_a_step_is_that_of_the_run(root, uri
     with tracker(folder, uri, "back") as t:
         for step in range(1, 11):
             t.log(step, {"loss": float(step), **({"val_loss": 1.0} if step == 8 else {})})
-        wait_for(lambda: not Spool(folder).pending(1)[0])
+        wait_for(lambda: not Spool(folder).pending(1).points)
         t.back_to(5)
         for step in range(6, 11):
             t.log(step, {"loss": -float(step), **({"val_loss": 2.0} if step == 8 else {})})
@@ -93,7 +93,7 @@ def test_an_unreachable_server_loses_nothing_and_the_rest_is_delivered_later(roo
         and run.data.params == {"train.lr": "0.1"}
     )
     assert sync(monkey / ".foundry", uri) == 0 and history(uri, "away")[1] == points
-    assert len(Spool(folder).pending(10**6)[0]) == 200  # the run's own store, when it is back, still gets all
+    assert len(Spool(folder).pending(10**6).points) == 200  # the run's own store, when it is back, still gets all
 
 
 def test_a_run_that_cannot_be_read_keeps_no_other_from_being_delivered(tmp_path, uri):
@@ -120,7 +120,7 @@ def test_logging_does_not_wait_for_a_server_that_never_answers(root):
         assert t._thread.is_alive() and not t._delivery.run_id  # it still waits; logging did not
         t._stop.set()
         connection.close()
-    assert len(Spool(root / ".foundry/hole").pending(10**6)[0]) == 200
+    assert len(Spool(root / ".foundry/hole").pending(10**6).points) == 200
 
 
 def test_a_killed_trainer_loses_no_point_and_its_run_is_closed_as_killed(root, uri):
@@ -156,7 +156,7 @@ def test_a_cut_line_does_not_swallow_the_next_one(tmp_path):
         f.write(b'{"t": 5, "s"')
     again = Spool(tmp_path)
     again.log(2, {"a": 2.0})
-    assert [(r[0], r[1], r[3]) for r in again.pending()[0]] == [("a", 1.0, 1), ("a", 2.0, 2)]
+    assert [(r[0], r[1], r[3]) for r in again.pending().points] == [("a", 1.0, 1), ("a", 2.0, 2)]
 
 
 def test_a_disabled_tracker_writes_nothing(tmp_path):
@@ -204,7 +204,7 @@ def test_a_locked_store_delays_nothing_and_gets_all_later(root, tables, monkeypa
     with tracker(folder, own, "locked") as t:
         for step in range(50):
             t.log(step, {"loss": float(step)})
-    assert "did not take everything" in caplog.text and len(Spool(folder).pending(10**6)[0]) == 50
+    assert "did not take everything" in caplog.text and len(Spool(folder).pending(10**6).points) == 50
     holder.execute("ROLLBACK")
     holder.close()
     (root / ".foundry/locked/train").mkdir()

@@ -148,7 +148,7 @@ def test_after_a_rollback_the_spool_and_tensorboard_have_the_numbers_of_the_curv
     result = (run() if killed else first).fit()
     assert result.facts.skipped_batches[0].batches == [5, 6, 7, 8]
     spool, points = Spool(tmp_path / "spool"), {}
-    for key, value, _, step in spool.pending(10**6)[0]:
+    for key, value, _, step in spool.pending(10**6).points:
         assert points.setdefault(key, {}).setdefault(step, value) == value
     assert points["system/cpu"] == {7: 1.0}
     board = EventAccumulator(str(tmp_path / "board" / result.facts.fingerprint)).Reload()
