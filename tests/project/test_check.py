@@ -1,4 +1,4 @@
-"""What parameters alone decide is said by `foundry check` and `foundry plan`, before any work."""
+"""What parameters decide is reported by `foundry check` and `foundry plan`, before any work."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def run(capsys, *args: str) -> tuple[int, str, str]:
         ("export: {model_name: phi-3-mini}", ["export.model_name"]),
     ],
 )
-def test_what_will_not_export_is_said_by_check_and_plan_in_the_words_of_the_export(project, capsys, sections, names):
+def test_check_and_plan_report_what_will_not_export_in_the_words_of_the_export(project, capsys, sections, names):
     project(sections)
     cfg = load_params("params.yaml")
     reasons = findings(cfg, Path()).export
@@ -68,14 +68,14 @@ def test_what_will_not_export_is_said_by_check_and_plan_in_the_words_of_the_expo
     assert json.loads(out)["will_not_export"] == reasons
 
 
-def test_what_exports_is_not_warned_of(project, capsys):
+def test_parameters_that_export_cause_no_warning(project, capsys):
     for args in (["check"], ["plan"]):
         code, out, _ = run(capsys, *args)
         assert code == 0 and "will not export" not in out and "note:" not in out
 
 
 @pytest.mark.parametrize(
-    ("sections", "told"),
+    ("sections", "words"),
     [
         ("evaluate: {task_files: [tasks/*.jsonl]}", "evaluate.task_files"),
         ("evaluate: {task_files: [tasks/bad]}", "'choices'"),
@@ -85,7 +85,7 @@ def test_what_exports_is_not_warned_of(project, capsys):
         ("tokenizer: {reference: corpus/none.model}", "tokenizer.reference"),
     ],
 )
-def test_a_file_that_a_later_stage_would_miss_is_reported_before_the_first(project, capsys, tmp_path, sections, told):
+def test_a_file_that_a_later_stage_would_miss_is_reported_before_the_first(project, capsys, tmp_path, sections, words):
     for folder in ("tasks", "corpus"):
         (tmp_path / folder).mkdir(exist_ok=True)
     (tmp_path / "tasks/bad").write_text('{"context": "a", "choices": ["b"], "label": 0}\n')
@@ -93,7 +93,7 @@ def test_a_file_that_a_later_stage_would_miss_is_reported_before_the_first(proje
     project(sections)
     for args in (["check"], ["plan"]):
         code, _, err = run(capsys, *args)
-        assert code == 1 and err.startswith("error: params.yaml has 1 problem:") and told in err
+        assert code == 1 and err.startswith("error: params.yaml has 1 problem:") and words in err
 
 
 def test_every_problem_of_the_sources_and_packages_is_reported_at_once(project, capsys, monkeypatch):
@@ -101,13 +101,13 @@ def test_every_problem_of_the_sources_and_packages_is_reported_at_once(project, 
     project("runtime: {executor: ray, tensorboard: board}\nevaluate: {harness: [piqa]}", text="{{x!r}}")
     code, _, err = run(capsys, "check")
     assert code == 1 and "4 problems" in err
-    for told in (
+    for words in (
         "foundry-lm[ray]",
         "foundry-lm[tensorboard]",
         "foundry-lm[eval]",
         "download.sources 'one': text template",
     ):
-        assert told in err
+        assert words in err
 
 
 def test_a_prompt_that_may_not_fit_the_context_is_noted(project, capsys):

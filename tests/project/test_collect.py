@@ -1,4 +1,4 @@
-"""`foundry gc`: frees what nothing refers to, and only with --yes."""
+"""`foundry gc` frees what nothing refers to, and only with --yes."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def collected(capsys, *more):
     return short["free"], short["kept"], found["removed_bytes"]
 
 
-def test_what_anything_refers_to_stays_and_the_rest_is_freed_only_when_asked(root, capsys):
+def test_what_anything_refers_to_is_kept_and_the_rest_is_freed_only_when_asked(root, capsys):
     index = ShardIndex(dtype="uint16", vocab_size=400, tokenizer_sha256="t" * 64, splits={})
     (root / "data/shards").mkdir(parents=True)
     index.write(root / "data/shards")
@@ -96,7 +96,7 @@ def test_what_anything_refers_to_stays_and_the_rest_is_freed_only_when_asked(roo
     assert "would be removed: 0.0 MiB in 0 places" in out and "dvc gc" in out and "mlflow gc" in out
 
 
-def test_a_worktree_of_a_dead_run_goes_and_a_living_ones_stays(root, capsys):
+def test_the_worktree_of_a_dead_run_is_removed_and_that_of_a_living_one_is_kept(root, capsys):
     for name in ("dead", "living"):
         tree = root / f".foundry/runs/{name}/tree"
         tree.parent.mkdir(parents=True)
@@ -107,10 +107,10 @@ def test_a_worktree_of_a_dead_run_goes_and_a_living_ones_stays(root, capsys):
     assert set(free) == {"runs/dead/tree"} and stay["runs/living/tree"] == "its run is active"
     trees = subprocess.run(["git", "worktree", "list"], capture_output=True, text=True, check=True).stdout
     assert "living/tree" in trees and "dead/tree" not in trees
-    assert (root / ".foundry/runs/dead").exists()  # what is kept of it is young
+    assert (root / ".foundry/runs/dead").exists()  # the rest of the run is young
 
 
-def test_logs_that_were_set_aside_and_temporary_files_go_when_they_are_old(root, capsys):
+def test_rotated_logs_and_temporary_files_are_removed_when_they_are_old(root, capsys):
     names = ["ui/worker.log", "ui/worker.log.1", "train/x/checkpoints/.step-00000004.abc.tmp/tensors.safetensors"]
     for name in names:
         (root / ".foundry" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def test_logs_that_were_set_aside_and_temporary_files_go_when_they_are_old(root,
     assert (root / ".foundry/ui/worker.log").exists() and not (root / "data/.shards.abc.tmp").exists()
 
 
-def test_nothing_goes_while_it_is_not_known_what_is_referred_to(root, capsys):
+def test_nothing_is_removed_while_references_are_unknown(root, capsys):
     training(root, "old")
     age(root)
     (root / "artifacts/model").mkdir(parents=True)
@@ -143,7 +143,7 @@ def test_nothing_goes_while_it_is_not_known_what_is_referred_to(root, capsys):
 
 
 @pytest.mark.parametrize("days", ["-1", "nan", "inf"])
-def test_days_that_are_none_are_refused(root, days, capsys):
+def test_impossible_numbers_of_days_are_refused(root, days, capsys):
     with pytest.raises(SystemExit):
         main(["gc", "--days", days])
     assert "give 0 to 36500 days" in capsys.readouterr().err

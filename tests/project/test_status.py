@@ -1,4 +1,4 @@
-"""`foundry status`: what runs, stopped and waits, with a real training and without anything."""
+"""`foundry status` shows what runs, has stopped and waits: of a real training, and of an empty project."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def ask(capsys):
     return json.loads(capsys.readouterr().out)
 
 
-def test_of_an_empty_project_it_says_that_nothing_runs(root, capsys):
+def test_in_an_empty_project_nothing_runs(root, capsys):
     found = ask(capsys)
     assert found["running"] == found["stopped"] == found["waiting"] == [] and found["ui"] == {}
     assert found["disk"]["free_bytes"] > 0 and found["disk"]["used_bytes"] == {}
@@ -40,7 +40,7 @@ def test_of_an_empty_project_it_says_that_nothing_runs(root, capsys):
     assert list(root.iterdir()) == []  # nothing was written
 
 
-def test_a_training_is_seen_while_it_runs_and_when_it_was_stopped_with_what_mlflow_has_not(root, shards, capsys):
+def test_a_running_and_a_stopped_training_are_shown_with_what_mlflow_does_not_have(root, shards, capsys):
     """MLflow never answers here."""
     command = [
         sys.executable,
@@ -51,7 +51,8 @@ def test_a_training_is_seen_while_it_runs_and_when_it_was_stopped_with_what_mlfl
         "steps=4000",
         "track=http://127.0.0.1:9",
     ]
-    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})  # fmt: skip
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     try:
         for line in p.stdout:
             if line.startswith("step 6"):
@@ -76,7 +77,7 @@ def test_a_training_is_seen_while_it_runs_and_when_it_was_stopped_with_what_mlfl
     assert "`dvc repro` resumes it" in out and "`foundry sync` delivers them" in out
 
 
-def test_a_flow_a_stage_of_dvcs_a_waiting_registration_and_pages_that_are_away_are_listed(root, capsys):
+def test_a_flow_a_stage_a_waiting_registration_and_unreachable_pages_are_listed(root, capsys):
     (root / "dvc.yaml").write_text("stages: {clean: {cmd: x, outs: [data/clean]}}")
     entry = {str(root / "data/clean"): {"write": {"pid": os.getpid(), "cmd": "dvc repro"}}}
     write_json(root / ".dvc/tmp/rwlock", entry)
@@ -88,7 +89,7 @@ def test_a_flow_a_stage_of_dvcs_a_waiting_registration_and_pages_that_are_away_a
     assert found["running"][0]["stage"] == "clean" and found["running"][1]["note"] == "flow run abc"
     assert found["waiting"][0]["what"] == "registration"
     assert found["ui"] == {"mlflow": {"url": "http://127.0.0.1:9", "answers": False}}
-    assert [r["what"] for r in ask(capsys)["running"]] == ["stage"]  # the lock is free, its file is still there
+    assert [r["what"] for r in ask(capsys)["running"]] == ["stage"]  # the lock is free, although its file still exists
     main(["status"])
     assert "does not answer" in capsys.readouterr().out
 

@@ -1,4 +1,7 @@
-"""The chain from a model to the raw bytes: written, printed without a server, broken by a flipped byte anywhere, told by its link."""
+"""The chain from a model to the raw bytes: written, printed without a server, broken by a flipped byte anywhere.
+
+Where it is broken, the link is named.
+"""
 
 import json
 import shutil
@@ -29,7 +32,7 @@ CFG = parse_config({"download": {"sources": [{"name": "one", "url": "file:corpus
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, clean, shards, tokenizer):
+def finished_project(tmp_path_factory, clean, shards, tokenizer):
     """A project as the pipeline leaves it, in git, with the hash of its export in a committed dvc.lock."""
     root = tmp_path_factory.mktemp("custody") / "Größe 模型"
     (root / "data/raw/one").mkdir(parents=True)
@@ -81,8 +84,8 @@ def whole(tmp_path_factory, clean, shards, tokenizer):
 
 
 @pytest.fixture
-def project(whole, tmp_path, monkeypatch):
-    root = shutil.copytree(whole, tmp_path / "project")
+def project(finished_project, tmp_path, monkeypatch):
+    root = shutil.copytree(finished_project, tmp_path / "project")
     monkeypatch.chdir(root)
     monkeypatch.setenv("DVC_ROOT", str(root))
     return root
@@ -129,7 +132,7 @@ def test_dvc_gives_the_folder_the_same_hash(project):
     assert md5_folder(project / "artifacts/export") in (project / "fresh/export.dvc").read_text()
 
 
-def test_a_whole_chain_verifies_and_what_is_not_here_is_told_apart(project, capsys):
+def test_a_complete_chain_verifies_and_what_is_not_on_this_disk_is_listed(project, capsys):
     main(["verify"])
     assert "every file that is here is what was recorded" in capsys.readouterr().out
     shutil.rmtree(project / "data/raw")
@@ -138,16 +141,22 @@ def test_a_whole_chain_verifies_and_what_is_not_here_is_told_apart(project, caps
     assert "not on this disk: data/raw/one/a.txt" in out and "every file that is here" in out
 
 
+FILES = {
+    ("export", "artifacts/export"): "*.gguf hf/model.safetensors lineage.json",
+    ("model", "artifacts/model"): "model.safetensors config.json",
+    ("tokenizer", "artifacts/tokenizer"): "facts.json tokenizer.model",
+    ("evaluation", "artifacts/evaluation"): "tasks/cloze.jsonl",
+    ("reports", "reports"): "*.html evaluate.json",
+    ("shards", "data/shards"): "train/shard-*.arrow index.json",
+    ("clean", "data/clean"): "test/part-*.parquet",
+    ("raw", "data/raw"): "manifest.json one/a.txt",
+}
+
+
 @pytest.mark.parametrize(
     ("link", "pattern"),
-    [
-        ("export", "artifacts/export/*.gguf"), ("export", "artifacts/export/hf/model.safetensors"), ("export", "artifacts/export/lineage.json"),
-        ("model", "artifacts/model/model.safetensors"), ("model", "artifacts/model/config.json"), ("raw", "data/raw/manifest.json"),
-        ("tokenizer", "artifacts/tokenizer/facts.json"), ("evaluation", "artifacts/evaluation/tasks/cloze.jsonl"), ("reports", "reports/*.html"),
-        ("reports", "reports/evaluate.json"), ("shards", "data/shards/train/shard-*.arrow"), ("shards", "data/shards/index.json"),
-        ("tokenizer", "artifacts/tokenizer/tokenizer.model"), ("clean", "data/clean/test/part-*.parquet"), ("raw", "data/raw/one/a.txt"),
-    ],
-)  # fmt: skip
+    [(link, f"{folder}/{name}") for (link, folder), names in FILES.items() for name in names.split()],
+)
 def test_a_flipped_byte_anywhere_is_found_and_named(project, link, pattern, capsys):
     path = next(iter(sorted(project.glob(pattern))))
     data = bytearray(path.read_bytes())
@@ -260,7 +269,7 @@ def test_records_of_any_wrong_type_end_in_one_line(project, name, capsys):
 @pytest.mark.parametrize("damage", ["missing", "empty", "folder", "binary", "nested"])
 def test_damaged_and_missing_files_of_any_kind_end_in_one_line(project, damage, capsys):
     names = [p for top in ("data", "artifacts", "reports") for p in sorted((project / top).rglob("*")) if p.is_file()]
-    names = [p for p in names if p.name != "shard-00000.arrow" or p.parent.name == "test"]  # one of a kind
+    names = [p for p in names if p.name != "shard-00000.arrow" or p.parent.name == "test"]  # one file of each kind
     for path in [*names, project / "dvc.lock"]:
         data = path.read_bytes()
         path.unlink()

@@ -1,4 +1,4 @@
-"""`foundry verify` on a finished project: a flipped byte in any file is found and named, and each remedy that is printed works."""
+"""`foundry verify` on a finished project: a flipped byte in any file is found, and each printed remedy works."""
 
 import hashlib
 import json
@@ -19,19 +19,19 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def whole(finished, tmp_path_factory):
-    """A copy of the finished project whose files are damaged and restored."""
+def copied(finished, tmp_path_factory):
+    """A copy of the finished project, whose files the tests damage and restore."""
     ignore = shutil.ignore_patterns(".foundry")
-    folder = shutil.copytree(finished[0], tmp_path_factory.mktemp("whole") / "project", symlinks=True, ignore=ignore)
+    folder = shutil.copytree(finished[0], tmp_path_factory.mktemp("damaged") / "project", symlinks=True, ignore=ignore)
     commit(folder, "baseline")
     return Path(folder)
 
 
 @pytest.fixture
-def project(whole, monkeypatch):
-    monkeypatch.chdir(whole)
-    yield whole
-    assert not [f for f in verify("artifacts/export") if f.state != "ok"]  # the next test begins with a whole project
+def project(copied, monkeypatch):
+    monkeypatch.chdir(copied)
+    yield copied
+    assert not [f for f in verify("artifacts/export") if f.state != "ok"]  # the next test needs an undamaged project
 
 
 def flip(path):
@@ -43,10 +43,11 @@ def flip(path):
     path.write_bytes(data or b"x")
 
 
-@pytest.mark.parametrize(
-    "top",
-    ["data/raw", "data/clean", "data/shards", "artifacts/tokenizer", "artifacts/model", "artifacts/evaluation", "artifacts/export", "reports"],
-)  # fmt: skip
+DATA = [f"data/{name}" for name in ("raw", "clean", "shards")]
+ARTIFACTS = [f"artifacts/{name}" for name in ("tokenizer", "model", "evaluation", "export")]
+
+
+@pytest.mark.parametrize("top", [*DATA, *ARTIFACTS, "reports"])
 def test_a_flipped_byte_in_any_file_of_a_finished_project_is_found_and_named(project, top):
     files = sorted(p for p in Path(top).rglob("*") if p.is_file())
     assert len(files) >= 2 and {o.split("/")[0] for o in recorded_outs(project)} == {"data", "artifacts", "reports"}
@@ -65,7 +66,11 @@ def refused(capsys, *command):
 
 
 def damage_cache(path):
-    """Damages the object of DVC's cache that a file was checked out from, and checks it out again; returns the object."""
+    """Damages the object of DVC's cache that a file was checked out from, and checks it out again.
+
+    Returns:
+        The object.
+    """
     (out,) = [o for o in recorded_outs(Path.cwd()).values() if str(path).startswith(o.path)]
     cache = Cache(Path.cwd())
     object_ = cache.path(cache.listing(out)[str(path)])
@@ -156,7 +161,7 @@ def test_before_there_is_an_export_repair_restores_what_the_lock_has(project, ca
     path = Path("data/shards/train/shard-00000.arrow")
     good = path.read_bytes()
     flip(path)
-    assert "it has no proof.json" in refused(capsys, "verify", "--repair")  # the command goes on to verify
+    assert "it has no proof.json" in refused(capsys, "verify", "--repair")  # the command verifies after the repair
     assert path.read_bytes() == good
     Path("aside").rename(export)
 

@@ -1,4 +1,4 @@
-"""One real SQLite store for the session, in a folder with a space and non-ASCII letters: making one costs seconds."""
+"""One real SQLite store for the session, in a folder with a space and non-ASCII letters: creating one takes seconds."""
 
 import shutil
 
@@ -16,7 +16,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tables(tmp_path_factory):
-    """A store that holds nothing, to be copied by a test that needs one of its own: the session's has what other tests put there."""
+    """An empty store, for tests to copy that need one of their own: that of the session has what other tests wrote."""
     home = tmp_path_factory.mktemp("tables")
     with pytest.MonkeyPatch.context() as m:
         m.setenv("DVC_ROOT", str(home))
@@ -26,7 +26,7 @@ def tables(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def uri(root, tables):
-    """The store is there: on a busy machine making it takes longer than a run waits for its delivery."""
+    """The session's store exists: on a busy machine its creation takes longer than a run waits for its delivery."""
     store = root / ".foundry/mlflow.db"
     store.parent.mkdir(exist_ok=True)
     shutil.copy(tables, store)
@@ -38,7 +38,7 @@ def uri(root, tables):
 
 @pytest.fixture(autouse=True)
 def project(root, monkeypatch):
-    """The state folder is that of the project at `root`."""
+    """Makes `root` the project, so that its `.foundry` is the state folder."""
     monkeypatch.setenv("DVC_ROOT", str(root))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (root / ".foundry").mkdir(exist_ok=True)

@@ -1,4 +1,7 @@
-"""Addresses of MLflow: every folder name works, a relative one is the project's, one that can never work is refused with the right form."""
+"""Addresses of MLflow: every folder name works, relative addresses belong to the project, impossible ones are refused.
+
+The error for an impossible address has the right form.
+"""
 
 from pathlib import Path
 
@@ -31,7 +34,7 @@ def test_an_address_of_any_folder_names_its_file_and_is_kept_relative(project, n
 def test_a_store_in_an_oddly_named_folder_takes_and_gives_back_files_and_makes_no_other_folder(
     project, tables, monkeypatch
 ):
-    """Every odd character at once: making a store costs seconds, so its tables are copied."""
+    """All odd characters are tested at once; the store's tables are copied, because creating them takes seconds."""
     import shutil
 
     import mlflow
@@ -54,7 +57,7 @@ def test_a_store_in_an_oddly_named_folder_takes_and_gives_back_files_and_makes_n
 
 
 @pytest.mark.parametrize("where", ["parameter", "environment"])
-def test_a_relative_address_is_the_projects_wherever_the_process_stands(project, monkeypatch, where):
+def test_a_relative_address_is_the_projects_whatever_the_current_folder_is(project, monkeypatch, where):
     (project / "inner").mkdir()
     monkeypatch.chdir(project / "inner")
     address = "sqlite:///sub/mlflow.db"  # the form that MLflow's own message recommends
@@ -91,7 +94,7 @@ def test_options_of_an_address_and_databases_stay():
 
 
 @pytest.mark.parametrize(
-    ("uri", "told"),
+    ("uri", "words"),
     [
         ("sqlite://mlflow.db", "write sqlite:///mlflow.db"),
         ("sqlite:mlflow.db", "write sqlite:///mlflow.db"),
@@ -109,7 +112,9 @@ def test_options_of_an_address_and_databases_stay():
         ("localhost:5000", "http://HOST:PORT"),
     ],
 )
-def test_check_refuses_an_address_that_can_never_work_and_names_the_right_form(project, monkeypatch, capsys, uri, told):
+def test_check_refuses_an_address_that_can_never_work_and_names_the_right_form(
+    project, monkeypatch, capsys, uri, words
+):
     import json
 
     text = "download: {sources: [{name: one, url: 'file:corpus/x'}]}\nruntime: {tracking_uri: %s}\n"
@@ -117,10 +122,10 @@ def test_check_refuses_an_address_that_can_never_work_and_names_the_right_form(p
     monkeypatch.chdir(project)
     with pytest.raises(ConfigError) as e:
         tracking_uri(Runtime(tracking_uri=uri))
-    assert told in str(e.value) and "runtime.tracking_uri" in str(e.value)
+    assert words in str(e.value) and "runtime.tracking_uri" in str(e.value)
     with pytest.raises(SystemExit):
         main(["check"])
-    assert told in capsys.readouterr().err
+    assert words in capsys.readouterr().err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):
         tracking_uri(Runtime())

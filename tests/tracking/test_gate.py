@@ -1,4 +1,7 @@
-"""The gate and a champion whose files are away, gone, incomplete or damaged: the true reason, and no decision that could not be made."""
+"""The gate and a champion whose files are unreachable, deleted, incomplete or damaged.
+
+The reason that is recorded is the true one, and nothing is decided that cannot be decided now.
+"""
 
 import shutil
 from dataclasses import replace
@@ -59,7 +62,8 @@ def home(tables, tmp_path, monkeypatch, cfg):
     monkeypatch.setenv("DVC_ROOT", str(home))
     (home / "code.py").write_text(CODE)
     (home / "params.yaml").write_text(
-        "download: {sources: [{name: one, url: 'file:corpus/x'}]}\nexport: {model_name: lm}\nevaluate: {bootstrap: 200}\n"
+        "download: {sources: [{name: one, url: 'file:corpus/x'}]}\n"
+        "export: {model_name: lm}\nevaluate: {bootstrap: 200}\n"
     )
 
     def candidate(cfg, folder):
@@ -131,17 +135,17 @@ def test_a_disk_that_is_not_mounted_is_away_and_not_empty(home, cfg):
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "words"),
     [
         (lambda folder: shutil.rmtree(folder.parent), "has no files any more at file:///"),
         (lambda folder: (folder / "artifacts/documents.parquet").unlink(), "has no losses by document to compare with"),
         (lambda folder: (folder / "artifacts/documents.parquet").write_text("x"), "that cannot be read ("),
     ],
 )
-def test_files_that_somebody_deleted_or_damaged_are_reported_as_they_are(home, cfg, damage, told):
+def test_files_that_somebody_deleted_or_damaged_are_reported_as_they_are(home, cfg, damage, words):
     damage(model_folder(home))
     done = register.register_export(cfg, home)
-    assert done.created and not done.champion and told in done.reason and "--force --why" in done.reason
+    assert done.created and not done.champion and words in done.reason and "--force --why" in done.reason
     assert not list((home / ".foundry/register").glob("*"))
 
 

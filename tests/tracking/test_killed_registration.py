@@ -1,6 +1,7 @@
-"""SIGKILL while MLflow writes to SQLite: the same command finishes, with one version, one run and a champion that can be traced.
+"""SIGKILL while MLflow writes to SQLite: the same command finishes the work.
 
-The processes are forks of this one, which has imported MLflow and opened none of their stores: a kill costs no new interpreter.
+The result is one version, one run and a champion that can be traced. The processes are forks of this one, which has
+imported MLflow and opened none of their stores, so that a kill does not cost the start of an interpreter.
 """
 
 import os
@@ -16,7 +17,7 @@ from sqlalchemy.engine import Engine
 from tracking_servers import history, tracker
 
 from foundry.tracking import Candidate, register, sync
-from foundry.tracking.names import CONTENT, FINGERPRINT, HISTORY, MOVE, WHY
+from foundry.tracking.names import CONTENT, FINGERPRINT, HISTORY, MOVE, TEST_SCORE, WHY
 from foundry.tracking.promotion import Decision
 from foundry.tracking.registry import download
 from foundry.tracking.settings import connect
@@ -32,7 +33,11 @@ mlflow.models.set_model(Nothing())
 
 
 def killed(work, at_commit=None, after=None):
-    """Runs `work` in a process that is killed just before its n-th commit, or after some seconds; whether it was."""
+    """Runs `work` in a process that is killed just before its n-th commit, or after some seconds.
+
+    Returns:
+        Whether it was killed.
+    """
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -76,10 +81,8 @@ def home(tables, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_registration_that_is_killed_again_and_again_is_one_version_and_one_run(home):
     own = f"sqlite:///{home}/.foundry/mlflow.db"
-    c = Candidate(
-        "lm", "fp", home / "export", home / "documents.parquet", home / "code.py", [],
-        metrics={"test_bits_per_byte": 1.5}, artifacts=[home / "code.py"],
-    )  # fmt: skip
+    code = home / "code.py"
+    c = Candidate("lm", "fp", home / "export", home / "documents.parquet", code, [], "", {}, {TEST_SCORE: 1.5}, [code])
 
     def work():
         register(c, uri=own, experiment="e", decide=lambda champion: Decision(True, "first", {"difference": 0.0}))
@@ -97,7 +100,7 @@ def test_a_registration_that_is_killed_again_and_again_is_one_version_and_one_ru
     assert version.run_id == run.info.run_id and run.info.status == "FINISHED"
     assert version.tags[CONTENT] == sha256_tree(home / "export") and version.tags[WHY] == "promoted: first"
     assert len(client.search_logged_models([run.info.experiment_id])) == 1
-    assert [m.value for m in client.get_metric_history(run.info.run_id, "test_bits_per_byte")] == [1.5]
+    assert [m.value for m in client.get_metric_history(run.info.run_id, TEST_SCORE)] == [1.5]
     model = client.get_registered_model("lm")
     assert {k: str(v) for k, v in model.aliases.items()} == {"champion": "1", "challenger": "1"}
     assert MOVE not in model.tags and model.tags[HISTORY].count('"version"') == 1
@@ -118,7 +121,7 @@ def test_a_training_that_is_killed_at_every_write_of_its_delivery_is_one_run_wit
     assert kills >= 8
     sync(home / ".foundry")
     run, points = history(own, "fp")
-    assert run.info.status in ("KILLED", "FINISHED")  # as far as the training itself had come
+    assert run.info.status in ("KILLED", "FINISHED")  # depends on how far the training itself came
     assert points == [(s, float(s)) for s in range(20)]
     assert not killed(work)
     run, points = history(own, "fp")

@@ -1,4 +1,4 @@
-"""What a run's tags say about the commit: only what its stages read makes it dirty."""
+"""The tags of a run about its commit: only changes of what the stages read make it dirty."""
 
 import subprocess
 
@@ -38,19 +38,17 @@ def root(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("name", "dirty"),
-    [
-        ("params.yaml", "false"), ("dvc.lock", "false"), ("reports/train.json", "false"), ("README.md", "false"), ("notes.txt", "false"),
-        ("code/train.py", "true"), ("dvc.yaml", "true"), ("tasks/one.jsonl", "true"), ("tasks/new.jsonl", "true"),
-    ],
-)  # fmt: skip
+UNREAD = ["params.yaml", "dvc.lock", "reports/train.json", "README.md", "notes.txt"]
+READ = ["code/train.py", "dvc.yaml", "tasks/one.jsonl", "tasks/new.jsonl"]
+
+
+@pytest.mark.parametrize(("name", "dirty"), [*((n, "false") for n in UNREAD), *((n, "true") for n in READ)])
 def test_only_what_a_stage_reads_makes_a_run_dirty(root, name, dirty):
     text = (root / name).read_text() if (root / name).exists() else ""
     (root / name).write_text(text + "\n# changed\n")
     assert lineage_tags(root)["git.dirty"] == dirty
 
 
-def test_without_a_graph_all_that_git_knows_counts(root):
+def test_without_a_graph_every_file_that_git_tracks_counts(root):
     (root / "dvc.yaml").unlink()
     assert lineage_tags(root)["git.dirty"] == "true"

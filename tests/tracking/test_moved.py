@@ -11,6 +11,7 @@ from tracking_servers import free_port, history, tracker
 
 from foundry.config import Runtime
 from foundry.tracking import Candidate, load_registered, register, sync, tracking_uri
+from foundry.tracking.names import FINGERPRINT, KEY
 from foundry.tracking.promotion import Decision
 from foundry.tracking.registry import download
 from foundry.tracking.settings import connect, repair_addresses
@@ -61,7 +62,10 @@ def texts(store):
 
 @pytest.fixture
 def home(tables, tmp_path, monkeypatch):
-    """A project with a registered model and two delivered runs. Its store is a copy of an empty one, repaired as any copy is."""
+    """A project with a registered model and two delivered runs.
+
+    Its store is a copy of an empty one, and is repaired like any copy.
+    """
     home = tmp_path / "the original"
     (home / ".foundry").mkdir(parents=True)
     shutil.copy(tables, home / ".foundry/mlflow.db")
@@ -79,7 +83,7 @@ def test_a_moved_project_reads_and_writes_where_it_is_now(home, monkeypatch):
     assert next(download("models:/lm@champion", uri, new / "got").rglob("weights.txt")).read_text() == "one"
     assert load_registered("lm", "champion", uri).predict(["!"]) == ["one!"]
     train(new, "fp-run", 5)
-    run, points = history(uri, "fp-run")  # one run, its page continued
+    run, points = history(uri, "fp-run")  # one run, which was continued
     assert [s for s, _ in points] == [0, 1, 2, 3, 4] and run.info.status == "FINISHED"
     assert add(new, "two").version == "2"
     assert next(download("models:/lm/2", uri, new / "got2").rglob("weights.txt")).read_text() == "two"
@@ -110,9 +114,9 @@ def test_a_copied_project_never_writes_to_the_original_nor_the_other_way_round(h
 
 
 def test_what_a_copy_delivers_later_goes_to_its_own_store_or_as_a_run_of_its_own(home, monkeypatch):
-    """Metrics that wait in the original wait in the copy, too; where both have one server, they are two runs there."""
+    """Metrics that wait in the original also wait in the copy; on a server that both use they are two runs."""
     train(home, "fp-late", uri=f"http://127.0.0.1:{free_port()}")
-    server = tracking_uri(Runtime())  # stands for the server that both know
+    server = tracking_uri(Runtime())  # plays the server that both know
     copy = home.with_name("the copy")
     shutil.copytree(home, copy, symlinks=True)
     assert sync(home / ".foundry", server) == 3
@@ -121,8 +125,8 @@ def test_what_a_copy_delivers_later_goes_to_its_own_store_or_as_a_run_of_its_own
     assert sync(copy / ".foundry", server) > 0
     client = connect(server)
     where = [client.get_experiment_by_name("e").experiment_id]
-    runs = client.search_runs(where, "tags.`foundry.fingerprint` = 'fp-late'")
-    assert len(runs) == 2 and len({r.data.tags["foundry.key"] for r in runs}) == 2
+    runs = client.search_runs(where, f"tags.`{FINGERPRINT}` = 'fp-late'")
+    assert len(runs) == 2 and len({r.data.tags[KEY] for r in runs}) == 2
     for run in runs:
         assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [0, 1, 2]
     assert (home / ".foundry/train/fp-late/run.json").read_text() == first
@@ -131,7 +135,7 @@ def test_what_a_copy_delivers_later_goes_to_its_own_store_or_as_a_run_of_its_own
     monkeypatch.setenv("DVC_ROOT", str(moved))
     (moved / ".foundry/train/fp-late/delivered").unlink(missing_ok=True)
     sync(moved / ".foundry", server)
-    assert len(client.search_runs(where, "tags.`foundry.fingerprint` = 'fp-late'")) == 2  # it was not copied again
+    assert len(client.search_runs(where, f"tags.`{FINGERPRINT}` = 'fp-late'")) == 2  # it was not copied again
 
 
 def test_addresses_that_were_never_beside_the_store_stay(home):

@@ -1,4 +1,7 @@
-"""A real MLflow server that is away, slow, out of order or loses its answers: every point arrives once, in order, and training does not wait."""
+"""A real MLflow server that is away, slow or broken, or whose answers are lost.
+
+Every point arrives once and in order, and training does not wait.
+"""
 
 import json
 import time
@@ -39,7 +42,7 @@ def delivered_steps(proxy):
     return [m["step"] for b in bodies for m in b.get("metrics", []) if m["key"] == "loss"]
 
 
-def whole(n):
+def points_of(n):
     return [(s, float(s)) for s in range(n)]
 
 
@@ -51,7 +54,7 @@ def test_a_slow_server_holds_nothing_up_and_gets_all_in_order(root, server, prox
         assert not delivered_steps(proxy)  # all are logged before the first answer
     assert delivered_steps(proxy) == list(range(2000))
     run, points = history(server.uri, "slow")
-    assert points == whole(2000) and run.info.status == "FINISHED"
+    assert points == points_of(2000) and run.info.status == "FINISHED"
 
 
 def test_a_server_that_answers_500_gets_all_when_it_works_again(root, server, proxy):
@@ -64,11 +67,11 @@ def test_a_server_that_answers_500_gets_all_when_it_works_again(root, server, pr
                 proxy.mode = "pass"
     assert delivered_steps(proxy) == list(range(100))
     run, points = history(server.uri, "broken")
-    assert points == whole(100) and run.info.status == "FINISHED"
+    assert points == points_of(100) and run.info.status == "FINISHED"
 
 
 def test_answers_that_are_lost_make_neither_a_second_run_nor_a_second_point(root, server, proxy):
-    """The server does every request, but the first answer of each kind is lost on its way."""
+    """The server executes every request, but the first answer of each kind is lost."""
     proxy.mode = "lost"
     folder = root / ".foundry/lost/train/one"
     with tracker(folder, proxy.uri, "lost", params={"train": {"lr": 0.1, "steps": 5}}) as t:
@@ -77,7 +80,7 @@ def test_answers_that_are_lost_make_neither_a_second_run_nor_a_second_point(root
         wait_for(lambda: not Spool(folder).pending(1).points)
     assert {k.rpartition("/runs/")[2] for k in proxy.lost} >= {"create", "log-batch", "log-inputs", "update"}
     run, points = history(server.uri, "lost")  # one run
-    assert points == whole(40) and run.data.params == {"train.lr": "0.1", "train.steps": "5"}
+    assert points == points_of(40) and run.data.params == {"train.lr": "0.1", "train.steps": "5"}
     assert len(run.inputs.dataset_inputs) == 1
     sync(root / ".foundry/lost")
     assert history(server.uri, "lost")[0].info.status == "FINISHED"
@@ -98,9 +101,11 @@ def test_the_next_run_delivers_what_a_former_one_could_not(root, server, proxy):
         t.log(0, {"loss": 0.0})
     assert (runs / "first/delivered").read_text() == "FINISHED"
     run, points = history(server.uri, "first")
-    assert points == whole(60) and run.info.status == "FINISHED"
+    assert points == points_of(60) and run.info.status == "FINISHED"
     asked = len(proxy.done)
-    assert sync(root / ".foundry/next") == 0 and len(proxy.done) == asked  # nobody is asked about what is whole
+    assert (
+        sync(root / ".foundry/next") == 0 and len(proxy.done) == asked
+    )  # no request for what was delivered completely
 
 
 def test_a_server_that_is_killed_in_the_middle_and_started_again_loses_no_point(root, server):
@@ -113,4 +118,4 @@ def test_a_server_that_is_killed_in_the_middle_and_started_again_loses_no_point(
             if step == 90:
                 server.start()
     run, points = history(server.uri, "outage")
-    assert points == whole(120) and run.info.status == "FINISHED"
+    assert points == points_of(120) and run.info.status == "FINISHED"

@@ -1,4 +1,4 @@
-"""Parameters reach MLflow under flat names, as text that is read back with the type that it has in params.yaml."""
+"""Parameters reach MLflow under flat names, as text that YAML reads back with the type that it has in params.yaml."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from tracking_servers import history, tracker
 from foundry.config import Config, load_params
 from foundry.config.load import read_yaml
 from foundry.tracking.description import METRICS, run_description
-from foundry.tracking.names import NOTE
+from foundry.tracking.names import BASELINE, COMMAND, EXPERIMENT, NOTE
 from foundry.tracking.params import as_text, flatten, used
 from foundry.tracking.source import command_line
 
@@ -63,13 +63,15 @@ def test_names_are_those_that_mlflow_takes_and_long_values_are_cut_with_their_ha
     assert len(flat["long"]) <= 6000 and "sha256:" in flat["long"]
 
 
-def test_a_run_says_what_was_trained_and_what_each_metric_means(root, uri):
+def test_the_description_of_a_run_says_what_was_trained_and_what_each_metric_means(root, uri):
     values = Config.model_validate(read_yaml(ROOT / "params.yaml")).model_dump(mode="json")
-    with tracker(root / ".foundry/train/told", uri, "told", params=values) as t:
+    with tracker(root / ".foundry/train/described", uri, "described", params=values) as t:
         t.log(1, {"loss": 1.0})
-    run, _ = history(uri, "told")
+    run, _ = history(uri, "described")
     note = run.data.tags[NOTE]
-    assert "**MiniLLM, 3 layers of width 256**" in note and "2,000 steps of 2,048 tokens" in note and "`told`" in note
+    assert (
+        "**MiniLLM, 3 layers of width 256**" in note and "2,000 steps of 2,048 tokens" in note and "`described`" in note
+    )
     assert all(f"`{name}`" in note for name in METRICS)
     assert len(run.data.params) > 100 and run.data.params["train.lr"] == "0.005"
     assert "None" not in run_description("x", {})
@@ -86,18 +88,18 @@ def test_values_of_rule_sets_that_are_off_are_left_out_and_all_others_stay():
     assert {f"{section}.enabled" for section in off} <= set(flat)
 
 
-def test_a_run_says_who_started_it_from_which_program_with_which_command(root, uri, monkeypatch):
+def test_a_run_records_who_started_it_from_which_program_by_which_command(root, uri, monkeypatch):
     monkeypatch.setattr("foundry.tracking.source.whoami", lambda: "Ada")
     monkeypatch.setattr(sys, "argv", [str(root / "stages/train.py")])
     with tracker(root / ".foundry/train/who", uri, "who") as t:
         t.log(1, {"loss": 1.0})
     tags = history(uri, "who")[0].data.tags
     assert (tags["mlflow.source.name"], tags["mlflow.source.type"]) == ("stages/train.py", "LOCAL")
-    assert tags["mlflow.user"] == "Ada" and tags["foundry.command"]
+    assert tags["mlflow.user"] == "Ada" and tags[COMMAND]
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "expected"),
     [
         (
             [["/v/bin/python", "-m", "stages.train"], ["/v/bin/python3.11", "/v/bin/dvc", "repro", "a b"], ["bash"]],
@@ -112,11 +114,11 @@ def test_a_run_says_who_started_it_from_which_program_with_which_command(root, u
         ([[], []], ""),
     ],
 )
-def test_the_command_is_the_one_that_was_typed(monkeypatch, lines, told):
+def test_the_command_is_the_one_that_was_typed(monkeypatch, lines, expected):
     parents = [SimpleNamespace(cmdline=lambda line=line: line) for line in lines]
     me = SimpleNamespace(cmdline=parents[0].cmdline, parents=lambda: parents[1:])
     monkeypatch.setattr("foundry.tracking.source.psutil.Process", lambda: me)
-    assert command_line() == told
+    assert command_line() == expected
 
 
 def test_under_a_dvc_experiment_the_run_is_named_and_tagged_after_it(root, uri, monkeypatch):
@@ -126,4 +128,4 @@ def test_under_a_dvc_experiment_the_run_is_named_and_tagged_after_it(root, uri, 
         t.log(1, {"loss": 1.0})
     run, _ = history(uri, "exp")
     assert run.info.run_name == "r merry-otter"
-    assert run.data.tags["dvc.exp_name"] == "merry-otter" and run.data.tags["dvc.exp_baseline_rev"] == "a" * 40
+    assert run.data.tags[EXPERIMENT] == "merry-otter" and run.data.tags[BASELINE] == "a" * 40

@@ -1,7 +1,7 @@
-"""Who is champion stays right whatever people do to aliases, versions and tags in MLflow, and wherever a move is killed.
+"""The champion is right whatever people do to aliases, versions and tags in MLflow, and wherever a change is killed.
 
-There are hundreds of cases and a write of MLflow's to SQLite takes tens of milliseconds: the registry here is a dictionary, whose answers a test compares
-with MLflow's own.
+There are hundreds of cases, and MLflow takes tens of milliseconds for a write to SQLite. The registry here is therefore
+a dictionary, whose answers a test compares with those of MLflow.
 """
 
 import itertools
@@ -86,7 +86,10 @@ def client():
 
 
 def model(client, champions=("1", "2"), versions=4):
-    """A registered model: all of `champions` in their order were champion, the last one is; `challenger` is the newest."""
+    """A registered model.
+
+    All of `champions` were champion, in this order, and the last one is; `challenger` is the newest.
+    """
     name = f"m{next(NUMBER)}"
     client.create_registered_model(name)
     for _ in range(versions):
@@ -98,7 +101,7 @@ def model(client, champions=("1", "2"), versions=4):
 
 
 def state(client, name):
-    """(aliases, line of champions, tags of every version, tags of the model but for the line)."""
+    """(aliases, line of champions, tags of every version, tags of the model without the line)."""
     found = client.get_registered_model(name)
     tags = dict(found.tags)
     line = [e["version"] for e in json.loads(tags.pop(HISTORY, "[]"))]
@@ -111,7 +114,7 @@ class Killed(Exception):
 
 
 class Mortal:
-    """A client whose process is killed at its n-th write: before it, or after the store has done it and before the answer."""
+    """A client whose process is killed at its n-th write: before the write, or after it and before the answer."""
 
     def __init__(self, client, at, after):
         self._client, self._left, self._after = client, at, after
@@ -187,7 +190,7 @@ DELETED = ((), ("1",), ("2",), ("1", "2"), ("4",), ("2", "4"), ("1", "2", "3"))
 
 @pytest.mark.parametrize("which", ["register", "promote", "rollback"])
 def test_every_combination_of_what_people_do_in_mlflow_ends_in_a_right_champion_or_a_clear_error(client, which):
-    """Aliases moved or removed, versions deleted: champions were 1, then 2; 3 and 4 were refused."""
+    """Aliases are moved or removed, versions deleted. Champions were 1, then 2; versions 3 and 4 were refused."""
     for champion, challenger, deleted in itertools.product(("kept", "moved", "removed"), ("kept", "removed"), DELETED):
         name, case = model(client), (champion, challenger, deleted)
         if champion == "moved":
@@ -237,7 +240,7 @@ def test_every_combination_of_what_people_do_in_mlflow_ends_in_a_right_champion_
 
 
 def story(client, monkeypatch):
-    """What somebody does over some weeks, and the states in between."""
+    """What somebody might do over some weeks, with the result and the state after each action."""
     monkeypatch.setattr("foundry.tracking.promotion._today", lambda: "today")
     name, states = model(client, ("1",)), []
 
@@ -263,9 +266,9 @@ def story(client, monkeypatch):
 
 
 def test_the_dictionary_answers_as_mlflow_does(client, uri, monkeypatch):
-    told = story(client, monkeypatch)
-    assert told == story(connect(uri), monkeypatch)
-    assert len({result for result, _ in told}) > 3
+    ours = story(client, monkeypatch)
+    assert ours == story(connect(uri), monkeypatch)
+    assert len({result for result, _ in ours}) > 3
 
 
 def test_rollback_skips_deleted_versions_and_the_next_one_works(client):

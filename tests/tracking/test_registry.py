@@ -1,4 +1,4 @@
-"""One version for one content; who is champion is decided, told, forced and taken back; no pickle anywhere."""
+"""One version per content; the champion is decided, recorded, forced and rolled back; nothing is pickled."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from foundry.config import ConfigError, TrackingError
 from foundry.tracking import Candidate, DatasetRef, load_registered, register
-from foundry.tracking.names import CHALLENGED, HISTORY, ROLLED_BACK, WHY
+from foundry.tracking.names import CHALLENGED, FINGERPRINT, HISTORY, RESTORED, ROLLED_BACK, WHY
 from foundry.tracking.promotion import (
     Champion,
     Decision,
@@ -39,7 +39,7 @@ mlflow.models.set_model(Echo())
 
 
 def better_if(score, seen=None):
-    """A gate on a number that a version holds as a tag."""
+    """A gate that compares a number, which versions have as a tag."""
 
     def decide(champion):
         if seen is not None:
@@ -61,10 +61,9 @@ def call(root, uri, tmp_path):
         export.mkdir(exist_ok=True)
         (export / "weights.txt").write_text(text)
         (tmp_path / "documents.parquet").write_text(f"losses of {text}")
-        candidate = Candidate(
-            name, fingerprint or f"fp-{text}", export, tmp_path / "documents.parquet", tmp_path / "code.py", [],
-            tags={"score": str(score)}, metrics={"test_bits_per_byte": score}, artifacts=[export / "weights.txt"], **more,
-        )  # fmt: skip
+        logged = {"metrics": {"test_bits_per_byte": score}, "artifacts": [export / "weights.txt"], **more}
+        paths = (export, tmp_path / "documents.parquet", tmp_path / "code.py", [])
+        candidate = Candidate(name, fingerprint or f"fp-{text}", *paths, tags={"score": str(score)}, **logged)
         return register(candidate, uri=to, experiment="registry", decide=better_if(score, seen))
 
     return go
@@ -114,7 +113,7 @@ def test_the_line_of_champions_fits_into_a_tag_of_any_store():
     assert len(text) <= 5000 and kept == line[-len(kept) :] and len(kept) > 10
 
 
-def test_force_goes_against_the_gate_with_name_and_reason_and_rollback_goes_back_and_holds(call, uri):
+def test_force_overrides_the_gate_with_name_and_reason_and_rollback_returns_and_lasts(call, uri):
     name = "forced"
     one, two = call("f-one", 1.0, name), call("f-two", 2.0, name)
     assert not two.champion
@@ -155,8 +154,8 @@ def test_losses_and_export_come_back_from_a_version_byte_for_byte(call, uri, tmp
         inputs = client.get_run(version.run_id).inputs.dataset_inputs
         assert version.run_id and [(d.dataset.name, d.dataset.digest) for d in inputs] == [("wiki", "abc")]
     assert losses.read_text() == "losses of fetched"
-    whole = download(f"models:/fetch-lm/{made.version}", uri, tmp_path / "b")
-    assert next(whole.rglob("weights.txt")).read_text() == "fetched"
+    folder = download(f"models:/fetch-lm/{made.version}", uri, tmp_path / "b")
+    assert next(folder.rglob("weights.txt")).read_text() == "fetched"
     for wrong in (
         "models:/fetch-lm@nobody",
         "models:/fetch-lm/99",
@@ -168,7 +167,7 @@ def test_losses_and_export_come_back_from_a_version_byte_for_byte(call, uri, tmp
             download(wrong, uri, tmp_path / "c")
 
 
-def test_a_registered_model_predicts_and_holds_no_pickle(call, uri):
+def test_a_registered_model_predicts_and_contains_no_pickle(call, uri):
     import mlflow
 
     made = call("hello ", 1.5, name="predicts")
@@ -183,19 +182,22 @@ def test_a_registered_model_predicts_and_holds_no_pickle(call, uri):
     assert load_registered("predicts", made.version, uri).predict(["x"])[0].startswith("hello x")
 
 
-def test_an_export_that_was_trained_elsewhere_gets_a_run_that_says_so(call, uri):
+def test_an_export_that_was_trained_elsewhere_gets_a_run_that_is_marked_as_restored(call, uri):
     call("restored", 1.2, name="restored-lm", fingerprint="unknown-here")
     client = connect(uri)
     where = client.get_experiment_by_name("registry").experiment_id
-    (run,) = client.search_runs([where], "tags.`foundry.fingerprint` = 'unknown-here'")
-    assert run.data.tags["foundry.restored"] == "true"
+    (run,) = client.search_runs([where], f"tags.`{FINGERPRINT}` = 'unknown-here'")
+    assert run.data.tags[RESTORED] == "true"
     assert run.data.metrics["test_bits_per_byte"] == 1.2 and run.info.status == "FINISHED"
 
 
 def test_a_registration_is_completed_after_an_error_at_any_write_and_after_the_loss_of_its_files(
     call, uri, monkeypatch
 ):
-    """The answer of a server is lost after it has done what it was asked. In the end there is one version with one entry and one link."""
+    """The answer of a server is lost after it has executed the request.
+
+    In the end there is one version with one entry and one link.
+    """
     name = "completed-lm"
 
     def go():
@@ -223,7 +225,7 @@ def test_a_registration_is_completed_after_an_error_at_any_write_and_after_the_l
 
 
 def entries(uri, name):
-    """MLflow's entries of the files of a registered model, also of registrations that were not completed."""
+    """MLflow's logged models of a registered model, including those of registrations that were not completed."""
     client = connect(uri)
     where = client.get_experiment_by_name("registry").experiment_id
     return [m for m in client.search_logged_models([where]) if m.name == name]
@@ -255,9 +257,11 @@ def test_two_processes_at_once_make_one_version(root, uri, tmp_path):
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "weights.txt").write_text("both")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom foundry.tracking import Candidate, register\nfrom foundry.tracking.promotion import Decision\n"
-        "t = Path(sys.argv[1])\nc = Candidate('both', 'both', t / 'export', t / 'documents.parquet', t / 'code.py', [])\n"
-        "r = register(c, uri=sys.argv[2], experiment='registry', decide=lambda champion: Decision(champion is None, 'first'))\n"
+        "import sys\nfrom pathlib import Path\nfrom foundry.tracking import Candidate, register\n"
+        "from foundry.tracking.promotion import Decision\nt = Path(sys.argv[1])\n"
+        "c = Candidate('both', 'both', t / 'export', t / 'documents.parquet', t / 'code.py', [])\n"
+        "first = lambda champion: Decision(champion is None, 'first')\n"
+        "r = register(c, uri=sys.argv[2], experiment='registry', decide=first)\n"
         "print('created', r.created, r.version)\n"
     )
     children = [
@@ -270,6 +274,6 @@ def test_two_processes_at_once_make_one_version(root, uri, tmp_path):
     assert lines == ["created False 1", "created True 1"]
 
 
-def test_a_store_that_does_not_answer_is_told_in_seconds_with_the_command(call):
+def test_a_store_that_does_not_answer_is_reported_within_seconds_with_the_command(call):
     with pytest.raises(TrackingError, match=r"could not register .* run `foundry register`"):
         call("one", 1.5, to="http://127.0.0.1:9")

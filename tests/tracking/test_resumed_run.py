@@ -1,4 +1,7 @@
-"""A training that is killed again and again is one run in MLflow: each step once, in order, with the numbers of an uninterrupted one."""
+"""A training that is killed repeatedly is one run in MLflow.
+
+It has each step once and in order, with the numbers of an uninterrupted training.
+"""
 
 import json
 import subprocess
@@ -29,7 +32,7 @@ def metrics(uri, run):
 
 @pytest.mark.slow
 def test_a_killed_and_resumed_training_is_one_run_without_doubled_points(root, uri, shards):
-    """Checkpoints lie 4 steps apart, and the kills between them: the steps since the last one are trained twice."""
+    """Checkpoints are 4 steps apart, and kills between them: the steps since the last checkpoint are trained twice."""
     folder = root / ".foundry/killed"
     for kill_at in (7, 19):
         p = start(shards, folder, uri)
@@ -41,7 +44,7 @@ def test_a_killed_and_resumed_training_is_one_run_without_doubled_points(root, u
     p = start(shards, folder, uri)
     text, _ = p.communicate(timeout=200)
     assert p.returncode == 0 and "resumes from the checkpoint of step" in text, text
-    assert "step 18\n" in text  # a repeated step: there was something to double
+    assert "step 18\n" in text  # a repeated step: something could have been doubled
     (fingerprint,) = (f.name for f in folder.iterdir() if (f / "run.json").exists())
     run, _ = history(uri, fingerprint, experiment="runner")
     found = metrics(uri, run)
@@ -53,7 +56,9 @@ def test_a_killed_and_resumed_training_is_one_run_without_doubled_points(root, u
         assert [s for s, _, _ in points] == sorted({s for s, _, _ in points}), key
         assert [t for _, _, t in points] == sorted(t for _, _, t in points), key
     assert found["system/cpu_utilization_percentage"]
-    assert {k for k in found if not k.startswith("system/")} <= set(METRICS)  # each is explained on the run's page
+    assert {k for k in found if not k.startswith("system/")} <= set(
+        METRICS
+    )  # each is explained in the run's description
 
     curve, _ = json.loads((folder / "model.curve.json").read_text())
     assert [(s, float(f"{v:.6g}")) for s, v, _ in found["loss"]] == [(row["step"], row["loss"]) for row in curve]

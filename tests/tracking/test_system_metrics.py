@@ -1,4 +1,4 @@
-"""The machine is sampled beside the training, under MLflow's own names; a sensor that fails is left out."""
+"""The machine is sampled during the training, under MLflow's own names; a sensor that fails is skipped."""
 
 import sys
 import types
@@ -19,7 +19,7 @@ MINE = {
 
 
 def sampled(folder, samples=3):
-    """A sampler that took at least so many samples; the points by metric."""
+    """Runs a sampler for at least so many samples; returns the points by metric."""
     spool = Spool(folder)
     sampler = SystemMetrics(spool, folder, period=0.02)
     before = spool.next_step("system/cpu_utilization_percentage")
@@ -43,12 +43,12 @@ def test_every_run_has_system_metrics_that_count_on_over_a_resume(tmp_path):
     first = len(points["system/cpu_utilization_percentage"])
     again = sampled(tmp_path)
     for values in again.values():
-        assert [s for s, _ in values] == list(range(len(values)))  # no doubled step, none left out
+        assert [s for s, _ in values] == list(range(len(values)))  # no step is doubled or missing
     assert len(again["system/cpu_utilization_percentage"]) >= first + 3
 
 
-def test_gpus_are_sampled_where_there_are_some_and_what_one_does_not_tell_is_left_out(tmp_path, monkeypatch):
-    """A stand-in for NVIDIA's library, as it answers for two GPUs of which one knows no power."""
+def test_gpus_are_sampled_where_there_are_some_and_what_one_does_not_support_is_skipped(tmp_path, monkeypatch):
+    """A fake of NVIDIA's library answers for two GPUs, of which one does not measure its power."""
 
     class NVMLError(Exception):
         pass
@@ -92,7 +92,7 @@ def test_a_broken_sensor_stops_nothing(root, uri, monkeypatch, caplog):
     assert history(uri, "sensor")[1] == [(1, 1.0)]
 
 
-def test_they_reach_mlflow_beside_the_training_s(root, uri):
+def test_system_metrics_reach_mlflow_with_those_of_the_training(root, uri):
     with tracker(root / ".foundry/train/system", uri, "system", system=True) as t:
         t.log(1, {"loss": 1.0})
     run, _ = history(uri, "system")

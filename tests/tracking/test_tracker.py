@@ -1,4 +1,4 @@
-"""Metrics reach MLflow exactly once, whatever happens to MLflow or to the trainer, and never hold the trainer up."""
+"""Metrics reach MLflow exactly once, whatever happens to MLflow or the trainer, and never delay the trainer."""
 
 import re
 import shutil
@@ -13,21 +13,18 @@ from tracking_servers import free_port, history, tracker, wait_for
 
 from foundry.config import Runtime, TrackingError
 from foundry.tracking import sync, tracking_uri
+from foundry.tracking.names import FINGERPRINT, RESTORED, STAGE
 from foundry.tracking.settings import connect, experiment_id
 from foundry.tracking.spool import Spool
 
 
 def test_a_run_has_its_points_parameters_tags_and_data_sets(root, uri):
-    with tracker(root / ".foundry/train/whole", uri, "whole") as t:
+    with tracker(root / ".foundry/train/complete", uri, "complete") as t:
         for step in range(5):
             t.log(step, {"loss": 1.0 / (step + 1)})
-    run, points = history(uri, "whole")
+    run, points = history(uri, "complete")
     assert points == [(s, 1.0 / (s + 1)) for s in range(5)]
-    assert (
-        run.info.status == "FINISHED"
-        and run.data.params == {"train.lr": "0.1"}
-        and run.data.tags["foundry.stage"] == "train"
-    )
+    assert run.info.status == "FINISHED" and run.data.params == {"train.lr": "0.1"} and run.data.tags[STAGE] == "train"
     assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
 
 
@@ -53,7 +50,7 @@ def test_the_end_of_the_block_is_the_status_of_the_run(root, uri, error, status)
 
 
 def test_after_a_rollback_the_later_point_of_a_step_is_that_of_the_run(root, uri):
-    """The points of the first trajectory are in MLflow already, which cannot forget them; those of the second are later."""
+    """MLflow has the points of the first trajectory already and cannot forget them; those of the second are later."""
     folder = root / ".foundry/train/back"
     with tracker(folder, uri, "back") as t:
         for step in range(1, 11):
@@ -127,7 +124,8 @@ def test_a_killed_trainer_loses_no_point_and_its_run_is_closed_as_killed(root, u
     folder = root / ".foundry/train/dead"
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom foundry.tracking import Tracker\n"
-        "t = Tracker(Path(sys.argv[1]), uri=sys.argv[2], experiment='e', run_name='r', fingerprint='dead')\nt.__enter__()\n"
+        "t = Tracker(Path(sys.argv[1]), uri=sys.argv[2], experiment='e', run_name='r', fingerprint='dead')\n"
+        "t.__enter__()\n"
         "for s in range(10**6):\n    t.log(s, {'loss': float(s)})\n    print(s, flush=True)\n    time.sleep(0.001)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(folder), uri], stdout=subprocess.PIPE, text=True)
@@ -186,13 +184,13 @@ def test_the_warning_names_one_command():
 
 
 def store(root, tables, name):
-    """Another SQLite store, which is empty: a copy, since making one costs seconds."""
+    """Another SQLite store, which is empty. It is a copy, because creating one takes seconds."""
     shutil.copy(tables, root / f".foundry/{name}.db")
     return f"sqlite:///{root}/.foundry/{name}.db"
 
 
 def test_a_locked_store_delays_nothing_and_gets_all_later(root, tables, monkeypatch, caplog):
-    """Another process holds SQLite's lock for the whole training; MLflow itself waits 20 s for it."""
+    """Another process has SQLite's lock during the training; MLflow itself waits 20 s for it."""
     from foundry.utils.log import get_logger
 
     get_logger().propagate = True
@@ -231,7 +229,8 @@ def test_a_second_process_that_tracks_the_same_run_changes_nothing(root, uri):
     folder = root / ".foundry/train/twice"
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom foundry.tracking import Tracker\n"
-        "with Tracker(Path(sys.argv[1]), uri=sys.argv[2], experiment='e', run_name='other', fingerprint='twice') as t:\n"
+        "run = {'experiment': 'e', 'run_name': 'other', 'fingerprint': 'twice'}\n"
+        "with Tracker(Path(sys.argv[1]), uri=sys.argv[2], **run) as t:\n"
         "    t.log(5, {'loss': -1.0})\n    print(t.enabled)\n    raise SystemExit(1)\n"
     )
     with tracker(folder, uri, "twice") as t:
@@ -264,26 +263,24 @@ def test_a_disk_that_is_full_for_a_while_delays_the_points_and_stops_nothing(roo
 
 
 def test_a_model_that_was_registered_before_its_training_was_delivered_has_one_run(root, uri, tmp_path):
-    """MLflow was away while training and back when the model was registered: the registration made a run in the training's place."""
+    """MLflow was away during training and back for the registration, which created a run in place of the training's."""
     folder = tmp_path / ".foundry/train/early"
     with tracker(folder, f"http://127.0.0.1:{free_port()}", "early") as t:
         t.log(1, {"loss": 1.0})
     client = connect(uri)
     where = experiment_id(client, uri, "e")
-    tags = {"foundry.fingerprint": "early", "foundry.restored": "true"}
+    tags = {FINGERPRINT: "early", RESTORED: "true"}
     made = client.create_run(where, run_name="restored-early", tags=tags).info.run_id
     client.log_metric(made, "test_bits_per_byte", 1.25)
     assert sync(tmp_path / ".foundry", uri) == 1
     run, points = history(uri, "early")
     assert run.info.run_id == made and points == [(1, 1.0)] and run.data.metrics["test_bits_per_byte"] == 1.25
-    assert (
-        run.info.run_name == "r" and "foundry.restored" not in run.data.tags and run.data.params == {"train.lr": "0.1"}
-    )
+    assert run.info.run_name == "r" and RESTORED not in run.data.tags and run.data.params == {"train.lr": "0.1"}
 
 
 @pytest.mark.slow
 def test_a_process_killed_while_it_makes_the_store_leaves_none_that_is_half_made(tmp_path):
-    """MLflow makes its tables one by one; from a part of them it never recovers."""
+    """MLflow creates its tables one by one; it never recovers if some of them are missing."""
     path = tmp_path / "mlflow.db"
     code = "import sys\nfrom foundry.tracking.settings import connect\nconnect(sys.argv[1])"
     child = subprocess.Popen([sys.executable, "-c", code, f"sqlite:///{path}"])
@@ -297,8 +294,8 @@ def test_a_process_killed_while_it_makes_the_store_leaves_none_that_is_half_made
     assert connect(f"sqlite:///{path}").search_experiments() and path.exists() and not new.exists()
 
 
-def test_a_store_that_lost_the_run_gets_it_anew(root, tables):
-    """The database was thrown away between two starts."""
+def test_a_store_that_lost_the_run_gets_it_again(root, tables):
+    """The database was deleted between two starts."""
     own = store(root, tables, "lost")
     folder = root / ".foundry/train/lost"
     with tracker(folder, own, "lost") as t:
