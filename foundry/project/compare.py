@@ -68,7 +68,7 @@ def _compared(one: Side, two: Side, cfg: Config, root: Path) -> Comparison:
             return compare_documents(one.table, two.table, cfg.evaluate.bootstrap, cfg.seed)
         except DataError as e:
             if not (one.load and two.load):
-                raise DataError(f"{e}, or name folders that hold the weights") from None
+                raise DataError(f"{e}, or name folders that contain the weights") from None
     for side in (one, two):
         if side.load is None and side.table is None:
             raise DataError(f"{side.name} has neither losses by document nor weights")

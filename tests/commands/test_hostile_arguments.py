@@ -142,7 +142,7 @@ def short(args: list[str]) -> str:
         (["plan", "--gpus", "0"], "--gpus needs --gpu"),
         (["sync", "--uri", "ftp://x"], "'ftp://x' is not an address of MLflow"),
         (["backup", "/proc/x"], "/proc/x cannot be the folder of a backup"),
-        (["backup", "file"], "cannot be the folder of a backup: File exists"),
+        (["backup", "file"], "cannot be the folder of a backup (File exists)"),
         (["runs", "--commits=-1"], "number of commits"),
         (["compare", "x" * 200_000, "file"], "error: "),
     ],

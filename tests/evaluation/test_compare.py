@@ -132,7 +132,7 @@ def test_models_are_named_by_table_folder_or_revision_and_scored_again_on_common
     assert json.loads(capsys.readouterr().out)["overall"] == scored["overall"]
     with pytest.raises(SystemExit):
         main(["compare", "m0.parquet", "m1/documents.parquet"])
-    assert "or name folders that hold the weights" in capsys.readouterr().err
+    assert "or name folders that contain the weights" in capsys.readouterr().err
     main(["compare", "m0", "m1", "--seeds", "m0.parquet", "m1.parquet", "m2"])
     assert "standard deviation of 3 runs" in capsys.readouterr().out
     bits = [interval(score(m, held.tokens, 32).nats, held.n_bytes, 100, 1).value for m in models]
