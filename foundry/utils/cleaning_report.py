@@ -1,5 +1,7 @@
-"""The schema of `reports/clean.json`: the clean stage writes it; its data card and HTML page, the export and the HTML report
-of the evaluation read it. Fields are in the order of the file."""
+"""The schema of `reports/clean.json`. Fields are in the order of the file.
+
+The clean stage writes it; its data card and HTML page, the export and the HTML report of the evaluation read it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ class DocumentAccount(_Account):
 
 
 class SourceAccount(_Account):
-    """The records of a source: `records` = `incoming` documents + `quarantined` = `kept` + all of `dropped` + `quarantined`.
+    """The records of a source: `records` = `incoming` + `quarantined`; `incoming` = `kept` + all of `dropped`.
 
     Attributes:
         bytes: of the text that was kept, in UTF-8.
@@ -83,12 +85,10 @@ class SplitSize(Record):
 class Leakage(Record):
     """How similar documents of the held-out splits are to the most similar training document that was found.
 
-    Attributes:
-        held_out: documents of val and test.
-        similar_in_training: {similarity: how many of them have a training document that is at least that similar}.
-        recall: {similarity: share of the pairs of that similarity that is found}; like `similar_in_training`, it is None
-            if no documents were compared.
-        groups: groups of similar documents; `grouped`: documents in them; `largest`: documents in the largest.
+    Attributes: held_out: documents of val and test. similar_in_training: {similarity: how many of them have a training
+        document that is at least that similar}. recall: {similarity: share of the pairs of that similarity that is
+        found}; like `similar_in_training`, it is None if no documents were compared. groups: groups of similar
+        documents; `grouped`: documents in them; `largest`: documents in the largest.
     """
 
     held_out: int

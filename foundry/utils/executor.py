@@ -158,8 +158,8 @@ def _ray(function: Callable[[Any, Any], Any], context: Any, tasks: Sequence[Any]
                 raise (e.cause if isinstance(e.cause, FoundryError) else e) from None
             except ray.exceptions.RayError as e:
                 raise FoundryError(
-                    f"a Ray worker was lost ({type(e).__name__}: {e}); units that the clean stage has finished are kept: "
-                    "run the same command again"
+                    f"a Ray worker was lost ({type(e).__name__}: {e}); units that the clean stage has finished are "
+                    "kept: run the same command again"
                 ) from None
     finally:
         if started_here:

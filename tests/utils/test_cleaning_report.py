@@ -1,4 +1,5 @@
-"""`reports/clean.json` has one schema: what is read is written again byte for byte, and what does not follow it is refused."""
+"""`reports/clean.json` has one schema: what is read is written again byte for byte, and what does not follow it is
+refused."""
 
 import json
 from pathlib import Path

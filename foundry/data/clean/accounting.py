@@ -43,8 +43,8 @@ def record_bases(job: Job, results: list[UnitResult]) -> list[int]:
 
 
 def encoding_doubts(job: Job, results: list[UnitResult]) -> list[str]:
-    """What is wrong and what to do, for each source with files most of whose records are not in the encoding that they
-    are read in."""
+    """What is wrong and what to do, for each source with files most of whose records are not in the source's
+    encoding."""
     found: dict[tuple[str, str], list[str]] = {}
     for file in job.files():
         of_file = [results[n] for n in file.numbers]
@@ -229,9 +229,9 @@ def check_amounts(run: Outcome, splits: Counter[str]) -> None:
     if empty := [s for s in SPLITS if not splits[s]]:
         raise DataError(
             f"{first}no document for {' and '.join(empty)}: {kept} of {documents} documents were kept, and a hash draws "
-            f"the split of each (clean.val_fraction {params.val_fraction}, clean.test_fraction {params.test_fraction}). "
-            "Add documents or raise the fractions; a text file is one document unless lines that read <|endoftext|> or "
-            f"match the source's `cut` divide it. {advice}"
+            f"the split of each (clean.val_fraction {params.val_fraction}, clean.test_fraction {params.test_fraction}"
+            "). Add documents or raise the fractions; a text file is one document unless lines that read <|endoftext|> "
+            f"or match the source's `cut` divide it. {advice}"
         )
 
 

@@ -38,7 +38,7 @@ def card(report: CleaningReport) -> str:
     kept_bytes = [a.bytes for a in of_sources]
     lines += _row("bytes of text kept", *kept_bytes, sum(kept_bytes))
     for kind in documents.repaired:
-        lines += _row(f"mended: {kind}", *(a.repaired.get(kind, 0) for a in every))
+        lines += _row(f"repaired: {kind}", *(a.repaired.get(kind, 0) for a in every))
     quarantined = [a.quarantined for a in of_sources]
     lines += _row("quarantined (unreadable records)", *quarantined, report.records.quarantined)
     lines += ["", "## Splits", "", *_row("split", "documents", "bytes"), *_row("---", "---", "---")]

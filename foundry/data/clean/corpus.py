@@ -3,14 +3,15 @@
 Guarantees:
 
 - Records in = kept + dropped by reason + quarantined, for each file and in total.
-- Documents that the deduplication finds similar (`clean.split_similarity`) are in one split, which the hash of the first
-  of them decides. How similar held-out documents still are to the training text is a number of the report (`leakage`).
+- Documents that the deduplication finds similar (`clean.split_similarity`) are in one split, which the hash of the
+  first of them decides. How similar held-out documents still are to the training text is a number of the report
+  (`leakage`).
 - Equal inputs and parameters give equal bytes, for any number of workers, size of units and executor.
 - A run that is killed keeps its finished units under `.foundry/clean/<fingerprint>/`.
 
-The work is a sequence of passes, the methods of `Cleaning` from top to bottom. What concerns single documents is done by
-pure functions over units (`prepare`), side by side. What concerns all documents (repeated lines, duplicates) is sorts over
-columns of numbers (`dedup`). The splits are written in the order of sources, files and records.
+The work is a sequence of passes, the methods of `Cleaning` from top to bottom. What concerns single documents is done
+by pure functions over units (`prepare`), side by side. What concerns all documents (repeated lines, duplicates) is
+sorts over columns of numbers (`dedup`). The splits are written in the order of sources, files and records.
 """
 
 from __future__ import annotations
@@ -126,8 +127,8 @@ def _plan(params: Clean, runtime: Runtime, raw: Path, sources: tuple[RawSource, 
 
 
 def _code() -> dict[str, str | None]:
-    """What finished units depend on besides their bytes and parameters: our code, and the libraries that judge and change
-    texts (None: an optional one that is not installed)."""
+    """What finished units depend on besides their bytes and parameters: our code, and the libraries that judge and
+    change texts (None: an optional one that is not installed)."""
     package = Path(__file__).parents[2]
     files = sorted(p for room in ("config", "data", "utils") for p in (package / room).rglob("*.py"))
     found: dict[str, str | None] = {p.relative_to(package).as_posix(): sha256_file(p) for p in files}
@@ -144,7 +145,8 @@ class Cleaning(Outcome):
 
     1. `prepare_units`: every record read, repaired and judged (`results`, `bases`).
     2. `remove_repeats`: where it is asked for, lines that many documents have removed (adds to `results`).
-    3. `find_duplicates`: `ids`, `first`, `near` and `dropped` of every document that passed, and groups of similar ones.
+    3. `find_duplicates`: `ids`, `first`, `near` and `dropped` of every document that passed, and groups of similar
+       ones.
     4. `draw_splits`: `splits`; from here on it is known what is kept.
     5. `write`: the documents (`statistics`).
     """
@@ -216,7 +218,8 @@ class Cleaning(Outcome):
     # 3. Duplicates.
 
     def find_duplicates(self) -> None:
-        """Exact and near duplicates of all documents that passed the rules (see `dedup`), and groups of similar documents.
+        """Exact and near duplicates of all documents that passed the rules (see `dedup`), and groups of similar
+        documents.
 
         Raises:
             DataError: if a unit's documents are not those that its marker counts.
@@ -227,8 +230,8 @@ class Cleaning(Outcome):
         count = int(self.starts[-1])
         if count != (passed := sum(result.passed for result in self.results)):
             raise DataError(
-                f"the finished units in {self.job.folder} contain {count} documents, but {passed} passed the rules: files "
-                "are missing there. Remove the folder and run the same command again"
+                f"the finished units in {self.job.folder} contain {count} documents, but {passed} passed the rules: "
+                "files are missing there. Remove the folder and run the same command again"
             )
         self.ids = np.concatenate([np.empty(0, np.uint64), *self._column("id")])
         self.first = np.arange(count)

@@ -1,7 +1,7 @@
-"""Evaluation text that stands in the training text: found by shared 13-grams of units (Brown et al. 2020, appendix C).
+"""Evaluation text in the training text, found by shared 13-grams of words (Brown et al. 2020, appendix C).
 
-Evaluation sets are files of the user's: `.txt` (a set's text) or `.jsonl` (every string value of a record is looked at by
-itself). A text shorter than the n-gram has none and cannot be found; how many those are is told.
+Evaluation sets are files of the user: `.txt` (the text of a set) or `.jsonl` (every string value of a record is a text
+of its own). A text shorter than the n-gram has no n-gram and cannot be found.
 """
 
 from __future__ import annotations
@@ -24,27 +24,24 @@ class Contamination:
 
     Args:
         patterns: globs relative to `root`.
+        n: words of an n-gram.
 
     Raises:
-        ConfigError: for a pattern without a file, a file of another kind, or one that cannot be read.
+        ConfigError: if a pattern matches no file, or a file is of another kind or cannot be read.
     """
 
     def __init__(self, patterns: list[str], root: Path, n: int) -> None:
         self.n = n
-        self.texts = self.too_short = 0
         found = [np.empty(0, np.uint64)]
         for path in (p for pattern in patterns for p in find_inputs(pattern, root, "clean.decontaminate")):
             for text in _texts(path):
                 words = gram_words(text)
-                self.texts += 1
-                if len(words) < n:
-                    self.too_short += 1
-                else:
+                if len(words) >= n:
                     found.append(gram_hashes(words, n))
         self._grams = np.unique(np.concatenate(found))
 
     def shared(self, words: list[str]) -> int:
-        """How many of a document's n-grams stand in the evaluation sets."""
+        """How many of a document's n-grams the evaluation sets contain."""
         if len(words) < self.n or not len(self._grams):
             return 0
         return int(np.isin(gram_hashes(words, self.n), self._grams).sum())

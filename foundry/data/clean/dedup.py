@@ -1,16 +1,16 @@
-"""Duplicates: exact ones by hash, near ones by MinHash LSH and a check of the real similarity.
+"""Duplicates: exact ones by hash, near ones by MinHash LSH (Broder 1997) and a check of the exact similarity.
 
-The similarity of two documents is the Jaccard index of their sets of 5-unit shingles (see `comparable` for the units). 112
-permutations in 28 bands of 4 rows make candidates of a pair of similarity s with probability 1 - (1 - s^4)^28: 0.51 at 0.4,
-0.84 at 0.5, 0.98 at 0.6, 0.9995 at 0.7 (Lee et al. 2022 take 14 bands of 8 rows: 0.56 at 0.7). Within one band, a document is
-paired with the first one of its key and with the `NEIGHBOURS` before it, so the formula holds for keys that up to
-`NEIGHBOURS` + 2 documents share; in larger groups, pairs far apart are found only through others. Candidates are then
-compared exactly, so nothing is dropped that is less similar than the threshold to a document that is kept. The first document
-in order is kept.
+The similarity of two documents is the Jaccard index of their sets of shingles of five words (see `comparable` for the
+words). With 112 permutations in 28 bands of 4 rows, a pair of similarity s becomes a candidate with probability
+1 - (1 - s^4)^28: 0.51 at 0.4, 0.84 at 0.5, 0.98 at 0.6, 0.9995 at 0.7 (Lee et al. 2022 take 14 bands of 8 rows: 0.56 at
+0.7). Within one band, a document is paired with the first document of its key and with the `NEIGHBOURS` before it, so
+the formula is valid for keys that up to `NEIGHBOURS` + 2 documents share; in larger groups, pairs far apart are found
+only through others. Candidates are then compared exactly, so nothing is dropped that is less similar than the threshold
+to a document that is kept. The first document in order is kept.
 
-Everything global is a sort: of one 64-bit column at a time, in passes over ranges of its values, so that memory is
-bounded by a parameter. What grows with the corpus is 224 + 16 bytes per document on disk and 16 bytes per candidate in memory.
-Broder 1997; rensa computes the signatures.
+Everything global is a sort of one 64-bit column at a time, in passes over ranges of its values, so that memory is
+bounded by a parameter. What grows with the corpus is 224 + 16 bytes per document on disk and 16 bytes per candidate in
+memory. The library rensa computes the signatures.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from foundry.data.text.grams import gram_hashes
 from foundry.utils.splitmix import GAMMA
 
 BANDS, ROWS = 28, 4
-NEIGHBOURS = 6  # documents before it in its band's group that a document is paired with, besides the first
+NEIGHBOURS = 6  # earlier documents of the same key that a document is paired with, besides the first
 SHINGLE = 5
 SEED = 1  # of the permutations: part of the method, not a parameter
-_SORT_BYTES = 40  # of memory for each value of a pass: value, number, order, and what the sort itself takes
+_SORT_BYTES = 40  # of memory per value of a pass: the value, its number, its rank, and what the sort itself takes
 
-Column = Callable[[], Iterator[np.ndarray]]  # reads a column of all documents in order, in pieces
+Column = Callable[[], Iterator[np.ndarray]]  # reads a column of all documents in their order, in pieces
 
 
 def exact_key(text: str) -> bytes:
-    """16 bytes, the same for texts that differ in case and white space alone."""
+    """16 bytes, the same for texts that differ only in case and white space."""
     return hashlib.sha256(" ".join(text.split()).casefold().encode()).digest()[:16]
 
 
 def shingles(words: list[str]) -> np.ndarray:
-    """The distinct hashes (sorted uint64) of a document's 5-unit pieces, given as its units."""
+    """The distinct hashes (sorted uint64) of the shingles of a document, given as its words."""
     return np.unique(gram_hashes(words, SHINGLE))
 
 
 def comparable(text: str, words: list[str]) -> list[str]:
-    """The units by which a document is compared with others.
+    """The words by which a document is compared with others.
 
-    Words are used where they make up at least a third of the text. What is mostly signs (Morse code, tables of figures in
-    ASCII art, emoji) is compared by its runs of characters between white space, or by single characters where it has fewer
-    than five runs: the few words of such a text say nothing about the rest.
+    They are its `gram_words` if those make up at least a third of the text. A text that is mostly signs (Morse code,
+    tables in ASCII art, emoji) is compared by its runs of characters between white space, or by single characters if it
+    has fewer than five runs: the few words of such a text say nothing about the rest.
 
     Args:
         text: the document.
@@ -61,7 +61,7 @@ def comparable(text: str, words: list[str]) -> list[str]:
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two sets given as sorted arrays without repetition; an empty set is similar to nothing."""
+    """The Jaccard index of two sets, given as sorted arrays without repetition; 0 if one is empty."""
     if not len(a) or not len(b):
         return 0.0
     both = len(np.intersect1d(a, b, assume_unique=True))
@@ -69,7 +69,14 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def band_keys(documents: list[list[str]]) -> np.ndarray:
-    """(documents, BANDS) uint64: documents, given as their units, are candidates where they share a key of one band."""
+    """Keys by which candidates are found: two documents are a candidate pair if they share the key of a band.
+
+    Args:
+        documents: the words of each, from `comparable`.
+
+    Returns:
+        (documents, BANDS) uint64.
+    """
     import rensa
 
     pieces = _shingle_hashes(documents)
@@ -79,14 +86,14 @@ def band_keys(documents: list[list[str]]) -> np.ndarray:
     rows = rensa.RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, BANDS * ROWS, SEED).to_rows()
     bands = np.array(rows, np.uint64).reshape(len(documents), BANDS, ROWS)
     keys = np.zeros(bands.shape[:2], np.uint64)
-    for r in range(ROWS):  # four values mixed into one: multiply and shift, overflow wanted
+    for r in range(ROWS):  # four values mixed into one by multiply and shift; overflow is intended
         keys = (keys ^ bands[:, :, r]) * GAMMA
         keys ^= keys >> np.uint64(29)
     return keys
 
 
 def _shingle_hashes(documents: list[list[str]]) -> list[np.ndarray]:
-    """`gram_hashes` of many documents, computed over all their units at once."""
+    """`gram_hashes` of many documents, computed over all their words at once."""
     ends = np.cumsum([len(words) for words in documents]).tolist()
     together = gram_hashes(list(chain.from_iterable(documents)), SHINGLE)
     return [
@@ -96,15 +103,18 @@ def _shingle_hashes(documents: list[list[str]]) -> list[np.ndarray]:
 
 
 def equal_pairs(column: Column, count: int, memory: int, neighbours: int = 0) -> np.ndarray:
-    """(pairs, 2) int64: (earlier, later) documents of equal value.
+    """Pairs of documents of equal value.
 
     Each document whose value an earlier one has is paired with the first of them, and with the `neighbours` before it.
 
     Args:
         column: the values of all documents, uint64.
-        count: of documents.
-        neighbours: 0 pairs with the first only, which is enough where equality is transitive.
+        count: number of documents.
         memory: bytes that a pass may take; more documents take more passes over the column.
+        neighbours: 0 pairs only with the first, which is enough if only groups of equal documents are wanted.
+
+    Returns:
+        (pairs, 2) int64: (earlier, later).
     """
     passes = max(1, -(-count * _SORT_BYTES // memory))
     found = [np.empty((0, 2), np.int64)]
@@ -131,13 +141,13 @@ def _pairs(values: np.ndarray, numbers: np.ndarray, neighbours: int) -> np.ndarr
     first = np.maximum.accumulate(np.where(begins, places, 0))
     found = [np.stack([numbers[first[~begins]], numbers[~begins]], axis=1)]
     for back in range(1, neighbours + 1):
-        later = places[places - back > first]  # the first one itself is paired already
+        later = places[places - back > first]  # the pair with the first one is there already
         found.append(np.stack([numbers[later - back], numbers[later]], axis=1))
     return np.concatenate(found)
 
 
 def frequent(column: Column, count: int, more_than: int, memory: int) -> np.ndarray:
-    """Sorted uint64: the values that occur more than so often in a column."""
+    """The values that occur more than `more_than` times in a column of `count` values: sorted uint64."""
     passes = max(1, -(-count * _SORT_BYTES // memory))
     found = [np.empty(0, np.uint64)]
     for p in range(passes):
@@ -156,14 +166,18 @@ def frequent(column: Column, count: int, more_than: int, memory: int) -> np.ndar
 def drop_near(
     pairs: np.ndarray, similarity: np.ndarray, compare: Callable[[int, int], float], threshold: float, first: np.ndarray
 ) -> np.ndarray:
-    """float64 (documents,): similarity of each dropped document to the one that stays, else 0; decided in their order.
+    """Decides which near duplicates are dropped, in the order of the documents.
 
     Args:
         pairs: (pairs, 2) candidates (earlier, later).
         similarity: of each pair.
-        first: int64 (documents,), changed: the document that stays in place of each, itself where it stays.
-        compare: similarity of two documents, asked where the earlier one of a pair was itself dropped: what counts is the
-            document that stays.
+        compare: computes the similarity of two documents. It is needed where the earlier document of a pair was itself
+            dropped: what counts is the similarity to the document that is kept.
+        threshold: the least similarity of near duplicates.
+        first: int64 (documents,), changed in place: the document that is kept in place of each, itself if it is kept.
+
+    Returns:
+        float64 (documents,): similarity of each dropped document to the one that is kept; 0 for the others.
     """
     dropped = np.zeros(len(first))
     order = np.lexsort((pairs[:, 0], -similarity, pairs[:, 1]))
@@ -180,7 +194,7 @@ def drop_near(
 
 
 def clusters(pairs: np.ndarray, count: int) -> np.ndarray:
-    """int64 (count,): the first document of each one's connected component (union-find with path halving)."""
+    """The first document of each document's connected component (union-find with path halving): int64 (count,)."""
     parent = np.arange(count, dtype=np.int64)
 
     def root(i: int) -> int:

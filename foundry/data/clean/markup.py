@@ -1,12 +1,13 @@
-"""HTML remnants in running text are removed; code, and prose that speaks of markup, stay as they are.
+"""Remnants of HTML are removed from running text; code, and prose about markup, are left as they are.
 
-- Comments, scripts, styles and MediaWiki's `<ref>` go with their content. `br` and block elements become line ends, other known
-  elements vanish. Entities with a semicolon are decoded once, after the tags: an escaped `&lt;b&gt;` is text.
-- A text whose lines are mostly code is not changed at all; in other texts, Markdown's code (between backquotes) and string
-  literals on lines of code are not.
-- A tag without attributes can be a type parameter (`List<Object>`, `Option<S>`) or the name of a marker (`<s>, </s>`). It is
-  removed where it encloses text together with its counterpart, or where the text has other markup and the tag does not follow
-  an identifier.
+- Comments, scripts, styles and MediaWiki's `<ref>` are removed with their content. `br` and block elements become line
+  ends, the tags of other known elements are removed. Entities with a semicolon are decoded once, after the tags are
+  removed: an escaped `&lt;b&gt;` is text.
+- A text whose lines are mostly code is not changed at all. In other texts, code in Markdown (between backquotes) and
+  string literals on lines of code are not changed.
+- A tag without attributes can be a type parameter (`List<Object>`, `Option<S>`) or the name of a marker (`<s>, </s>`).
+  It is removed if it encloses text together with its counterpart, or if the text has other markup and the tag does not
+  follow an identifier.
 """
 
 from __future__ import annotations
@@ -17,42 +18,39 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import Literal
 
-# fmt: off
-_BLOCKS = [
-    "address", "article", "aside", "blockquote", "body", "br", "caption", "center", "dd", "div", "dl", "dt",
-    "fieldset", "figcaption", "figure", "footer", "form", "frame", "frameset", "h1", "h2", "h3", "h4", "h5", "h6",
-    "head", "header", "hr", "html", "li", "main", "nav", "noscript", "ol", "option", "p", "pre", "section", "select",
-    "table", "tbody", "td", "tfoot", "th", "thead", "title", "tr", "ul",
-]
-_INLINE = [
-    "a", "abbr", "acronym", "area", "audio", "b", "base", "basefont", "bdi", "bdo", "big", "button", "canvas", "cite",
-    "code", "col", "colgroup", "data", "datalist", "del", "details", "dfn", "dir", "em", "embed", "font", "i",
-    "iframe", "img", "includeonly", "input", "ins", "kbd", "label", "legend", "link", "map", "mark", "meta", "meter",
-    "noinclude", "nowiki", "object", "onlyinclude", "optgroup", "output", "param", "picture", "progress", "q", "ref",
-    "references", "rp", "rt", "ruby", "s", "samp", "small", "source", "span", "strike", "strong", "sub", "summary",
-    "sup", "svg", "template", "textarea", "time", "tt", "u", "var", "video", "wbr",
-]
-# fmt: on
-# Elements whose content is no running text.
+_names = str.split
+_BLOCKS = _names(
+    "address article aside blockquote body br caption center dd div dl dt fieldset figcaption figure footer form "
+    "frame frameset h1 h2 h3 h4 h5 h6 head header hr html li main nav noscript ol option p pre section select table "
+    "tbody td tfoot th thead title tr ul "
+)
+_INLINE = _names(
+    "a abbr acronym area audio b base basefont bdi bdo big button canvas cite code col colgroup data datalist del "
+    "details dfn dir em embed font i iframe img includeonly input ins kbd label legend link map mark meta meter "
+    "noinclude nowiki object onlyinclude optgroup output param picture progress q ref references rp rt ruby s samp "
+    "small source span strike strong sub summary sup svg template textarea time tt u var video wbr "
+)
+# Elements whose content is not running text.
 _DROPPED = re.compile(r"<!--.*?-->|<(script|style|ref)\b(?:\s[^<>]*)?(?<!/)>.*?</\1\s*>", re.I | re.S)
 _ATTRIBUTES = r"""(?:\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=]+))*"""
 _TAG = re.compile(
     rf"<(?P<close>/?)(?P<name>{'|'.join(sorted([*_BLOCKS, *_INLINE], key=len, reverse=True))})"
-    rf"(?P<attributes>{_ATTRIBUTES})\s*(?P<alone>/?)>(?P<after>[ \t]*)|<!doctype\s[^<>]*>",
+    rf"(?P<attributes>{_ATTRIBUTES})\s*(?P<empty>/?)>(?P<after>[ \t]*)|<!doctype\s[^<>]*>",
     re.I,
 )
 _LINE_BREAKING = frozenset(_BLOCKS)
-_EMPTY = frozenset("area base basefont br col embed frame hr img input link meta param source wbr".split())  # noqa: SIM905
+_EMPTY = frozenset(_names("area base basefont br col embed frame hr img input link meta param source wbr"))
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
 # A line of a program: how it ends, a call or an assignment with a string, how it begins.
 _CODE_LINE = re.compile(
     r"""[;{}]\s*(?://.*|\#.*)?$|[\w\])]\(\s*[a-z]{0,2}["']|[^=!<>]=\s*[a-z]?["'`]|=>\s*[{(]|\)\s*:\s*$"""
-    r"""|^\s*(?:import|from\s\S+\simport|def|class|return|public|private|protected|static|const|let|var|func|fn|pub|impl|"""
-    r"""struct|enum|template|using|package|\#include|\#define|@\w+|(?:if|for|while|switch)\s*\(|else\b.*[:{]|end$|//|/\*|\*\s)"""
+    r"""|^\s*(?:import|from\s\S+\simport|def|class|return|public|private|protected|static|const|let|var|func|fn"""
+    r"""|pub|impl|struct|enum|template|using|package|\#include|\#define|@\w+|(?:if|for|while|switch)\s*\("""
+    r"""|else\b.*[:{]|end$|//|/\*|\*\s)"""
 )
-LINE = 1000  # characters of each end of a line that are looked at
-CODE_SHARE = 0.4  # of the lines that are not empty: from here on a text is code
+LINE = 1000  # characters of each end of a long line that are examined
+CODE_SHARE = 0.4  # share of the lines that are not empty, from which on a text is code
 _MARKDOWN_CODE = re.compile(r"^```.*?^```|(`+)(?!`)[^\n]{1,500}?(?<!`)\1(?!`)", re.M | re.S)
 _STRING = re.compile(r"""(?<!\w)(["'`])(?:\\.|(?!\1).)*?\1""")
 
@@ -69,16 +67,14 @@ def is_code(text: str) -> bool:
 def _is_code_line(line: str) -> bool:
     if len(line) > 2 * LINE:
         line = line[:LINE] + line[-LINE:]
-    return bool(_CODE_LINE.search(_TAG.sub("", line) if "<" in line else line))  # an attribute is no assignment
+    return bool(_CODE_LINE.search(_TAG.sub("", line) if "<" in line else line))  # an attribute is not an assignment
 
 
 def strip_html(text: str, treatment: Treatment = "auto") -> str:
     """The text without tags and with entities decoded.
 
-    Args:
-        text: running text.
-        treatment: `auto` leaves code and mentions of tags as they are; `strip` removes every known element, as a source of
-            nothing but web text wants it; `keep` changes nothing.
+    Args: text: running text. treatment: `auto` leaves code and mentions of tags as they are; `strip` removes every
+        known element, for a source that is only web text; `keep` changes nothing.
     """
     if treatment == "keep" or ("<" not in text and "&" not in text):
         return text
@@ -95,9 +91,9 @@ def _without_tags(text: str, every: bool) -> str:
     shorter = _DROPPED.sub("", text) if every else _outside_code(text)
     dropped, text = shorter != text, shorter
     found = list(_TAG.finditer(text))
-    going = range(len(found)) if every else _going(text, found, dropped)
+    removed = range(len(found)) if every else _removed(text, found, dropped)
     out, at = [], 0
-    for i in going:
+    for i in removed:
         m = found[i]
         breaking = (m["name"] or "").lower() in _LINE_BREAKING
         before = text[at : m.start()]
@@ -107,13 +103,13 @@ def _without_tags(text: str, every: bool) -> str:
 
 
 def _outside_code(text: str) -> str:
-    """Removes what is dropped with its content, but not from code inside the text."""
+    """Removes the elements that are dropped with their content, but not from code inside the text."""
     code = _code_spans(text)
     return _DROPPED.sub(lambda m: m[0] if _inside(m.start(), code) else "", text)
 
 
 def _code_spans(text: str) -> _Spans:
-    """Where Markdown's code and the string literals of code lines are."""
+    """Where code in Markdown and string literals on lines of code are."""
     spans = [m.span() for m in _MARKDOWN_CODE.finditer(text)] if "`" in text else []
     at = 0
     for line in text.split("\n"):
@@ -129,7 +125,7 @@ def _inside(place: int, spans: _Spans) -> bool:
     return i >= 0 and place < spans[1][i]
 
 
-def _going(text: str, found: list[re.Match[str]], dropped: bool) -> list[int]:
+def _removed(text: str, found: list[re.Match[str]], dropped: bool) -> list[int]:
     """Which of the tags are removed."""
     code = _code_spans(text)
     places = [i for i, m in enumerate(found) if not _inside(m.start(), code)]
@@ -140,13 +136,13 @@ def _going(text: str, found: list[re.Match[str]], dropped: bool) -> list[int]:
 
 
 def _pairs(text: str, found: list[re.Match[str]], places: list[int]) -> set[int]:
-    """Tags that enclose text: what is between them has a letter or digit and touches one of the two."""
+    """Tags that enclose text: their content has a letter or a digit, and touches one of the two tags."""
     waiting: dict[str, list[int]] = {}
     paired: set[int] = set()
     for i in places:
         m = found[i]
         name = m["name"]
-        if name is None or m["alone"]:
+        if name is None or m["empty"]:
             continue
         if not m["close"]:
             waiting.setdefault(name, []).append(i)
@@ -160,7 +156,7 @@ def _pairs(text: str, found: list[re.Match[str]], places: list[int]) -> set[int]
 
 
 def _is_certain(text: str, m: re.Match[str]) -> bool:
-    if m["name"] is None or m["attributes"] or m["alone"]:
+    if m["name"] is None or m["attributes"] or m["empty"]:
         return True
     name = m["name"]
     one_case = name.islower() or name.isupper()
@@ -168,7 +164,8 @@ def _is_certain(text: str, m: re.Match[str]) -> bool:
 
 
 def _is_parameter(text: str, m: re.Match[str]) -> bool:
-    """Whether a bare tag follows an identifier, as in `List<Object>`; `br` and closing tags are never type parameters."""
+    """Whether a bare tag follows an identifier, as in `List<Object>`; `br` and closing tags are never type
+    parameters."""
     if m["name"] is None or m["close"] or m["name"].lower() in _EMPTY:
         return False
     before = text[m.start() - 1 : m.start()]

@@ -1,13 +1,14 @@
-"""Normal form of a text: mojibake repaired, one spelling for spaces, line ends and accents.
+"""The normal form of a text: mojibake repaired, one spelling for spaces, line ends and accents.
 
 What changes and what does not:
-- ftfy mends wrongly decoded text and C1 controls; quotes stay curly, ligatures and full-width letters stay as written.
-- Markup is removed by `markup.strip_html`.
-- Every kind of space becomes a space, runs inside a line become one; indentation stays; at most one empty line in a
-  row.
-- Control, bidirectional and zero-width characters go; joiners stay between non-ASCII letters, where scripts and emoji
-  need them.
-- U+2581 becomes a space: SentencePiece uses it for the space and could not give it back.
+
+- ftfy repairs wrongly decoded text and C1 controls. Curly quotes, ligatures and full-width letters are not changed.
+- Markup is not treated here, see `markup.strip_html`.
+- Every kind of space becomes a space, and runs of spaces inside a line become one; indentation is kept. At most one
+  empty line in a row is kept.
+- Control, bidirectional and zero-width characters are removed. Joiners are kept between non-ASCII letters, where
+  scripts and emoji need them.
+- U+2581 becomes a space: SentencePiece uses it for the space and could not decode it.
 - NFC, not NFKC: ½, ² and ﬁ keep their meaning.
 """
 
@@ -34,19 +35,18 @@ _BLANK = re.compile(r"\n{3,}")
 def _ftfy() -> tuple[Any, Any]:
     import ftfy
 
-    return ftfy.fix_text, ftfy.TextFixerConfig(
-        unescape_html=False, fix_latin_ligatures=False, fix_character_width=False, uncurl_quotes=False,
-        fix_line_breaks=False, remove_control_chars=False, normalization=None, explain=False,
-    )  # fmt: skip
+    repairs = ("unescape_html", "fix_latin_ligatures", "fix_character_width", "uncurl_quotes", "fix_line_breaks")
+    off = dict.fromkeys((*repairs, "remove_control_chars", "explain"), False)
+    return ftfy.fix_text, ftfy.TextFixerConfig(**off, normalization=None)
 
 
-# Every wrongly decoded character is two or more of those that single-byte encodings have (all below U+2C00), the last of which
-# may have become a plain space; or a C1 control.
+# A wrongly decoded character is two or more of the characters that single-byte encodings have (all below U+2C00), the
+# last of which may have become a plain space; or it is a C1 control.
 _SUSPECT = re.compile("[\x80-\u2bff\ufffd]{2}|[\xc2\xc3] |[\x80-\x9f]|\x1b")
 
 
 def fix_mojibake(text: str) -> str:
-    """Text that was decoded wrongly, read rightly (ftfy). A line without a suspect place is right and costs nothing."""
+    """Repairs text that was decoded wrongly (ftfy). Only lines with suspect characters are examined."""
     if (text.isascii() and "\x1b" not in text) or not _SUSPECT.search(text):
         return text
     fix, config = _ftfy()
@@ -54,13 +54,14 @@ def fix_mojibake(text: str) -> str:
 
 
 def without_meta_space(text: str) -> str:
-    """What must be done in any case: the one character that the tokenizer could not give back becomes a space."""
+    """Replaces the one character that the tokenizer could not decode by a space: needed even if nothing else is
+    repaired."""
     return text.replace("\u2581", " ").strip()
 
 
 def normalize(text: str) -> str:
-    """Line ends, spaces, invisible characters, NFC. Applying it twice changes nothing more."""
-    # What is printable holds none of the spaces, line ends and invisible characters that the patterns look for.
+    """Line ends, spaces, invisible characters and NFC. It is idempotent."""
+    # A printable text contains none of the spaces, line ends and invisible characters that the patterns look for.
     if not text.replace("\n", "").isprintable():
         text = _INVISIBLE.sub("", _SPACES.sub(" ", _LINE_ENDS.sub("\n", text)))
     text = text.replace("\u2581", " ")

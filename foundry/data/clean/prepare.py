@@ -1,7 +1,7 @@
 """The two passes over a unit: records of one piece of a raw file to judged documents with their keys, pure functions.
 
-The first pass reads, repairs and judges every record. The second pass is needed only where lines that many documents have
-are removed: what is judged by the final text then waits for it. See `unit` for the files that a pass writes.
+The first pass reads, repairs and judges every record. The second pass is needed only where lines that many documents
+have are removed: what is judged by the final text then waits for it. See `unit` for the files that a pass writes.
 """
 
 from __future__ import annotations

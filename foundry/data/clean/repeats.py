@@ -1,8 +1,8 @@
 """Lines and paragraphs that are in many documents: menus, notices, boilerplate.
 
-There are two passes. In the first one, each unit writes the hashes of its documents' distinct long lines. Lines that more
-documents have than the parameter allows are then removed from every document, all occurrences alike, so that the order of
-the documents does not matter.
+There are two passes. In the first one, each unit writes the hashes of its documents' distinct long lines. Lines that
+more documents have than the parameter allows are then removed from every document, all occurrences alike, so that the
+order of the documents does not matter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from foundry.config import Clean
 
 
 class Piece(NamedTuple):
-    """What a text is split at, and the least number of characters: a shorter piece says too little to be boilerplate."""
+    """What a text is split at, and the least number of characters: a shorter piece says too little to be
+    boilerplate."""
 
     separator: str
     least: int

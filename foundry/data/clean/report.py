@@ -1,7 +1,7 @@
 """The reports of the clean stage: numbers (`clean.json`), examples (`rejected.jsonl`), a data card and an HTML page.
 
-All are functions of the corpus and the parameters: no times, no paths of this machine, the same bytes for every division
-of the work.
+All are functions of the corpus and the parameters: no times, no paths of this machine, the same bytes for every
+division of the work.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Rules: why a document is dropped. The order is that of the parameters; the first rule that speaks names the reason.
+"""The rules by which a document is dropped. Their order is that of the parameters; the first broken rule gives the
+reason.
 
-A few rules are always there (length, symbols, repetition after Gopher, counted in units); the published sets for crawled
-pages (`web_rules`) are switched on by parameters.
+A few rules are always there (length, symbols, repetition as in Gopher); the published sets of rules for crawled pages
+(`web_rules`) are switched on by parameters.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ from foundry.utils.inputs import refuse_linked
 
 _ASCII_SYMBOLS = "$+<=>^`|~"
 
-MIN_COUNT = (
-    5  # less is a topic's name, not repetition: at 2, the rule dropped 84 good leads of Wikipedia, at 5 it drops 2
-)
+# Less often is the name of a topic, not repetition: at 2, the rule dropped 84 good lead sections of Wikipedia, at 5 it
+# drops 2.
+MIN_COUNT = 5
 
-# Reason → what to set, in the order of the rules.
+# Reason → what to set to drop fewer documents for it, in the order of the rules.
 REASONS = {
     "invalid_utf8": "clean.invalid_utf8: repair",
     "language": "clean.languages or clean.min_language_score",
     "too_short": "clean.min_chars",
-    "too_long": "clean.max_chars (a text file is one document: cut it by lines that read <|endoftext|> or by the source's `cut`)",
+    "too_long": (
+        "clean.max_chars (a text file is one document: cut it by lines that read <|endoftext|> or by the "
+        "source's `cut`)"
+    ),
     "symbol_ratio": "clean.max_symbol_ratio",
     "duplicate_lines": "clean.max_dup_line_ratio",
     "repeated_ngrams": "clean.max_top_ngram_ratio",
@@ -66,10 +70,10 @@ class Rules:
     """The rules on single documents, in the order of `REASONS`.
 
     Args:
-        root: folder of the block lists.
+        root: the folder to which the names of block lists are relative.
 
     Raises:
-        ConfigError: for a block list that cannot be read.
+        ConfigError: if a block list cannot be read.
     """
 
     def __init__(self, params: Clean, root: Path) -> None:
@@ -95,7 +99,7 @@ class Rules:
                 text, words, Verdict("repeated_ngrams", "max_top_ngram_ratio", share, p.max_top_ngram_ratio)
             )
         before = text
-        text, verdict = self._for_the_web(text, lang)
+        text, verdict = self._apply_web_rules(text, lang)
         if verdict:
             return Judgement(text, [], verdict)
         if words is None or text != before:
@@ -104,7 +108,7 @@ class Rules:
             verdict = Verdict("blocked", found, 1, 0)
         return Judgement(text, words, verdict)
 
-    def _for_the_web(self, text: str, lang: str) -> tuple[str, Verdict | None]:
+    def _apply_web_rules(self, text: str, lang: str) -> tuple[str, Verdict | None]:
         p = self.params
         counted = tokens(text) if self._counts_tokens else []
         if p.gopher_quality.enabled and (found := gopher_quality(text, counted, lang, p.gopher_quality)):
@@ -124,11 +128,12 @@ class Rules:
 
 
 class BlockList:
-    """Words and phrases, one a line, `#` begins a comment. A phrase of spaced script is found as whole words, one in
-    Chinese, Japanese or Thai anywhere.
+    """Words and phrases, one per line; `#` begins a comment.
+
+    A phrase in a script with spaces is found only as complete words, one in Chinese, Japanese or Thai anywhere.
 
     Raises:
-        ConfigError: for a list that is missing, not UTF-8, or empty.
+        ConfigError: if a list is missing, is not UTF-8, or is empty.
     """
 
     def __init__(self, paths: list[str], root: Path) -> None:
@@ -142,7 +147,7 @@ class BlockList:
                 raise ConfigError(f"clean.block_lists: {root / name} cannot be read ({e})") from None
             entries = [x.strip() for x in lines if x.strip() and not x.startswith("#")]
             if not entries:
-                raise ConfigError(f"clean.block_lists: {root / name} holds no word")
+                raise ConfigError(f"clean.block_lists: {root / name} contains no word")
             for entry in entries:
                 words = gram_words(entry)
                 if spaceless(entry):
@@ -151,7 +156,7 @@ class BlockList:
                     self._by_first.setdefault(words[0], []).append(" ".join(words))
 
     def find(self, text: str, words: list[str]) -> str | None:
-        """The first entry that stands in a document, given with its units."""
+        """An entry that the document contains, or None. `words` are its `gram_words`."""
         for first in self._by_first.keys() & set(words):
             entries = self._by_first[first]
             if found := next((e for e in entries if e == first), None):
@@ -164,7 +169,7 @@ class BlockList:
 
 
 def symbol_ratio(text: str) -> float:
-    """Share of characters that are neither letters, marks, digits, space nor punctuation."""
+    """Share of the characters that are neither letters, marks, digits, white space nor punctuation."""
     if not text:
         return 0.0
     if text.isascii() and text.replace("\n", "").isprintable():
@@ -175,19 +180,20 @@ def symbol_ratio(text: str) -> float:
 
 
 def dup_line_ratio(text: str) -> float:
-    """Share of the lines, empty ones left out, that repeat an earlier line."""
+    """Share of the lines that repeat an earlier line; empty lines do not count."""
     lines = [x for line in text.split("\n") if (x := line.strip())]
     return 1 - len(set(lines)) / len(lines) if lines else 0.0
 
 
 def top_ngram_ratio(words: list[str], n: int = 3) -> float:
-    """Share of the units' characters that the most frequent n-gram covers; 0 if it occurs under `MIN_COUNT` times."""
+    """Share of the words' characters that the most frequent n-gram covers; 0 if it occurs less than `MIN_COUNT`
+    times."""
     if len(words) < n + MIN_COUNT - 1:
         return 0.0
     top = Counter(zip(*(words[i:] for i in range(n)), strict=False))
     count = max(top.values())
     if count < MIN_COUNT:
         return 0.0
-    # Of several equally frequent ones the longest counts: the answer must not depend on their order.
+    # Of several equally frequent n-grams the longest counts: the result must not depend on their order.
     size = max(sum(map(len, gram)) for gram, c in top.items() if c == count)
     return min(1.0, count * size / sum(map(len, words)))

@@ -1,7 +1,8 @@
-"""Personal data replaced by tokens: e-mail addresses, telephone numbers, public IP addresses, payment cards, Chinese ID numbers.
+"""Personal data is replaced by tokens: e-mail addresses, telephone numbers, public IP addresses, payment cards and
+Chinese ID numbers.
 
-What has a checksum is checked (Luhn for cards, ISO 7064 mod 11-2 for ID numbers), so that other long numbers stay. The same
-text gives the same result wherever it stands: no state, no counters inside the tokens.
+Checksums are verified (Luhn for cards, ISO 7064 mod 11-2 for ID numbers), so that other long numbers are kept. The same
+text gives the same result everywhere: there is no state, and there are no counters in the tokens.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ TOKENS = {"email": "[EMAIL]", "cn_id": "[ID]", "card": "[CARD]", "ip": "[IP]", "
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _PATTERNS = {
     "email": re.compile(
-        r"(?<![\w.+%-])[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,62}[A-Za-z0-9_+-])?@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+"
-        r"[A-Za-z]{2,24}(?![A-Za-z0-9-])",
+        r"(?<![\w.+%-])[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,62}[A-Za-z0-9_+-])?"
+        r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![A-Za-z0-9-])",
         re.ASCII,
     ),
     "cn_id": re.compile(r"(?<![0-9A-Za-z])[1-8]\d{5}(?:19|20)\d{9}[0-9Xx](?![0-9A-Za-z])", re.ASCII),
     "card": re.compile(r"(?<![\w.,-])[3-6]\d{3}(?:[ -]?\d){9,15}(?![\w-])", re.ASCII),
     "ip": re.compile(
-        rf"(?<![\w.:-])(?:{_OCTET}\.){{3}}{_OCTET}(?![\w-])(?!\.\d)|(?<![\w:.])[0-9A-Fa-f]{{0,4}}(?::[0-9A-Fa-f]{{0,4}}){{2,7}}(?![\w:])",
+        rf"(?<![\w.:-])(?:{_OCTET}\.){{3}}{_OCTET}(?![\w-])(?!\.\d)"
+        r"|(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])",
         re.ASCII,
     ),
     "phone": re.compile(
@@ -33,7 +35,7 @@ _PATTERNS = {
         r"|1[3-9]\d(?:[ -]?\d{4}){2}"  # 138 0013 8000
         r"|\(?0\d{2,3}(?:\) ?|[ -])[2-8]\d{6,7}"  # 010-62345678
         r")(?![\w-])(?!\.\d)",
-        re.ASCII,  # a Chinese letter may stand beside a number
+        re.ASCII,  # so that a number may be next to a Chinese character
     ),
 }
 _ADDRESS = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]|[0-9A-Fa-f]:[0-9A-Fa-f]{0,4}:")
@@ -72,7 +74,14 @@ _CHECKS: dict[str, Callable[[str], bool]] = {"cn_id": _cn_id, "card": _luhn, "ip
 
 
 def scrub(text: str, kinds: Sequence[str]) -> tuple[str, dict[str, int]]:
-    """The text with personal data of these kinds replaced, and how many of each kind there were."""
+    """Replaces personal data.
+
+    Args:
+        kinds: keys of `TOKENS`.
+
+    Returns:
+        (text, {kind: how many were replaced}).
+    """
     found: dict[str, int] = {}
     numbers = sum(map(text.count, "0123456789")) >= 7 and _MANY_DIGITS.search(text) is not None
     for kind, token in TOKENS.items():

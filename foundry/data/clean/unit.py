@@ -159,7 +159,8 @@ Key = TypeVar("Key")
 
 
 class Samples(Generic[Key, Example]):
-    """For each key the examples with the smallest hashes: a sample that depends neither on their order nor on the units.
+    """For each key the examples with the smallest hashes: a sample that depends neither on their order nor on the
+    units.
 
     Args:
         size: of the sample of a key.

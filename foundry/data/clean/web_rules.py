@@ -1,8 +1,10 @@
-"""The published quality rules for crawled pages: Gopher (Rae et al. 2021), C4 (Raffel et al. 2020), FineWeb (Penedo et al. 2024).
+"""The published quality rules for crawled pages: Gopher (Rae et al. 2021), C4 (Raffel et al. 2020), FineWeb (Penedo et
+al. 2024).
 
-Each function returns the rule that speaks first, what it measured and the threshold, or None. Thresholds are the published
-ones by default. For English they decide as the reference implementation does in at least 99% of documents, at many times its
-speed: one tokenisation serves all rules, and what repeats is found by sorting hashes instead of building strings.
+Each function returns the first broken rule, what it measured and the threshold, or None. The default thresholds are the
+published ones. For English the rules decide like the reference implementation for at least 99% of the documents, at
+many times its speed: one tokenisation serves all rules, and repetition is found by sorting hashes instead of building
+strings.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ _BULLETS = ("•", "-", "·", "●", "▪", "＊")
 
 
 class _Shapes(dict):
-    """token → (1 if it has a letter or digit, its length then, 1 if it has a letter) in one number, so that one sum counts all."""
+    """token → three counts in one number, so that one sum adds them all.
+
+    They are 1 if the token has a letter or digit, its length in that case, and 1 if it has a letter.
+    """
 
     def __missing__(self, token: str) -> int:
         if len(self) > 1 << 18:
@@ -40,11 +45,11 @@ class _Shapes(dict):
 
 
 _shapes = _Shapes()
-_LONGEST, _AT_ONCE = 255, 1 << 17  # 2^17 words of 2^8 letters: no sum runs over into the next
+_LONGEST, _AT_ONCE = 255, 1 << 17  # 2^17 words of 2^8 letters: no sum overflows into the next one
 
 
 def _count_shapes(words: list[str]) -> tuple[int, int, int]:
-    """(characters of words that are no symbols, their number, words with a letter)"""
+    """(characters of the words that are not symbols, their number, number of words with a letter)"""
     length = count = alpha = 0
     for i in range(0, len(words), _AT_ONCE):
         total = sum(map(_shapes.__getitem__, words[i : i + _AT_ONCE]))
@@ -53,7 +58,7 @@ def _count_shapes(words: list[str]) -> tuple[int, int, int]:
 
 
 def gopher_quality(text: str, words: list[str], lang: str, p: GopherQuality) -> Finding | None:
-    """Appendix A.1.1. `words` are the document's tokens."""
+    """Rae et al. 2021, appendix A.1.1. `words` are the document's tokens."""
     length, count, alpha = _count_shapes(words)
     if count < p.min_words:
         return Finding("min_words", count, p.min_words)
@@ -92,7 +97,7 @@ _LINES = re.compile(r"\n+")
 
 
 def repeated(pieces: list[str]) -> tuple[int, int]:
-    """(pieces that stand earlier as well, their characters)"""
+    """(number of pieces that repeat an earlier one, their characters)"""
     if len(set(pieces)) == len(pieces):
         return 0, 0
     seen: set[str] = set()
@@ -107,7 +112,7 @@ def repeated(pieces: list[str]) -> tuple[int, int]:
 
 
 def gopher_repetition(text: str, words: list[str], p: GopherRepetition) -> Finding | None:
-    """Table A1. `words` are the document's tokens."""
+    """Rae et al. 2021, table A1. `words` are the document's tokens."""
     for pieces, most, most_chars, name in (
         (_PARAGRAPHS.split(text.strip()), p.max_dup_paragraphs, p.max_dup_paragraph_chars, "paragraph"),
         (_LINES.split(text), p.max_dup_lines, p.max_dup_line_chars, "line"),
@@ -121,7 +126,8 @@ def gopher_repetition(text: str, words: list[str], p: GopherRepetition) -> Findi
 
 
 def _repeated_grams(words: list[str], size: int, p: GopherRepetition) -> Finding | None:
-    """Shares of n-grams. An n-gram can stand no oftener than the (n-1)-gram it begins with: most documents need two sorts."""
+    """Shares of n-grams. An n-gram cannot occur more often than the (n-1)-gram it begins with: most documents need only
+    two sorts."""
     numbers = word_numbers(words)
     ends = np.zeros(len(words) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, words), np.int64, len(words)), out=ends[1:])
@@ -129,11 +135,11 @@ def _repeated_grams(words: list[str], size: int, p: GopherRepetition) -> Finding
         [(int(n), s, False) for n, s in p.max_dup_ngram_chars.items()]
     )
     grams, at = numbers, 1
-    most = len(words)  # times that one n-gram can stand
+    most = len(words)  # how often one n-gram can occur
     for n, share, top in limits:
         if n > len(words) or most == 1:
             break
-        for k in range(at, n):  # overflow is wanted
+        for k in range(at, n):  # overflow is intended
             grams = grams[:-1] * GAMMA + numbers[k : k + len(grams) - 1]
         at = max(at, n)
         lengths = ends[n:] - ends[:-n]
@@ -155,7 +161,8 @@ def _repeated_grams(words: list[str], size: int, p: GopherRepetition) -> Finding
 
 
 def _top(ordered: np.ndarray, hashes: np.ndarray, lengths: np.ndarray) -> tuple[int, int]:
-    """(how often the commonest stands, characters it covers); of equally common ones the first in the text."""
+    """(count of the most frequent n-gram, characters that it covers); of equally frequent ones the first in the
+    text."""
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     counts = np.diff(np.r_[starts, len(ordered)])
     most = int(counts.max())
@@ -164,7 +171,7 @@ def _top(ordered: np.ndarray, hashes: np.ndarray, lengths: np.ndarray) -> tuple[
 
 
 def _covered(twice: np.ndarray, hashes: np.ndarray, lengths: np.ndarray, n: int) -> int:
-    """Characters of the n-grams that stand earlier as well, read from left to right without overlaps."""
+    """Characters of the n-grams that repeat an earlier one, read from left to right without overlaps."""
     places = np.flatnonzero(np.isin(hashes, twice))
     seen: set[int] = set()
     covered = free = 0
@@ -189,7 +196,7 @@ _SENTENCE = re.compile(
 
 
 def c4(text: str, p: C4) -> tuple[str, Finding | None]:
-    """Section 2.2: (the text without the lines that are dropped, finding)."""
+    """Raffel et al. 2020, section 2.2: (the text without the lines that are dropped, finding)."""
     sentences = 0
     kept = []
     for raw in text.splitlines():
@@ -227,7 +234,8 @@ _STOPS = tuple(".!?…。！？؟۔।॥።။។\"'”’」』;；")
 
 
 def fineweb(text: str, words: list[str], p: FineWeb) -> Finding | None:
-    """Section 3.6. `words` are the document's tokens; a character of a script without spaces is as wide as two letters."""
+    """Penedo et al. 2024, section 3.6. `words` are the document's tokens; a character of a script without spaces counts
+    as two letters."""
     lines = [x for x in text.split("\n") if x.strip()]
     if not lines:
         return Finding("min_line_punctuation", 0.0, p.min_line_punctuation)

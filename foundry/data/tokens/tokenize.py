@@ -1,8 +1,8 @@
 """Clean documents as tokens, by every core, in the order of the corpus.
 
-The tokens of one row group of a part file are a pure function of the file and the tokenizer. Worker processes encode the
-row groups; their results come back in order, and only a few are under way, so memory is bounded by the size of the row
-groups, and the tokens are the same for every number of workers.
+The tokens of one row group of a part file are a pure function of the file and the tokenizer. Worker processes encode
+the row groups; their results come back in order, and only a few are under way, so memory is bounded by the size of the
+row groups, and the tokens are the same for every number of workers.
 """
 
 from __future__ import annotations

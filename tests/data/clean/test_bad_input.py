@@ -1,4 +1,4 @@
-"""Wrong input, each with its outcome: mended and counted, quarantined with its place, or an error that says what to do."""
+"""Wrong input, each with its outcome: repaired and counted, quarantined with its place, or an error with a remedy."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ def test_one_wrong_line_between_two_good_ones(tmp_path, name):
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be-bom", "utf-32", "utf-8-sig"])
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "txt", "json"])
-def test_byte_order_marks_tell_the_encoding(tmp_path, encoding, suffix):
+def test_byte_order_marks_give_the_encoding(tmp_path, encoding, suffix):
     text = {
         "jsonl": '{"text": "Füße 中文 😀"}\n{"text": "two"}\n',
         "csv": 'text\n"Füße 中文 😀"\ntwo\n',
@@ -63,7 +63,7 @@ def test_mixed_newlines(tmp_path):
     assert said(read(put(tmp_path, "a.csv", b'text\r\na\nb\r\n"c\r\nd"\r\n'))) == ["a", "b", "c\r\nd"]
 
 
-def test_wrongly_typed_or_missing_columns_are_told(tmp_path):
+def test_wrongly_typed_or_missing_columns_are_reported(tmp_path):
     pq.write_table(pa.table({"text": [1, 2], "body": ["a", "b"], "n": [1.5, 2.5]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"'text' is int64; its columns are text \(int64\), body \(string\)"):
         read(tmp_path / "a.parquet")
@@ -85,7 +85,8 @@ def test_wrongly_typed_or_missing_columns_are_told(tmp_path):
             read(put(tmp_path, name, data))
 
 
-PAGE = """<html><head><title>T</title><meta charset="utf-8"><link rel="canonical" href="https://h.example/p"><script>var x = 1</script></head>
+PAGE = """<html><head><title>T</title><meta charset="utf-8"><link rel="canonical" href="https://h.example/p">
+<script>var x = 1</script></head>
 <body><nav><a href="/">Home</a><a href="/b">About</a></nav><main><article><h1>The river</h1><p>Rivers are long, and this
 paragraph says so with enough words to be taken for running text &amp; not for a menu.</p></article></main>
 <footer>Copyright</footer></body></html>"""
@@ -135,12 +136,12 @@ def test_ids_of_the_records_may_repeat(project, story, write_jsonl):
     assert run(MINE)["documents"]["kept"] == 100 and len(set(texts())) == 100
 
 
-def test_one_document_only_is_told(project, story, write_jsonl):
+def test_a_corpus_of_one_document_is_refused(project, story, write_jsonl):
     write_jsonl(project / "corpus/a.jsonl", [story(1)])
     assert "1 of 1 documents were kept" in refused("no document for ", MINE)
 
 
-def test_suffix_that_lies_is_told(project, story):
+def test_a_wrong_suffix_is_reported(project, story):
     (project / "corpus").mkdir()
     for name, source in (("a.parquet", MINE), ("a.jsonl.gz", MINE), ("a.zip", MINE), ("a.tar.xz", MINE)):
         (project / f"corpus/{name}").write_text("<html>404 not found</html>")
@@ -150,15 +151,16 @@ def test_suffix_that_lies_is_told(project, story):
     assert not OUT.exists()
 
 
-def test_no_permission_is_told(project, story, write_jsonl, monkeypatch):
+def test_a_missing_permission_is_reported(project, story, write_jsonl, monkeypatch):
     write_jsonl(project / "corpus/a.jsonl", [story(i) for i in range(50)])
     monkeypatch.setattr("os.access", lambda *a, **k: False)  # root may read everything
     with pytest.raises(DataError, match="no permission to read"):
         run(MINE)
 
 
-def test_full_disk_in_the_work_folder_is_told_and_nothing_is_left(project, story, write_jsonl, monkeypatch):
-    """An injected ENOSPC where a unit's documents are written: an error that names folder and space; the next run succeeds."""
+def test_full_disk_in_the_work_folder_is_reported_and_nothing_is_left(project, story, write_jsonl, monkeypatch):
+    """An injected ENOSPC where a unit's documents are written: an error that names folder and space; the next run
+    succeeds."""
     from foundry.config import DiskError
     from foundry.utils import files
 
@@ -189,17 +191,20 @@ NAMES = [
     "*.txt",
     "[a].txt",
 ]
-NOTHING = {
-    "empty.txt": b"", "empty.jsonl": b"", "empty.json": b"", "empty.csv": b"", "empty.html": b"", "space.txt": b"\n \r\n",
-    "mark.jsonl": b"\xff\xfe", "packed.txt.gz": gzip.compress(b""), "packed.jsonl.xz": lzma.compress(b""), "list.json": b"[]",
+NOTHING = dict.fromkeys([f"empty.{suffix}" for suffix in ("txt", "jsonl", "json", "csv", "html")], b"") | {
+    "space.txt": b"\n \r\n",
+    "mark.jsonl": b"\xff\xfe",
+    "packed.txt.gz": gzip.compress(b""),
+    "packed.jsonl.xz": lzma.compress(b""),
+    "list.json": b"[]",
     "header.csv": b"text\n",
-}  # fmt: skip
+}
 ONE_BYTE = {"a.txt": b"x", "b.txt": b"\xff", "c.md": b"#"}
 BAD = {"d.jsonl": b"{", "e.txt": b"\0", "f.csv": b'text\n"x'}
 
 
 def test_odd_names_and_files_of_almost_nothing_are_accounted_for(project, story):
-    """Records in = kept + dropped + quarantined, in total and for each file, whatever a file holds or is called."""
+    """Records in = kept + dropped + quarantined, in total and for each file, whatever a file contains or is called."""
     folder = project / "corpus"
     folder.mkdir()
     for i, name in enumerate(NAMES):
@@ -217,7 +222,7 @@ def test_odd_names_and_files_of_almost_nothing_are_accounted_for(project, story)
 @pytest.mark.parametrize("name", ["a.zip", "a.parquet", "a.gz", "a.txt.gz", "a.tar", "a.tgz", "a.arrow"])
 @pytest.mark.parametrize("size", [0, 1, 12])
 def test_what_is_left_of_a_binary_file_is_refused_with_its_name(project, name, size):
-    """A container that was cut near its beginning is never an empty corpus."""
+    """A container that was cut near its beginning is never taken for an empty corpus."""
     whole = {
         ".zip": b"PK\x03\x04",
         ".parquet": b"PAR1",

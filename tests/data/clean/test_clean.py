@@ -1,4 +1,4 @@
-"""The clean stage: nothing lost uncounted, splits that do not leak, the same bytes."""
+"""The clean stage: every loss is counted, splits do not leak, the bytes are always the same."""
 
 import hashlib
 import json
@@ -86,7 +86,7 @@ def test_order_is_that_of_sources_files_and_records(project, story, write_jsonl)
     assert len(rows()) == 120
 
 
-def test_no_similar_pair_lies_across_splits(corpus, story):
+def test_no_similar_pair_is_in_different_splits(corpus, story):
     run(MINE, val_fraction=0.3, test_fraction=0.3)
 
     def grams(text):
@@ -143,7 +143,7 @@ def test_excerpt_of_an_unreadable_record_is_always_readable_json(project, story)
     assert [r["reason"] for r in rejected()] == ["too_short"]
 
 
-def test_text_is_mended_on_its_way(project, story, write_jsonl):
+def test_text_is_repaired(project, story, write_jsonl):
     texts = [story(i) for i in range(100)]
     texts[0] += " The cafÃ© sells 2 tbs<nowiki/>p &amp; ½\xa0cup  of\u200b oil ▁ here."
     write_jsonl(project / "corpus/a.jsonl", texts)
@@ -297,7 +297,7 @@ def test_stages_run_as_processes_and_import_nothing_heavy(corpus):
     assert sorted(p.name for p in (corpus / "data").iterdir()) == ["clean", "raw"]
 
 
-def test_users_mistake_has_no_traceback_and_fails(corpus):
+def test_a_mistake_of_the_user_fails_without_a_traceback(corpus):
     (corpus / "params.yaml").write_text(
         yaml.safe_dump({"download": {"sources": [{**MINE, "url": "file:corpus/texts/*.txt"}]}})
     )

@@ -1,4 +1,4 @@
-"""The clean stage refuses what it cannot do right; each error names what was seen and what to set."""
+"""The clean stage refuses what it cannot do correctly; each error names what was seen and what to set."""
 
 import gzip
 import json
@@ -23,20 +23,20 @@ def test_too_many_dropped_names_the_share(corpus):
 
 
 @pytest.mark.parametrize("files", [{"a.jsonl": ""}, {"a.jsonl": "\n\n"}, {"a.jsonl": "", "b.jsonl": ""}])
-def test_empty_corpus_is_told(project, files):
+def test_an_empty_corpus_is_refused(project, files):
     (project / "corpus").mkdir()
     for name, text in files.items():
         (project / "corpus" / name).write_text(text)
     refused("mine contains no document", MINE)
 
 
-def test_empty_text_file_is_told(project):
+def test_an_empty_text_file_is_refused(project):
     (project / "corpus").mkdir()
     (project / "corpus/a.txt").write_text("")
     refused("mine contains no document .*bytes: 0", {"name": "mine", "url": "file:corpus/*.txt"})
 
 
-def test_one_long_book_is_told_how_to_be_cut(project, story):
+def test_the_error_for_one_long_book_says_how_to_cut_it(project, story):
     (project / "corpus").mkdir()
     (project / "corpus/book.txt").write_text(story(1, 5000))
     source = {"name": "mine", "url": "file:corpus/*.txt"}
@@ -61,7 +61,7 @@ def test_too_many_unreadable_records_show_the_first(project, story):
     assert run(MINE, max_bad_fraction=0.2)["records"]["quarantined"] == 10
 
 
-def test_damaged_file_is_told_not_shortened(project, story):
+def test_a_damaged_file_is_refused_not_shortened(project, story):
     (project / "corpus").mkdir()
     packed = gzip.compress("\n".join(json.dumps({"text": story(i)}) for i in range(200)).encode())
     (project / "corpus/a.jsonl.gz").write_bytes(packed[: len(packed) // 2])

@@ -20,7 +20,7 @@ ALL = list(TOKENS)
 
 
 def luhn(digits):
-    """Written apart from the code under test: double every second digit from the right, sum the digits."""
+    """Independent of the code under test: double every second digit from the right, sum the digits."""
     total = 0
     for i, d in enumerate(int(c) for c in reversed(digits)):
         total += sum(map(int, str(2 * d))) if i % 2 else d
@@ -102,7 +102,7 @@ def test_classical_chinese_is_not_japanese():
     assert identify("白日依山盡，黃河入海流。欲窮千里目，更上一層樓。", 0.5)[0] == "zh"
 
 
-def test_languages_are_told_and_chosen(project, write_jsonl):
+def test_languages_are_identified_and_chosen(project, write_jsonl):
     rng = random.Random(1)
     some = []
     for i in range(120):
@@ -116,7 +116,9 @@ def test_languages_are_told_and_chosen(project, write_jsonl):
     assert report["languages"] == {"fr": 40} and report["documents"]["dropped"]["language"] == 80
     assert {r["rule"] for r in rejected()} == {"languages (en)", "languages (de)"}
     run({**source, "lang": "en"}, val_fraction=0.2, test_fraction=0.2)
-    assert json.loads((REPORTS / "clean.json").read_text())["languages"] == {"en": 120}  # the source's word is taken
+    assert json.loads((REPORTS / "clean.json").read_text())["languages"] == {
+        "en": 120
+    }  # the language of the source counts
 
 
 def test_normalization_can_be_turned_off(project, story, write_jsonl):
@@ -262,7 +264,7 @@ def test_chinese_evaluation_text_is_found_by_characters(project, write_jsonl):
         ("a.jsonl", "{", "line 1 is not JSON"),
     ],
 )
-def test_wrong_evaluation_set_is_told(project, story, write_jsonl, name, content, message):
+def test_a_wrong_evaluation_set_is_refused(project, story, write_jsonl, name, content, message):
     write_jsonl(project / "corpus/a.jsonl", [story(i) for i in range(100)])
     if content:
         (project / "corpus" / name).write_text(content)

@@ -1,4 +1,4 @@
-"""Normal form and rules: what is mended, what is left alone, and which rule drops what."""
+"""Normal form and rules: what is repaired, what is not changed, and which rule drops what."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from foundry.data.text.words import gram_words
         ("\x1b[1mbold\x1b[0m", "bold"),
     ],
 )
-def test_mojibake_is_mended(broken, right):
+def test_mojibake_is_repaired(broken, right):
     assert fix_mojibake(broken) == right
 
 
@@ -55,7 +55,7 @@ def test_good_text_is_not_touched_by_the_mojibake_repair(text):
         ("escaped &lt;b&gt; stays", "escaped <b> stays"),
     ],
 )
-def test_markup_goes(text, plain):
+def test_markup_is_removed(text, plain):
     assert strip_html(text) == plain
 
 
@@ -210,7 +210,7 @@ def test_top_ngram_covers_its_share_and_a_topics_name_covers_nothing():
     assert top_ngram_ratio([]) == 0.0
 
 
-def test_units_are_words_or_characters_of_scripts_without_spaces():
+def test_gram_words_are_words_or_characters_of_scripts_without_spaces():
     assert gram_words("The Cat's 2 mice") == ["the", "cat", "s", "2", "mice"]
     assert gram_words("我爱 NLP。") == ["我", "爱", "nlp"]
     assert gram_words("ไทย กา") == ["ไ", "ท", "ย", "ก", "า"]
@@ -226,7 +226,7 @@ PARTS = st.tuples(
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(PARTS, max_size=5))
-def test_a_line_that_is_not_looked_at_is_one_that_ftfy_leaves_alone(parts):
+def test_a_line_that_is_not_examined_is_one_that_ftfy_does_not_change(parts):
     text = "".join(t if how == "right" else t.encode().decode(how, "replace") for t, how in parts)
     fix, config = _ftfy()
     assert fix_mojibake(text) == "\n".join(fix(line, config) for line in text.split("\n"))

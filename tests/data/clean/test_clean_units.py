@@ -1,4 +1,5 @@
-"""Units: the same result for every number of workers, size of units and executor; what a killed run finished is kept."""
+"""Units: the same result for every number of workers, size of units and executor; what a killed run finished is
+kept."""
 
 import json
 import os
@@ -64,7 +65,7 @@ def test_sorting_in_passes_finds_the_same(mixed, monkeypatch):
 
 
 def test_killed_run_keeps_its_finished_units(mixed):
-    """SIGKILL at moments in between; the last run does only what is left, and the result is the same."""
+    """SIGKILL at several moments; the last run does only what is left, and the result is the same."""
     run(MINE)
     expected = digests()
     params = {"download": {"sources": [MINE]}, "runtime": {"workers": 1, "unit_bytes": 1024}}
@@ -82,14 +83,15 @@ def test_killed_run_keeps_its_finished_units(mixed):
         process.wait()
     done = subprocess.run([sys.executable, "-m", "stages.clean"], cwd=mixed, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (told,) = [line for line in done.stdout.splitlines() if "finished by an earlier run" in line]
-    assert int(told.split()[1]) >= 40
+    (line,) = [line for line in done.stdout.splitlines() if "finished by an earlier run" in line]
+    assert int(line.split()[1]) >= 40
     assert digests() == expected
     assert not list(work.glob("*/"))
 
 
 def test_a_kill_at_any_system_call_that_changes_the_disk_costs_nothing_but_time(story, tmp_path, monkeypatch):
-    """Of the units, of `data/clean` and of the reports; the same command then gives the same bytes (`foundry gc` removes the rest)."""
+    """Of the units, of `data/clean` and of the reports; the same command then gives the same bytes (`foundry gc`
+    removes the rest)."""
     monkeypatch.chdir(tmp_path)
     Path("corpus").mkdir()
     Path("corpus/a.jsonl").write_text("".join(json.dumps({"text": story(i, 40)}) + "\n" for i in range(30)))
@@ -124,7 +126,7 @@ def test_a_finished_unit_without_its_rows_is_an_error_not_a_smaller_corpus(mixed
         run(MINE, runtime={"unit_bytes": 1024})
 
 
-def test_other_rules_do_not_meet_old_units(mixed):
+def test_units_of_other_rules_are_not_used(mixed):
     run(MINE, runtime={"unit_bytes": 2048})
     first = texts()
     run(MINE, runtime={"unit_bytes": 2048}, near_dedup="ignore")

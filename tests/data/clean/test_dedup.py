@@ -1,4 +1,4 @@
-"""Duplicates against a brute force of its own, in quality and in the promises that hold exactly."""
+"""Duplicates: quality against an independent brute force, and the exact guarantees."""
 
 import os
 import random
@@ -49,7 +49,7 @@ def find(texts, threshold=THRESHOLD):
 
 @cache
 def grams(text):
-    """Written apart from the code under test: word 5-grams as tuples."""
+    """Independent of the code under test: word 5-grams as tuples."""
     words = text.lower().replace(".", "").split()
     return {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
 
@@ -87,7 +87,7 @@ def test_pairs_agree_with_brute_force(family):
         (i, j, s) for i in range(len(family)) for j in range(i) if (s := similarity(family[i], family[j])) >= THRESHOLD
     ]
     assert len(pairs) > 200  # the test has something to find
-    # Precision: every dropped document has the similarity that is told to an earlier document that stays.
+    # Precision: every dropped document has the reported similarity to an earlier document that is kept.
     for i, (j, s) in found.items():
         assert j < i and j not in found
         assert s == pytest.approx(similarity(family[i], family[j])) and s >= THRESHOLD
@@ -100,7 +100,8 @@ def test_pairs_agree_with_brute_force(family):
 
 @pytest.mark.parametrize(("planted", "recall"), [(0.4, 0.51), (0.5, 0.84), (0.7, 0.9995)])
 def test_recall_at_planted_similarity_is_the_documented_one(story, planted, recall):
-    """Pairs of exactly that Jaccard index become candidates as often as 1 - (1 - s^4)^28 says; none is reported wrongly."""
+    """Pairs of exactly that Jaccard index become candidates as often as 1 - (1 - s^4)^28 says; none is reported
+    wrongly."""
     shared, n = 90, 300
     own = round(shared * (1 / planted - 1))  # shingles that only one of the two has
     rng = random.Random(7)
@@ -121,13 +122,13 @@ def test_recall_at_planted_similarity_is_the_documented_one(story, planted, reca
     assert all(i == j + 1 and i % 2 for i, (j, _) in found.items())  # precision 1
 
 
-def test_the_first_in_order_stays(story):
+def test_the_first_in_order_is_kept(story):
     base = story(1, 100)
     texts = [story(9, 100), base, base + " Tail.", story(8, 100), base.upper()]
     assert {i: j for i, (j, _) in find(texts).items()} == {2: 1, 4: 1}
 
 
-def test_a_document_near_only_to_a_dropped_one_stays(story):
+def test_a_document_near_only_to_a_dropped_one_is_kept(story):
     rng = random.Random(0)
     a = story(1, 200)
     b = changed(rng, a, 2)
@@ -159,8 +160,8 @@ def test_threshold_is_the_parameters(story):
 
 def test_keys_do_not_depend_on_batches_or_hash_seed(family):
     words = [gram_words(t) for t in family]
-    whole = band_keys(words)
-    assert np.array_equal(np.concatenate([band_keys(words[:7]), band_keys(words[7:])]), whole)
+    keys = band_keys(words)
+    assert np.array_equal(np.concatenate([band_keys(words[:7]), band_keys(words[7:])]), keys)
     code = "from foundry.data.clean.dedup import band_keys\nprint(band_keys([list('abcdefgh')]).tolist())"
     seen = {
         subprocess.run(
@@ -197,7 +198,7 @@ def test_clusters_are_connected_components(edges):
     assert clusters(np.array(edges, np.int64).reshape(-1, 2), 16).tolist() == expected
 
 
-def test_exact_key_ignores_case_and_white_space_alone():
+def test_exact_key_ignores_only_case_and_white_space():
     assert exact_key("A  b\nC") == exact_key("a b c")
     assert exact_key("a-b") != exact_key("a+b")
 
@@ -227,7 +228,7 @@ def test_texts_without_words_are_compared_by_their_signs():
     assert {i: j for i, (j, _) in find([*emoji, emoji[1]]).items()} == {3: 1}
 
 
-def test_words_are_the_units_where_there_are_words(story):
+def test_texts_with_words_are_compared_by_their_words(story):
     text = "| a | b |\n|---|---|\n" + story(4, 60)
     assert comparable(text, gram_words(text)) == gram_words(text)
     assert comparable("... ---", []) == list("...---")

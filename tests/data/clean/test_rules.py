@@ -1,4 +1,4 @@
-"""The published quality rules: equal to a slow and obvious way, exact at their thresholds, fair to Chinese."""
+"""The published quality rules: equal to a slow and obvious method, exact at their thresholds, fair to Chinese."""
 
 import random
 from collections import Counter
@@ -27,7 +27,7 @@ def verdict(text, lang="en", *names, **values):
     return apply(text, lang, **{n: {"enabled": True, **values} for n in names or SETS})[2]
 
 
-# An independent way to the same numbers: strings, sets and counters.
+# An independent method with the same numbers: strings, sets and counters.
 
 
 def slow_top(words, n):
@@ -51,10 +51,12 @@ def slow_covered(words, n):
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.lists(st.sampled_from(["a", "bb", "ccc", "dd", "e"]), min_size=1, max_size=60), st.integers(2, 4), st.integers(5, 10),
+    st.lists(st.sampled_from(["a", "bb", "ccc", "dd", "e"]), min_size=1, max_size=60),
+    st.integers(2, 4),
+    st.integers(5, 10),
     st.floats(0.01, 0.9),
-)  # fmt: skip
-def test_repeated_grams_are_those_of_the_slow_way(words, top, dup, share):
+)
+def test_repeated_grams_are_those_of_the_slow_method(words, top, dup, share):
     text = " ".join(words)
     off = {"max_dup_lines": 1.0, "max_dup_paragraphs": 1.0, "max_dup_line_chars": 1.0, "max_dup_paragraph_chars": 1.0}
     only_top = GopherRepetition(**off, max_top_ngram_chars={str(top): share}, max_dup_ngram_chars={})
@@ -96,6 +98,9 @@ def test_good_prose_passes_all_sets():
     assert verdict(prose(30)) is None
 
 
+ELLIPSES = "\n".join(["the line with the end of a read more…"] * 10 + [prose(40)])
+LONG_REPEATS = "\n".join(["a long line that repeats itself " * 3] * 2 + [f"w{i}" for i in range(9)])
+NO_STOPS = "\n".join(["a line of the text without an end", *(f"and {i} more lines of words" for i in range(20))])
 CASES = [
     ("gopher_quality", "min_words", "The cat sat with the dog. " * 5, {}),
     ("gopher_quality", "max_words", prose(30), {"max_words": 60}),
@@ -104,26 +109,26 @@ CASES = [
     ("gopher_quality", "max_symbol_word_ratio", prose(10) + " # tag" * 20, {}),
     ("gopher_quality", "max_symbol_word_ratio", prose(10) + " word ..." * 20, {}),
     ("gopher_quality", "max_bullet_lines", "\n".join("- the part of the list that follows" for _ in range(20)), {}),
-    ("gopher_quality", "max_ellipsis_lines", "\n".join(["the line with the end of a read more…"] * 10 + [prose(40)]), {}),
+    ("gopher_quality", "max_ellipsis_lines", ELLIPSES, {}),
     ("gopher_quality", "min_alpha_words", "the 123 456 of 789 1000 2000 3000 4000 " * 10, {}),
     ("gopher_quality", "min_stop_words", "balon cerest diming fotur gushel kavand " * 12, {}),
     ("gopher_repetition", "max_dup_paragraphs", "\n\n".join(["the same"] * 4 + ["another one"] * 1), {}),
     ("gopher_repetition", "max_dup_lines", "\n".join(["the same"] * 4 + ["another one"] * 1), {}),
-    ("gopher_repetition", "max_dup_line_chars", "\n".join(["a long line that repeats itself " * 3] * 2 + [f"w{i}" for i in range(9)]), {}),
+    ("gopher_repetition", "max_dup_line_chars", LONG_REPEATS, {}),
     ("gopher_repetition", "max_top_ngram_chars.2", "buy now and buy now or buy now then buy now", {}),
     ("c4", "min_sentences", "One sentence. Two sentences. Three here. Four here.", {}),
     ("c4", "min_sentences", "\n".join(["A menu entry without an end"] * 10), {}),
     ("c4", "drop_lorem_ipsum", prose(10) + "\nThis is Lorem Ipsum text.", {}),
     ("c4", "drop_curly_bracket", prose(10) + "\nif (x) { return the value.", {}),
-    ("fineweb", "min_line_punctuation", "\n".join(["a line of the text without an end"] * 1 + [f"and {i} more lines of words" for i in range(20)]), {}),
+    ("fineweb", "min_line_punctuation", NO_STOPS, {}),
     ("fineweb", "max_short_lines", "\n".join(f"Short {i}." for i in range(10)), {}),
     ("fineweb", "max_dup_line_chars", prose(30) + "\nThis very line stands in the text twice over.\n" * 2, {}),
     ("fineweb", "max_newline_ratio", "\n".join(f"{'x' * 31}{i}." for i in range(20)), {}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "rule", "text", "values"), CASES, ids=[f"{c[1]}-{i}" for i, c in enumerate(CASES)])
-def test_each_rule_speaks_with_its_measure(name, rule, text, values):
+def test_each_rule_gives_its_measure(name, rule, text, values):
     found = verdict(text, "en", name, **values)
     assert (found.reason, found.rule) == (name, rule) and found.value != found.threshold
     assert apply(text)[2] is None  # switched off
@@ -131,9 +136,17 @@ def test_each_rule_speaks_with_its_measure(name, rule, text, values):
 
 def test_thresholds_are_the_published_ones():
     assert GopherQuality().model_dump() == {
-        "enabled": False, "min_words": 50, "max_words": 100_000, "min_mean_word_length": 3.0, "max_mean_word_length": 10.0,
-        "max_symbol_word_ratio": 0.1, "max_bullet_lines": 0.9, "max_ellipsis_lines": 0.3, "min_alpha_words": 0.8, "min_stop_words": 2,
-    }  # fmt: skip
+        "enabled": False,
+        "min_words": 50,
+        "max_words": 100_000,
+        "min_mean_word_length": 3.0,
+        "max_mean_word_length": 10.0,
+        "max_symbol_word_ratio": 0.1,
+        "max_bullet_lines": 0.9,
+        "max_ellipsis_lines": 0.3,
+        "min_alpha_words": 0.8,
+        "min_stop_words": 2,
+    }
     repetition = GopherRepetition()
     assert list(repetition.max_dup_ngram_chars.values()) == [0.15, 0.14, 0.13, 0.12, 0.11, 0.10]
     assert list(repetition.max_top_ngram_chars.values()) == [0.2, 0.18, 0.16]
@@ -240,7 +253,7 @@ def test_block_lists(project, story, write_jsonl):
     report = run(MINE, block_lists=["corpus/block.txt"])
     assert report["documents"]["dropped"]["blocked"] == 3 and report["documents"]["kept"] == 102
     assert sorted(r["rule"] for r in rejected() if r["reason"] == "blocked") == ["badword", "very bad phrase", "坏词"]
-    for name, content, message in (("none.txt", None, "cannot be read"), ("empty.txt", "#\n", "holds no word")):
+    for name, content, message in (("none.txt", None, "cannot be read"), ("empty.txt", "#\n", "contains no word")):
         if content:
             (project / f"corpus/{name}").write_text(content)
         with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,4 @@
-"""Every file that a parameter names is one whose change DVC notices: anything else is refused before any work."""
+"""DVC notices every change of a file that a parameter names: any other path is refused before any work."""
 
 import logging
 import os
@@ -19,17 +19,18 @@ from foundry.evaluation.questions import read_task_files
 from foundry.utils.inputs import find_inputs, refuse_linked
 
 GOOD = {"name": "a", "url": "file:corpus/*.txt"}
+PINNED = {"name": "b", "url": "file:corpus/b", "sha256": "0" * 64}
 KEYS = {
     "download.sources.0": ("corpus", lambda p: {"download": {"sources": [{**GOOD, "url": f"file:{p}"}]}}),
     "download.sources.1": (
         "corpus",
-        lambda p: {"download": {"sources": [GOOD, {"name": "b", "url": "file:corpus/b", "sha256": "0" * 64, "mirrors": [f"file:{p}"]}]}},
+        lambda p: {"download": {"sources": [GOOD, {**PINNED, "mirrors": [f"file:{p}"]}]}},
     ),
     "clean.decontaminate": ("corpus", lambda p: {"clean": {"decontaminate": [p]}}),
     "clean.block_lists": ("corpus", lambda p: {"clean": {"block_lists": [p]}}),
     "tokenizer.reference": ("corpus", lambda p: {"tokenizer": {"reference": p}}),
     "evaluate.task_files": ("tasks", lambda p: {"evaluate": {"task_files": [p]}}),
-}  # fmt: skip
+}
 OUTSIDE = ["/etc/*.txt", "../bad.txt", "bad.txt", "~/x.txt", "{}/../x.txt", "{}x/a.txt", "*/x.txt", "", "//home/x.txt"]
 
 
@@ -49,16 +50,16 @@ def test_a_path_outside_the_watched_folder_is_refused_with_its_key_and_the_folde
 
 
 def test_no_other_parameter_names_a_file_that_is_read():
-    """A new parameter that does belongs into `KEYS`: its type is `CorpusPath` or `TaskPath`."""
+    """A new parameter that does so belongs in `KEYS`; its type is `CorpusPath` or `TaskPath`."""
     found = {key for key, _, text in describe() if re.search(r"\b(files?|paths?|globs?|folders?)\b", text.lower())}
     checked = {"download.sources[].url", "download.sources[].mirrors", *KEYS}
-    spoken_of = {
-        "download.sources[].sha256", "download.sources[].member", "download.sources[].format", "download.sources[].cut",
-        "clean.max_unpack_ratio", "clean.max_unpacked_bytes", "clean.max_bad_fraction", "export.model_name",
-        "export.gguf_types", "runtime.unit_bytes", "runtime.tensorboard", "runtime.profile",
-        "download.sources[].encoding",
-    }  # fmt: skip
-    assert found - checked <= spoken_of
+    mention_files = {
+        *(f"download.sources[].{key}" for key in ("sha256", "member", "format", "cut", "encoding")),
+        *(f"clean.{key}" for key in ("max_unpack_ratio", "max_unpacked_bytes", "max_bad_fraction")),
+        *(f"export.{key}" for key in ("model_name", "gguf_types")),
+        *(f"runtime.{key}" for key in ("unit_bytes", "tensorboard", "profile")),
+    }
+    assert found - checked <= mention_files
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_a_linked_file_and_a_corpus_that_is_a_link_are_read(linked):
 
 
 def test_what_is_accepted_is_what_dvc_notices(linked):
-    """DVC's own answers, on which the rule rests."""
+    """What DVC itself reports, which is the reason for the rule."""
     env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
 
     def dvc(*words):
