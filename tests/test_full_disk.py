@@ -13,7 +13,7 @@ import torch
 
 from foundry.config import DiskError, ModelConfig
 from foundry.data.schema import PartWriter
-from foundry.data.tokens.shard_writer import DocumentRun, _write_shard
+from foundry.data.tokens.shard_writer import DocumentSlice, _write_shard
 from foundry.export.gguf_file import export_gguf
 from foundry.export.huggingface import export_huggingface
 from foundry.models import MiniLLM, save_model
@@ -77,10 +77,13 @@ def parts(folder):
 def shard(folder):
     n = 200_000
     group = SimpleNamespace(
-        tokens=np.arange(n, dtype=np.uint16), ends=np.array([0, n]), n_bytes=np.array([n]), doc_id=pa.array(["0" * 16])
+        tokens=np.arange(n, dtype=np.uint16),
+        offsets=np.array([0, n]),
+        n_bytes=np.array([n]),
+        doc_id=pa.array(["0" * 16]),
     )
     with atomic_dir(folder / "out") as tmp:
-        _write_shard(tmp / "shard-00000.arrow", "source", 1.0, [DocumentRun(group, 0, 1)])
+        _write_shard(tmp / "shard-00000.arrow", "source", 1.0, [DocumentSlice(group, 0, 1)])
 
 
 def huggingface(folder, model, tokenizer):

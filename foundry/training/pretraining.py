@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foundry.data.tokens.documents import batches, first_documents, windows
+from foundry.data.tokens.documents import batches, spread_documents, windows
 from foundry.data.tokens.shards import Shards
 from foundry.models import MiniLLM
 from foundry.models.scoring import score_documents
@@ -47,7 +47,8 @@ class HeldOutText:
     """
 
     def __init__(self, shards: Shards, max_tokens: int, seq_len: int, chunk: int) -> None:
-        self.documents, self.n_bytes = first_documents(shards, max_tokens)
+        chosen = spread_documents(shards, max_tokens)
+        self.documents, self.n_bytes = [d.tokens for d in chosen], [d.n_bytes for d in chosen]
         self.seq_len, self.chunk = seq_len, chunk
 
     def __call__(

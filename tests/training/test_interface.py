@@ -138,7 +138,7 @@ def test_the_loader_keeps_what_it_made_and_follows_a_changed_file(book):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "holds 0 characters"), (b"caf\xe9 " * 100, "is not UTF-8"), (b"short", "holds 5 characters")],
+    [(b"", "has 0 characters"), (b"caf\xe9 " * 100, "is not UTF-8"), (b"short", "has 5 characters")],
 )
 def test_a_file_that_cannot_be_read_is_told(tmp_path, content, message):
     path = tmp_path / "a.txt"
@@ -147,14 +147,16 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path, content, message):
         DataLoader(file_path=path, batch_size=2, block_size=16)
     with pytest.raises(DataError, match="does not exist"):
         DataLoader(file_path=tmp_path / "b.txt", batch_size=2, block_size=16)
-    with pytest.raises(ValueError, match="shards or file_path"):
+    with pytest.raises(ValueError, match=r"either data \(shards\) or file_path"):
         DataLoader(batch_size=2, block_size=16)
 
 
 def test_a_text_that_allows_no_tokenizer_is_told_with_the_largest_vocabulary(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("\n<|endoftext|>\n".join(["aa bb", "cc", "dd ee"]))
-    with pytest.raises(DataError, match=r"allow a vocabulary of at most 2\d\d pieces, and 300 are the fewest") as e:
+    with pytest.raises(
+        DataError, match=r"allow a vocabulary of at most 2\d\d pieces, and at least 300 are needed"
+    ) as e:
         DataLoader(file_path=path, batch_size=2, block_size=16)
     assert "bytes of training text" in str(e.value) and not list((tmp_path / "a.txt.foundry").iterdir())
 

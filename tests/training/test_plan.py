@@ -22,7 +22,7 @@ TRAIN = TrainConfig(steps=6, tokens_per_step=256, warmup_steps=1)
 @pytest.mark.parametrize("packing", ["cut", "best_fit", "document"])
 def test_the_documents_of_a_step_are_those_its_batch_holds(shards, packing):
     loader = DataLoader(shards, 8, 32, 3, packing=packing)
-    for step in (0, 5, loader.windows // 8):  # the last one crosses into the next epoch
+    for step in (0, 5, loader.rows_per_epoch // 8):  # the last one crosses into the next epoch
         tokens = loader.batch(step)[0].numpy()
         rows = [[] for _ in range(8)]
         for p in loader.parts(step):

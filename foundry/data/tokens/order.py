@@ -1,7 +1,7 @@
 """The order of samples: a bijection over sample numbers, not a stored shuffle.
 
-`permute` is a keyed Feistel network with cycle walking (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"): any sample
-number maps to its place in O(1) time and no memory, so seeking to a step is arithmetic.
+`permute` is a keyed Feistel network with cycle walking (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"):
+any sample number maps to its place in O(1) time and without memory, so seeking to a step is arithmetic.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ _U = np.uint64
 
 
 def permute(i: np.ndarray, n: int, k: int) -> np.ndarray:
-    """Place of each sample number in the order with key `k`: a bijection of [0, n).
+    """The place of each sample number in the order of a key: a bijection of [0, n).
 
     Args:
         i: integers in [0, n), any shape.
+        n: how many samples there are.
+        k: the key.
 
     Returns:
         int64 of the same shape.

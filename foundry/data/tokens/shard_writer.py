@@ -1,7 +1,8 @@
-"""Writing of token shards (`foundry/data/tokens/shards.py` describes them): the clean documents, tokenized, in their order.
+"""Writing of token shards (described in `foundry/data/tokens/shards.py`): the clean documents, tokenized, in their
+order.
 
-A shard is closed by the document that reaches `shard.tokens_per_shard`, or by the end of its source. While one is written,
-memory contains its tokens twice and nothing of the rest. The bytes are the same for every number of workers.
+A shard ends with the document that reaches `shard.tokens_per_shard`, or with its source. While one is written, memory
+contains its tokens twice and nothing of the rest. The bytes are the same for every number of workers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from foundry.tokenizers import Tokenizer
 from foundry.utils.files import atomic_dir, atomic_write, sha256_file
 
 
-class DocumentRun(NamedTuple):
+class DocumentSlice(NamedTuple):
     """The documents [first, last) of a group."""
 
     group: EncodedGroup
@@ -53,8 +54,8 @@ def write_shards(
             folder.mkdir()
             weights = params.weights if split == "train" else {}
             shards = [
-                _write_shard(folder / f"shard-{i:05d}.arrow", source, weights.get(source, 1.0), runs)
-                for i, (source, runs) in enumerate(
+                _write_shard(folder / f"shard-{i:05d}.arrow", source, weights.get(source, 1.0), slices)
+                for i, (source, slices) in enumerate(
                     _shards(pool.groups(Path(clean) / split), params.tokens_per_shard, advance)
                 )
             ]
@@ -77,40 +78,41 @@ def write_shards(
 
 def _shards(
     groups: Iterator[EncodedGroup], limit: int, advance: Callable[[int], object]
-) -> Iterator[tuple[str, list[DocumentRun]]]:
+) -> Iterator[tuple[str, list[DocumentSlice]]]:
     """(source, documents) of each shard: a new one when the source changes or `limit` tokens are reached."""
-    current, runs, tokens = "", [], 0
+    current, slices, tokens = "", [], 0
     for group in groups:
         first = 0
         while first < len(group):
-            if runs and (group.source[first] != current or tokens >= limit):
-                yield current, runs
-                runs, tokens = [], 0
+            if slices and (group.source[first] != current or tokens >= limit):
+                yield current, slices
+                slices, tokens = [], 0
             current = group.source[first]
             # The documents up to the one that reaches the limit, of one source.
-            last = int(np.searchsorted(group.ends, group.ends[first] + limit - tokens))
+            last = int(np.searchsorted(group.offsets, group.offsets[first] + limit - tokens))
             last = min(last, len(group))
             last = next((i for i in range(first + 1, last) if group.source[i] != current), last)
-            runs.append(DocumentRun(group, first, last))
-            tokens += int(group.ends[last] - group.ends[first])
+            slices.append(DocumentSlice(group, first, last))
+            tokens += int(group.offsets[last] - group.offsets[first])
             first = last
         advance(len(group))
-    if runs:
-        yield current, runs
+    if slices:
+        yield current, slices
 
 
-def _write_shard(path: Path, source: str, weight: float, runs: list[DocumentRun]) -> ShardEntry:
-    values = np.concatenate([b.tokens[b.ends[i] : b.ends[j]] for b, i, j in runs])
+def _write_shard(path: Path, source: str, weight: float, slices: list[DocumentSlice]) -> ShardEntry:
+    values = np.concatenate([g.tokens[g.offsets[i] : g.offsets[j]] for g, i, j in slices])
     if len(values) >= 2**31:
         raise DataError(
             f"a shard of {source} would contain {len(values):,} tokens, 2^31 or more: lower clean.max_chars"
         )
-    offsets = np.cumsum(np.concatenate([[0], *(np.diff(b.ends[i : j + 1]) for b, i, j in runs)])).astype(np.int32)
-    n_bytes = np.concatenate([b.n_bytes[i:j] for b, i, j in runs])
+    lengths = [np.diff(g.offsets[i : j + 1]) for g, i, j in slices]
+    offsets = np.cumsum(np.concatenate([[0], *lengths])).astype(np.int32)
+    n_bytes = np.concatenate([g.n_bytes[i:j] for g, i, j in slices])
     table = pa.record_batch(
         {
             "tokens": pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)),
-            "doc_id": pa.concat_arrays([b.doc_id[i:j] for b, i, j in runs]),
+            "doc_id": pa.concat_arrays([g.doc_id[i:j] for g, i, j in slices]),
             "n_bytes": pa.array(n_bytes),
         }
     )

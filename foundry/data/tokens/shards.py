@@ -1,11 +1,12 @@
 """Token shards: Arrow IPC files that are memory-mapped without a copy, and the index that verifies them.
 
-A row is a document: `tokens` (begin symbol, text, end symbol; uint16, or uint32 when the vocabulary needs it), `doc_id`,
-and `n_bytes`, the UTF-8 bytes of the raw text, so that bits per byte never count decoded pieces. A shard contains documents
-of one source in their order, as one record batch, so that its tokens are one flat array. `shard_writer` writes them.
+A row is a document: `tokens` (begin symbol, text, end symbol; uint16, or uint32 when the vocabulary needs it),
+`doc_id`, and `n_bytes`, the UTF-8 bytes of the raw text, so that bits per byte never count decoded pieces. A shard
+contains documents of one source in their order, as one record batch, so that its tokens are one flat array.
+`shard_writer` writes them.
 
-The index (`foundry.data.tokens.index`) contains the hash of every shard. Arrow reads a file with a flipped bit without an
-error; `Shards` therefore checks every hash when it opens.
+The index (`foundry.data.tokens.index`) contains the hash of every shard. Arrow reads a file with a flipped bit without
+an error; `Shards` therefore checks every hash when it opens.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ class TokenizedDocument(NamedTuple):
     source: str
 
 
-class DocumentPart(NamedTuple):
-    """The part of a document that some tokens of a shard are.
+class DocumentSpan(NamedTuple):
+    """A document in some tokens of a shard, or the part of it that they contain.
 
     Attributes:
         first: where the document begins in the shard's tokens.
-        begin, end: of the part, counted from there.
+        begin, end: the tokens of the document that are contained, counted from its begin symbol.
     """
 
     doc_id: str
@@ -111,7 +112,7 @@ class Shards:
         self.tokens: list[np.ndarray] = [c.values.to_numpy(zero_copy_only=True) for c in columns]
         self.offsets: list[np.ndarray] = [c.offsets.to_numpy() for c in columns]
 
-    def documents_at(self, shard: int, first: int, count: int) -> Iterator[DocumentPart]:
+    def documents_at(self, shard: int, first: int, count: int) -> Iterator[DocumentSpan]:
         """The documents in `count` tokens of a shard, from its token `first`."""
         offsets = self.offsets[shard]
         ids = self._batches[shard].column("doc_id")
@@ -119,7 +120,7 @@ class Shards:
             begin, end = int(offsets[d]), int(offsets[d + 1])
             if begin >= first + count:
                 return
-            yield DocumentPart(ids[d].as_py(), begin, max(first, begin) - begin, min(first + count, end) - begin)
+            yield DocumentSpan(ids[d].as_py(), begin, max(first, begin) - begin, min(first + count, end) - begin)
 
     def doc_ids(self) -> list[str]:
         """The id of each document, in the order of `documents`."""

@@ -1,7 +1,7 @@
-"""The public `DataLoader`: shards, or a plain text file, whose tokenizer and shards are made once and kept beside it.
+"""The public `DataLoader`: of shards, or of a text file whose tokenizer and shards are made once and kept beside it.
 
-`NAME.foundry/<fingerprint>/{tokenizer,shards}` next to the file; the fingerprint is a hash over the text, the vocabulary and the
-reading, so a changed file gets a new folder.
+They are in `NAME.foundry/<hash>/{tokenizer,shards}` beside the file; the hash is over the text, the size of the
+vocabulary and how the file is divided, so a changed file gets a new folder.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from foundry.config import ConfigError, DataError, Shard, TokenizerParams, VocabularyError
 from foundry.data.schema import PartWriter, doc_id
+from foundry.data.splits import SPLITS
 from foundry.data.tokens import loader
 from foundry.data.tokens.loader import check_numbers
 from foundry.data.tokens.shard_writer import write_shards
@@ -24,10 +25,10 @@ from foundry.tokenizers.train import train_tokenizer
 from foundry.utils.device import get_device
 from foundry.utils.files import atomic_dir, sha256_file, sha256_json
 
-PIECE = 4000  # characters of a document, about, where the file has no separators
-HELD_OUT = 0.1  # share of the documents that validate; as many test
-LARGEST = 4096  # pieces, where none are asked for
-SMALLEST = 300  # of `TokenizerParams.vocab_size`: 256 bytes, control symbols and some pieces
+DOCUMENT_CHARS = 4000  # about, where the file has no separators
+HELD_OUT = 0.1  # share of the documents for validation; the test split is as large
+LARGEST_VOCABULARY = 4096  # pieces, if the caller gives no number
+SMALLEST_VOCABULARY = 300  # of `TokenizerParams.vocab_size`: 256 bytes, control symbols and some pieces
 _SEPARATOR = re.compile(r"^<\|endoftext\|>[ \t]*\r?\n?", re.MULTILINE)
 
 
@@ -35,18 +36,21 @@ class DataLoader(loader.DataLoader):
     """Batches of shards (see `foundry.data.tokens.loader.DataLoader`), or of a plain text file.
 
     Args:
-        data: `data/shards`; or instead of it
-        file_path: a text file, in UTF-8; lines `<|endoftext|>` separate documents.
+        data: `data/shards`, or shards that are already open; give either this or `file_path`.
         batch_size: sequences of a batch.
-        block_size: tokens of a sequence; `seq_len` is another name.
+        seq_len: tokens of a sequence; give either this or `block_size`.
+        seed: of the order.
+        file_path: a text file in UTF-8, in which lines `<|endoftext|>` separate documents.
+        block_size: another name of `seq_len`.
         device: where `batch` puts its tensors.
         vocab_size: of the text file's tokenizer; None: 4,096, or as many pieces as the text allows.
+        rest: the other arguments of the loader.
 
     Attributes:
         tokenizer: of the text file; None for shards.
 
     Raises:
-        DataError, ConfigError: as `make_shards`.
+        DataError, ConfigError: as `make_shards`, and as the loader.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class DataLoader(loader.DataLoader):
         **rest: Any,
     ) -> None:
         if (data is None) == (file_path is None) or (seq_len is None) == (block_size is None):
-            raise ConfigError("give shards or file_path, and seq_len or block_size: one of each two")
+            raise ConfigError("give either data (shards) or file_path, and either seq_len or block_size")
         length = block_size if seq_len is None else seq_len
         check_numbers(batch_size, length, seed)  # before a tokenizer is trained
         self.tokenizer: Tokenizer | None = None
@@ -79,48 +83,54 @@ class DataLoader(loader.DataLoader):
 
 
 def make_shards(path: str | Path, vocab_size: int | None) -> Path:
-    """The folder with `tokenizer` and `shards` of a text file.
+    """Makes the tokenizer and the shards of a text file, unless they exist.
 
     Args:
         vocab_size: pieces of the tokenizer; None: 4,096, or as many as the text allows.
 
+    Returns:
+        The folder that contains `tokenizer` and `shards`.
+
     Raises:
-        DataError: if the file is missing, empty, not UTF-8, or too short to hold anything out.
-        ConfigError: if the vocabulary is too large for the text, or the text for any; with the largest possible.
+        DataError: if the file is missing, empty, not UTF-8, or too short for three splits or for a tokenizer.
+        ConfigError: if vocab_size is not valid. VocabularyError if it is too large for the text.
     """
     path = Path(path)
-    if vocab_size is not None and not (isinstance(vocab_size, int) and vocab_size >= SMALLEST):
-        raise ConfigError(f"vocab_size must be a number of pieces, at least {SMALLEST}, or None; got {vocab_size!r}")
+    if vocab_size is not None and not (isinstance(vocab_size, int) and vocab_size >= SMALLEST_VOCABULARY):
+        raise ConfigError(
+            f"vocab_size must be None or an integer of at least {SMALLEST_VOCABULARY}, got {vocab_size!r}"
+        )
     if not path.is_file():
-        raise DataError(f"{path} does not exist or is no file")
+        raise DataError(f"{path} does not exist or is not a file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
         raise DataError(
-            f"{path} is not UTF-8 (byte {e.start}); save it as UTF-8, or use the pipeline, which repairs it and reads other encodings"
+            f"{path} is not UTF-8 (byte {e.start}): save it as UTF-8, or use the pipeline, which repairs text and "
+            "reads other encodings"
         ) from None
-    what = sha256_json([sha256_file(path), vocab_size, PIECE, HELD_OUT, 1])[:16]
-    folder = path.parent / f"{path.name}.foundry" / what
+    name = sha256_json([sha256_file(path), vocab_size, DOCUMENT_CHARS, HELD_OUT, 1])[:16]
+    folder = path.parent / f"{path.name}.foundry" / name
     if not folder.is_dir():
         documents = _documents(text)
         if len(documents) < 3:
-            raise DataError(f"{path} holds {len(text):,} characters: too few to train on and to hold some out")
+            raise DataError(f"{path} has {len(text):,} characters, too few for three splits: add text")
         with atomic_dir(folder) as tmp:
             _write(documents, path.name, vocab_size, tmp)
     return folder
 
 
 def _documents(text: str) -> list[str]:
-    """Documents between separators; a long one in pieces that end with a paragraph, else with a line or a space."""
+    """The texts between separators; a long one is divided after a paragraph, or else after a line or a space."""
     out = []
-    for whole in _SEPARATOR.split(text):
-        while len(whole) > PIECE * 3 // 2:
-            end = next(
-                (i for mark in ("\n\n", "\n", " ") if (i := whole.rfind(mark, PIECE // 2, PIECE)) > 0), PIECE - 1
-            )
-            out.append(whole[: end + 1])
-            whole = whole[end + 1 :]
-        out.append(whole)
+    half = DOCUMENT_CHARS // 2
+    for rest in _SEPARATOR.split(text):
+        while len(rest) > 3 * half:
+            ends = (rest.rfind(mark, half, DOCUMENT_CHARS) for mark in ("\n\n", "\n", " "))
+            end = next((i for i in ends if i > 0), DOCUMENT_CHARS - 1)
+            out.append(rest[: end + 1])
+            rest = rest[end + 1 :]
+        out.append(rest)
     return [d for d in (d.strip() for d in out) if d]
 
 
@@ -129,7 +139,7 @@ def _write(documents: list[str], source: str, vocab_size: int | None, folder: Pa
     random.Random(0).shuffle(order)
     held = max(1, round(len(documents) * HELD_OUT))
     split_of = {n: "val" if k < held else "test" if k < 2 * held else "train" for k, n in enumerate(order)}
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         with PartWriter(folder / "clean" / split) as out:
             for n, text in enumerate(documents):
                 if split_of[n] == split:
@@ -140,14 +150,14 @@ def _write(documents: list[str], source: str, vocab_size: int | None, folder: Pa
 
 
 def _train(texts: list[str], vocab_size: int | None, path: Path) -> None:
-    asked = LARGEST if vocab_size is None else vocab_size
+    asked = LARGEST_VOCABULARY if vocab_size is None else vocab_size
     try:
         train_tokenizer(texts, TokenizerParams(vocab_size=asked), path)
     except VocabularyError as e:
-        if e.largest < SMALLEST:
+        if e.largest < SMALLEST_VOCABULARY:
             raise DataError(
-                f"the text is too short for a tokenizer: its {e.size:,} bytes of training text allow a vocabulary of at most "
-                f"{e.largest} pieces, and {SMALLEST} are the fewest; add text"
+                f"the text is too short for a tokenizer: {e.size:,} bytes of training text allow a vocabulary of at "
+                f"most {e.largest} pieces, and at least {SMALLEST_VOCABULARY} are needed: add text"
             ) from None
         if vocab_size is not None:
             raise

@@ -1,4 +1,4 @@
-"""Clean documents as tokens, by every core, in the order of the corpus.
+"""Clean documents as tokens, encoded by every core, in the order of the corpus.
 
 The tokens of one row group of a part file are a pure function of the file and the tokenizer. Worker processes encode
 the row groups; their results come back in order, and only a few are under way, so memory is bounded by the size of the
@@ -19,24 +19,30 @@ from foundry.config import DataError
 from foundry.data.schema import check_documents
 from foundry.data.tokens.shards import part_files
 from foundry.tokenizers import Tokenizer
-from foundry.tokenizers.encode import Encoder
+from foundry.tokenizers.encode import EncodedTexts, Encoder
 from foundry.utils.device import cpu_cores
 from foundry.utils.executor import WorkerPool
 
-PARALLEL_FROM = 128 << 20  # bytes of text; this process alone has encoded less by the time others are ready
+PARALLEL_FROM = 128 << 20  # bytes of text: one process encodes less before the others have started
 AHEAD = 2  # row groups per worker that are under way: the tokens of each wait in memory until it is their turn
-ROWS = 4096  # documents that are held as text at once
+ROWS = 4096  # documents that are in memory as text at once
 COLUMNS = ["text", "doc_id", "n_bytes", "source"]
 
 
 @dataclass(frozen=True)
 class EncodedGroup:
-    """Documents of one row group."""
+    """Documents of one row group.
 
-    tokens: np.ndarray  # begin symbol, text, end symbol of each document, one after another
-    ends: np.ndarray  # int64 (documents + 1,): where each document begins, and the end
+    Attributes:
+        tokens: begin symbol, text and end symbol of each document, one after another.
+        offsets: where each document begins in `tokens`, and the end: int64 (documents + 1,).
+        n_bytes: int64 (documents,).
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
     doc_id: pa.Array
-    n_bytes: np.ndarray  # int64
+    n_bytes: np.ndarray
     source: list[str]
 
     def __len__(self) -> int:
@@ -83,8 +89,8 @@ class TokenizerPool:
 
 
 def _encoder_of(path: Path) -> Encoder:
-    """What a worker process encodes with."""
-    pa.set_cpu_count(1)  # every core already has its process
+    """The encoder of a worker process."""
+    pa.set_cpu_count(1)  # every core already has a process
     return Encoder(Tokenizer(path))
 
 
@@ -100,9 +106,9 @@ def encode_group(encoder: Encoder, group: RowGroup) -> EncodedGroup:
         first_row = sum(file.metadata.row_group(n).num_rows for n in range(group.number))
         check_documents(table, str(group.part), first_row)
         for batch in table.select(COLUMNS).to_batches(ROWS):
-            ids, at = encoder.encode(batch.column("text"))
-            tokens.append(_with_ends(ids, at, encoder.tokenizer))
-            counts.append(np.diff(at) + 2)
+            encoded = encoder.encode(batch.column("text"))
+            tokens.append(_with_ends(encoded, encoder.tokenizer))
+            counts.append(np.diff(encoded.starts) + 2)
             doc_id.append(batch.column("doc_id").cast(pa.string()))
             n_bytes.append(batch.column("n_bytes").to_numpy(zero_copy_only=False))
             source += batch.column("source").to_pylist()
@@ -115,8 +121,9 @@ def encode_group(encoder: Encoder, group: RowGroup) -> EncodedGroup:
     )
 
 
-def _with_ends(ids: np.ndarray, at: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+def _with_ends(encoded: EncodedTexts, tokenizer: Tokenizer) -> np.ndarray:
     """The ids with a begin and an end symbol around each document."""
+    ids, at = encoded
     out = np.empty(len(ids) + 2 * (len(at) - 1), ids.dtype)
     begins = at[:-1] + 2 * np.arange(len(at) - 1)
     ends = begins + np.diff(at) + 1
@@ -128,7 +135,7 @@ def _with_ends(ids: np.ndarray, at: np.ndarray, tokenizer: Tokenizer) -> np.ndar
 
 
 def _row_groups(part: Path) -> list[int]:
-    """Bytes of each row group, not compressed."""
+    """The uncompressed bytes of each row group."""
     with _open(part) as file:
         if missing := sorted(set(COLUMNS) - set(file.schema_arrow.names)):
             raise DataError(f"{part} lacks the columns {', '.join(missing)}: run `dvc repro -f clean`")

@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from foundry.data.tokens.documents import batches, first_documents, windows
+from foundry.data.tokens.documents import batches, spread_documents, windows
 from foundry.data.tokens.shards import Shards
 from foundry.utils.targets import IGNORE
 
 
 def scored(documents, seq_len, stride, rows=3):
-    """{document: positions that are scored, in some order}, and the least context of a position."""
+    """{document: the targets that are scored, in some order}."""
     seen = {d: [] for d in range(len(documents))}
     for tokens, targets, numbers in batches(windows(documents, seq_len, stride), rows):
         for x, y, d in zip(tokens, targets, numbers, strict=True):
@@ -24,7 +24,7 @@ def scored(documents, seq_len, stride, rows=3):
 
 @pytest.mark.parametrize(("seq_len", "stride"), [(8, 8), (8, 4), (8, 1), (8, 5), (1, 1), (100, 50)])
 def test_each_token_is_scored_once(seq_len, stride):
-    # Tokens are unique numbers, so that a token scored twice or never shows.
+    # Tokens are unique numbers, so that a token that is scored twice or never is noticed.
     documents = [
         np.array([1, *range(10 + 100 * d, 10 + 100 * d + n), 2], np.uint16) for d, n in enumerate((0, 1, 7, 8, 9, 40))
     ]
@@ -39,7 +39,7 @@ def test_overlap_gives_later_tokens_at_least_the_promised_context():
 
 
 def test_a_stride_beyond_the_window_is_refused():
-    with pytest.raises(ValueError, match="stride must lie in"):
+    with pytest.raises(ValueError, match="stride must be in"):
         windows([], 8, 9)
 
 
@@ -48,13 +48,11 @@ def test_the_validation_documents_hold_about_the_tokens_asked_for_and_are_spread
     split = Shards(shards, "train")
     every = [(t, b) for t, b, _ in split.documents()]
     total = sum(e.tokens for e in split.entries)
-    documents, sizes = first_documents(split, math.ceil(share * total))
-    taken = sum(len(t) for t in documents)
-    assert 0.8 * share * total < taken < 1.2 * share * total and len(documents) == len(sizes)
+    documents = spread_documents(split, math.ceil(share * total))
+    assert 0.8 * share * total < sum(len(d.tokens) for d in documents) < 1.2 * share * total
     assert (len(documents) == len(every)) == (share == 1.0)
     places = [
-        next(i for i, (t, b) in enumerate(every) if np.array_equal(t, d) and b == n)
-        for d, n in zip(documents, sizes, strict=True)
+        next(i for i, (t, b) in enumerate(every) if np.array_equal(t, d.tokens) and b == d.n_bytes) for d in documents
     ]
     assert places[0] == 0 and len(every) - places[-1] <= 1 / share  # from its beginning to its end
     assert {b - a for a, b in itertools.pairwise(places)} == {round(1 / share)}

@@ -1,4 +1,6 @@
-"""The loader: the batch of step N is a pure function; every window exactly once an epoch. Packing: test_packing.py."""
+"""The loader: the batch of a step is a pure function; an epoch reads each window exactly once. Packing:
+test_packing.py.
+"""
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ def test_the_order_is_a_bijection(n):
 def test_another_epoch_and_another_seed_are_another_order():
     orders = [permute(np.arange(1000), 1000, key(s, e)).tolist() for s, e in ((1, 0), (1, 1), (2, 0))]
     assert orders[0] != orders[1] != orders[2] != orders[0]
-    # Not a rotation or another simple pattern: neighbours land far apart.
+    # Not a rotation or another simple pattern: neighbours are far apart.
     assert 200 < np.abs(np.diff(orders[0])).mean() < 450
 
 
@@ -42,7 +44,7 @@ def test_the_mixer_is_that_of_splitmix64():
 
 
 def reference_order(i, n, k):
-    """The same network in plain integers: four rounds over two halves, walked until the number is inside."""
+    """The same network in plain integers: four rounds over two halves, repeated until the number is in [0, n)."""
     bits = max(1, -(-(n - 1).bit_length() // 2))
     mask = 2**bits - 1
     while True:
@@ -55,8 +57,8 @@ def reference_order(i, n, k):
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 16, 17, 1000])
-def test_the_order_is_the_networks_in_every_version(n):
-    """Resuming a run by a later version must find the same order: it is fixed here, not only required to be some bijection."""
+def test_the_order_is_that_of_the_network_in_every_version(n):
+    """A later version that resumes a run needs the same order: it is fixed here, not only required to be a bijection."""
     for k in (key(1, 0), key(7, 3, 2)):
         expected = [reference_order(i, n, k) for i in range(n)]
         assert permute(np.arange(n), n, k).tolist() == expected
@@ -73,17 +75,17 @@ def test_order_works_for_numbers_beyond_32_bits():
 def test_a_batch_is_a_pure_function_of_the_step(shards):
     one, two = DataLoader(shards, 4, 32, seed=5), DataLoader(shards, 4, 32, seed=5)
     forward = [one.batch(s) for s in range(12)]
-    for s in reversed(range(12)):  # another instance, the other way round
+    for s in reversed(range(12)):  # another instance, in reverse order
         assert all(torch.equal(a, b) for a, b in zip(forward[s], two.batch(s), strict=True))
     assert not torch.equal(forward[0][0], DataLoader(shards, 4, 32, seed=6).batch(0)[0])
 
 
 def starts(loader, step):
-    """Where in the circular stream of the epoch the rows of a step begin."""
+    """Where the rows of a step begin in the circular stream of the epoch."""
     return np.concatenate([loader._layout.starts(epoch, samples) for epoch, samples in loader.samples(step)])
 
 
-def test_targets_are_the_tokens_one_further_in_the_stream(shards):
+def test_targets_are_the_next_tokens_of_the_stream(shards):
     loader = DataLoader(shards, 4, 32)
     tokens, targets = loader.batch(3)
     assert tokens.dtype == torch.int64 and tokens.shape == targets.shape == (4, 32)
@@ -97,9 +99,9 @@ def test_targets_are_the_tokens_one_further_in_the_stream(shards):
         assert row.tolist() == np.take(stream, np.arange(start, start + 32), mode="wrap").tolist()
 
 
-def test_each_window_is_read_exactly_once_an_epoch_and_epochs_differ(shards):
+def test_each_window_is_read_exactly_once_per_epoch_and_epochs_differ(shards):
     loader = DataLoader(shards, 1, 32)
-    n = loader.windows
+    n = loader.rows_per_epoch
     epochs = [[int(starts(loader, s)[0]) for s in range(e * n, (e + 1) * n)] for e in range(3)]
     for begins in epochs:
         covered = np.concatenate([(np.arange(32) + s) % loader.tokens_per_epoch for s in begins])
@@ -108,20 +110,20 @@ def test_each_window_is_read_exactly_once_an_epoch_and_epochs_differ(shards):
 
 
 def test_the_global_batch_is_the_same_for_every_number_of_ranks(shards):
-    whole = DataLoader(shards, 8, 16).batch(7)[0]
+    complete = DataLoader(shards, 8, 16).batch(7)[0]
     for world in (2, 4, 8):
         parts = [DataLoader(shards, 8, 16, rank=r, world_size=world).batch(7)[0] for r in range(world)]
-        assert torch.equal(torch.cat(parts), whole)
+        assert torch.equal(torch.cat(parts), complete)
 
 
-def test_a_repeated_source_counts_twice_an_epoch(shards):
+def test_a_source_of_weight_two_is_read_twice_per_epoch(shards):
     train = Shards(shards, "train").index.splits["train"]
     tokens = {s: sum(e.tokens for e in train.shards if e.source == s) for s in ("one", "two")}
     assert DataLoader(shards, 1, 32).tokens_per_epoch == tokens["one"] + 2 * tokens["two"] == train.epoch_tokens
 
 
-def test_fewer_tokens_than_one_batch_is_told_with_the_numbers(shards):
-    with pytest.raises(DataError, match=r"holds [\d,]+ tokens, fewer than one batch of 4096 x 32"):
+def test_fewer_tokens_than_one_batch_is_refused_with_the_numbers(shards):
+    with pytest.raises(DataError, match=r"has [\d,]+ tokens, fewer than one batch of 4096 x 32"):
         DataLoader(shards, 4096, 32)
     with pytest.raises(ValueError, match="multiple of world_size"):
         DataLoader(shards, 3, 32, world_size=2)

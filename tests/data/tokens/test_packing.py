@@ -1,4 +1,4 @@
-"""Mixture and packing: exact in every epoch, nothing lost or doubled, the same for every number of ranks."""
+"""Mixture and packing: exact in every epoch, nothing lost or read twice, the same for every number of ranks."""
 
 import hashlib
 import tempfile
@@ -29,7 +29,7 @@ QUICK = settings(max_examples=20, deadline=None)
 
 def open_shards(sources, weights=None):
     """Shards of {source: [lengths of the texts of each shard]}; every text token is a number of its own, from 10."""
-    with tempfile.TemporaryDirectory() as folder:  # the mapped files live on until they are let go
+    with tempfile.TemporaryDirectory() as folder:  # the mapped files exist until they are closed
         return write_and_open(Path(folder), sources, weights or {})
 
 
@@ -61,8 +61,8 @@ def write_and_open(folder, sources, weights):
 
 
 def read_epochs(loader, epochs):
-    """Tokens and targets of whole epochs; loaders have a batch size of 1."""
-    out = [loader.batch(s) for s in range(epochs * loader.windows)]
+    """Tokens and targets of complete epochs; loaders have a batch size of 1."""
+    out = [loader.batch(s) for s in range(epochs * loader.rows_per_epoch)]
     return torch.cat([x for x, _ in out]), torch.cat([y for _, y in out])
 
 
@@ -93,25 +93,25 @@ def test_each_source_gives_exactly_its_share_to_every_epoch(parts):
     mixture = Mixture([n for n, _ in parts], [w for _, w in parts])
     assert mixture.size == sum(round(n * w) for n, w in parts)
     for epoch in range(5):
-        starts, sources, firsts = mixture.runs(epoch)
+        starts, sources, firsts = mixture.slices(epoch)
         assert starts[0] == 0 and starts[-1] == mixture.size and (np.diff(starts) > 0).all()
-        units = Counter()
+        items = Counter()
         for s, first, n in zip(sources, firsts, np.diff(starts), strict=True):
             assert first >= 0 and first + n <= parts[s][0]
-            units.update((int(s), int(u)) for u in range(first, first + n))
+            items.update((int(s), int(i)) for i in range(first, first + n))
         for s, (n, w) in enumerate(parts):
-            counts = [units[s, u] for u in range(n)]
+            counts = [items[s, i] for i in range(n)]
             assert sum(counts) == round(n * w)
             assert max(counts, default=0) - min(counts, default=0) <= 1  # copies, and one slice
 
 
 @pytest.mark.parametrize("weight", [Fraction(1, 4), Fraction(3, 4), Fraction(7, 4), Fraction(2)])
-def test_over_some_epochs_every_unit_of_a_source_is_read_equally_often(weight):
-    mixture, units = Mixture([40], [float(weight)]), Counter()
+def test_over_some_epochs_every_item_of_a_source_is_read_equally_often(weight):
+    mixture, items = Mixture([40], [float(weight)]), Counter()
     for epoch in range(weight.denominator):
-        starts, _, firsts = mixture.runs(epoch)
-        units.update(u for first, n in zip(firsts, np.diff(starts), strict=True) for u in range(first, first + n))
-    assert set(units.values()) == {weight.numerator} and len(units) == 40
+        starts, _, firsts = mixture.slices(epoch)
+        items.update(i for first, n in zip(firsts, np.diff(starts), strict=True) for i in range(first, first + n))
+    assert set(items.values()) == {weight.numerator} and len(items) == 40
 
 
 # cut
@@ -119,26 +119,26 @@ def test_over_some_epochs_every_unit_of_a_source_is_read_equally_often(weight):
 
 @given(lengths, lengths, st.sampled_from([1, 2, 5, 16]), st.sampled_from([1, 2, 0.5, 1.5]))
 @QUICK
-def test_cut_reads_the_stream_of_the_epoch_and_its_targets_lie_one_further(one, two, seq_len, weight):
+def test_cut_reads_the_stream_of_the_epoch_and_its_targets_are_the_next_tokens(one, two, seq_len, weight):
     shards = open_shards({"one": one, "two": two}, {"two": weight})
     source = {
         s: np.concatenate([t for t, i in zip(shards.tokens, shards.entries, strict=True) if i.source == s])
         for s in ("one", "two")
     }
     n = len(source["two"])
-    units = round(n * weight)
-    if len(source["one"]) + units < seq_len:
+    per_epoch = round(n * weight)
+    if len(source["one"]) + per_epoch < seq_len:
         return
     loader = DataLoader(shards, 1, seq_len)
     for epoch in range(3):
-        rest = units % n
+        rest = per_epoch % n
         two_now = np.concatenate(
-            [*[source["two"]] * (units // n), np.take(source["two"], np.arange(rest) + epoch * rest, mode="wrap")]
+            [*[source["two"]] * (per_epoch // n), np.take(source["two"], np.arange(rest) + epoch * rest, mode="wrap")]
         )
         stream = np.concatenate([source["one"], two_now])
         assert len(stream) == loader.tokens_per_epoch
         covered = []
-        for step in range(epoch * loader.windows, (epoch + 1) * loader.windows):
+        for step in range(epoch * loader.rows_per_epoch, (epoch + 1) * loader.rows_per_epoch):
             tokens, targets = loader.batch(step)
             start = int(loader._layout.starts(*loader.samples(step)[0])[0])
             assert tokens[0].tolist() == np.take(stream, np.arange(start, start + seq_len), mode="wrap").tolist()
@@ -155,7 +155,7 @@ def test_cut_reads_the_stream_of_the_epoch_and_its_targets_lie_one_further(one, 
 @given(st.lists(st.integers(1, 40), max_size=200), st.integers(40, 64))
 @QUICK
 def test_best_fit_is_best_fit_decreasing(sizes, capacity):
-    """Against the definition, one piece after another."""
+    """Compared with the definition, one span after another."""
     rows = pack_best_fit(np.array(sizes, np.int64), capacity)
     left = []
     for size in sorted(sizes, reverse=True):
@@ -171,7 +171,7 @@ def test_best_fit_is_best_fit_decreasing(sizes, capacity):
 
 @given(lengths, st.integers(1, 20))
 @QUICK
-def test_pieces_cover_every_document(shards, seq_len):
+def test_spans_cover_every_document(shards, seq_len):
     offsets = np.cumsum([0, *(n + 2 for n in shards[0])])
     first, places = cut_documents(offsets.astype(np.int32), seq_len)
     inputs = [i for a, n in zip(first, places, strict=True) for i in range(a, a + n)]
@@ -182,12 +182,12 @@ def test_pieces_cover_every_document(shards, seq_len):
 @pytest.mark.parametrize("way", ["best_fit", "document"])
 @given(one=lengths, two=lengths, seq_len=st.sampled_from([1, 3, 8, 40]))
 @QUICK
-def test_packing_reads_every_token_of_every_document_once_an_epoch(way, one, two, seq_len):
+def test_packing_reads_every_token_of_every_document_once_per_epoch(way, one, two, seq_len):
     shards = open_shards({"one": one, "two": two})
     loader = DataLoader(shards, 1, seq_len, packing=way)
     orders = []
     for epoch in range(2):
-        steps = range(epoch * loader.windows, (epoch + 1) * loader.windows)
+        steps = range(epoch * loader.rows_per_epoch, (epoch + 1) * loader.rows_per_epoch)
         rows = [loader.batch(s) for s in steps]
         pairs = Counter((int(a), int(b)) for x, y in rows for a, b in zip(x[0], y[0], strict=True) if b != IGNORE)
         assert pairs == document_pairs(shards)
@@ -204,7 +204,7 @@ def test_packing_reads_every_token_of_every_document_once_an_epoch(way, one, two
 def test_documents_that_fit_are_never_cut(way, one, seq_len):
     shards = open_shards({"one": one})
     loader = DataLoader(shards, 1, seq_len, packing=way)
-    rows = [loader.batch(s) for s in range(loader.windows)]
+    rows = [loader.batch(s) for s in range(loader.rows_per_epoch)]
     lines = [" ".join(map(str, [*x[0].tolist(), int(y[0][y[0] != IGNORE][-1])])) for x, y in rows]
     for document in _documents(shards):
         if len(document) - 1 <= seq_len and len(document) > 2:
@@ -218,7 +218,7 @@ def test_documents_that_fit_are_never_cut(way, one, seq_len):
 def test_weights_count_rows_of_a_packed_source(way):
     shards = open_shards({"one": [[7] * 20], "two": [[7] * 40]}, {"two": 0.25})
     loader = DataLoader(shards, 1, 8, packing=way)
-    assert loader.windows == 30
+    assert loader.rows_per_epoch == 30
     seen = Counter(read_epochs(loader, 4)[0].flatten().tolist())
     assert all(seen[t] == (4 if t < 150 else 1) for t in range(10, 430)) and len(seen) == 421  # and the begin symbol
 
@@ -235,7 +235,7 @@ def test_segments_and_positions_follow_the_documents(way, one, two, seq_len):
         return
     loader = DataLoader(shards, 1, seq_len, packing=way)
     following = {(a, b) for a, b in document_pairs(shards)}
-    for step in range(min(60, 2 * loader.windows)):
+    for step in range(min(60, 2 * loader.rows_per_epoch)):
         x, y = (t[0].tolist() for t in loader.batch(step))
         segments, positions = loader.batch_documents(step)
         assert segments.dtype == positions.dtype == torch.int32 and segments.shape == positions.shape == (1, seq_len)
@@ -270,23 +270,23 @@ def many():
 @pytest.mark.parametrize("way", WAYS)
 def test_the_global_batch_is_equal_for_1_2_3_8_ranks(many, way):
     for step in (0, 1, 17):
-        whole = DataLoader(many, 24, 16, packing=way)
+        complete = DataLoader(many, 24, 16, packing=way)
         for world in (1, 2, 3, 8):
             parts = [DataLoader(many, 24, 16, rank=r, world_size=world, packing=way) for r in range(world)]
             for i in (0, 1):
-                assert torch.equal(torch.cat([p.batch(step)[i] for p in parts]), whole.batch(step)[i])
+                assert torch.equal(torch.cat([p.batch(step)[i] for p in parts]), complete.batch(step)[i])
                 assert torch.equal(
-                    torch.cat([p.batch_documents(step)[i] for p in parts]), whole.batch_documents(step)[i]
+                    torch.cat([p.batch_documents(step)[i] for p in parts]), complete.batch_documents(step)[i]
                 )
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("gathered", [1, 2**9, 2**18])
 def test_seeking_a_step_equals_iterating_to_it_however_much_is_gathered(many, way, gathered, monkeypatch):
-    monkeypatch.setattr("foundry.data.tokens.loader.GATHERED", gathered)
+    monkeypatch.setattr("foundry.data.tokens.loader.GATHERED_TOKENS", gathered)
     loader = DataLoader(many, 4, 16, packing=way)
-    walked = [loader.batch(s) for s in range(3 * loader.windows // 4)]
-    monkeypatch.setattr("foundry.data.tokens.loader.GATHERED", 2**12)
+    walked = [loader.batch(s) for s in range(3 * loader.rows_per_epoch // 4)]
+    monkeypatch.setattr("foundry.data.tokens.loader.GATHERED_TOKENS", 2**12)
     for step in (len(walked) - 1, 5, 40, 0):
         assert all(
             torch.equal(a, b)
@@ -304,14 +304,14 @@ def test_a_changed_batch_changes_no_other(many, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_seed_and_an_epoch_have_an_order_of_their_own(many, way):
+def test_each_seed_and_each_epoch_has_its_own_order(many, way):
     first, second, other = (DataLoader(many, 1, 16, seed=s, packing=way) for s in (1, 1, 2))
     one, two = (torch.cat([first.batch(s)[0] for s in range(e * 40, e * 40 + 40)]) for e in (0, 1))
     assert torch.equal(one, torch.cat([second.batch(s)[0] for s in range(40)]))
     assert not torch.equal(one, two) and not torch.equal(one, torch.cat([other.batch(s)[0] for s in range(40)]))
 
 
-def test_an_unknown_way_and_too_little_data_are_told(many):
+def test_an_unknown_way_and_too_little_data_are_refused(many):
     with pytest.raises(DataError, match="cut, best_fit or document, got 'best'"):
         DataLoader(many, 1, 16, packing="best")
     with pytest.raises(DataError, match="fewer than one batch"):
@@ -328,14 +328,14 @@ def test_training_divides_by_the_tokens_that_are_not_padding(shards, tmp_path, w
         steps=2, tokens_per_step=2048, warmup_steps=0, log_interval=1, eval_interval=2, eval_tokens=300, packing=way
     )
     runtime = Runtime(device="cpu", precision="float32", threads=1)
-    trainer = Trainer.from_shards(model, train, shards, runtime=runtime, state=tmp_path / "whole")
+    trainer = Trainer.from_shards(model, train, shards, runtime=runtime, state=tmp_path / "at-once")
     padded = (trainer.loader.batch(0)[1] == IGNORE).float().mean()
     assert 0 < trainer.loader.padding < 1 and (way == "best_fit" or padded > 0.1)
-    whole = trainer.fit().curve
-    assert whole[0]["loss"] == pytest.approx(5.99, abs=0.1)  # ln V; divided by all places it would be padded times less
+    at_once = trainer.fit().curve
+    assert at_once[0]["loss"] == pytest.approx(5.99, abs=0.1)  # ln V; divided by all places it would be smaller
     one_row = runtime.model_copy(update={"micro_batch_tokens": 256})
     cut = Trainer.from_shards(model, train, shards, runtime=one_row, state=tmp_path / "cut").fit().curve
-    assert [r["loss"] for r in cut] == pytest.approx([r["loss"] for r in whole], rel=1e-5)
+    assert [r["loss"] for r in cut] == pytest.approx([r["loss"] for r in at_once], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -343,11 +343,11 @@ def test_training_divides_by_the_tokens_that_are_not_padding(shards, tmp_path, w
     [("cut", "4ca83d63df0c0d2a"), ("best_fit", "4f9d937735d4cc2a"), ("document", "e4db7ee17301fa36")],
 )
 def test_a_seed_gives_the_batches_that_it_always_gave(way, digest):
-    """A run's fingerprint has the seed and the index, not the code: other batches under the same fingerprint would be another run."""
+    """A fingerprint depends on the seed and the index, not on the code: the same one must always mean the same batches."""
     shards = open_shards({"a": [[3, 40, 7], [1, 12]], "b": [[9, 9, 25, 2], [5]]}, {"a": 1.5, "b": 2})
     loader = DataLoader(shards, batch_size=3, seq_len=8, seed=11, packing=way)
     seen = hashlib.sha256()
-    for step in range(2 * loader.windows):
+    for step in range(2 * loader.rows_per_epoch):
         for part in (*loader.batch(step), *loader.batch_documents(step)):
             seen.update(np.asarray(part).astype("<i8").tobytes())
     assert seen.hexdigest()[:16] == digest
@@ -355,16 +355,16 @@ def test_a_seed_gives_the_batches_that_it_always_gave(way, digest):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_pieces_of_a_step_are_where_its_tokens_are(way):
-    """Put together from the shards, across documents, shards, sources and the end of an epoch's stream."""
+def test_the_contents_of_a_step_are_where_its_tokens_are(way):
+    """Read from the shards, across documents, shards, sources and the end of an epoch's stream."""
     shards = open_shards({"a": [[3, 40, 7], [1, 12]], "b": [[9, 9, 25, 2], [5]]}, {"a": 1.5, "b": 2})
     loader = DataLoader(shards, batch_size=3, seq_len=8, seed=11, packing=way)
     several = 0
-    for step in range(3 * loader.windows):
+    for step in range(3 * loader.rows_per_epoch):
         x, y = loader.batch(step)
-        for row, targets, pieces in zip(x, y, loader.contents(step), strict=True):
-            several += len(pieces) > 1
-            read = np.concatenate([shards.tokens[shard][at : at + n] for shard, at, n in pieces])
+        for row, targets, spans in zip(x, y, loader.contents(step), strict=True):
+            several += len(spans) > 1
+            read = np.concatenate([shards.tokens[shard][at : at + n] for shard, at, n in spans])
             assert len(read) == 8 or (targets[len(read) :] == IGNORE).all()
             assert row[: len(read)].tolist() == read.tolist()
     assert several > 10 or way == "document"

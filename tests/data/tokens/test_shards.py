@@ -1,5 +1,6 @@
 """Shards: every document with its bytes, the same for every number of workers, readable by others; damage is refused."""
 
+import hashlib
 import json
 import os
 import re
@@ -16,10 +17,12 @@ from sentencepiece import SentencePieceProcessor
 from foundry import DataLoader
 from foundry.config import DataError, FoundryError, Shard, TokenizerParams
 from foundry.data.schema import COLUMNS
+from foundry.data.tokens.index import read_index
 from foundry.data.tokens.shard_writer import write_shards
 from foundry.data.tokens.shards import Shards, read_clean
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.train import train_tokenizer
+from foundry.utils.files import sha256_json
 
 PARAMS = Shard(tokens_per_shard=2048, weights={"two": 2})
 
@@ -80,8 +83,8 @@ def test_a_vocabulary_beyond_16_bits_is_stored_in_32(clean, tokenizer, tmp_path,
     monkeypatch.setattr(Tokenizer, "keeps_text", property(lambda self: False))  # the pieces beyond do not exist
     write_shards(clean, tokenizer, PARAMS, tmp_path / "s")
     monkeypatch.undo()
-    wide = Shards(tmp_path / "s", "train")
-    assert wide.index.dtype == "uint32" and wide.tokens[0].dtype == np.uint32
+    opened = Shards(tmp_path / "s", "train")
+    assert opened.index.dtype == "uint32" and opened.tokens[0].dtype == np.uint32
 
 
 def test_the_same_bytes_again_and_for_every_number_of_workers_and_row_groups(
@@ -105,7 +108,7 @@ def test_the_same_bytes_again_and_for_every_number_of_workers_and_row_groups(
     assert seen[0] == seen[1] == seen[2] and len(seen[0]) > 6
 
 
-def test_wrong_clean_parts_are_told(clean, tokenizer, tmp_path):
+def test_wrong_clean_parts_are_refused(clean, tokenizer, tmp_path):
     copy = shutil.copytree(clean, tmp_path / "clean")
     part = copy / "val" / "part-00000.parquet"
     table = pq.read_table(part)
@@ -128,7 +131,7 @@ def test_wrong_clean_parts_are_told(clean, tokenizer, tmp_path):
     assert not (tmp_path / "s").exists() and not list(tmp_path.glob(".s.*"))
 
 
-def test_a_killed_worker_is_told_and_leaves_nothing(clean, tokenizer, tmp_path, monkeypatch):
+def test_a_killed_worker_is_reported_and_leaves_nothing(clean, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("foundry.data.tokens.tokenize.PARALLEL_FROM", 0)
     monkeypatch.setattr("foundry.data.tokens.tokenize.encode_group", _die)
     with pytest.raises(FoundryError, match="was killed"):
@@ -164,7 +167,7 @@ def test_plain_pyarrow_duckdb_and_polars_read_a_shard(shards):
 
 
 def test_the_examples_of_the_docs_run(shards, tokenizer, tmp_path, monkeypatch, capsys):
-    """docs/en/data.md, its code as it stands."""
+    """Those of docs/en/data.md, unchanged."""
     page = Path(__file__).parents[3] / "docs/en/data.md"
     section = page.read_text(encoding="utf-8").split("## Reading shards")[1].split("\n## ")[0]
     code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
@@ -208,6 +211,24 @@ def test_another_tokenizer_is_refused(shards, tokenizer, tmp_path):
         DataError, match=rf"tokenizer {tokenizer.sha256[:12]}…, not with {other[:12]}…: run `dvc repro shard`"
     ):
         Shards(shards, "train", tokenizer_sha256=other)
+
+
+def test_the_index_is_one_schema_for_writer_and_readers(shards, tmp_path):
+    index = read_index(shards)
+    index.write(tmp_path)
+    assert (tmp_path / "index.json").read_bytes() == (shards / "index.json").read_bytes()
+    assert index.sha256 == sha256_json(json.loads((shards / "index.json").read_text()))
+    assert index.file_hashes() == {
+        str(p): hashlib.sha256(b).hexdigest() for p, b in tree(shards).items() if p.parts[1:]
+    }
+
+
+@pytest.mark.parametrize(("key", "place"), [("dtype", "dtype"), ("splits", "splits")])
+def test_an_index_without_a_value_is_refused_and_the_value_is_named(shards, tmp_path, key, place):
+    index = json.loads((shards / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({k: v for k, v in index.items() if k != key}))
+    with pytest.raises(DataError, match=rf"is not an index of token shards: {place}: Field required.*dvc repro shard"):
+        read_index(tmp_path)
 
 
 def test_an_index_of_another_format_or_none_is_refused(shards, tmp_path):
