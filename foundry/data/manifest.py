@@ -5,19 +5,16 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from foundry.config import DataError
-from foundry.utils.files import read_json, sha256_file, write_json
+from foundry.utils.files import sha256_file, write_json
+from foundry.utils.records import Record
 
 NAME = "manifest.json"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class RawFile(_Record):
+class RawFile(Record):
     """A downloaded file: its path below the folder of the manifest, its hash, its size."""
 
     path: str
@@ -25,7 +22,7 @@ class RawFile(_Record):
     bytes: int
 
 
-class RawSource(_Record):
+class RawSource(Record):
     """A source of the parameters (`foundry.config.Source` documents the keys) with the files that it gave, by name."""
 
     name: str
@@ -47,7 +44,7 @@ class RawSource(_Record):
         return sum(f.bytes for f in self.files)
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """The sources, in the order of the parameters."""
 
     sources: Annotated[tuple[RawSource, ...], Field(strict=False)]
@@ -61,14 +58,10 @@ def read_manifest(raw: Path) -> Manifest:
     """The manifest of a folder.
 
     Raises:
-        DataError: if the manifest is missing, is not of this release, or names a file outside its folder.
+        DataError: if the manifest is missing, does not follow its schema, or names a file outside its folder.
     """
     path = raw / NAME
-    data = read_json(path, "run the download stage first (python -m stages.download)", DataError)
-    try:
-        manifest = Manifest.model_validate(data)
-    except ValidationError:
-        raise DataError(f"{path} is not a manifest of the download stage; run it again") from None
+    manifest = Manifest.read(path, "run the download stage again (python -m stages.download)", DataError)
     for file in (f for s in manifest.sources for f in s.files):
         if PurePosixPath(file.path).is_absolute() or ".." in PurePosixPath(file.path).parts:
             raise DataError(f"{path} names {file.path!r}, which is outside {raw}; run the download stage again")

@@ -8,26 +8,23 @@ bytes DVC tracks.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from foundry.config import Config, ConfigError, DataError, Source
 from foundry.config.section import Sha256
 from foundry.data.fetch.sources import Address, Hub, Remote, parse_source
 from foundry.utils.files import project_dir, write_json
+from foundry.utils.records import Record
 
-VERSION = 1
 _REPAIR = "restore it from version control, or delete it to record all files again"
 
 
-class LockEntry(BaseModel):
+class LockEntry(Record):
     """What a published file is known to be."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     sha256: Sha256
     bytes: Annotated[int, Field(ge=0)]
@@ -36,10 +33,8 @@ class LockEntry(BaseModel):
 Locked = dict[str, LockEntry]  # by address
 
 
-class _LockFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    version: int
+class _LockFile(Record):
+    version: Literal[1]
     files: Locked
 
 
@@ -74,26 +69,11 @@ def read_lock(path: Path) -> Locked:
     Raises:
         DataError: if the file is damaged.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as e:
-        raise DataError(f"{path} is damaged ({e}); {_REPAIR}") from None
-    version = data.get("version") if isinstance(data, dict) else None
-    if version != VERSION:
-        raise DataError(f"{path} has version {version!r}, this release reads {VERSION}; {_REPAIR}")
-    try:
-        return _LockFile.model_validate(data).files
-    except ValidationError as e:
-        first = e.errors()[0]
-        place = " / ".join(map(str, first["loc"]))
-        raise DataError(f"{path} is damaged ({place}: {first['msg']}); {_REPAIR}") from None
+    return _LockFile.read(path, _REPAIR, DataError).files if path.exists() else {}
 
 
 def write_lock(path: Path, files: Locked) -> None:
-    entries = {address: entry.model_dump() for address, entry in sorted(files.items())}
-    write_json(path, {"version": VERSION, "files": entries})
+    write_json(path, _LockFile(version=1, files=dict(sorted(files.items()))).model_dump())
 
 
 def pin_of(source: Source, address: str, locked: Locked) -> Pin | None:
