@@ -1,6 +1,8 @@
-"""`make deploy`: the work pool, the deployments of prefect.yaml, and by choice a webhook that hears of late, failed and crashed runs.
+"""`make deploy`: the work pool, the deployments of prefect.yaml, and optionally a webhook.
 
-python -m flows.deploy [--webhook URL]      on the server that PREFECT_API_URL names, else the one of `make ui`
+The webhook is called for runs that are late, fail or crash.
+
+    python -m flows.deploy [--webhook URL]      on the server that PREFECT_API_URL names, or that of `make ui`
 """
 
 from __future__ import annotations
@@ -28,28 +30,33 @@ if TYPE_CHECKING:
 POOL = "foundry"
 HOOK = "foundry-webhook"
 EVENTS = ("Late", "Failed", "Crashed")
-PAYLOAD = """{"flow": {{ flow.name | tojson }}, "run": {{ flow_run.name | tojson }}, "state": {{ flow_run.state.name | tojson }},
-"message": {{ flow_run.state.message | tojson }}, "page": {{ flow_run | ui_url | tojson }}}"""
+# A Jinja template, rendered by Prefect's server.
+PAYLOAD = """{"flow": {{ flow.name | tojson }}, "run": {{ flow_run.name | tojson }},
+"state": {{ flow_run.state.name | tojson }}, "message": {{ flow_run.state.message | tojson }},
+"page": {{ flow_run | ui_url | tojson }}}"""
 
 
 def _is_web(address: str) -> bool:
     try:
         return urllib.parse.urlsplit(address).scheme in ("http", "https")
-    except ValueError:  # brackets that hold no IPv6 address
+    except ValueError:  # brackets without an IPv6 address in them
         return False
 
 
 def deploy(root: Path, api_url: str, webhook: str = "") -> list[str]:
-    """Registers pool, deployments and webhook; repeating it changes nothing, nor what was set in the UI. Returns the deployments' names.
+    """Registers pool, deployments and webhook. Idempotent; what was set in the UI stays as it is.
+
+    Returns:
+        The names of the deployments.
 
     Raises:
-        ConfigError: if the webhook is no http address.
-        FoundryError: if the server does not take it.
+        ConfigError: if the webhook is not an http address.
+        FoundryError: if the server refuses them.
     """
     if webhook and not _is_web(webhook):
         raise ConfigError(f"the webhook must be an http:// or https:// address, got {webhook!r}")
     env = {**environment(root), "PREFECT_API_URL": api_url, "FOUNDRY_VERSION": version(root)}
-    # Prefect reads its settings when it is imported, so it is done in a process of its own.
+    # In a process of its own: Prefect reads its settings when it is imported.
     command = [sys.executable, "-m", "flows.deploy", "--register", "--webhook", webhook]
     done = subprocess.run(command, cwd=root, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
@@ -64,14 +71,14 @@ def full_name(deployment: dict[str, Any]) -> str:
 
 
 def register(root: Path, webhook: str) -> None:
-    """On the server of this process's PREFECT_API_URL."""
+    """Does it on the server of this process's PREFECT_API_URL."""
     from prefect.client.orchestration import get_client
 
     plan = read_yaml(root / "prefect.yaml")
     with get_client(sync_client=True) as client:
         make_pool(client)
         for deployment in plan["deployments"]:
-            if is_known(client, full_name(deployment)):  # its schedules are what somebody made of them in the UI
+            if is_known(client, full_name(deployment)):  # somebody may have changed its schedules in the UI
                 deployment.pop("schedules", None)
     file = root / ".foundry" / "ui" / "prefect.yaml"
     write_text(file, yaml.safe_dump(plan, sort_keys=False, allow_unicode=True))
@@ -83,7 +90,10 @@ def register(root: Path, webhook: str) -> None:
 
 
 def make_pool(client: SyncPrefectClient) -> None:
-    """One run at a time, by the pool: a deployment's own limit is kept by leases, which crash healthy runs after a restart of the server."""
+    """Makes the work pool, which runs one flow at a time.
+
+    Not by a deployment's own limit: that is kept by leases, which crash healthy runs after a restart of the server.
+    """
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
     from prefect.workers.process import ProcessWorker
@@ -107,25 +117,25 @@ def is_known(client: SyncPrefectClient, name: str) -> bool:
 
 
 def version(root: Path) -> str:
-    """What git calls the code that is deployed, with a mark if it is not committed."""
+    """The name that git gives to the deployed code, with `-dirty` if there are changes that are not committed."""
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(root), *args]
         return subprocess.run(command, env=environment(root), capture_output=True, text=True).stdout.strip()
 
-    name = git("describe", "--always", "--tags") or "unversioned"  # its own --dirty takes the lock of git's index
+    name = git("describe", "--always", "--tags") or "unversioned"  # its option --dirty would lock the index
     return f"{name}-dirty" if git("status", "--porcelain", "--untracked-files=no") else name
 
 
 def notify(webhook: str) -> None:
-    """An automation of the server's: it calls the address when a run is late, fails or crashes."""
+    """Makes an automation of the server, which calls the address when a run is late, fails or crashes."""
     from prefect.automations import Automation
     from prefect.blocks.webhook import Webhook
     from prefect.events.actions import CallWebhook
     from prefect.events.schemas.automations import EventTrigger, Posture
 
     block = Webhook(method="POST", url=webhook).save(HOOK, overwrite=True)
-    with contextlib.suppress(ValueError):  # there is none
+    with contextlib.suppress(ValueError):  # there was none
         Automation.read(name=HOOK).delete()
     Automation(
         name=HOOK,
@@ -141,7 +151,7 @@ def notify(webhook: str) -> None:
 
 
 def server(root: Path) -> str:
-    """The API's address: PREFECT_API_URL, else that of the `make ui` that runs here.
+    """The API's address: PREFECT_API_URL, or that of the `make ui` of this project.
 
     Raises:
         ConfigError: if none answers.
@@ -159,7 +169,7 @@ def server(root: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Register the flows of prefect.yaml with a running Prefect server.")
-    parser.add_argument("--webhook", default="", metavar="URL", help="is told of runs that are late, fail or crash")
+    parser.add_argument("--webhook", default="", metavar="URL", help="called for runs that are late, fail or crash")
     parser.add_argument("--register", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     root = project_root()

@@ -1,7 +1,8 @@
-"""The flow `nightly`: what the publishers have today, a model of it, and the gate's word about it.
+"""The flow `nightly`: the publishers' data of today, a model of it, and the decision of the promotion gate.
 
-Files without a sha256 of their own in params.yaml are forgotten in the run's data.lock.json and fetched again; where nothing is newer DVC builds nothing. The
-export stage registers the model and asks the gate: a champion that was tested on other text is scored anew on the new test text first.
+Files without a sha256 in params.yaml are removed from the run's data.lock.json and downloaded again; if nothing is
+newer, DVC builds nothing. The export stage registers the model and asks the gate: a champion that was tested on other
+text is scored again on the new test text first.
 """
 
 import os
@@ -16,10 +17,10 @@ from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.names import name_of_run
+from flows.names import name_of_run, short_run_id
 from flows.options import Build
-from flows.outcome import reported
-from flows.pretrain import build, clear_up, run_id
+from flows.outcome import fail_with_message
+from flows.pretrain import build, remove_worktrees
 from flows.runner import end_with_worker
 from flows.stages import foundry_command
 from flows.workspace import one_at_a_time, workspace
@@ -29,11 +30,11 @@ from foundry.config import ConfigError, read_yaml
 class Nightly(Build):
     """What the refresh builds."""
 
-    refresh: bool = Field(True, description="fetch newer data; off: build what params.yaml and data.lock.json name")
+    refresh: bool = Field(True, description="download newer data; off: build what params.yaml and data.lock.json name")
 
     def check(self, root: Path) -> None:
         if self.refresh and not self.isolated:
-            raise ConfigError("a refresh forgets recorded hashes, and needs a run of its own: leave `isolated` on")
+            raise ConfigError("a refresh removes recorded hashes, and needs its own worktree: leave `isolated` on")
         super().check(root)
 
 
@@ -42,17 +43,17 @@ def _name_of_run() -> str:
     return name_of_run(f"nightly {when:%Y-%m-%d}" if when else "nightly")
 
 
-@flow(name="nightly", flow_run_name=_name_of_run, log_prints=True, on_crashed=[clear_up])
-@reported
+@flow(name="nightly", flow_run_name=_name_of_run, log_prints=True, on_crashed=[remove_worktrees])
+@fail_with_message
 def nightly(options: Nightly = Nightly()) -> dict[str, str]:
-    """Downloads newer data, rebuilds, compares with the champion, and promotes by the gate."""
+    """Downloads newer data, rebuilds, compares with the champion, and promotes by the gate; {stage: state}."""
     end_with_worker()
     log = get_run_logger().info
     home = project_root()
     options.check(home)
     with (
         one_at_a_time(home, log),
-        workspace(home, run_id(), options.revision, log, isolated=options.isolated) as ws,
+        workspace(home, short_run_id(), options.revision, log, isolated=options.isolated) as ws,
     ):
         ws.set(options.values())
         force: frozenset[str] = frozenset()
@@ -60,5 +61,5 @@ def nightly(options: Nightly = Nightly()) -> dict[str, str]:
             sources = [s["name"] for s in read_yaml(ws.root / "params.yaml")["download"]["sources"]]
             foundry_command(ws.root, ["relock", *sources], log)
             force = frozenset({"download"})
-        rows = build(ws, options, force)
-    return {r["stage"]: r["state"] for r in rows}
+        outcomes = build(ws, options, force)
+    return {o.stage: o.state for o in outcomes}

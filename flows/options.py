@@ -1,4 +1,7 @@
-"""What a person may choose for a run: typed models that Prefect's UI draws as forms, made from the parameters' own descriptions and ranges."""
+"""What a person may choose for a run: typed models, which Prefect's UI draws as forms.
+
+Descriptions and ranges are those of the parameters.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +14,7 @@ from flows.settings import project_root
 from foundry.config import Config, ConfigError
 from foundry.config.profiles import profile_names, profile_values, with_values
 
-ALL, AS_IT_IS = "all", "as in params.yaml"
+ALL, UNCHANGED = "all", "as in params.yaml"
 SECTIONS = ("tokenizer", "shard", "model", "train", "evaluate")  # of params.yaml, drawn as boxes of the form
 PLAIN = (int, float, bool, str)
 
@@ -21,7 +24,7 @@ class Form(BaseModel):
 
 
 def _optional(section: type[BaseModel]) -> type[BaseModel]:
-    """The plain keys of a section, each of them left as it is when empty; ranges and descriptions are the section's."""
+    """The plain keys of a section, with its ranges and descriptions; a key that is left empty is not changed."""
     fields: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         kind = field.annotation
@@ -41,11 +44,11 @@ def _overrides() -> type[BaseModel]:
 
 Overrides = _overrides()
 Target = Annotated[str, WithJsonSchema({"type": "string", "enum": [ALL, *stage_names(project_root())]})]
-Profile = Annotated[str, WithJsonSchema({"type": "string", "enum": [AS_IT_IS, *profile_names()]})]
+Profile = Annotated[str, WithJsonSchema({"type": "string", "enum": [UNCHANGED, *profile_names()]})]
 
 
-def _long_ones_last(schema: dict[str, Any]) -> None:
-    """The form shows properties in this order; a flow's own options come before the long boxes."""
+def _long_boxes_last(schema: dict[str, Any]) -> None:
+    """The form shows properties in this order: a flow's own options come before the long boxes."""
     for name in ("overrides", "others"):
         schema["properties"][name] = schema["properties"].pop(name)
 
@@ -53,10 +56,10 @@ def _long_ones_last(schema: dict[str, Any]) -> None:
 class Recipe(Form):
     """What is built, from which revision, with which parameters."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_long_ones_last)
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_long_boxes_last)
 
     target: Target = Field(ALL, title="Target stage", description="this stage and those it needs; all: the whole graph")
-    profile: Profile = Field(AS_IT_IS, description="size of the recipe: a column of foundry/config/profiles.yaml")
+    profile: Profile = Field(UNCHANGED, description="size of the recipe: a column of foundry/config/profiles.yaml")
     revision: str = Field("HEAD", description="commit, branch or tag that is built")
     time_limits_s: dict[str, Annotated[int, Field(ge=1)]] = Field(
         default_factory=dict, title="Time limits", description='seconds by stage, {"train": 7200}; else dvc.yaml\'s'
@@ -64,15 +67,15 @@ class Recipe(Form):
     overrides: Overrides = Field(
         default_factory=Overrides,
         title="Parameter overrides",
-        description="what is empty stays as it is in params.yaml",
+        description="an empty field leaves params.yaml as it is",
     )
     others: dict[str, Any] = Field(
         default_factory=dict, title="Other parameters", description='by dotted key, {"clean.max_documents": 5000}'
     )
 
     def values(self) -> dict[str, Any]:
-        """{dotted key: value} of every parameter that differs from params.yaml on purpose."""
-        values = dict(profile_values(self.profile)) if self.profile != AS_IT_IS else {}
+        """{dotted key: value} of every parameter that the form sets."""
+        values = dict(profile_values(self.profile)) if self.profile != UNCHANGED else {}
         for name, value in self.overrides.model_dump(exclude_none=True).items():
             values |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
         return values | self.others
@@ -81,7 +84,7 @@ class Recipe(Form):
         """Refuses what cannot work, before anything starts.
 
         Raises:
-            ConfigError: with every problem.
+            ConfigError: if the options do not fit the project; the message lists every problem.
         """
         plan(root, self.target)
         if unknown := set(self.time_limits_s) - set(stage_names(root)):
@@ -90,19 +93,15 @@ class Recipe(Form):
             with_values(root / "params.yaml", values, "params.yaml with the overrides")
 
     def named(self) -> str:
-        """A few words for the run's name."""
-        return " ".join(
-            w
-            for w in (
-                "" if self.profile == AS_IT_IS else self.profile,
-                "" if self.target == ALL else f"to {self.target}",
-                *(shortened(f"{k}={v}", 40) for k, v in list(self.overrides_only().items())[:3]),
-            )
-            if w
-        )
+        """A few words about the options, for the run's name."""
+        profile = "" if self.profile == UNCHANGED else self.profile
+        target = "" if self.target == ALL else f"to {self.target}"
+        overrides = (shortened(f"{k}={v}", 40) for k, v in list(self.overrides_only().items())[:3])
+        return " ".join(filter(None, (profile, target, *overrides)))
 
     def overrides_only(self) -> dict[str, Any]:
-        base = dict(profile_values(self.profile)) if self.profile != AS_IT_IS else {}
+        """`values` without those that the profile sets."""
+        base = dict(profile_values(self.profile)) if self.profile != UNCHANGED else {}
         return {k: v for k, v in self.values().items() if base.get(k) != v}
 
 
@@ -112,12 +111,12 @@ class Build(Recipe):
     force: bool = Field(False, description="run the stages even if nothing changed")
     isolated: bool = Field(
         True,
-        description="in a git worktree of its own; off: in the project's folder, with whatever is being edited there",
+        description="in a git worktree of its own; off: in the project's folder, with changes that are not committed",
     )
 
     def check(self, root: Path) -> None:
         if not self.isolated and self.values():
-            raise ConfigError("other parameters need a run of its own: leave `isolated` on, or edit params.yaml")
+            raise ConfigError("overrides need a worktree of their own: leave `isolated` on, or edit params.yaml")
         super().check(root)
 
     def named(self) -> str:

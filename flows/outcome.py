@@ -1,4 +1,4 @@
-"""How a run ends when it is not well: with a message, and without a traceback where nobody has to look at code."""
+"""How a run of a flow fails: with a message, and with a traceback only where somebody has to look at code."""
 
 import functools
 from collections.abc import Callable
@@ -10,16 +10,19 @@ from foundry.config import FoundryError
 
 
 class RunFailed(FoundryError, RuntimeError):
-    """A stage, a trial or a command did not end well; the message has its own words."""
+    """A stage, a trial or a command failed; the message is its own."""
 
 
-def reported(work: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates a flow's function: a user's mistake ends the run as `Failed` with its message. Everything else is a bug and keeps its traceback."""
+def fail_with_message(flow: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a flow's function: a `FoundryError` ends the run as `Failed` with its message.
 
-    @functools.wraps(work)
+    Any other exception is a bug and keeps its traceback.
+    """
+
+    @functools.wraps(flow)
     def inner(*args: Any, **kw: Any) -> Any:
         try:
-            return work(*args, **kw)
+            return flow(*args, **kw)
         except FoundryError as e:
             return Failed(message=str(e), data=e)
 

@@ -1,9 +1,11 @@
-"""The flow `pretrain`: one Prefect task a DVC stage, taken from dvc.yaml, in a worktree of the run's own.
+"""The flow `pretrain`: one Prefect task per DVC stage, taken from dvc.yaml, in a worktree of the run's own.
 
-DVC decides what is built. Prefect adds what DVC has not: schedules, retries by each stage's `meta.prefect`, forms, logs and states to look at, a button to
-cancel. Cancelling lets the trainer save; the next run resumes.
+DVC decides what is built. Prefect adds what DVC does not have: schedules, retries by each stage's `meta.prefect`,
+forms, logs and states to look at, a button to cancel. When a run is cancelled, the trainer saves; the next run resumes.
 
-    python -m flows.pretrain [--target STAGE] [--set train.lr=0.002 ...] [--force] [--here]      once, with a server that lives as long
+    python -m flows.pretrain [--target STAGE] [--set train.lr=0.002 ...] [--force] [--here]
+
+runs it once, with a Prefect server that lives as long as the run.
 """
 
 import argparse
@@ -16,24 +18,25 @@ from typing import Any
 
 from flows.settings import environment, project_root
 
-os.environ.update(environment(project_root()))  # before prefect is imported: it reads its settings then
+os.environ.update(environment(project_root()))  # before prefect is imported, which then reads its settings
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from flows.artifacts import create_artifact, publish
 from flows.graph import plan
-from flows.names import name_of_run
+from flows.names import name_of_run, short_run_id
 from flows.options import ALL, Build
-from flows.outcome import RunFailed, reported
-from flows.pages import publish, show
+from flows.outcome import RunFailed, fail_with_message
 from flows.runner import die_with_parent, end_with_worker
-from flows.stages import Crew, foundry_command, run_graph
+from flows.stages import StageRunner, foundry_command, run_graph
 from flows.workspace import KEPT, Workspace, commit_of, one_at_a_time, prune, workspace
 from foundry.config import ConfigError, FoundryError, load_params, parse_yaml
+from foundry.utils.flow_runs import BuildNote, StageOutcome
 
-OWN = "FOUNDRY_OWN_SESSION"
+OWN_SESSION = "FOUNDRY_OWN_SESSION"
 
 
 def run_name(options: Build) -> str:
@@ -45,60 +48,60 @@ def _name_of_run() -> str:
     return name_of_run(run_name(options if isinstance(options, Build) else Build.model_validate(options or {})))
 
 
-def clear_up(flow: Any, flow_run: Any, state: Any) -> None:
-    """Hook of a run whose process was killed: its worktree goes, now and not with the next run."""
+def remove_worktrees(flow: Any, flow_run: Any, state: Any) -> None:
+    """Hook for a run whose process was killed: removes its worktree now, not when the next run starts."""
     prune(project_root())
 
 
-@flow(name="pretrain", flow_run_name=_name_of_run, log_prints=True, on_crashed=[clear_up])
-@reported
+@flow(name="pretrain", flow_run_name=_name_of_run, log_prints=True, on_crashed=[remove_worktrees])
+@fail_with_message
 def pretrain(options: Build = Build()) -> dict[str, str]:
-    """From raw text to a registered model: every stage that changed, in the order of the graph."""
+    """From raw text to a registered model: every stage that changed, in the order of the graph; {stage: state}."""
     end_with_worker()
     log = get_run_logger().info
     home = project_root()
     options.check(home)
     with (
         one_at_a_time(home, log),
-        workspace(home, run_id(), options.revision, log, isolated=options.isolated) as ws,
+        workspace(home, short_run_id(), options.revision, log, isolated=options.isolated) as ws,
     ):
         ws.set(options.values())
-        rows = build(ws, options)
-    return {r["stage"]: r["state"] for r in rows}
+        outcomes = build(ws, options)
+    return {o.stage: o.state for o in outcomes}
 
 
-def run_id() -> str:
-    return str(flow_run.id)[:8]
-
-
-def build(ws: Workspace, options: Build, force: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
-    """Runs the graph in a workspace, keeps and publishes what came of it.
+def build(ws: Workspace, options: Build, force: frozenset[str] = frozenset()) -> list[StageOutcome]:
+    """Runs the graph in a workspace, keeps what it built and publishes it.
 
     Raises:
-        RunFailed: naming each stage that did not end well.
+        RunFailed: if stages failed; the message names each of them.
     """
     nodes = plan(ws.root, options.target)
     force |= frozenset(n.name for n in nodes) if options.force else frozenset()
-    facts = {
-        "flow_run": str(flow_run.id),
-        "name": flow_run.name,
-        "options": options.model_dump(mode="json", exclude_defaults=True),
-    }
-    crew = Crew(ws, {"FOUNDRY_FLOW_RUN_ID": str(flow_run.id)})
+    note = BuildNote(
+        commit=ws.commit,
+        isolated=ws.isolated,
+        flow_run=str(flow_run.id),
+        name=flow_run.name,
+        options=options.model_dump(mode="json", exclude_defaults=True),
+        stages=[],
+    )
+    runner = StageRunner(ws, {"FOUNDRY_FLOW_RUN_ID": note.flow_run})
     try:
-        rows = run_graph(crew, nodes, force=force, limits=options.time_limits_s)
+        outcomes = run_graph(runner, nodes, force=force, limits=options.time_limits_s)
     except BaseException:
-        ws.keep({**facts, "stages": []}, built=[])
+        ws.keep(note, built=[])
         raise
-    bad = [r for r in rows if r["state"] not in ("Completed", "Restored", "UpToDate")]
-    built = [r["stage"] for r in rows if r not in bad]
-    ws.keep({**facts, "stages": rows}, built)
+    failed = [o for o in outcomes if not o.completed]
+    built = [o.stage for o in outcomes if o.completed]
+    ws.keep(note.model_copy(update={"stages": outcomes}), built)
     if "export" in built and load_params(ws.root / "params.yaml").runtime.tracking:
-        show(create_markdown_artifact, "champion", markdown=register(ws.root), description="what the gate said")
-    publish(ws, rows, how_to_get(ws, fresh=not (force or options.values() or ws.lost)))
-    if bad:
-        raise RunFailed("; ".join(f"{r['stage']}: {r['state']} {r['message']}" for r in bad))
-    return rows
+        decision = register(ws.root)
+        create_artifact(create_markdown_artifact, "champion", markdown=decision, description="the decision of the gate")
+    publish(ws, outcomes, how_to_restore(ws, fresh=not (force or options.values() or ws.lost)))
+    if failed:
+        raise RunFailed("; ".join(f"{o.stage}: {o.state} {o.message}" for o in failed))
+    return outcomes
 
 
 @task(
@@ -109,19 +112,19 @@ def _register(root: Path) -> str:
 
 
 def register(root: Path) -> str:
-    """Registers what was built, unless the export stage has done it: DVC may have restored the stage, or MLflow was away then.
+    """Registers what was built, in case the export stage did not: DVC restored the stage, or MLflow was away.
 
-    That the tracker is away still does not fail what was built: `foundry sync` registers it.
+    Does not fail the build if the tracker is still away: `foundry sync` registers the model later.
     """
     state = _register(root, return_state=True)
     return state.result() if state.is_completed() else f"not registered yet, `foundry sync` does it: {state.message}"
 
 
-def how_to_get(ws: Workspace, fresh: bool) -> str:
-    """How the results come into the project's folder.
+def how_to_restore(ws: Workspace, fresh: bool) -> str:
+    """The command that brings the results into the project's folder.
 
     Args:
-        fresh: whether the run cache has them under the commit's own parameters and data, and no others.
+        fresh: whether the run cache has them under the commit's own parameters and data.
     """
     if not ws.isolated:
         return ""
@@ -129,18 +132,18 @@ def how_to_get(ws: Workspace, fresh: bool) -> str:
     if fresh:
         return f"{at} `dvc repro` restores them without running anything."
     kept = ",".join(n for n in KEPT if (ws.folder / n).exists())
-    # Not `dvc checkout`: it leaves the reports, which git keeps, as those of another model.
+    # Not `dvc checkout`: it does not restore the reports, which are in git and are those of another model.
     return (
-        f"{at} `cp .foundry/runs/{ws.folder.name}/{{{kept}}} . && dvc repro` restores files and reports together, without "
-        "running anything."
+        f"{at} `cp .foundry/runs/{ws.folder.name}/{{{kept}}} . && dvc repro` restores files and reports together, "
+        "without running anything."
     )
 
 
 def parse_set(pairs: list[str]) -> dict[str, Any]:
-    """`["train.lr=0.002"]` as {key: value}; values are YAML.
+    """Parses `["train.lr=0.002"]` into {key: value}; values are YAML.
 
     Raises:
-        ConfigError: for a pair without `=`, and for a value that is not YAML.
+        ConfigError: if a pair has no `=`, or its value is not YAML.
     """
     if bad := [p for p in pairs if "=" not in p]:
         raise ConfigError(f"--set {bad[0]}: write KEY=VALUE, such as --set train.lr=0.002")
@@ -148,11 +151,13 @@ def parse_set(pairs: list[str]) -> dict[str, Any]:
 
 
 def in_own_session() -> int:
-    """Runs this command again in a session of its own and hands Ctrl-C on to it alone: Prefect's temporary server, its child, would
-    end of a terminal's Ctrl-C before the run has told it how it ended."""
+    """Runs this command again in a session of its own and passes Ctrl-C on to that process; returns its exit code.
+
+    In the terminal's session, Ctrl-C would also end Prefect's temporary server, before the run has reported its state.
+    """
     child = subprocess.Popen(
         [sys.executable, "-m", "flows.pretrain", *sys.argv[1:]],
-        env={**os.environ, OWN: "1"},
+        env={**os.environ, OWN_SESSION: "1"},
         start_new_session=True,
         preexec_fn=die_with_parent,
     )
@@ -167,12 +172,14 @@ def in_own_session() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the pipeline once as a Prefect flow.")
     parser.add_argument("--target", default=ALL, metavar="STAGE", help="this stage and those it needs (default: all)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other parameters, as train.lr=0.002")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="other parameters, such as train.lr=0.002"
+    )
     parser.add_argument("--revision", default="HEAD", help="commit, branch or tag that is built (default: HEAD)")
-    parser.add_argument("--here", action="store_true", help="in this folder, not in a worktree of the run's own")
+    parser.add_argument("--here", action="store_true", help="build in this folder, not in a git worktree")
     parser.add_argument("--force", action="store_true", help="run the stages even if nothing changed")
     args = parser.parse_args()
-    if OWN not in os.environ:
+    if OWN_SESSION not in os.environ:
         sys.exit(in_own_session())
     try:
         options = Build(

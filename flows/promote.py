@@ -1,4 +1,4 @@
-"""The flow `promote`: asks the gate whether a registered version becomes champion, or makes it champion with a reason."""
+"""The flow `promote`: asks the gate whether a registered version becomes champion, or promotes it with a reason."""
 
 import os
 
@@ -11,10 +11,10 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from pydantic import Field, model_validator
 
+from flows.artifacts import create_artifact
 from flows.names import name_of_run
 from flows.options import Form
-from flows.outcome import reported
-from flows.pages import show
+from flows.outcome import fail_with_message
 from flows.stages import foundry_command
 
 
@@ -39,10 +39,10 @@ def _name_of_run() -> str:
 
 
 @flow(name="promote", flow_run_name=_name_of_run, log_prints=True)
-@reported
+@fail_with_message
 def promote(options: Promote = Promote()) -> str:
-    """Lets the gate decide about a version, or overrides it with a reason."""
+    """Lets the gate decide about a version, or overrides it with a reason; returns the decision."""
     command = ["promote", options.which, *(["--force", "--why", options.why] if options.force else [])]
-    told = foundry_command(project_root(), command, get_run_logger().info)[-1]
-    show(create_markdown_artifact, "champion", markdown=told, description="what the gate said")
-    return told
+    decision = foundry_command(project_root(), command, get_run_logger().info)[-1]
+    create_artifact(create_markdown_artifact, "champion", markdown=decision, description="the decision of the gate")
+    return decision

@@ -1,7 +1,7 @@
-"""What the next `make ui` finds of one that was killed, or of a machine that lost its power: processes, runs, schedules.
+"""Cleans up after a `make ui` that was killed, or a machine that lost its power: processes, runs, schedules.
 
-A run whose process is gone stays `Running` in Prefect's records, holds the work pool's only slot, and every later run is late. This is plain HTTP: importing
-Prefect's client takes seconds.
+A run whose process is gone stays `Running` in Prefect's database and occupies the work pool's only slot, so that every
+later run is late. This module uses plain HTTP, because importing Prefect's client takes seconds.
 """
 
 import json
@@ -11,7 +11,7 @@ import time
 import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -19,32 +19,39 @@ from flows.workspace import building, prune
 from foundry.config import LockError
 from foundry.utils.locks import exclusive
 
-MARK = "FOUNDRY_UI"  # in the environment of everything that a `make ui` starts: its project
-RUN = "PREFECT__FLOW_RUN_ID"  # in the environment of a run's processes, by Prefect's worker
+# Environment variables: the project, set by `make ui` for all that it starts; the flow run, set by Prefect's worker.
+PROJECT_VAR, RUN_VAR = "FOUNDRY_UI", "PREFECT__FLOW_RUN_ID"
 SAVING = 45.0  # seconds: a stage has 30 to save, then DVC and Prefect end
-ENDING = 20.0  # seconds that a server has
-GONE = "its process is gone: `make ui` or the machine ended while it ran. Retry resumes it: what was built is restored"
+ENDING = 20.0  # seconds that a server has to end
+GONE = "its process is gone: `make ui` or the machine ended while it ran. Retry resumes it; what was built is restored"
 SKIPPED = "its time passed while `make ui` was not running"
 LATE = timedelta(minutes=1)
 
 
-def processes(root: Path) -> tuple[list[psutil.Process], list[psutil.Process]]:
-    """(servers and workers, processes of runs) that a `make ui` of this project started, whichever it was."""
+class Processes(NamedTuple):
+    """Living processes: servers and workers, and those of flow runs."""
+
+    servers: list[psutil.Process]
+    runs: list[psutil.Process]
+
+
+def processes(root: Path) -> Processes:
+    """The processes that any `make ui` of this project started."""
     servers, runs = [], []
     for p in psutil.process_iter():
         try:
             env = p.environ()
         except psutil.Error:
             continue
-        if env.get(MARK) == str(root) and p.pid != os.getpid() and _lives(p):
-            (runs if RUN in env else servers).append(p)
-    return servers, runs
+        if env.get(PROJECT_VAR) == str(root) and p.pid != os.getpid() and _lives(p):
+            (runs if RUN_VAR in env else servers).append(p)
+    return Processes(servers, runs)
 
 
 def wait_ended(waited_for: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Waits until processes have ended; returns those that live after so many seconds.
+    """Waits until processes have ended; returns those that are still alive after so many seconds.
 
-    A zombie has ended: its parent may be stopped, or never ask for its exit code. `psutil.wait_procs` waits until the parent does.
+    A zombie has ended: its parent may be stopped, or may never read its exit code, for which `psutil.wait_procs` waits.
     """
     deadline = time.monotonic() + seconds
     while (living := [p for p in waited_for if _lives(p)]) and time.monotonic() < deadline:
@@ -60,10 +67,12 @@ def _lives(p: psutil.Process) -> bool:
 
 
 def end_processes(root: Path) -> list[str]:
-    """Ends servers and workers that a killed `make ui` left, and waits for its run, which saves: it hears that its worker is gone.
+    """Ends the servers and workers that a killed `make ui` left.
+
+    Waits for its run, which notices that its worker is gone, saves and ends by itself.
 
     Returns:
-        One sentence for each thing that was done.
+        One sentence per thing that was done.
 
     Raises:
         LockError: if a run does not end.
@@ -78,31 +87,35 @@ def end_processes(root: Path) -> list[str]:
                 continue
         servers = wait_ended(servers, ENDING)
     if living := wait_ended(runs, SAVING):
-        numbers = ", ".join(str(p.pid) for p in living)
+        pids = ", ".join(str(p.pid) for p in living)
         raise LockError(
-            f"a run of the last `make ui` still works here (pid {numbers}): wait for it or end it", living[0].pid
+            f"a run of the last `make ui` is still working in {root} (pid {pids}): wait for it or end it", living[0].pid
         )
-    return ["ended what a killed `make ui` had left running"] if found else []
+    return ["ended the processes that a killed `make ui` had left"] if found else []
 
 
-class Records:
-    """Prefect's records of the runs of one work pool."""
+class FlowRuns:
+    """The runs of one work pool in Prefect's database."""
 
     def __init__(self, api_url: str, pool: str) -> None:
         self.api_url, self.pool = api_url, {"work_pools": {"name": {"any_": [pool]}}}
 
     def recover(self, root: Path) -> list[str]:
-        """Runs whose process is gone become `Crashed`, missed times of schedules `Skipped`; worktrees go. To be called before a worker starts.
+        """Repairs what a killed `make ui` left. To be called before a worker starts.
+
+        Runs whose process is gone become `Crashed`, scheduled runs whose time has passed `Skipped`; worktrees are
+        removed.
 
         Returns:
-            One sentence for each run.
+            One sentence per crashed run, and one about the skipped ones.
         """
         prune(root)
         return self._crash(root) + self._skip()
 
     def _crash(self, root: Path) -> list[str]:
         at_work = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
-        runs = [r for r in self._post("flow_runs/filter", flow_runs=at_work, **self.pool) if r["id"] != _builder(root)]
+        found = self._post("flow_runs/filter", flow_runs=at_work, **self.pool)
+        runs = [r for r in found if r["id"] != _builder(root)]
         if not runs:
             return []
         which = {"flow_runs": {"id": {"any_": [r["id"] for r in runs]}}}
@@ -111,10 +124,10 @@ class Records:
         for run in runs:
             self._set(f"flow_runs/{run['id']}", "CRASHED", "Crashed", GONE)
             if (root / ".foundry" / "runs" / run["id"][:8] / "sweep.json").exists():
-                from flows.record import close_record  # MLflow: seconds
+                from flows.sweep_tracking import close_sweep  # imports MLflow, which takes seconds
 
-                close_record(root, run["id"][:8])
-        return [f"the run {r['name']} was {r['state_name']}: Crashed now, {GONE}" for r in runs]
+                close_sweep(root, run["id"][:8])
+        return [f"the run {r['name']} was {r['state_name']} and is now Crashed: {GONE}" for r in runs]
 
     def _skip(self) -> list[str]:
         before = (datetime.now(UTC) - LATE).isoformat()
@@ -122,9 +135,9 @@ class Records:
         missed = [r for r in self._post("flow_runs/filter", flow_runs=due, **self.pool) if r["auto_scheduled"]]
         for run in missed:
             self._set(f"flow_runs/{run['id']}", "CANCELLED", "Skipped", SKIPPED)
-        return [f"{len(missed)} scheduled runs are skipped: their time passed while `make ui` was not running"] * bool(
-            missed
-        )
+        if not missed:
+            return []
+        return [f"{len(missed)} scheduled runs are skipped: their time passed while `make ui` was not running"]
 
     def _set(self, what: str, kind: str, name: str, message: str) -> None:
         self._post(f"{what}/set_state", state={"type": kind, "name": name, "message": message}, force=True)
@@ -138,7 +151,7 @@ class Records:
 
 
 def _builder(root: Path) -> str:
-    """The flow run that builds the project at this moment; empty if none does, or one that no server knows."""
+    """The id of the flow run that builds the project now; empty if none does, or one that was started by hand."""
     try:
         with exclusive(building(root), note=None):
             return ""

@@ -1,8 +1,9 @@
-"""Puts stages that were built into DVC's run cache, as DVC does itself unless a stage has a report that git keeps.
+"""Puts stages that were built into DVC's run cache where DVC does not do it itself.
 
-DVC 3.67 restores such a stage from the run cache but never saves it there (`no_cache_outs` in `Stage.run`): runs in worktrees would build it again and again.
+DVC 3.67 restores a stage that has a report in git (`cache: false`) from the run cache but never saves it there
+(`no_cache_outs` in `Stage.run`): runs in worktrees would build it again each time.
 
-    python -m flows.remember [STAGE ...]      in the folder of dvc.yaml; without names every stage that is built and that DVC leaves out
+    python -m flows.remember [STAGE ...]      in the folder of dvc.yaml; default: each built stage that DVC leaves out
 """
 
 import sys
@@ -13,7 +14,7 @@ from foundry.config import read_yaml
 
 
 def left_out(root: Path, stage: str) -> bool:
-    """Whether DVC leaves a stage out of the run cache: an out, neither metric nor plot, with `cache: false`."""
+    """Whether DVC leaves a stage out of the run cache: one of its `outs` (not metrics or plots) has `cache: false`."""
     outs = read_yaml(root / "dvc.yaml")["stages"][stage].get("outs", [])
     return any(isinstance(o, dict) and next(iter(o.values())).get("cache") is False for o in outs)
 
@@ -23,7 +24,7 @@ def main() -> None:
     from dvc.repo import Repo
 
     names = sys.argv[1:]
-    ours = read_yaml(Path("dvc.yaml"))["stages"]  # the project may have other files of stages below
+    ours = read_yaml(Path("dvc.yaml"))["stages"]  # the project may have other files of stages in subfolders
     try:
         with Repo(".") as repo, nullcontext() if names else repo.lock:
             for stage in repo.index.stages:
@@ -33,8 +34,8 @@ def main() -> None:
     except DvcException as e:
         if names:
             raise
-        # The build itself is done: only a later return to it would run these stages again.
-        print(f"the run cache did not take every stage: {e}", file=sys.stderr)
+        # The build itself is done: these stages would only run again when the project returns to this state.
+        print(f"DVC's run cache did not take every stage: {e}", file=sys.stderr)
 
 
 if __name__ == "__main__":

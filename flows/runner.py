@@ -1,7 +1,7 @@
-"""One DVC stage as a well-behaved child: its own session, streamed lines, a deadline, a stop that lets a trainer save.
+"""One DVC stage as a well-behaved child: its own session, streamed lines, a time limit, a stop that lets it save.
 
-SIGINT to the whole group is the stop that DVC survives cleanly; SIGTERM and SIGKILL follow when it is not heard. When this process dies the kernel ends the
-child, and the stage dies with it: no orphan trains on.
+DVC survives SIGINT to the whole group cleanly; SIGTERM and SIGKILL follow if that has no effect. When this process
+dies, the kernel ends the child, and the stage dies with it: no orphan trains on.
 """
 
 import ctypes
@@ -15,38 +15,40 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from flows.settings import environment
 from foundry.utils.dvc_files import repair_dvc
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+# What DVC prints, for every stage, to a user who would run git by hand.
 CHATTER = re.compile(
     r"^(To track the changes with git|\s*git add |To enable auto staging|\s*dvc config core.autostage|Use `dvc push`)"
 )
-
-
-class Stopped(RuntimeError):
-    """The stage was stopped: by a deadline or because the run was cancelled. Trying again would undo that."""
-
-
 EXITED = re.compile(r"exited with (-?\d+)")
 PROGRESS = re.compile(r"(\d{1,3})%\|")
+Action = Literal["ran", "restored", "up-to-date"]  # what DVC did with a stage; restored: from its run cache
+
+
+class StageStopped(RuntimeError):
+    """The stage was stopped, by its time limit or because the run was cancelled. A retry would undo that."""
 
 
 class StageFailed(RuntimeError):
-    """DVC ended with an error; the message holds the stage's last lines.
+    """DVC ended with an error; the message has the stage's last lines.
 
     Attributes:
-        mendable: whether another try may help: the stage was killed, or said so (exit code 75). A mistake in data or parameters stays one.
+        retryable: whether a retry may help: the stage was killed, or asked for it (exit code 75). It does not help
+            against a mistake in data or parameters.
     """
 
-    def __init__(self, message: str, mendable: bool = False) -> None:
+    def __init__(self, message: str, retryable: bool = False) -> None:
         super().__init__(message)
-        self.mendable = mendable
+        self.retryable = retryable
 
 
-def mendable(lines: list[str]) -> bool:
-    """Whether the stage's exit code, which DVC tells in its last lines, is 75 (try later) or a signal's."""
+def retryable(lines: list[str]) -> bool:
+    """Whether the stage's exit code, which DVC prints in its last lines, is 75 (try later) or that of a signal."""
     codes = [int(m[1]) for line in lines[-20:] if (m := EXITED.search(line))]
     return bool(codes) and (codes[-1] == os.EX_TEMPFAIL or codes[-1] < 0 or codes[-1] > 128)
 
@@ -54,13 +56,14 @@ def mendable(lines: list[str]) -> bool:
 def die_with_parent() -> None:
     """For `preexec_fn`: the kernel ends the child when this process dies."""
     if _LIBC is not None:
-        _LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG; dvc alone does not hear SIGINT while a stage runs
+        # PR_SET_PDEATHSIG. Not SIGINT: while a stage runs, DVC itself does not react to it.
+        _LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 def end_with_worker() -> None:
-    """In a process that Prefect's worker started: have it end as by SIGTERM when the worker dies.
+    """In a process that Prefect's worker started: it ends as by SIGTERM when the worker dies.
 
-    Left alone such a run goes on until it next writes to the worker's pipe, out of reach of the UI's cancel button.
+    Without this, such a run continues until it next writes to the worker's pipe, out of reach of the cancel button.
     """
     worker = os.getppid()
     if "PREFECT__FLOW_RUN_ID" not in os.environ or worker == 1:
@@ -75,13 +78,13 @@ def end_with_worker() -> None:
 
 
 @dataclass
-class StageRun:
-    """A run of `dvc repro --single-item STAGE`.
+class StageProcess:
+    """The child `dvc repro --single-item STAGE`.
 
     Args:
-        timeout_s: deadline; None is none.
-        grace_s: how long a stage may take to save after SIGINT.
-        cores: those that it may use; empty is all.
+        timeout_s: time limit in seconds; None for none.
+        grace_s: seconds that a stage has to save after SIGINT.
+        cores: CPU cores that it may use; empty for all.
     """
 
     stage: str
@@ -92,35 +95,35 @@ class StageRun:
     cores: frozenset[int] = frozenset()
     extra_env: dict[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
-    stopped: str | None = None
+    stopped: str | None = None  # why
     _process: subprocess.Popen | None = None
 
-    def run(self, on_line: Callable[[str], None]) -> str:
-        """Runs to the end: `ran`, `restored` (from DVC's run cache) or `up-to-date`.
+    def execute(self, on_line: Callable[[str], None]) -> Action:
+        """Starts the child and waits until it ends; returns what DVC did.
 
         Raises:
-            StageFailed, Stopped: see there.
+            StageFailed: if DVC ended with an error.
+            StageStopped: if `stop` was called, also before the start.
         """
-        command = [
-            sys.executable,
-            "-m",
-            "dvc",
-            "--wait-for-lock",
-            "repro",
-            "--single-item",
-            self.stage,
-            *["--force"] * self.force,
-        ]
         for line in repair_dvc(self.root):
             on_line(line)
         if self.stopped:
             raise self._was_stopped()
-        env = {**environment(self.root), "SHELL": "/bin/sh", **self.extra_env}
+        options = ["--single-item", self.stage, *["--force"] * self.force]
         self._process = subprocess.Popen(
-            command, cwd=self.root, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            errors="replace", bufsize=1, start_new_session=True, preexec_fn=self._prepare,
-        )  # fmt: skip
-        if self.stopped:  # while the process was made
+            [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *options],
+            cwd=self.root,
+            env={**environment(self.root), "SHELL": "/bin/sh", **self.extra_env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            bufsize=1,
+            start_new_session=True,
+            preexec_fn=self._prepare,
+        )
+        if self.stopped:  # while the child was started
             self.stop(self.stopped)
         timer = threading.Timer(self.timeout_s, self.stop, ("its time limit was reached",)) if self.timeout_s else None
         if timer:
@@ -128,7 +131,7 @@ class StageRun:
             timer.start()
         try:
             for raw in self._process.stdout:
-                line = raw.rstrip().rsplit("\r", 1)[-1].rstrip()  # of a progress bar the last state
+                line = raw.rstrip().rsplit("\r", 1)[-1].rstrip()  # the last state of a progress bar
                 if line and not CHATTER.match(line):
                     self.lines = [*self.lines[-199:], line]
                     on_line(line)
@@ -142,19 +145,15 @@ class StageRun:
         if self.stopped:
             raise self._was_stopped()
         if code:
-            told = f"stage {self.stage} failed (dvc ended with {code}):\n" + "\n".join(self.lines[-20:])
-            raise StageFailed(told, mendable(self.lines) or code < 0)
+            message = f"stage {self.stage} failed (dvc ended with {code}):\n" + "\n".join(self.lines[-20:])
+            raise StageFailed(message, retryable(self.lines) or code < 0)
         text = "\n".join(self.lines)
-        return (
-            "restored"
-            if "is cached - skipping run" in text
-            else "up-to-date"
-            if "didn't change, skipping" in text
-            else "ran"
-        )
+        if "is cached - skipping run" in text:
+            return "restored"
+        return "up-to-date" if "didn't change, skipping" in text else "ran"
 
-    def _was_stopped(self) -> Stopped:
-        return Stopped(f"stage {self.stage}: {self.stopped}; the next run resumes, a training from its checkpoint")
+    def _was_stopped(self) -> StageStopped:
+        return StageStopped(f"stage {self.stage}: {self.stopped}; the next run resumes, a training from its checkpoint")
 
     def _prepare(self) -> None:
         """In the child, before it becomes DVC."""

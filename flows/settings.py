@@ -1,4 +1,7 @@
-"""The environment of everything that the flows start: no telemetry, servers' files under `.foundry/`, the environment's own programs first."""
+"""The environment of everything that the flows start.
+
+No telemetry, the servers' files under `.foundry/`, and the programs of this Python environment before others.
+"""
 
 import os
 import sys
@@ -6,7 +9,7 @@ from pathlib import Path
 
 
 def project_root() -> Path:
-    """The project: FOUNDRY_ROOT (set by a deployment), else the folder above this one."""
+    """The project: FOUNDRY_ROOT, which a deployment sets, or else the folder that contains `flows/`."""
     return Path(os.environ.get("FOUNDRY_ROOT") or Path(__file__).resolve().parents[1]).resolve()
 
 
@@ -16,16 +19,17 @@ def environment(root: Path) -> dict[str, str]:
     fixed = {
         "PATH": path,
         "PYTHONUNBUFFERED": "1",
-        # Reading commands of git refresh its index on the way: killed then, they leave `index.lock`, which stops the user's next commit.
+        # Commands of git that only read refresh its index as well; one that is killed while it does so leaves
+        # `index.lock`, and the user's next commit fails.
         "GIT_OPTIONAL_LOCKS": "0",
         "DVC_NO_ANALYTICS": "1",
-        "DO_NOT_TRACK": "true",  # MLflow wants the word, Prefect takes it as well
+        "DO_NOT_TRACK": "true",  # MLflow needs the word, Prefect accepts it as well
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_V2_ENABLED": "false",  # its pages ask an analytics host on each load
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes and 2 GB otherwise
-        # Leases kept in memory are lost with the server, and healthy runs are crashed for it.
+        # Leases kept in memory are lost with the server, and healthy runs crash because of it.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
     defaults = {
@@ -34,7 +38,6 @@ def environment(root: Path) -> dict[str, str]:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     }
     env = {**defaults, **os.environ, **fixed}
-    Path(env["PREFECT_HOME"]).mkdir(
-        parents=True, exist_ok=True
-    )  # its server cannot open a database in a folder that is not there
+    # Prefect's server cannot open a database in a folder that does not exist.
+    Path(env["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     return env

@@ -1,7 +1,7 @@
 """The machine divided among trainings that run side by side: cores by CPU affinity, GPUs by CUDA_VISIBLE_DEVICES.
 
-Undivided, each of two trainings starts a thread on every core, and both wait for each other: on two cores they were twenty times slower than one alone.
-The division of GPUs was never run: the project's tests have none.
+Without a division, each of two trainings starts a thread on every core, and both wait for each other: on two cores each
+was twenty times slower than by itself. The division of GPUs was never run: the project's tests have none.
 """
 
 import os
@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Share:
-    """Attributes:
-    cores: numbers of CPU cores; empty: all.
-    gpus: as CUDA_VISIBLE_DEVICES names them; empty: all.
+    """A part of the machine.
+
+    Attributes:
+        cores: numbers of CPU cores; empty for all.
+        gpus: as CUDA_VISIBLE_DEVICES names them; empty for all.
     """
 
     cores: frozenset[int] = frozenset()
@@ -23,30 +25,30 @@ class Share:
         return {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {}
 
 
-WHOLE = Share()
+WHOLE_MACHINE = Share()
 
 
 def shares(n: int) -> list[Share]:
-    """`n` equal shares; with fewer cores or GPUs than shares, several have the same one."""
+    """`n` equal shares; if there are fewer cores or GPUs than shares, several shares have the same one."""
     if n == 1:
-        return [WHOLE]
+        return [WHOLE_MACHINE]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     gpus = visible_gpus()
     return [Share(frozenset(_part(cores, i, n)), tuple(_part(gpus, i, n))) for i in range(n)]
 
 
 def _part(items: list, i: int, n: int) -> list:
-    """The i-th of n parts; every item in just one of them where there are enough."""
+    """The i-th of n parts; if there are enough items, each is in exactly one part."""
     if len(items) < n:
         return items[i % len(items) :][:1] if items else []
     return items[i::n]
 
 
 def visible_gpus() -> list[str]:
-    """Those of CUDA_VISIBLE_DEVICES, else all that NVIDIA's driver knows."""
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is not None:
-        return [g.strip() for g in told.split(",") if g.strip()]
+    """The GPUs of CUDA_VISIBLE_DEVICES; if it is not set, all that NVIDIA's driver lists."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [g.strip() for g in named.split(",") if g.strip()]
     try:
         import pynvml
     except ImportError:

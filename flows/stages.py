@@ -1,6 +1,6 @@
 """DVC's stages as Prefect tasks: the graph of a workspace, run in order, independent stages side by side.
 
-DVC stays the only cache: a task is `dvc repro --single-item STAGE`, so `dvc.lock` stays true whoever ran it.
+DVC is the only cache: a task is `dvc repro --single-item STAGE`, so `dvc.lock` is true whoever ran it.
 """
 
 import json
@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextvars import copy_context
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +19,78 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.states import Cancelled, Completed, Failed
+from prefect.futures import PrefectFuture
+from prefect.states import Cancelled, Completed, Failed, State
 
 from flows.graph import Node
 from flows.outcome import RunFailed
 from flows.remember import left_out
-from flows.runner import PROGRESS, StageFailed, StageRun, Stopped, die_with_parent
+from flows.runner import PROGRESS, Action, StageFailed, StageProcess, StageStopped, die_with_parent
 from flows.settings import environment
-from flows.shares import WHOLE, Share
+from flows.shares import WHOLE_MACHINE, Share
 from flows.workspace import Workspace
 from foundry.config import read_yaml
+from foundry.utils.flow_runs import StageOutcome
 
 PROGRESS_PERIOD = 2.0  # seconds
-STATES = {"ran": "Completed", "restored": "Restored", "up-to-date": "UpToDate"}
+STATES: dict[Action, str] = {"ran": "Completed", "restored": "Restored", "up-to-date": "UpToDate"}
 
 
-class Crew:
-    """The children of one flow run. When it is cancelled each is stopped, so that it saves, and none is started again.
+@dataclass(frozen=True)
+class StageResult:
+    """What DVC did with a stage, and how many seconds it took."""
 
-    No dataclass: Prefect would copy one that it finds among a task's arguments.
+    action: Action
+    seconds: float
+
+
+class StageRunner:
+    """Runs stages of one workspace.
+
+    When it is stopped, each stage that runs is stopped, so that it saves, and no other starts.
+
+    Not a dataclass: Prefect would copy one that it finds among a task's arguments.
+
+    Args:
+        env: environment variables of the stages.
+        share: the part of the machine that they may use.
     """
 
-    def __init__(self, workspace: Workspace, env: dict[str, str] | None = None, share: Share = WHOLE) -> None:
+    def __init__(self, workspace: Workspace, env: dict[str, str] | None = None, share: Share = WHOLE_MACHINE) -> None:
         self.workspace, self.share, self.cancelled = workspace, share, False
         self.env = {**(env or {}), **share.env}
         self._lock = threading.Lock()
-        self._runs: dict[int, StageRun] = {}
+        self._running: dict[int, StageProcess] = {}
 
-    def run(
+    def execute(
         self, stage: str, on_line: Callable[[str], None], timeout_s: float | None = None, force: bool = False
-    ) -> tuple[str, float]:
-        """(what DVC did, seconds)."""
-        run = StageRun(stage, self.workspace.root, timeout_s, force=force, cores=self.share.cores, extra_env=self.env)
+    ) -> StageResult:
+        """Runs one stage to its end.
+
+        Raises:
+            StageFailed: if DVC ended with an error.
+            StageStopped: if its time limit was reached, or this runner was stopped.
+        """
+        root = self.workspace.root
+        process = StageProcess(stage, root, timeout_s, force=force, cores=self.share.cores, extra_env=self.env)
         with self._lock:
             if self.cancelled:
-                raise Stopped(f"stage {stage}: the run was cancelled before it began")
-            self._runs[id(run)] = run
+                raise StageStopped(f"stage {stage}: the run was cancelled before it began")
+            self._running[id(process)] = process
         begin = time.monotonic()
         try:
-            how = run.run(on_line)
+            action = process.execute(on_line)
         finally:
-            self._runs.pop(id(run))
-        root = self.workspace.root
-        if how == "ran" and left_out(root, stage):
+            self._running.pop(id(process))
+        if action == "ran" and left_out(root, stage):
             # The module of this checkout, in the workspace: DVC's command line cannot do it.
             command(root, [sys.executable, str(Path(__file__).with_name("remember.py")), stage], on_line)
-        return how, round(time.monotonic() - begin, 1)
+        return StageResult(action, round(time.monotonic() - begin, 1))
 
     def stop(self) -> None:
         with self._lock:
-            self.cancelled, runs = True, list(self._runs.values())
-        threads = [threading.Thread(target=run.stop, args=("the run was cancelled",)) for run in runs]
+            self.cancelled, running = True, list(self._running.values())
+        threads = [threading.Thread(target=p.stop, args=("the run was cancelled",)) for p in running]
         for t in threads:
             t.start()
         for t in threads:
@@ -76,8 +98,8 @@ class Crew:
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
-def dvc_stage(stage: str, crew: Crew, timeout_s: float | None, force: bool):
-    """Runs one stage; its state is named by what DVC did."""
+def dvc_stage(stage: str, runner: StageRunner, timeout_s: float | None, force: bool) -> State:
+    """Runs one stage; the name of its state says what DVC did."""
     log = get_run_logger()
 
     def on_line(line: str) -> None:
@@ -86,16 +108,17 @@ def dvc_stage(stage: str, crew: Crew, timeout_s: float | None, force: bool):
 
     try:
         with ProgressBar(stage) as bar:
-            how, seconds = crew.run(stage, on_line, timeout_s, force)
-    except Stopped as e:
-        return Cancelled(message=str(e)) if crew.cancelled else Failed(name="TimedOut", message=str(e))
-    return Completed(name=STATES[how], message=f"{how} in {seconds} s", data={"how": how, "seconds": seconds})
+            result = runner.execute(stage, on_line, timeout_s, force)
+    except StageStopped as e:
+        return Cancelled(message=str(e)) if runner.cancelled else Failed(name="TimedOut", message=str(e))
+    return Completed(name=STATES[result.action], message=f"{result.action} in {result.seconds} s", data=result)
 
 
 class ProgressBar:
-    """A stage's own bar as an artifact of its task.
+    """A stage's own progress bar as an artifact of its task.
 
-    A thread tells the newest state now and then, so that a server that is slow or away holds nothing up; what it did not take is told with the next state.
+    A thread sends the newest state every `PROGRESS_PERIOD` seconds, so that a slow or absent server delays nothing; a
+    state that the server did not take is superseded by the next one.
     """
 
     def __init__(self, stage: str) -> None:
@@ -120,18 +143,18 @@ class ProgressBar:
         self._thread.join(10.0)
 
     def _work(self) -> None:
-        told, last = None, False
+        sent, last = None, False
         while not last:
             last = self._ended.wait(PROGRESS_PERIOD)
-            if (newest := self._newest) == told:
+            if (newest := self._newest) == sent:
                 continue
             try:
-                self._tell(*newest)
-                told = newest
+                self._send(*newest)
+                sent = newest
             except (httpx.HTTPError, PrefectHTTPStatusError):
                 continue
 
-    def _tell(self, percent: float, line: str) -> None:
+    def _send(self, percent: float, line: str) -> None:
         if self.artifact is None:
             key = f"progress-{self.stage.replace('_', '-')}"
             self.artifact = create_progress_artifact(percent, key=key, description=line)
@@ -140,65 +163,58 @@ class ProgressBar:
 
 
 def run_graph(
-    crew: Crew, nodes: list[Node], *, force: frozenset[str] = frozenset(), limits: dict[str, int] | None = None
-) -> list[dict[str, Any]]:
-    """Runs the stages; a row each: stage, state, seconds, why it ran, message. Raises nothing for a stage that failed."""
-
-    reasons = why(crew.workspace, {n.name for n in nodes}, force)
-    futures: dict[str, Any] = {}
+    runner: StageRunner, nodes: list[Node], *, force: frozenset[str] = frozenset(), limits: dict[str, int] | None = None
+) -> list[StageOutcome]:
+    """Runs the stages. A stage that failed raises nothing: its outcome says so."""
+    reasons = reasons_to_run(runner.workspace, {n.name for n in nodes}, force)
+    futures: dict[str, PrefectFuture] = {}
     try:
         for node in nodes:
-            named = dvc_stage.with_options(name=node.name, **retrying(node, lambda: crew.cancelled))
+            named = dvc_stage.with_options(name=node.name, **retry_options(node, lambda: runner.cancelled))
             futures[node.name] = named.submit(
                 node.name,
-                crew,
-                (limits or {}).get(node.name, node.policy.get("timeout_s")),
+                runner,
+                (limits or {}).get(node.name, node.policy.timeout_s),
                 node.name in force,
                 wait_for=[futures[u] for u in node.upstream if u in futures],
             )
         for future in futures.values():
             future.wait()
     except BaseException:
-        crew.stop()
+        runner.stop()
         raise
-    return [_row(name, future.state, reasons.get(name, "")) for name, future in futures.items()]
+    return [_outcome(name, future.state, reasons.get(name, "")) for name, future in futures.items()]
 
 
-def retrying(node: Node, cancelled: Callable[[], bool]) -> dict[str, Any]:
-    """A task's options: the retries of a stage's policy, each wait twice the one before, only for what another try may mend."""
+def retry_options(node: Node, cancelled: Callable[[], bool]) -> dict[str, Any]:
+    """Prefect's options for a stage's task: the retries of its policy, only for failures that a retry may repair."""
 
-    def again(task, run, state) -> bool:
+    def may_retry(task: Any, run: Any, state: State) -> bool:
         try:
             state.result()
         except StageFailed as e:
-            return e.mendable and not cancelled()
+            return e.retryable and not cancelled()
         except BaseException:
             return False
         return False
 
-    retries, delay = node.policy.get("retries", 0), node.policy.get("retry_delay_s", 10)
-    waits = [delay * 2**i for i in range(retries)]
-    return {"retries": retries, "retry_delay_seconds": waits or None, "retry_condition_fn": again}
+    waits = [node.policy.retry_delay_s * 2**i for i in range(node.policy.retries)]
+    return {"retries": len(waits), "retry_delay_seconds": waits or None, "retry_condition_fn": may_retry}
 
 
-def _row(name: str, state: Any, reason: str) -> dict[str, Any]:
-    data = state.result(raise_on_failure=False) if state.is_completed() else None
-    ran = state.name == "Completed"
-    return {
-        "stage": name,
-        "state": state.name,
-        "seconds": data["seconds"] if isinstance(data, dict) else "",
-        "why": (reason or "an input of it was built anew")
-        if ran
-        else reason
-        if not state.is_completed()
-        else "nothing changed",
-        "message": "" if state.is_completed() else (state.message or "")[-600:],
-    }
+def _outcome(name: str, state: State, reason: str) -> StageOutcome:
+    result = state.result(raise_on_failure=False) if state.is_completed() else None
+    seconds, message = result.seconds if isinstance(result, StageResult) else "", ""
+    if not state.is_completed():
+        message = (state.message or "")[-600:]
+    elif state.name != "Completed":
+        reason = "nothing changed"
+    why = reason or ("an input of it was built again" if state.is_completed() else "")
+    return StageOutcome(stage=name, state=state.name, seconds=seconds, why=why, message=message)
 
 
-def why(ws: Workspace, names: set[str], force: frozenset[str] = frozenset()) -> dict[str, str]:
-    """For each stage that will run, what changed, in DVC's words; a stage that only follows another one is not in it."""
+def reasons_to_run(ws: Workspace, names: set[str], force: frozenset[str] = frozenset()) -> dict[str, str]:
+    """For each stage that will run, what changed, in DVC's words; stages that only follow another one are left out."""
     done = subprocess.run(
         [sys.executable, "-m", "dvc", "status", "--json"],
         cwd=ws.root,
@@ -213,19 +229,18 @@ def why(ws: Workspace, names: set[str], force: frozenset[str] = frozenset()) -> 
     lock = ws.root / "dvc.lock"
     built = read_yaml(lock).get("stages", {}) if lock.exists() else {}
     lost = {name: f"{out} is not in the cache" for name, out in ws.lost.items()}
-    told = {name: lost.get(name, "not built before") for name in names if name not in built} | {
-        name: "forced" for name in force & names
-    }
+    reasons = {name: lost.get(name, "not built before") for name in names - set(built)}
+    reasons |= dict.fromkeys(force & names, "forced")
     for name, changes in status.items():
-        if name in names and name not in told and (text := _changes(changes)):
-            told[name] = text
-    return told
+        if name in names and name not in reasons and (text := _changes(changes)):
+            reasons[name] = text
+    return reasons
 
 
 def _changes(changes: list[Any]) -> str:
-    """`params.yaml: train.lr; data/clean modified; 2 files of code (foundry/models/norm.py, …)` of what `dvc status` lists.
+    """What `dvc status` lists for a stage, in one line. An output that is only missing is no reason.
 
-    What is only not there is no reason.
+    `params.yaml: train.lr; data/clean modified; 2 files of code (foundry/models/norm.py, …)`
     """
     words: list[str] = []
     code: list[str] = []
@@ -240,25 +255,31 @@ def _changes(changes: list[Any]) -> str:
                 code.append(path)
             elif how != "deleted":
                 words.append(f"{path} {how}")
-        words += [
-            f"{p} is not in the cache" for p, how in change.get("changed outs", {}).items() if how == "not in cache"
-        ]
+        outs = change.get("changed outs", {})
+        words += [f"{path} is not in the cache" for path, how in outs.items() if how == "not in cache"]
     if code:
-        shown = [c for c in code if "__" not in c][:2] or code[:2]  # the table is Markdown
+        shown = [c for c in code if "__" not in c][:2] or code[:2]  # `__` is bold in the table, which is Markdown
         words.append(f"{len(code)} files of code ({', '.join(shown)}{', …' if len(code) > len(shown) else ''})")
     return "; ".join(words)
 
 
 def command(root: Path, args: list[str], on_line: Callable[[str], None]) -> list[str]:
-    """Runs a command of the project's, streaming its lines; returns them. It dies with this process.
+    """Runs a command of the project, streaming its lines; returns them. It dies with this process.
 
     Raises:
         RunFailed: with its last lines, if it fails.
     """
     process = subprocess.Popen(
-        args, cwd=root, env={**environment(root), "FOUNDRY_PROGRESS": "0"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace", preexec_fn=die_with_parent,
-    )  # fmt: skip
+        args,
+        cwd=root,
+        env={**environment(root), "FOUNDRY_PROGRESS": "0"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        preexec_fn=die_with_parent,
+    )
     lines = []
     try:
         for line in process.stdout:

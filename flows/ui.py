@@ -1,8 +1,9 @@
 """`make ui`: Prefect server, a worker and MLflow on loopback, until Ctrl-C.
 
-One per project, by a lock. Each child has its own session and is ended by its process group; it dies with this process, however that ends. Ports are checked
-before anything starts. A child that dies is reported and started again; one that keeps dying ends all, with the tail of its log. On Ctrl-C, SIGTERM and SIGHUP
-(a closed terminal) the worker ends first: a run saves and reports its state while Prefect's server still hears it.
+A lock allows one per project. Each child has its own session and is ended by its process group; it dies with this
+process, however that ends. Ports are checked before anything starts. A child that dies is reported and started again;
+if it keeps dying, everything ends, with the tail of its log. On Ctrl-C, SIGTERM and SIGHUP (a closed terminal) the
+worker ends first: a run saves and reports its state while Prefect's server is still there.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 import psutil
 
 from flows.deploy import POOL, deploy
-from flows.recovery import MARK, SAVING, Records, end_processes, processes, wait_ended
+from flows.recovery import PROJECT_VAR, SAVING, FlowRuns, end_processes, processes, wait_ended
 from flows.runner import die_with_parent
 from flows.settings import environment, project_root
 from foundry.config import ConfigError, FoundryError, LockError
@@ -35,9 +36,9 @@ from foundry.utils.served import addresses, lock_path, remove_addresses, write_a
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 180.0  # seconds; a server takes 4 to 10, on a busy machine much longer
-LOG_MOST = 8_000_000  # bytes of a log before it is set aside as NAME.log.1; the one before it goes
+LOG_MOST = 8_000_000  # bytes of a log before it is moved to NAME.log.1, which it replaces
 GUARD = Path(__file__).with_name("guard.py")
-RESTARTS, RESTART_SPAN = 3, 300.0  # a child that dies more often in so many seconds is not started again
+RESTARTS, RESTART_SPAN = 3, 300.0  # a child that dies more than 3 times in 300 seconds is not restarted
 
 
 @dataclass
@@ -46,8 +47,8 @@ class Ui:
 
     Attributes:
         deaths: when each child died.
-        found: what a killed `make ui` had left, and what was done about it: one sentence each.
-        held: the project's lock.
+        repaired: what a killed `make ui` had left, and what was done about it: one sentence each.
+        locks: the locks of the project and of Prefect's folder.
     """
 
     root: Path
@@ -56,14 +57,14 @@ class Ui:
     deployments: list[str] = field(default_factory=list)
     children: dict[str, subprocess.Popen] = field(default_factory=dict)
     deaths: dict[str, list[float]] = field(default_factory=dict)
-    found: list[str] = field(default_factory=list)
-    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    repaired: list[str] = field(default_factory=list)
+    locks: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def log(self, name: str) -> Path:
         return self.root / ".foundry" / "ui" / f"{name}.log"
 
     def dead(self) -> str | None:
-        """Name of a child that ended, if any."""
+        """The name of a child that has ended, if any."""
         return next((name for name, p in self.children.items() if p.poll() is not None), None)
 
     def command(self, name: str) -> list[str]:
@@ -72,28 +73,30 @@ class Ui:
             return ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
         if name == "worker":
             return ["prefect", "worker", "start", "--pool", POOL, "--name", socket.gethostname()]
-        store = [
-            "--backend-store-uri",
-            sqlite_uri(own_store(self.root)),
-            "--artifacts-destination",
-            artifacts_of(own_store(self.root)),
-        ]
-        return ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1", *store]
+        store = own_store(self.root)
+        files = ["--backend-store-uri", sqlite_uri(store), "--artifacts-destination", artifacts_of(store)]
+        return ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1", *files]
 
     def spawn(self, name: str) -> None:
-        """Starts a child, or starts it again; its output goes to its log. It dies with this process, and so does what it started."""
+        """Starts or restarts a child, with its output in its log. It dies with this process, with all that it started."""
         urls = {"PREFECT_API_URL": f"{self.prefect_url}/api", "FOUNDRY_MLFLOW_URL": self.mlflow_url}
-        env = {**environment(self.root), **urls, MARK: str(self.root)}
+        env = {**environment(self.root), **urls, PROJECT_VAR: str(self.root)}
         # The runs of a worker that dies end by themselves (flows.runner.end_with_worker).
         guard = [] if name == "worker" else [sys.executable, "-S", str(GUARD)]
         with open(self.log(name), "ab") as log:
             self.children[name] = subprocess.Popen(
-                [*guard, sys.executable, "-m", *self.command(name)], cwd=self.root, env=env, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=die_with_parent,
-            )  # fmt: skip
+                [*guard, sys.executable, "-m", *self.command(name)],
+                cwd=self.root,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
 
     def rotate_logs(self) -> None:
-        """Sets a long log aside. Its child goes on writing to the same file, which it opened for appending."""
+        """Moves a long log aside. Its child continues to write to the same file, which it opened for appending."""
         for name in self.children:
             log = self.log(name)
             if log.stat().st_size > LOG_MOST:
@@ -101,7 +104,7 @@ class Ui:
                 os.truncate(log, 0)
 
     def watch(self) -> None:
-        """Starts again what died; returns never.
+        """Restarts children that die; never returns.
 
         Raises:
             FoundryError: if a child keeps dying.
@@ -120,10 +123,10 @@ class Ui:
             time.sleep(1)
 
     def wait_for(self, url: str) -> None:
-        """Until it answers.
+        """Waits until an address answers.
 
         Raises:
-            FoundryError: if a child ends, or nothing answers in `START_TIMEOUT`.
+            FoundryError: if a child ends, or nothing answers in `START_TIMEOUT` seconds.
         """
         end = time.monotonic() + START_TIMEOUT
         while time.monotonic() < end:
@@ -140,22 +143,25 @@ class Ui:
         )
 
     def stop(self) -> None:
-        """Ends every child. A run that is at work ends first: it saves, and reports to the server how it ended."""
+        """Ends every child. A run in progress ends first: it saves, and reports its state to the server."""
         if "worker" in self.children:
             self.end_runs()
         for name in reversed(self.children):
             self.end(name)
         self.children.clear()
         remove_addresses(self.root)
-        self.held.close()
+        self.locks.close()
 
     def end_runs(self) -> None:
-        """Ends the runs of the worker, as a time limit does. The worker is held meanwhile: it would start the next run, and kills its runs when it ends."""
+        """Ends the runs of the worker, as a time limit does.
+
+        The worker is suspended meanwhile: it would start the next run, and kills its runs when it ends.
+        """
         worker = self.children["worker"]
-        runs = processes(self.root)[1]
+        runs = processes(self.root).runs
         if not runs or worker.poll() is not None:
             return
-        say(f"a run is at work: it saves and reports its state (up to {SAVING:.0f} s) ...")
+        say(f"a run is in progress: it saves and reports its state (up to {SAVING:.0f} s) ...")
         worker.send_signal(signal.SIGSTOP)
         for p in runs:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -166,7 +172,7 @@ class Ui:
         worker.kill()
 
     def end(self, name: str) -> None:
-        """Ends a child's whole group; a dead one may have left processes in it, which hold its port."""
+        """Ends a child's whole group; a dead child may have left processes in it, which occupy its port."""
         p = self.children[name]
         for sig, wait in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
             try:
@@ -181,7 +187,7 @@ def free_port(port: int, option: str) -> int:
     """The port, or a free one for 0.
 
     Raises:
-        ConfigError: if another program listens there, or the number is no port that may be opened.
+        ConfigError: if another program listens there, or the port may not be opened.
     """
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -190,11 +196,10 @@ def free_port(port: int, option: str) -> int:
         except OverflowError:
             raise ConfigError(f"{option}: a port is a number from 0 to 65535, got {port}") from None
         except OSError as e:
-            why = (
-                f"is in use ({e.strerror}): stop what listens there"
-                if e.errno == errno.EADDRINUSE
-                else f"cannot be opened ({e.strerror})"
-            )
+            if e.errno == errno.EADDRINUSE:
+                why = f"is in use ({e.strerror}): stop the program that listens there"
+            else:
+                why = f"cannot be opened ({e.strerror})"
             raise ConfigError(
                 f"port {port} on {HOST} {why}, or choose another with `make ui {option}=N` (0 = any free one)"
             ) from None
@@ -205,28 +210,28 @@ def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000, webhook
     """Starts everything and waits until both servers answer.
 
     Args:
-        webhook: is told of runs that are late, fail or crash.
+        webhook: an address that is called for runs that are late, fail or crash.
 
     Raises:
-        LockError: if another one runs in this project; its addresses are named.
+        LockError: if another one runs in this project; the message names its addresses.
         ConfigError: if a port is in use; nothing was started.
-        FoundryError: if a child ends or does not answer; everything was stopped again.
+        FoundryError: if a child ends or does not answer; everything was stopped.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_one(root))
-        found = end_processes(root)
+        repaired = end_processes(root)
         remove_addresses(root)
         prefect_port, mlflow_port = free_port(prefect_port, "prefect_port"), free_port(mlflow_port, "mlflow_port")
         urls = (f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}")
-        ui = Ui(root, *urls, found=found, held=stack.pop_all())
+        ui = Ui(root, *urls, repaired=repaired, locks=stack.pop_all())
     store = sqlite_uri(own_store(root))
     try:
-        connect(store)  # makes it, if it is not there, under our lock: a training may do the same at this moment
+        connect(store)  # creates a missing store under our lock: a training may do the same at this moment
         ui.spawn("prefect-server")
         ui.spawn("mlflow")
         ui.wait_for(f"{ui.prefect_url}/api/health")
         write_addresses(root, ui.prefect_url, ui.mlflow_url)
-        ui.found += Records(f"{ui.prefect_url}/api", POOL).recover(root)
+        ui.repaired += FlowRuns(f"{ui.prefect_url}/api", POOL).recover(root)
         ui.deployments = deploy(root, f"{ui.prefect_url}/api", webhook)
         ui.spawn("worker")
         ui.wait_for(f"{ui.mlflow_url}/health")
@@ -238,10 +243,13 @@ def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000, webhook
 
 @contextlib.contextmanager
 def only_one(root: Path) -> Iterator[None]:
-    """Holds the locks of the project and of Prefect's folder, which PREFECT_HOME may share: two servers on one SQLite file harm each other."""
+    """Holds the locks of the project and of Prefect's folder.
+
+    PREFECT_HOME may make two projects share that folder, and two servers on one SQLite file harm each other.
+    """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(exclusive(lock_path(root), wait=1.0))  # `addresses` holds it for a moment
+            stack.enter_context(exclusive(lock_path(root), wait=1.0))  # `addresses` takes it for a moment
         except LockError as e:
             here = addresses(root)
             where = f"{here['prefect']} (Prefect), {here['mlflow']} (MLflow)" if here else "it is starting or stopping"
@@ -271,21 +279,21 @@ def main() -> None:
     )
     parser.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s; 0 = any free one")
     parser.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s; 0 = any free one")
-    parser.add_argument("--webhook", default="", metavar="URL", help="is told of runs that are late, fail or crash")
+    parser.add_argument("--webhook", default="", metavar="URL", help="called for runs that are late, fail or crash")
     args = parser.parse_args()
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, lambda number, frame: sys.exit(128 + number))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for a command with `&`
     print("starting Prefect and MLflow (some seconds) ...", flush=True)
     ui = None
     try:
         ui = start(project_root(), args.prefect_port, args.mlflow_port, args.webhook)
         query = urllib.parse.urlencode({"workflowType": "machine_learning"})
-        for line in ui.found:
+        for line in ui.repaired:
             say(line)
         print(f"Prefect   {ui.prefect_url}/deployments   {', '.join(ui.deployments)}")
         print(f"MLflow    {ui.mlflow_url}/#/experiments?{query}")
-        print("a schedule is off until you switch it on; Ctrl-C stops all; logs are in .foundry/ui/", flush=True)
+        print("a schedule is off until you switch it on; Ctrl-C stops everything; logs are in .foundry/ui/", flush=True)
         ui.watch()
     except FoundryError as e:
         sys.exit(f"error: {e}")

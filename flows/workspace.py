@@ -1,7 +1,8 @@
 """A run's own folder: a git worktree of one commit, with the project's DVC cache and the project's `.foundry/`.
 
-So a scheduled run never meets half-edited files, and nobody's `dvc.lock` changes under his hands. Results come back by DVC's run cache: `dvc repro` in the
-project restores what the run built from the same commit. What the run was, its parameters, lock and reports, stay in `.foundry/runs/NAME/`.
+A scheduled run therefore never reads half-edited files, and does not change the `dvc.lock` that somebody works with.
+Results come back by DVC's run cache: `dvc repro` in the project restores what the run built from the same commit. The
+run's note, parameters, lock and reports stay in `.foundry/runs/NAME/`.
 """
 
 import json
@@ -16,14 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configobj import ConfigObj  # DVC's own reader of its settings
+from configobj import ConfigObj  # by which DVC reads its settings
 
 from flows.graph import reports_of, stage_names
 from flows.settings import environment
 from foundry.config import ConfigError, read_yaml, yaml_text
 from foundry.config.profiles import with_values
 from foundry.utils.dvc_files import repair_dvc
-from foundry.utils.files import atomic_write, write_json
+from foundry.utils.files import atomic_write
+from foundry.utils.flow_runs import FILE, BuildNote, TrialNote, read_note, write_note
 from foundry.utils.locks import exclusive, locked_if_free
 
 KEPT = ("params.yaml", "dvc.lock", "data.lock.json")
@@ -36,9 +38,9 @@ class Workspace:
 
     Attributes:
         home: the project.
-        root: the folder with params.yaml and dvc.yaml that is built; `home` itself when the run is not isolated.
-        folder: `.foundry/runs/NAME/` of the project, kept.
-        lost: {stage: an out that the commit's dvc.lock names and the cache does not have}.
+        root: the folder with params.yaml and dvc.yaml that is built; `home` itself if the run is not isolated.
+        folder: `.foundry/runs/NAME/` of the project, which is kept.
+        lost: {stage: an output that the commit's dvc.lock names and the cache does not have}.
     """
 
     home: Path
@@ -55,31 +57,31 @@ class Workspace:
         """Writes parameters into the run's params.yaml.
 
         Raises:
-            ConfigError: with every problem; nothing is written.
+            ConfigError: if they are not valid; the message lists every problem, and nothing is written.
         """
         if values:
             text = with_values(self.root / "params.yaml", values, "params.yaml with the overrides")
             (self.root / "params.yaml").write_text(text, encoding="utf-8")
 
-    def keep(self, facts: dict[str, Any], built: list[str]) -> None:
-        """Copies parameters and lock beside the worktree, with the reports of the stages that were built and what the flow knows of the run.
+    def keep(self, note: BuildNote | TrialNote, built: list[str]) -> None:
+        """Copies parameters, lock and the reports of the stages in `built` beside the worktree, and writes the note.
 
-        The other reports are those of the commit: of another model.
+        The other reports are the commit's, of another model.
         """
-        shutil.rmtree(self.folder / "reports", ignore_errors=True)  # of an earlier try
+        shutil.rmtree(self.folder / "reports", ignore_errors=True)  # of an earlier attempt
         for name in (*KEPT, *reports_of(self.root, built)):
             if (self.root / name).is_file():
                 with atomic_write(self.folder / name) as file:
                     file.write((self.root / name).read_bytes())
-        write_json(self.folder / "run.json", {"commit": self.commit, "isolated": self.isolated, **facts})
+        write_note(self.folder, note)
 
 
 @contextmanager
 def workspace(home: Path, name: str, revision: str, log: Log, *, isolated: bool = True) -> Iterator[Workspace]:
-    """A worktree of a revision, removed at the end. The same name gets the same folder again: a run that died goes on in it.
+    """A worktree of a revision, removed at the end. The same name gets the same folder: a run that died resumes in it.
 
     Raises:
-        ConfigError: if the project is no git repository, or has no such revision.
+        ConfigError: if the project is not a git repository, or has no such revision.
     """
     folder = home / ".foundry" / "runs" / name
     if not isolated:
@@ -93,17 +95,18 @@ def workspace(home: Path, name: str, revision: str, log: Log, *, isolated: bool 
         inside = _git(home, "rev-parse", "--show-prefix")  # a project may be a folder of a larger repository
         ws = Workspace(home, folder / "tree" / inside, folder, commit)
         if revision == "HEAD":
-            tell_uncommitted(home, commit, log)
+            log_uncommitted(home, commit, log)
         try:
             _make(ws, folder / "tree")
-            log(f"works in {ws.root} at {commit[:9]}")
+            log(f"building in {ws.root} at {commit[:9]}")
             yield ws
         finally:
             _remove(home, folder / "tree")
 
 
-def tell_uncommitted(home: Path, commit: str, log: Log) -> None:
-    # `git diff` refreshes git's index, whatever it is asked: killed then it leaves `index.lock`.
+def log_uncommitted(home: Path, commit: str, log: Log) -> None:
+    """Logs how many tracked files have changes that the run will not contain."""
+    # `git diff` always refreshes git's index; one that is killed while it does so leaves `index.lock`.
     listed = _git(home, "status", "--porcelain", "--untracked-files=no").splitlines()
     changed = [line.split(maxsplit=1)[1] for line in listed]
     if changed:
@@ -112,27 +115,27 @@ def tell_uncommitted(home: Path, commit: str, log: Log) -> None:
 
 
 def commit_named(home: Path, revision: str) -> str:
-    """Its hash.
+    """The hash of a revision's commit.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is no such revision.
     """
     commit = commit_of(home, revision)
     if not commit:
         raise ConfigError(
-            f"{home} has no revision {revision!r}: a run of its own needs a git repository with that commit. "
-            "Commit your work, name a commit, or switch `isolated` off"
+            f"{home} has no revision {revision!r}: an isolated run needs a git repository with that commit. "
+            "Commit your work, name another revision, or switch `isolated` off"
         )
     return commit
 
 
 def commit_of(home: Path, revision: str) -> str:
-    """Its hash; empty if there is none."""
+    """The hash of a revision's commit; empty if there is no such revision."""
     return _git(home, "rev-parse", "--verify", "-q", f"{revision}^{{commit}}", may_fail=True)
 
 
 def file_at(home: Path, commit: str, path: str) -> str:
-    """The text of a file of the project in a commit; empty if it has none."""
+    """The text of a file of the project in a commit; empty if the commit does not have it."""
     return _git(home, "show", f"{commit}:./{path}", may_fail=True)
 
 
@@ -140,9 +143,10 @@ _SAVING = threading.Lock()
 
 
 def save_experiment(ws: Workspace, name: str, stages: list[str]) -> None:
-    """Saves the stages that were built as a DVC experiment of the worktree's commit, without the reports of those that were not: they are of another model.
+    """Saves the stages that were built as a DVC experiment of the worktree's commit.
 
-    One at a time: git worktrees share DVC's refs.
+    Reports of other stages are removed first: they are of another model. One experiment is saved at a time, because git
+    worktrees share DVC's refs.
     """
     for report in reports_of(ws.root, [s for s in stage_names(ws.root) if s not in stages]):
         (ws.root / report).unlink(missing_ok=True)
@@ -161,36 +165,30 @@ def prune(home: Path, but: Path | None = None) -> None:
 
 def _make(ws: Workspace, tree: Path) -> None:
     link = ws.root / ".foundry"
-    # A worktree that was copied together with the project belongs to the original: its git folder and its state are there.
+    # A worktree that was copied together with the project belongs to the original: its git folder and state are there.
     foreign = link.is_symlink() and link.resolve() != (ws.home / ".foundry").resolve()
     if foreign or not (tree / ".git").exists() or _git(tree, "rev-parse", "HEAD", may_fail=True) != ws.commit:
         _remove(ws.home, tree)
-        # Without hooks: DVC's own checks out before it knows the cache.
-        _git(
-            ws.home,
-            "-c",
-            f"core.hooksPath={os.devnull}",
-            "worktree",
-            "add",
-            "--detach",
-            "--force",
-            str(tree),
-            ws.commit,
-        )
+        # Without hooks: DVC's hook would check out before it knows the cache.
+        no_hooks = ("-c", f"core.hooksPath={os.devnull}")
+        _git(ws.home, *no_hooks, "worktree", "add", "--detach", "--force", str(tree), ws.commit)
     if not link.is_symlink():
         link.symlink_to(ws.home / ".foundry")
-    config = ConfigObj(str(ws.home / ".dvc" / "config.local"), encoding="utf-8")  # secrets of a remote are in it
+    config = ConfigObj(str(ws.home / ".dvc" / "config.local"), encoding="utf-8")  # it may contain a remote's secrets
     config.setdefault("cache", {})["dir"] = dvc(ws.home, "cache", "dir")
     config.filename = str(ws.root / ".dvc" / "config.local")
     config.write()
     _bring_untracked(ws)
-    # What the commit's dvc.lock names is there at once, so that a stage without changes is told as such.
+    # With the outputs that the commit's dvc.lock names, a stage without changes is reported as such.
     dvc(ws.root, "checkout", "--quiet", may_fail=True)
     ws.lost = _forget_lost(ws.root)
 
 
 def _forget_lost(root: Path) -> dict[str, str]:
-    """Takes what is not in the cache out of the worktree's dvc.lock: beside an entry that fits, DVC looks for no other result in its run cache."""
+    """Removes stages whose outputs are not in the cache from the worktree's dvc.lock; returns {stage: such an output}.
+
+    If an entry of dvc.lock fits, DVC does not look for another result in its run cache.
+    """
     status = json.loads(dvc(root, "status", "--json", may_fail=True) or "{}")
     lost = {
         stage: out
@@ -208,14 +206,14 @@ def _forget_lost(root: Path) -> dict[str, str]:
 
 
 def _bring_untracked(ws: Workspace) -> None:
-    """A user's own texts in corpus/ are not in git, and the recorded hashes of downloads may not be yet.
+    """Copies the user's own texts in corpus/, which are not in git, and the hashes of downloads, which may not be.
 
     A linked folder inside corpus/ stays a link: the stages refuse it here as they do in the project.
     """
     source = ws.home / "corpus"
 
     def copy(source: str, target: str) -> None:
-        if os.path.exists(source) and not os.path.exists(target):  # a link to nothing has no text
+        if os.path.exists(source) and not os.path.exists(target):  # not a dangling link
             shutil.copy2(source, target)
 
     def linked(folder: str, names: list[str]) -> set[str]:
@@ -240,17 +238,18 @@ def _remove(home: Path, tree: Path) -> None:
 
 
 def building(home: Path) -> Path:
-    """The lock of whoever builds the project, with the holder's process and flow run in it."""
+    """The lock of the build: it contains the holder's process id and flow run."""
     return home / ".foundry" / "runs" / "building"
 
 
 @contextmanager
 def one_at_a_time(home: Path, log: Log) -> Iterator[None]:
-    """One build of the project at a time, whoever started it; the kernel frees the lock when its holder dies.
+    """Waits until no other build of the project runs, then excludes others until the block ends.
 
-    The work pool's limit does the same for runs of one server, but not for a run that was started by hand.
+    The kernel frees the lock when its holder dies. The work pool's limit does the same for runs of one server, but not
+    for a run that was started by hand.
     """
-    run = os.environ.get("PREFECT__FLOW_RUN_ID", "")  # set by Prefect's worker; flows/recovery.py reads it there
+    run = os.environ.get("PREFECT__FLOW_RUN_ID", "")  # set by Prefect's worker; flows/recovery.py reads it in the lock
     with exclusive(
         building(home),
         wait=None,
@@ -261,11 +260,14 @@ def one_at_a_time(home: Path, log: Log) -> Iterator[None]:
 
 
 def last_kept(home: Path, report: str, but: Path) -> dict[str, Any] | None:
-    """A report of the newest run before this one, if any kept it; trials of a search do not count."""
-    runs = sorted((p for p in (home / ".foundry/runs").glob("*/run.json") if p.parent != but), key=_mtime, reverse=True)
-    for run in runs:
-        path = run.parent / "reports" / report
-        if path.exists() and "trial" not in json.loads(run.read_text(encoding="utf-8")):
+    """A report of the newest build that kept it, apart from the run in the folder `but`; None if there is none.
+
+    Trials of a sweep do not count.
+    """
+    notes = sorted((home / ".foundry/runs").glob(f"*/{FILE}"), key=_mtime, reverse=True)
+    for folder in (n.parent for n in notes if n.parent != but):
+        path = folder / "reports" / report
+        if path.exists() and not isinstance(read_note(folder), TrialNote):
             return json.loads(path.read_text(encoding="utf-8"))
     return None
 
@@ -275,15 +277,16 @@ def _mtime(path: Path) -> float:
 
 
 def _git(root: Path, *args: str, may_fail: bool = False) -> str:
-    return _told(["git", "-C", str(root), *args], root, may_fail)
+    return _output(["git", "-C", str(root), *args], root, may_fail)
 
 
 def dvc(root: Path, *args: str, may_fail: bool = False) -> str:
     repair_dvc(root)
-    return _told([sys.executable, "-m", "dvc", *args], root, may_fail)
+    return _output([sys.executable, "-m", "dvc", *args], root, may_fail)
 
 
-def _told(command: list[str], root: Path, may_fail: bool) -> str:
+def _output(command: list[str], root: Path, may_fail: bool) -> str:
+    """What a command prints; empty if it may fail and does."""
     done = subprocess.run(
         command, cwd=root if root.is_dir() else None, env=environment(root), capture_output=True, text=True
     )

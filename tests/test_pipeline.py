@@ -15,7 +15,7 @@ import pytest
 import yaml
 from pipeline import STAGES, commit, environment, make_clone, repro, run
 
-from flows.runner import StageRun, Stopped
+from flows.runner import StageProcess, StageStopped
 
 pytestmark = pytest.mark.slow
 
@@ -96,15 +96,15 @@ def kill_in(folder, stage):
 
 def stop_in(folder, stage):
     """Stops the stage at its first word, as a flow does that is cancelled; whether it was cut off."""
-    run = StageRun(stage, folder, extra_env=environment(**ELSEWHERE))
+    process = StageProcess(stage, folder, extra_env=environment(**ELSEWHERE))
 
     def on_line(line):
         if line.startswith(f"[{stage}]"):
-            threading.Thread(target=run.stop, args=("the run was cancelled",)).start()
+            threading.Thread(target=process.stop, args=("the run was cancelled",)).start()
 
     try:
-        run.run(on_line)
-    except Stopped:
+        process.execute(on_line)
+    except StageStopped:
         assert not [c for c in psutil.Process().children(recursive=True) if f"stages.{stage}" in " ".join(c.cmdline())]
         return True
     return False

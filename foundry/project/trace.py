@@ -19,7 +19,8 @@ from foundry.export.manifest import verify_export
 from foundry.tracking.names import COMMIT, CONTENT, DIRTY
 from foundry.tracking.params import flatten
 from foundry.utils.dvc_record import LOCK, md5_folder, recorded_outs
-from foundry.utils.files import read_json, sha256_json, sha256_tree
+from foundry.utils.files import sha256_json, sha256_tree
+from foundry.utils.flow_runs import read_note
 
 EXPORT = "artifacts/export"
 SHOWN_TAGS = ("foundry.", "git.", "dvc.", "prefect.", "mlflow.source.git")  # prefixes of the tags that a trace has
@@ -237,7 +238,8 @@ def commit_of(folder: Path, root: Path) -> str | None:
     if found:
         return found.split()[0]
     run = kept_run(root, digest)
-    return run and read_json(run / "run.json", "the record of a flow's run", DataError).get("commit")
+    note = run and read_note(run)
+    return note.commit if note else None
 
 
 def kept_run(root: Path, digest: str) -> Path | None:

@@ -10,8 +10,8 @@ import pytest
 from prefect_api import alive, wait_for_text, wait_gone
 
 from flows.graph import plan
-from flows.runner import StageFailed, StageRun, Stopped, mendable
-from flows.stages import Crew, retrying
+from flows.runner import StageFailed, StageProcess, StageStopped, retryable
+from flows.stages import StageRunner, retry_options
 from flows.workspace import Workspace
 from foundry.config import ConfigError
 
@@ -20,20 +20,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_lines_are_streamed_and_what_dvc_did_is_told_apart(toy):
     lines = []
-    assert StageRun("one", toy, extra_env={"FOUNDRY_FLOW_RUN_ID": "run-7"}).run(lines.append) == "ran"
+    assert StageProcess("one", toy, extra_env={"FOUNDRY_FLOW_RUN_ID": "run-7"}).execute(lines.append) == "ran"
     assert "hello from one run-7" in lines and not any("git add" in line for line in lines)
-    assert StageRun("one", toy).run(lines.append) == "up-to-date"
+    assert StageProcess("one", toy).execute(lines.append) == "up-to-date"
     (toy / "in-one").write_text("changed")
-    assert StageRun("one", toy).run(lines.append) == "ran"
+    assert StageProcess("one", toy).execute(lines.append) == "ran"
     (toy / "in-one").write_text("one")
-    assert StageRun("one", toy).run(lines.append) == "restored"
-    assert StageRun("one", toy, force=True).run(lines.append) == "ran"
+    assert StageProcess("one", toy).execute(lines.append) == "restored"
+    assert StageProcess("one", toy, force=True).execute(lines.append) == "ran"
 
 
 def test_a_failure_carries_the_stages_own_words(toy):
     (toy / "todo-one").write_text("fail")
     with pytest.raises(StageFailed, match=r"(?s)stage one failed .*the reason of the failure"):
-        StageRun("one", toy).run(lambda line: None)
+        StageProcess("one", toy).execute(lambda line: None)
 
 
 @pytest.mark.parametrize("stage", ["download", "clean", "train_tokenizer", "shard", "train", "evaluate"])
@@ -47,9 +47,9 @@ def test_a_stage_that_is_killed_is_retried_and_a_mistake_or_a_cancelled_run_is_n
         )
 
         def result():
-            raise StageFailed(words, mendable([words]))
+            raise StageFailed(words, retryable([words]))
 
-        options = retrying(node, lambda: cancelled)
+        options = retry_options(node, lambda: cancelled)
         assert options["retries"] >= 1 and len(options["retry_delay_seconds"]) == options["retries"]
         return options["retry_condition_fn"](None, None, SimpleNamespace(result=result))
 
@@ -59,37 +59,40 @@ def test_a_stage_that_is_killed_is_retried_and_a_mistake_or_a_cancelled_run_is_n
 
 def test_the_deadline_stops_the_whole_group_and_the_stage_saves(toy):
     (toy / "todo-one").write_text("sleep")
-    run = StageRun("one", toy, timeout_s=6.0)
-    with pytest.raises(Stopped, match="time limit"):
-        run.run(lambda line: None)
+    process = StageProcess("one", toy, timeout_s=6.0)
+    with pytest.raises(StageStopped, match="time limit"):
+        process.execute(lambda line: None)
     assert wait_gone(int((toy / "one.pid").read_text()))
     assert (toy / "one.saved").read_text() == "2"  # SIGINT
 
 
 def test_stop_from_another_thread_ends_the_stage(toy):
     (toy / "todo-one").write_text("sleep")
-    run = StageRun("one", toy)
-    threading.Timer(5.0, run.stop, ("the run was cancelled",)).start()
-    with pytest.raises(Stopped, match="cancelled"):
-        run.run(lambda line: None)
+    process = StageProcess("one", toy)
+    threading.Timer(5.0, process.stop, ("the run was cancelled",)).start()
+    with pytest.raises(StageStopped, match="cancelled"):
+        process.execute(lambda line: None)
     assert wait_gone(int((toy / "one.pid").read_text()))
 
 
-def test_a_crew_that_was_cancelled_begins_no_stage(toy):
-    crew = Crew(Workspace(toy, toy, toy))
-    crew.stop()
-    with pytest.raises(Stopped, match="before it began"):
-        crew.run("one", lambda line: None)
-    run = StageRun("one", toy)
-    run.stop("the run was cancelled")  # between the two
-    with pytest.raises(Stopped, match="cancelled"):
-        run.run(lambda line: None)
+def test_a_cancelled_runner_starts_no_stage(toy):
+    runner = StageRunner(Workspace(toy, toy, toy))
+    runner.stop()
+    with pytest.raises(StageStopped, match="before it began"):
+        runner.execute("one", lambda line: None)
+    process = StageProcess("one", toy)
+    process.stop("the run was cancelled")  # between the two
+    with pytest.raises(StageStopped, match="cancelled"):
+        process.execute(lambda line: None)
     assert not (toy / "out-one").exists()
 
 
 def test_a_killed_flow_leaves_no_orphan(toy):
     (toy / "todo-one").write_text("sleep")
-    code = "import sys\nfrom pathlib import Path\nfrom flows.runner import StageRun\nStageRun('one', Path(sys.argv[1])).run(print)"
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom flows.runner import StageProcess\n"
+        "StageProcess('one', Path(sys.argv[1])).execute(print)"
+    )
     flow = subprocess.Popen([sys.executable, "-c", code, str(toy)], cwd=ROOT, stdout=subprocess.DEVNULL)
     stage = int(wait_for_text(toy / "one.pid"))
     assert alive(stage)
@@ -107,7 +110,7 @@ def test_the_plan_is_dvcs_graph():
         expected = {s.addressing: sorted({u.addressing for u in graph.successors(s)}) for s in graph.nodes}
     nodes = plan(ROOT)
     assert {n.name: n.upstream for n in nodes} == expected and len(nodes) == 7
-    assert nodes[4].name == "train" and nodes[4].policy["retries"] == 2
+    assert nodes[4].name == "train" and nodes[4].policy.retries == 2
     for i, node in enumerate(nodes):
         assert set(node.upstream) <= {n.name for n in nodes[:i]}
 

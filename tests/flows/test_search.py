@@ -5,7 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from flows.search import Axis, grid, random_points, rungs
+from flows.search import Axis, Rung, grid, halving, random_points
 
 
 def test_a_grid_is_every_combination_once():
@@ -17,7 +17,7 @@ def test_a_grid_is_every_combination_once():
 def test_random_points_lie_in_range_and_are_those_of_the_seed():
     space = {
         "lr": Axis(low=1e-4, high=1e-1, log=True),
-        "n": Axis(low=2, high=9, whole=True),
+        "n": Axis(low=2, high=9, integer=True),
         "c": Axis(choices=["a", "b"]),
     }
     points = random_points(space, 300, 1)
@@ -29,9 +29,12 @@ def test_random_points_lie_in_range_and_are_those_of_the_seed():
 
 
 def test_rungs_end_with_one_trial():
-    assert rungs(9, 100, 3) == [(9, 100), (3, 300), (1, 900)]
-    assert rungs(5, 10, 2) == [(5, 10), (2, 20), (1, 40)]
-    assert rungs(1, 10, 3) == [(1, 10)]
+    def rungs(*table):
+        return [Rung(trials, {"train.steps": steps}) for trials, steps in table]
+
+    assert halving(9, "train.steps", 100, 3) == rungs((9, 100), (3, 300), (1, 900))
+    assert halving(5, "train.steps", 10, 2) == rungs((5, 10), (2, 20), (1, 40))
+    assert halving(1, "train.steps", 10, 3) == rungs((1, 10))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,7 @@ def test_rungs_end_with_one_trial():
         {"choices": [1], "low": 1, "high": 2},
         {"low": 2, "high": 1},
         {"low": 0, "high": 1, "log": True},
-        {"low": 0.4, "high": 0.6, "whole": True},
+        {"low": 0.4, "high": 0.6, "integer": True},
         {"low": 0, "high": float("inf")},
     ],
 )

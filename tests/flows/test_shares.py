@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from flows.runner import StageRun
-from flows.shares import WHOLE, shares
+from flows.runner import StageProcess
+from flows.shares import WHOLE_MACHINE, shares
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 7, 8])
@@ -24,12 +24,12 @@ def test_more_shares_than_cores_have_one_each_and_without_a_gpu_none_is_named(mo
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert [set(s.cores) for s in shares(3)] == [{0}, {1}, {0}]
     assert all(s.env == {} for s in shares(3))
-    assert shares(1) == [WHOLE]
+    assert shares(1) == [WHOLE_MACHINE]
 
 
 def test_a_stage_has_the_cores_of_its_share_alone(toy):
     one = min(os.sched_getaffinity(0))
     (toy / "todo-one").write_text("cores")
     lines = []
-    StageRun("one", toy, cores=frozenset({one})).run(lines.append)
+    StageProcess("one", toy, cores=frozenset({one})).execute(lines.append)
     assert f"cores {{{one}}}" in lines

@@ -37,12 +37,10 @@ def test_a_grid_makes_an_experiment_of_each_point_and_tells_the_best(flow, toy):
     git(toy, "add", "-A")
     git(toy, "commit", "-qm", "built")
     best = flow(options(space={"train.lr": {"choices": [0.001, 0.002, 0.004]}}, at_once=2))
-    assert best["parameters"] == {"train.lr": 0.002} and best["metric"] < 0.1
+    assert best.parameters == {"train.lr": 0.002} and best.metric < 0.1
     names = experiments(toy)
-    assert len(names) == 3 and best["trial"] in names
-    subprocess.run(
-        [sys.executable, "-m", "dvc", "exp", "apply", best["trial"]], cwd=toy, check=True, capture_output=True
-    )
+    assert len(names) == 3 and best.name in names
+    subprocess.run([sys.executable, "-m", "dvc", "exp", "apply", best.name], cwd=toy, check=True, capture_output=True)
     assert "lr: 0.002" in (toy / "params.yaml").read_text()
     done = subprocess.run([sys.executable, "-m", "dvc", "repro", "three"], cwd=toy, capture_output=True, text=True)
     assert "Running stage" not in done.stdout, done.stdout  # the trial's results are there
@@ -50,7 +48,7 @@ def test_a_grid_makes_an_experiment_of_each_point_and_tells_the_best(flow, toy):
 
 def test_halving_gives_the_best_one_more(flow, toy):
     found = flow(options(method="halving", space={"train.lr": {"choices": [0.002, 0.004]}}, trials=2, least=200, eta=2))
-    assert found["parameters"] == {"train.lr": 0.002, "train.steps": 400} and found["rung"] == 1
+    assert found.parameters == {"train.lr": 0.002, "train.steps": 400} and found.rung == 1
     assert len(experiments(toy)) == 2 + 1
     runs = [json.loads(p.read_text()) for p in (toy / ".foundry/runs").glob("*/run.json")]
     steps = sorted(r["parameters"]["train.steps"] for r in runs if "trial" in r)
@@ -60,12 +58,12 @@ def test_halving_gives_the_best_one_more(flow, toy):
 def test_a_killed_trial_is_tried_again(flow, toy):
     (toy / "todo-three").write_text("die")
     best = flow(options(space={"train.lr": {"choices": [0.002]}}))
-    assert not (toy / "todo-three").exists() and best["parameters"] == {"train.lr": 0.002}
+    assert not (toy / "todo-three").exists() and best.parameters == {"train.lr": 0.002}
 
 
 def test_when_no_trial_ends_well_it_is_told_why(flow, toy):
     (toy / "todo-one").write_text("fail")
-    with pytest.raises(RuntimeError, match="none of the 2 trials came to an end"):
+    with pytest.raises(RuntimeError, match="none of the 2 trials was trained to its end"):
         flow(options(space={"train.lr": {"choices": [0.001, 0.002]}}))
     assert experiments(toy) == []
 
@@ -79,7 +77,7 @@ def test_a_metric_that_is_not_there_is_told_with_those_that_are(tmp_path):
         metric_of(tmp_path / "r.json", "a.c")
 
     for name in ("a.n", "a.o"):
-        with pytest.raises(RuntimeError, match="no finite number"):
+        with pytest.raises(RuntimeError, match="not a finite number"):
             metric_of(tmp_path / "r.json", name)
 
 
@@ -92,7 +90,7 @@ def test_a_metric_that_no_trial_will_have_is_refused_before_anything_runs(flow, 
     (toy / "one.pid").unlink()
     with pytest.raises(ConfigError, match="'val_bpb' is not among fingerprint, params, val_bits_per_byte"):
         flow(options(metric="val_bpb"))
-    with pytest.raises(ConfigError, match="is no number, but str"):
+    with pytest.raises(ConfigError, match="is not a number, but str"):
         flow(options(metric="fingerprint"))
     assert not (toy / "one.pid").exists() and not list((toy / ".foundry/runs").glob("sweep-*"))
 
@@ -139,7 +137,7 @@ def test_trials_of_a_stage_before_training_and_of_one_commit(flow, toy):
             others={},
         )
     )
-    assert best["parameters"] == {"clean.min_chars": 7}
+    assert best.parameters == {"clean.min_chars": 7}
     runs = [json.loads(p.read_text()) for p in (toy / ".foundry/runs").glob("*/run.json")]
     assert [r["commit"] for r in runs] == [first] * 2 and git(toy, "rev-list", "--count", f"{first}..HEAD") == "2"
 
@@ -159,4 +157,11 @@ def test_a_search_that_cannot_work_is_refused_before_anything_starts(flow, toy):
         flow(options(space={"train.lr": {"choices": [0.001, -1]}}))
     with pytest.raises(ConfigError, match="warmup_steps"):  # in the first rung
         flow(options(method="halving", space={"train.lr": {"choices": [0.001, 0.002]}}, least=5))
+    with pytest.raises(
+        ConfigError, match=r"train.steps=3000, but params.yaml has 2000.*3 times `least`, so least=666 "
+    ):
+        flow(options(method="halving", space={"train.lr": {"choices": [0.001, 0.002]}}, least=3000))
+    with pytest.raises(ConfigError, match=r"train.steps=300, but params.yaml has 200"):  # with the overrides
+        overrides = {"train.steps": 200, "runtime.tracking": False}
+        flow(options(method="halving", space={"train.lr": {"choices": [0.001, 0.002]}}, least=300, others=overrides))
     assert not (toy / "one.pid").exists() and experiments(toy) == []

@@ -21,7 +21,7 @@ from toy import ROOT, git
 from flows import guard
 from flows import ui as module
 from flows.deploy import deploy
-from flows.recovery import MARK, RUN, processes
+from flows.recovery import PROJECT_VAR, RUN_VAR, processes
 from foundry.config import ConfigError, LockError
 from foundry.utils.served import addresses
 
@@ -62,13 +62,15 @@ def test_two_projects_do_not_serve_from_one_prefect_home(tmp_path, monkeypatch):
 def test_a_run_that_ended_under_its_stopped_worker_is_not_waited_for(tmp_path, capsys):
     """It stays a zombie until the worker, which is held meanwhile, asks for its exit code."""
     worker = subprocess.Popen(
-        ["sh", "-c", f"{RUN}=1 sleep 300 & wait"], env={**os.environ, MARK: str(tmp_path)}, start_new_session=True
+        ["sh", "-c", f"{RUN_VAR}=1 sleep 300 & wait"],
+        env={**os.environ, PROJECT_VAR: str(tmp_path)},
+        start_new_session=True,
     )
     try:
-        assert wait_until(lambda: processes(tmp_path)[1], 30)
+        assert wait_until(lambda: processes(tmp_path).runs, 30)
         ui = module.Ui(tmp_path, "", "", children={"worker": worker})
         ui.end_runs()
-        assert "a run is at work" in (said := capsys.readouterr().out) and "did not end" not in said
+        assert "a run is in progress" in (said := capsys.readouterr().out) and "did not end" not in said
         assert worker.wait(10) == -signal.SIGKILL
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -130,7 +132,7 @@ def start(toy, tmp_path):
         started.append(p)
         lines = []
         threading.Thread(target=lambda: lines.extend(iter(p.stdout.readline, "")), daemon=True).start()
-        assert wait_until(lambda: p.poll() is not None or "Ctrl-C stops all" in "".join(lines[-1:]), 240), lines
+        assert wait_until(lambda: p.poll() is not None or "Ctrl-C stops everything" in "".join(lines[-1:]), 240), lines
         found = [re.search(rf"^{name} +(http://[^/]+)/", "".join(lines), re.M) for name in ("Prefect", "MLflow")]
         assert all(found) or "already runs here" in "".join(lines), lines
         return p, lines, *(Api(m[1]) if i == 0 else m[1] for i, m in enumerate(found) if m)
@@ -200,8 +202,8 @@ def test_the_servers_schedule_run_tell_come_back_when_killed_and_leave_nothing(t
     assert told["run"] == failed["name"] and failed["id"] in told["page"]
     assert "the reason of the failure" in told["message"]
 
-    assert len(processes(toy)[0]) >= 5
-    assert wait_until(lambda: not processes(toy)[1], 30)  # the failed run reported its state, then its process ends
+    assert len(processes(toy).servers) >= 5
+    assert wait_until(lambda: not processes(toy).runs, 30)  # the failed run reported its state, then its process ends
     p.send_signal(signal.SIGINT)
     assert p.wait(60) == 0 and "stopping ..." in "".join(lines[-1:])
     assert processes(toy) == ([], [])
@@ -228,7 +230,7 @@ def test_a_closed_terminal_a_power_cut_and_a_kill_leave_no_process_no_blocked_qu
 
     run, stage = begin_run(api, toy, 1)
     p.send_signal(signal.SIGHUP)  # the terminal is closed
-    assert p.wait(120) == 128 + signal.SIGHUP and "a run is at work" in "".join(lines), lines
+    assert p.wait(120) == 128 + signal.SIGHUP and "a run is in progress" in "".join(lines), lines
     assert wait_gone(stage, 1) and (toy / "one.saved").exists() and processes(toy) == ([], [])
     with contextlib.closing(sqlite3.connect(tmp_path / "prefect-home/prefect.db")) as db:
         (state,) = db.execute("SELECT state_type FROM flow_run WHERE id = ?", [run]).fetchone()
@@ -258,7 +260,7 @@ def test_a_closed_terminal_a_power_cut_and_a_kill_leave_no_process_no_blocked_qu
     p, lines, api, _ = start()
     crashed = api.run(run)
     assert crashed["state_type"] == "CRASHED" and "its process is gone" in crashed["state"]["message"], crashed["state"]
-    assert set(api.tasks(run).values()) <= {"Crashed", "Pending"} and "Crashed now" in "".join(lines), lines
+    assert set(api.tasks(run).values()) <= {"Crashed", "Pending"} and "is now Crashed" in "".join(lines), lines
     skipped = api.post("flow_runs/filter", {"flow_runs": {"state": {"name": {"any_": ["Skipped"]}}}})
     assert len(skipped) == count and f"{count} scheduled runs are skipped" in "".join(lines), lines
     assert list((toy / ".foundry/runs").glob("*/tree")) == []

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from flow_notes import build_note
 from toy import ROOT, git
 
 from flows.deploy import version
-from flows.workspace import last_kept, one_at_a_time, prune, tell_uncommitted, workspace
+from flows.workspace import last_kept, log_uncommitted, one_at_a_time, prune, workspace
 from foundry.config import ConfigError
 from foundry.tracking.lineage import lineage_tags
 from foundry.utils.inputs import find_inputs
@@ -37,7 +38,7 @@ def test_a_worktree_has_the_commit_the_cache_the_state_and_the_corpus(toy):
         assert str(toy / ".dvc/cache") in (ws.root / ".dvc/config.local").read_text()
         assert git(ws.root, "status", "--porcelain") == ""
         ws.set({"train.lr": 0.5})
-        ws.keep({"state": "done"}, built=[])
+        ws.keep(build_note(ws.commit), built=[])
     assert any("in-one" in line and "not committed" in line for line in told)
     assert not ws.root.exists() and "lr: 0.5" in (ws.folder / "params.yaml").read_text()
     assert (toy / ".foundry/mark").exists() and (toy / "corpus/deep/mine.txt").exists()
@@ -50,7 +51,7 @@ def test_reading_git_leaves_its_index_alone(toy, monkeypatch):
     monkeypatch.delenv("GIT_OPTIONAL_LOCKS", raising=False)  # the flows set it for their process when they are imported
     index = toy / ".git/index"
     for read in (
-        lambda: tell_uncommitted(toy, "x", quiet),
+        lambda: log_uncommitted(toy, "x", quiet),
         lambda: version(toy),
         lambda: lineage_tags(toy),
     ):
@@ -182,12 +183,12 @@ def test_the_last_kept_report_is_the_newest_ones(toy):
         with workspace(toy, name, "HEAD", quiet) as ws:
             (ws.root / "reports").mkdir()
             (ws.root / "reports/train.json").write_text(f'{{"n": {i}}}')
-            ws.keep({}, built=["three"])
+            ws.keep(build_note(ws.commit), built=["three"])
         time.sleep(0.02)
     assert last_kept(toy, "train.json", but=Path()) == {"n": 1}
     assert last_kept(toy, "train.json", but=toy / ".foundry/runs/b") == {"n": 0}
     with workspace(toy, "c", "HEAD", quiet) as ws:  # its report is the commit's, of another model
         (ws.root / "reports").mkdir()
         (ws.root / "reports/train.json").write_text('{"n": 9}')
-        ws.keep({}, built=["one", "two"])
+        ws.keep(build_note(ws.commit), built=["one", "two"])
     assert (ws.folder / "run.json").exists() and last_kept(toy, "train.json", but=Path()) == {"n": 1}

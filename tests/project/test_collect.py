@@ -6,12 +6,14 @@ import subprocess
 import time
 
 import pytest
+from flow_notes import build_note
 
 from foundry.cli import main
 from foundry.config import load_params
 from foundry.data.tokens.index import ShardIndex
 from foundry.training.identity import fingerprint, identity
 from foundry.utils.files import write_json
+from foundry.utils.flow_runs import write_note
 from foundry.utils.locks import exclusive
 
 OLD = time.time() - 30 * 86_400
@@ -77,7 +79,7 @@ def test_what_anything_refers_to_is_kept_and_the_rest_is_freed_only_when_asked(r
         "tiny", str(root), tags={"foundry.fingerprint": "registered", "prefect.flow_run_id": "0a1b2c3d-9"}
     )
     for name in ("0a1b2c3d", "11111111", "22222222", "33333333"):
-        write_json(root / ".foundry/runs" / name / "run.json", {"commit": "x"})
+        write_note(root / ".foundry/runs" / name, build_note("x"))
     write_json(root / ".foundry/runs/33333333/sweep.json", {})
     age(root)
     training(root, "young")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from example_records import example_cleaning, example_evaluation, example_source
+from flow_notes import build_note
 from scoring import tiny
 
 from foundry.cli import main
@@ -25,6 +26,7 @@ from foundry.project import reproduce, trace
 from foundry.project.verify import verify
 from foundry.utils.dvc_record import md5_file, md5_folder, read_lock
 from foundry.utils.files import sha256_file, sha256_json, write_json
+from foundry.utils.flow_runs import write_note
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = {"name": "one", "url": "file:corpus/a.txt", "license": "CC0-1.0", "attribution": "us", "lang": "en"}
@@ -339,13 +341,13 @@ def test_the_commit_of_a_flows_run_is_known_from_what_the_run_kept(project, caps
     run = project / ".foundry/runs/0a1b2c3d"
     run.mkdir(parents=True)
     shutil.move(project / "dvc.lock", run / "dvc.lock")
-    write_json(run / "run.json", {"commit": head(project)})
+    write_note(run, build_note(head(project)))
     damaged = project / ".foundry/runs/00000000"
     damaged.mkdir()
     (damaged / "dvc.lock").write_text("stages: [")
-    write_json(damaged / "run.json", {"commit": "x"})
+    write_note(damaged, build_note("x"))
     for command in (["rm", "-q", "--cached", "dvc.lock"], ["commit", "-qm", "never committed", "--amend"]):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], cwd=project, check=True)
-    write_json(run / "run.json", {"commit": head(project)})
+    write_note(run, build_note(head(project)))
     main(["trace"])
     assert f"← commit      {head(project)}" in capsys.readouterr().out
