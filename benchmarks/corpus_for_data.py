@@ -1,4 +1,4 @@
-"""Texts for the benchmarks of the data room: the default corpus's clean documents, mutated and made dirty in a fixed way."""
+"""Texts for the benchmarks of the data room: the default corpus's clean documents, mutated or spoilt in a fixed way."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def clean_texts(folder: Path) -> list[str]:
     """The training documents of a finished project.
 
     Raises:
-        SystemExit: if there are none.
+        SystemExit: if the project has none.
     """
     parts = sorted((folder / "data/clean/train").glob("part-*.parquet"))
     if not parts:
@@ -41,7 +41,7 @@ def clean_texts(folder: Path) -> list[str]:
 
 
 def web_like(folder: Path, megabytes: float, seed: int = 1) -> list[str]:
-    """Documents of about 4 kB, joined from clean ones; half of them spoilt, so that every rule has something to drop."""
+    """Documents of about 4 kB, joined from clean ones; half are spoilt, so that every rule has something to drop."""
     rng = random.Random(seed)
     texts = clean_texts(folder)
     out, size = [], 0
@@ -53,8 +53,10 @@ def web_like(folder: Path, megabytes: float, seed: int = 1) -> list[str]:
 
 
 def mutated(folder: Path, megabytes: float, seed: int = 1) -> Iterator[str]:
-    """Clean documents again and again until the size is reached, one word in seven replaced by another one of the corpus,
-    so that copies are no near duplicates."""
+    """Yields the clean documents repeatedly until the size is reached.
+
+    One word in seven is replaced by another one of the corpus, so that copies are not near duplicates.
+    """
     rng = random.Random(seed)
     texts = clean_texts(folder)
     words = list({w for t in texts[:2000] for w in t.split(" ")})

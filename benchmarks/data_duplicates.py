@@ -1,7 +1,7 @@
-"""Near-duplicate removal: ours against datatrove's MinHash, two processes each, from jsonl files to the documents that stay.
+"""Near-duplicate removal: ours against datatrove's MinHash, two processes each, from jsonl files to the kept documents.
 
-To ten documents a planted near duplicate is added (one word in a hundred changed). Recall: the share of the planted pairs of
-which one document is dropped. Precision: the share of the dropped documents that belong to a planted pair.
+One near duplicate is planted per ten documents (one word in a hundred changed). Recall is the share of the planted
+pairs of which one document is dropped; precision is the share of the dropped documents that belong to a planted pair.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def ours(folder: Path, out: Path, pool: ProcessPoolExecutor) -> dict:
 
 
 def plant(folder: Path, project: Path, megabytes: float) -> tuple[float, list[str], dict[str, str]]:
-    """Writes four jsonl files; (megabytes, all ids, {planted: the document it resembles})."""
+    """Writes four jsonl files; returns their megabytes, all ids, and {planted: the document that it resembles}."""
     rng = random.Random(1)
     texts = clean_texts(project)
     documents, planted, size = [], {}, 0
@@ -113,6 +113,7 @@ def main(argv: list[str]) -> None:
         recall = statistics.mean(bool({a, b} & dropped) for a, b in planted.items())
         precision = len(dropped & (planted.keys() | set(planted.values()))) / max(1, len(dropped))
         print(
-            f"  {side:10} {rates[side]:8.2f} MB/s, {len(dropped)} dropped, recall {recall:.3f}, precision {precision:.3f}"
+            f"  {side:10} {rates[side]:8.2f} MB/s, {len(dropped)} dropped, "
+            f"recall {recall:.3f}, precision {precision:.3f}"
         )
     print(f"  ratio      {rates['foundry'] / rates['datatrove']:8.1f}")

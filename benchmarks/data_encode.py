@@ -1,10 +1,10 @@
 """Encoding against SentencePiece's own batch encoding, the same ids, both sides in one run.
 
-The yardstick is `SentencePieceProcessor.encode(texts, num_threads=2)` on texts that are already in memory; the other side is the
-shard stage's path from parquet files to arrays of tokens, reading included: in one process, as a small corpus is encoded, and with
-two worker processes, their start included and, beside it, left out. The text is a clean corpus repeated with mutation (in every copy
-one word in ten is another word of the corpus, and one in a hundred a word that occurs nowhere else). The sides take turns; medians are
-printed with their spread, and the ids are compared.
+The baseline is `SentencePieceProcessor.encode(texts, num_threads=2)` on texts that are already in memory; the other
+side is the shard stage's path from parquet files to arrays of tokens, reading included: in one process, as a small
+corpus is encoded, and with two worker processes, with their start and without it. The text is a clean corpus repeated
+with mutations (in every copy one word in ten is another word of the corpus, and one in a hundred is a word that occurs
+nowhere else). The sides take turns; medians are printed with their spread, and the ids are compared.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WORKERS = 2
 
 
 def mutated(texts: list[str], megabytes: float, seed: int) -> Iterator[str]:
-    """Documents of about so many megabytes."""
+    """Yields documents until they have so many megabytes."""
     rng = random.Random(seed)
     words = [w for t in texts[:2000] for w in t.split(" ")]
     left = megabytes * 1e6
@@ -53,7 +53,7 @@ def mutated(texts: list[str], megabytes: float, seed: int) -> Iterator[str]:
 
 
 def write_parts(folder: Path, texts: list[str]) -> None:
-    """As the clean stage writes them: row groups of 4096 documents."""
+    """Writes the texts as the clean stage does: in row groups of 4096 documents."""
     folder.mkdir()
     rows = [
         {"doc_id": f"{i:016x}", "text": t, "source": "mutated", "lang": "en", "n_bytes": len(t.encode())}

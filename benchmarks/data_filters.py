@@ -1,4 +1,4 @@
-"""Quality and repetition filters (Gopher, C4, FineWeb): ours against datatrove's, two processes each, on the same texts."""
+"""Quality and repetition filters (Gopher, C4, FineWeb): ours against datatrove's, two processes each, same texts."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Batches a second against nanoGPT's `get_batch`, both sides in one run.
+"""Batches per second against nanoGPT's `get_batch`, both sides in one run.
 
-The yardstick is nanoGPT's algorithm, written here from its description: the token file is memory-mapped anew for every batch, a random
-place is drawn for each row, and two rows are cast to int64 and stacked. The other side is `foundry.DataLoader` on shards with the
-same tokens, in each way of packing. Batches of 16 x 256, x and y int64, 64 M random uint16 tokens, files in the page cache. The sides
-take turns; medians are printed with their spread. The loader's first batch (opening, hashing, planning) is outside the clock and told.
+The baseline is nanoGPT's algorithm, written here from its description: for every batch the token file is memory-mapped
+again, a random place is drawn for each row, and two rows are cast to int64 and stacked. The other side is
+`foundry.DataLoader` on shards with the same tokens, in each way of packing. Batches of 16 x 256, x and y int64, 64 M
+random uint16 tokens, files in the page cache. The sides take turns; medians are printed with their spread. The loader's
+first batch (opening, hashing, planning) is not in the measured time; its time is printed.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def nanogpt_get_batch(path: Path) -> Callable[[int], tuple[torch.Tensor, torch.T
 
 
 def rate(batch: Callable[[int], tuple[torch.Tensor, torch.Tensor]], seconds: float, first: int) -> float:
-    """Million tokens a second."""
+    """Millions of tokens per second."""
     step, begin = first, time.perf_counter()
     while time.perf_counter() - begin < seconds:
         for _ in range(50):
@@ -88,9 +89,8 @@ def main(argv: list[str]) -> None:
             begin = time.perf_counter()
             loader = DataLoader(Path(tmp) / "shards", BATCH, SEQ_LEN, packing=packing)
             loader.batch(0)
-            print(
-                f"foundry {packing}: first batch after {time.perf_counter() - begin:.2f} s, padding {loader.padding:.2%}"
-            )
+            spent = time.perf_counter() - begin
+            print(f"foundry {packing}: first batch after {spent:.2f} s, padding {loader.padding:.2%}")
             sides[f"foundry {packing}"] = loader.batch
         seen: dict[str, list[float]] = {name: [] for name in sides}
         for turn in range(args.rounds):

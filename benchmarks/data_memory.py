@@ -1,6 +1,7 @@
-"""Peak memory and time of clean, train_tokenizer and shard on corpora of growing size, made by repetition with mutation.
+"""Peak memory and time of clean, train_tokenizer and shard on growing corpora, made by repetition with mutations.
 
-Memory is that of a stage's whole process tree (Pss: shared pages once, memory-mapped files included), sampled.
+Memory is that of a stage's whole process tree (Pss: shared pages once, memory-mapped files included), sampled ten times
+per second.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 import psutil
@@ -35,8 +37,14 @@ def memory_of(process: psutil.Process) -> int:
     return total
 
 
-def run(stage: str, folder: Path) -> tuple[float, int]:
-    """(seconds, peak bytes)"""
+class Usage(NamedTuple):
+    """What a stage needed: seconds, and bytes of memory at its peak."""
+
+    seconds: float
+    peak: int
+
+
+def measure_stage(stage: str, folder: Path) -> Usage:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "FOUNDRY_PROGRESS": "0"}
     start = time.perf_counter()
     process = psutil.Popen([sys.executable, "-m", f"stages.{stage}"], cwd=folder, env=env, stdout=subprocess.DEVNULL)
@@ -46,10 +54,10 @@ def run(stage: str, folder: Path) -> tuple[float, int]:
         time.sleep(0.1)
     if process.returncode:
         raise SystemExit(f"{stage} failed with exit code {process.returncode}")
-    return time.perf_counter() - start, peak
+    return Usage(time.perf_counter() - start, peak)
 
 
-def measure(project: Path, megabytes: float, workers: int) -> dict[str, tuple[float, int]]:
+def measure(project: Path, megabytes: float, workers: int) -> dict[str, Usage]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "corpus").mkdir()
@@ -60,7 +68,7 @@ def measure(project: Path, megabytes: float, workers: int) -> dict[str, tuple[fl
         params["shard"]["weights"] = {}
         params["runtime"]["workers"] = workers
         (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-        return {stage: run(stage, folder) for stage in STAGES}
+        return {stage: measure_stage(stage, folder) for stage in STAGES}
 
 
 def main(argv: list[str]) -> None:
@@ -72,12 +80,7 @@ def main(argv: list[str]) -> None:
     print(f"{'MB':>6} " + " ".join(f"{s:>24}" for s in STAGES))
     for size in args.megabytes:
         row = measure(args.project.resolve(), size, args.workers)
-        cells = (
-            f"{seconds:7.1f} s {size / seconds:5.1f} MB/s {peak / 2**20:5.0f} MiB" for seconds, peak in row.values()
-        )
+        cells = (f"{u.seconds:7.1f} s {size / u.seconds:5.1f} MB/s {u.peak / 2**20:5.0f} MiB" for u in row.values())
         print(f"{size:6.0f} " + " ".join(cells), flush=True)
-        print(
-            json.dumps({"megabytes": size, **{k: [round(s, 2), p] for k, (s, p) in row.items()}}),
-            file=sys.stderr,
-            flush=True,
-        )
+        numbers = {stage: [round(u.seconds, 2), u.peak] for stage, u in row.items()}
+        print(json.dumps({"megabytes": size, **numbers}), file=sys.stderr, flush=True)

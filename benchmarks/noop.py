@@ -2,7 +2,8 @@
 
     python -m benchmarks.noop [--rounds 5]      (in a project whose pipeline is up to date)
 
-The other side is a repository of seven stages with the same numbers of dependencies and outs, each command `true`. The sides take turns.
+The other side is a repository of seven stages with the same numbers of dependencies and outputs, whose commands only
+`touch` their outputs. The sides take turns.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DVC = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-q"]
 
 
 def make_toy(folder: Path) -> None:
-    """Seven stages that copy our graph's shape: every dependency and out is a small file."""
+    """Makes stages in the shape of our graph: every dependency and output is a small file."""
     stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
     def flat(path: str) -> str:
@@ -62,7 +63,8 @@ def main() -> None:
         times = [(seconds("."), seconds(tmp)) for _ in range(rounds)]
     ours, toy = (statistics.median(t) for t in zip(*times, strict=True))
     print(
-        f"no-op repro {ours:.2f} s, the same graph with empty stages {toy:.2f} s, ratio {ours / toy:.2f} (medians of {rounds})"
+        f"no-op repro {ours:.2f} s, the same graph with empty stages {toy:.2f} s, ratio {ours / toy:.2f} "
+        f"(medians of {rounds})"
     )
 
 

@@ -1,6 +1,6 @@
-"""datatrove's side of `benchmarks.data duplicates`: its four MinHash stages on a jsonl folder; run by the peers' Python.
+"""datatrove's side of `benchmarks.data duplicates`: its four MinHash stages on a jsonl folder.
 
-Prints seconds and the ids of the documents that stay.
+The peers' Python runs it. Prints seconds and the ids of the kept documents.
 """
 
 import gzip

@@ -1,17 +1,19 @@
-"""Time to quality: seconds of training to a peer's bits per byte, all sides on the same text in one run.
+"""Time to quality: seconds of training until a peer's bits per byte, all sides on the same text in one run.
 
-    python -m benchmarks.speedrun --project DIR [--seconds 300] [--budgets 5 10 20 40 80] [--nanochat DIR] [--litgpt DIR]
+    python -m benchmarks.speedrun --project DIR [--seconds 300] [--budgets 5 10 20 40 80]
+        [--nanochat DIR] [--litgpt DIR]
 
-`--project` is a folder in which `dvc repro shard` has run: every side trains on its training text and is scored on its whole test text,
-every byte once. The peers (see `speedrun_peers`):
+`--project` is a folder in which `dvc repro shard` has run: every side trains on its training text and is scored on its
+whole test text, every byte once. The peers (see `speedrun_peers`):
 
   readme     nanoGPT by its README's recipe for a CPU: characters, 4 layers of 128, context 64, batch 12, float32, eager
-  expert     nanoGPT as somebody runs it who knows it: the project's BPE pieces, context 256, lr 3e-3, bfloat16 and compiled where native
+  expert     nanoGPT as an expert runs it: our BPE pieces, context 256, lr 3e-3; compiled bfloat16 where native
   nanochat, litgpt   themselves, from a checkout
 
-Ours is the project's own recipe (`params.yaml`, exportable), by the project's own trainer, once for each budget: the schedule of a run
-spans its budget. The clock counts training steps alone. What it leaves out is printed beside it: start-up, compiling, and for the BPE
-sides the tokenizer and the encoding of the corpus, from the project's timings. One seed.
+Ours is the project's own recipe (`params.yaml`, exportable), by the project's own trainer, once per budget: the
+schedule of a training spans its budget. Only training steps are timed. What that leaves out is printed beside it:
+start-up, compiling, and for the BPE sides the tokenizer and the encoding of the corpus, from the project's timings. One
+seed.
 """
 
 from __future__ import annotations
@@ -23,16 +25,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.speedrun_peers import PEERS, run
+from benchmarks.speedrun_peers import PEERS, Result, train_and_score
 from foundry.config import Config, Runtime, load_params
 from foundry.utils.allocator import keep_memory
 
 
-def ours(project: Path, seconds: float) -> dict:
+def ours(project: Path, seconds: float) -> Result:
     from foundry.data.tokens.documents import batches, windows
     from foundry.data.tokens.shards import Shards
     from foundry.models.scoring import score_documents
@@ -61,46 +65,42 @@ def ours(project: Path, seconds: float) -> dict:
         items = batches(windows([t for t, _ in documents], T, T), 8)
         nats, _ = score_documents(result.model, items, len(documents))
         bits = nats.sum() / math.log(2) / sum(n for _, n in documents)
-        return {"seconds": trainer.open().state.seconds, "steps": steps, "bits_per_byte": float(bits)}
+        return Result(trainer.open().state.seconds, steps, float(bits))
 
 
-def turn(side: str, project: Path, seconds: float, checkout: Path | None = None) -> dict:
-    """One run in a process of its own; `process` is all of its seconds."""
+def turn(side: str, project: Path, seconds: float, checkout: Path | None = None) -> Result:
+    """One training in a process of its own."""
     begin = time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.speedrun",
-        "--project",
-        str(project),
-        "--side",
-        side,
-        "--seconds",
-        str(seconds),
-    ]
+    options = ["--project", str(project), "--side", side, "--seconds", str(seconds)]
     if checkout:
-        command += [f"--{side}", str(checkout)]
+        options += [f"--{side}", str(checkout)]
+    command = [sys.executable, "-m", "benchmarks.speedrun", *options]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    row = json.loads(done.stdout.strip().splitlines()[-1]) | {"process": time.perf_counter() - begin}
+    printed = Result(**json.loads(done.stdout.strip().splitlines()[-1]))
+    result = replace(printed, process=time.perf_counter() - begin)
     print(
-        f"{side:8} {row['seconds']:8.1f} s of training {row['steps']:7,} steps {row['bits_per_byte']:8.4f} bits per byte "
-        f"{row['process']:8.1f} s in all",
+        f"{side:8} {result.seconds:8.1f} s of training {result.steps:7,} steps "
+        f"{result.bits_per_byte:8.4f} bits per byte {result.process:8.1f} s in all",
         flush=True,
     )
-    return row
+    return result
 
 
-def seconds_to(rows: list[dict], bits: float, key: str) -> float | None:
-    """Interpolated over the runs in log seconds; None if none of them is as good."""
-    rows = sorted(rows, key=lambda r: r["seconds"])
-    for before, after in zip([None, *rows[:-1]], rows, strict=True):
-        if after["bits_per_byte"] <= bits:
+def seconds_to(results: list[Result], bits: float, of: Callable[[Result], float]) -> float | None:
+    """Seconds until so many bits per byte, interpolated in log seconds; None if no result is as good.
+
+    Args:
+        of: which seconds.
+    """
+    results = sorted(results, key=lambda r: r.seconds)
+    for before, after in zip([None, *results[:-1]], results, strict=True):
+        if after.bits_per_byte <= bits:
             if before is None:
-                return after[key]
-            share = (before["bits_per_byte"] - bits) / (before["bits_per_byte"] - after["bits_per_byte"])
-            return math.exp(math.log(before[key]) + share * (math.log(after[key]) - math.log(before[key])))
+                return of(after)
+            share = (before.bits_per_byte - bits) / (before.bits_per_byte - after.bits_per_byte)
+            return math.exp(math.log(of(before)) + share * (math.log(of(after)) - math.log(of(before))))
     return None
 
 
@@ -120,10 +120,11 @@ def main() -> None:
         torch.set_flush_denormal(True)
         if args.side == "ours":
             keep_memory()
-            row = ours(args.project, args.seconds)
+            result = ours(args.project, args.seconds)
         else:
-            row = run(*PEERS[args.side](args.project, getattr(args, args.side, None)), args.seconds)
-        print(json.dumps(row))
+            peer, text = PEERS[args.side](args.project, getattr(args, args.side, None))
+            result = train_and_score(peer, text, args.seconds)
+        print(json.dumps(asdict(result)))
         return
     half = len(args.budgets) // 2
     mine = [turn("ours", args.project, b) for b in args.budgets[:half]]
@@ -136,17 +137,18 @@ def main() -> None:
     before = sum(
         [t["startup_s"] + t["work_s"] for t in timings if t["stage"] == s][-1] for s in ("train_tokenizer", "shard")
     )
-    print(f"left out by the clock for the BPE sides: tokenizer and encoding, {before:.1f} s once")
-    for name, row in theirs.items():
-        mark = row["bits_per_byte"]
-        needed, whole = (seconds_to(mine, mark, key) for key in ("seconds", "process"))
-        if needed is None:
-            print(f"{name}: ours did not reach {mark:.4f} in the budgets given")
+    print(f"not in the measured time of the BPE sides: tokenizer and encoding, {before:.1f} s once")
+    for name, result in theirs.items():
+        target = result.bits_per_byte
+        training, process = (seconds_to(mine, target, of) for of in (lambda r: r.seconds, lambda r: r.process))
+        if training is None:
+            print(f"{name}: ours did not reach {target:.4f} in the given budgets")
             continue
         extra = before if name == "readme" else 0.0  # the other sides need the same pieces
         print(
-            f"{name}: its {mark:.4f} bits per byte after {row['seconds']:.0f} s take ours {needed:.1f} s: {row['seconds'] / needed:.1f} times less; "
-            f"whole processes, tokenizer included: {row['process'] / (whole + extra):.1f} times"
+            f"{name}: its {target:.4f} bits per byte after {result.seconds:.0f} s take ours {training:.1f} s: "
+            f"{result.seconds / training:.1f} times less; whole processes, tokenizer included: "
+            f"{result.process / (process + extra):.1f} times"
         )
 
 

@@ -1,7 +1,8 @@
-"""The sides of `benchmarks.speedrun` that are not ours: a loss, an optimizer and a schedule each, run by one loop against the clock.
+"""The peers of `benchmarks.speedrun`: a loss, an optimizer and a schedule each, run by one timed loop.
 
-nanoGPT's recipes are written here from their description. nanochat and litgpt are used as they are, from a checkout that the user names; each
-with its own model, initialisation, optimizer and schedule, a batch of 16 rows of 256 tokens, at about our default's arithmetic.
+nanoGPT's recipes are written here from their description. nanochat and litgpt are used as they are, from a checkout
+that the user names: each with its own model, initialisation, optimizer and schedule, batches of 16 rows of 256 tokens,
+and about as many operations as our default.
 """
 
 from __future__ import annotations
@@ -28,11 +29,32 @@ from foundry.utils.device import native_bfloat16, quote_library_folders
 IGNORED = -100
 
 
-@dataclass
+@dataclass(frozen=True)
+class Result:
+    """One training.
+
+    Attributes:
+        seconds: of training steps, without start-up and compiling.
+        bits_per_byte: on the whole test text.
+        compiling: seconds of the first step; None for ours.
+        process: seconds of the whole process; None until it has ended.
+    """
+
+    seconds: float
+    steps: int
+    bits_per_byte: float
+    compiling: float | None = None
+    process: float | None = None
+
+
+@dataclass(frozen=True)
 class Peer:
-    """Args:
-    loss: (tokens, targets) → mean nats over the targets that are not IGNORED.
-    schedule: share of the run that is done → called before a step.
+    """One side.
+
+    Attributes:
+        loss: (tokens, targets) → mean nats over the targets that are not IGNORED.
+        schedule: called before each step with its number and the number of all steps.
+        rows, length: shape of a batch.
     """
 
     model: nn.Module
@@ -44,9 +66,16 @@ class Peer:
     clip: float = 1.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Text:
-    """Training and test tokens, and the bytes of the test text; `unscored` targets are not counted (ours count no end symbol either)."""
+    """The text of a side.
+
+    Attributes:
+        train, test: arrays of tokens.
+        n_bytes: of the test text.
+        vocab: number of different tokens.
+        unscored: a target that is not counted (ours count no end symbol either).
+    """
 
     train: list[np.ndarray]
     test: list[np.ndarray]
@@ -55,8 +84,8 @@ class Text:
     unscored: int = -1
 
 
-def run(peer: Peer, text: Text, seconds: float) -> dict:
-    """Trains for so many seconds; bits per byte on the test tokens, every one scored once, in windows side by side."""
+def train_and_score(peer: Peer, text: Text, seconds: float) -> Result:
+    """Trains for so many seconds, then scores every test token once, in adjacent windows."""
     data, T = torch.from_numpy(np.concatenate(text.train).astype(np.int64)), peer.length
     first = {k: v.clone() for k, v in peer.model.state_dict().items()}
 
@@ -72,7 +101,7 @@ def run(peer: Peer, text: Text, seconds: float) -> dict:
 
     peer.schedule(0, 1000)
     begin = time.perf_counter()
-    step()  # compiling, told apart
+    step()  # compiles; reported separately
     compiling = time.perf_counter() - begin
     begin = time.perf_counter()
     for _ in range(10):
@@ -95,7 +124,7 @@ def run(peer: Peer, text: Text, seconds: float) -> dict:
             if valid := int((y >= 0).sum()):
                 nats += peer.loss(x[: len(y)][None], y[None]).item() * valid
     bits = nats / math.log(2) / text.n_bytes
-    return {"seconds": spent, "steps": n, "bits_per_byte": bits, "compiling": compiling}
+    return Result(spent, n, bits, compiling)
 
 
 def _adamw(model: nn.Module, lr: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
@@ -155,7 +184,7 @@ def readme(project: Path, checkout: Path | None) -> tuple[Peer, Text]:
 
 
 def expert(project: Path, checkout: Path | None) -> tuple[Peer, Text]:
-    """nanoGPT as somebody runs it who knows it: the project's BPE pieces, context 256, batch 16, bfloat16 and compiled if it pays."""
+    """nanoGPT as an expert runs it: the project's BPE pieces, context 256, batch 16; compiled bfloat16 where native."""
     text = pieces(project)
     cfg = ModelConfig(vocab_size=text.vocab, dim=256, n_layers=3, n_heads=4, n_kv_heads=4, max_seq_len=256)
     return _nanogpt(cfg, 3e-3, 16, compiled=True), text
@@ -172,7 +201,10 @@ def _nanogpt(cfg: ModelConfig, lr: float, rows: int, compiled: bool) -> Peer:
 
 
 def nanochat(project: Path, checkout: Path | None) -> tuple[Peer, Text]:
-    """Its GPT (value embeddings, QK norm, ReLU squared), Muon and AdamW with its learning rates, 65 % warm-down; bfloat16 where native."""
+    """Its GPT (value embeddings, QK norm, ReLU squared), Muon and AdamW with its learning rates, 65 % warm-down.
+
+    In bfloat16 where that is native.
+    """
     os.environ.setdefault("NANOCHAT_DTYPE", "bfloat16" if native_bfloat16(torch.device("cpu")) else "float32")
     sys.path.insert(0, str(checkout))
     from nanochat.gpt import GPT as Theirs
@@ -206,9 +238,19 @@ def litgpt(project: Path, checkout: Path | None) -> tuple[Peer, Text]:
 
     text = pieces(project)
     cfg = Config(
-        block_size=256, n_layer=3, n_embd=256, n_head=4, padded_vocab_size=text.vocab, vocab_size=text.vocab, rotary_percentage=1.0,
-        parallel_residual=False, bias=False, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP", intermediate_size=512,
-    )  # fmt: skip
+        block_size=256,
+        n_layer=3,
+        n_embd=256,
+        n_head=4,
+        padded_vocab_size=text.vocab,
+        vocab_size=text.vocab,
+        rotary_percentage=1.0,
+        parallel_residual=False,
+        bias=False,
+        norm_class_name="RMSNorm",
+        mlp_class_name="LLaMAMLP",
+        intermediate_size=512,
+    )
     model = Theirs(cfg)
     model.apply(model._init_weights)
     optimizer = _adamw(model, 4e-4, (0.9, 0.95))

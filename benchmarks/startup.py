@@ -1,10 +1,10 @@
-"""Start-up of the seven stages, and of DVC for the same graph.
+"""Start-up of the seven stages, against stages that import every tool.
 
     python -m benchmarks.startup [--rounds 3]
 
-A stage's start-up is what it pays before its work begins: the interpreter and the imports of its module. Each round starts every stage's module in
-a fresh process that ends where the work would begin; the other side imports torch, mlflow, prefect and pandera in each stage, as a pipeline does
-that does not care. Medians of the sums are printed.
+A stage's start-up is the time before its work begins: the interpreter and the imports of its module. Each round starts
+every stage's module in a fresh process that ends where the work would begin; the other side imports torch, mlflow,
+prefect and pandera in each stage, as a pipeline does that does not care. Medians of the sums are printed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def main() -> None:
     total = statistics.median(map(sum, zip(*each.values(), strict=True)))
     other = statistics.median(naive) * len(STAGES)
     print(
-        f"sum              {total:6.2f} s; with every tool imported in each stage {other:.2f} s, ratio {other / total:.1f}"
+        f"sum              {total:6.2f} s; with every tool imported in each stage {other:.2f} s, "
+        f"ratio {other / total:.1f}"
     )
 
 

@@ -4,16 +4,17 @@
 
 Sides, each in a process of its own; they take turns, medians are printed with their spread:
 
-  nanogpt   nanoGPT's algorithm as its README runs it on a CPU (GPT-2 blocks with LayerNorm and GELU, learned positions, float32, eager,
-            AdamW, batches cut at random from a memory-mapped file), written here from its description
-  hf        transformers' LlamaForCausalLM of our shape in a plain loop with fused AdamW; where the processor multiplies bfloat16
-            natively, under autocast and compiled
+  nanogpt   nanoGPT's algorithm as its README runs it on a CPU (GPT-2 blocks with LayerNorm and GELU, learned positions,
+            float32, eager, AdamW, batches cut at random from a memory-mapped file), written here from its description
+  hf        transformers' LlamaForCausalLM of our shape in a plain loop with fused AdamW; where the processor multiplies
+            bfloat16 natively, under autocast and compiled
   plain     our model in the same plain loop: what the trainer costs or gains is the difference
-  ours      the project's own training step: Trainer's loss, loader and optimizer (Muon) with the settings that this machine chooses
+  ours      the project's own training step: Trainer's loss, loader and optimizer (Muon) with the settings that this
+            machine chooses
 
-`laptop` is the default profile's shape, S 1, M 11 and L 32 million parameters without the embedding. The share of the peak is of the
-largest matrix product measured in the same process, in the precision that the side works in. Compiling and the first steps are outside
-the clock.
+`laptop` is the default profile's shape; S, M and L have 1, 11 and 32 million parameters without the embedding. The peak
+is that of the largest matrix product measured in the same process, in the precision of the side. Compiling and the first
+steps are not in the measured time.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class GPT(nn.Module):
 
 
 def loop(cfg, seconds: float, folder: Path, model: nn.Module, loss_of, fused: bool):
-    """Yields tokens a second of one turn each of the plain loop."""
+    """Yields the tokens per second of each turn of the plain loop."""
     T = cfg.model.max_seq_len
     rows = cfg.train.tokens_per_step // T
     matrices, rest = [p for p in model.parameters() if p.ndim >= 2], [p for p in model.parameters() if p.ndim < 2]
@@ -139,12 +140,18 @@ def hf(cfg, seconds: float, folder: Path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     c = cfg.model
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.ffn_dim, num_hidden_layers=c.n_layers, use_cache=False,
-            num_attention_heads=c.n_heads, num_key_value_heads=c.n_kv_heads, max_position_embeddings=c.max_seq_len, tie_word_embeddings=True,
-        )
-    )  # fmt: skip
+    shape = LlamaConfig(
+        vocab_size=c.vocab_size,
+        hidden_size=c.dim,
+        intermediate_size=c.ffn_dim,
+        num_hidden_layers=c.n_layers,
+        num_attention_heads=c.n_heads,
+        num_key_value_heads=c.n_kv_heads,
+        max_position_embeddings=c.max_seq_len,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    model = LlamaForCausalLM(shape)
 
     def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(model(x).logits.flatten(0, 1).float(), y.flatten())
@@ -187,7 +194,7 @@ def turns(step, tokens: int, seconds: float):
 
 
 def make_data(cfg, folder: Path) -> None:
-    """Random words as shards and as a flat file: throughput does not depend on what the text says."""
+    """Writes random words as shards and as a flat file: throughput does not depend on what the text says."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -216,7 +223,7 @@ SIDES = {"nanogpt": nanogpt, "hf": hf, "plain": plain, "ours": ours}
 
 
 def side(name: str, size: str, seconds: float, folder: Path) -> None:
-    """A process of its own for each side: it answers every line on stdin with the speed of one turn and the machine's peak then."""
+    """The process of one side: answers every line on stdin with the speed of one turn and the machine's peak then."""
     from foundry.utils.device import peak_flops
 
     cfg = config(size)
@@ -249,13 +256,13 @@ def main() -> None:
 
 
 def compare(size: str, rounds: int, seconds: float, folder: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.throughput", "--size", size, "--seconds", str(seconds)]
     children = {
         name: subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.throughput", "--side", name, "--size", size, "--seconds", str(seconds), "--folder", folder],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [*command, "--folder", folder, "--side", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         for name in SIDES
-    }  # fmt: skip
+    }
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in children}
     for _ in range(rounds):
         for name, child in children.items():  # one works, the others wait on their stdin
@@ -267,7 +274,8 @@ def compare(size: str, rounds: int, seconds: float, folder: str) -> None:
         child.wait()
     flops = train_flops_per_token(config(size).model)
     print(
-        f"{size}: {SIZES[size][1]} tokens a step, median of {rounds} rounds; share of the peak by this model's operations"
+        f"{size}: {SIZES[size][1]} tokens per step, median of {rounds} rounds; "
+        "share of the peak by this model's operations"
     )
     for name, values in seen.items():
         speeds = [v for v, _ in values]
@@ -281,7 +289,7 @@ def compare(size: str, rounds: int, seconds: float, folder: str) -> None:
 
 
 def last_json(child) -> str:
-    """The answer of a turn; the trainer's log lines before it are passed over."""
+    """The answer of a turn; the trainer's log lines before it are skipped."""
     for line in child.stdout:
         if line[0] == "[":
             return line

@@ -2,14 +2,15 @@
 
     python -m scripts.mutants [--sample 200] [--seed 1] [FILE ...]      (make mutants)
 
-A mutant is a file with one operator, comparison, number, condition, call or return value changed; it is killed when one of the tests of its
-room fails or does not end. The tests run once without a change under coverage, so that a mutant meets only those that run its lines, the
-quick ones first; all of them where the lines run on import or in child processes only. Survivors are printed with their place: each is a
-missing test, or a change that means the same.
+A mutant is a file with one operator, comparison, number, condition, call or return value changed; it is killed when
+one of the tests of its room fails or does not end. The tests run once without a change under coverage, so that a mutant
+meets only those that run its lines, quick ones first; it meets all of them if its lines run only on import or in child
+processes. Survivors are printed with their place: each is a missing test, or a change that means the same.
 
-Known tools were not used for two reasons: they start an interpreter per mutant, which imports torch for seconds, and those that fork
-do not change decorated functions or what child processes import. Here a parent imports the libraries once, and each mutant is a forked
-child that works in a copy of the project in which the changed file is written. Messages, log lines and annotations are not changed.
+Known tools are not used for two reasons: they start an interpreter per mutant, which imports torch for seconds, and
+those that fork do not change decorated functions or what child processes import. Here a parent imports the libraries
+once, and each mutant is a forked child that works in a copy of the project which has the changed file. Messages, log
+lines and annotations are not changed.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from queue import Queue
+from typing import Literal
 
 import coverage
 import pytest
 
 QUICK = ("-m", "not slow")
-# Which tests (arguments of pytest) are to notice a change of which files.
+# {files: the tests (arguments of pytest) that have to notice a change in them}
 ROOMS: dict[str, tuple[str, ...]] = {
     "foundry/data/tokens/order.py": ("tests/data/tokens/test_loader.py", "tests/data/tokens/test_packing.py"),
     "foundry/data/tokens/packing.py": (
@@ -62,18 +64,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "foundry/training/*.py": (*QUICK, "tests/training", "tests/models/test_options.py"),
 }
-COMPARE = {
-    ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
-    ast.In: "not in", ast.NotIn: "in", ast.Is: "is not", ast.IsNot: "is",
-}  # fmt: skip
-BINARY = {
-    ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "*", ast.Pow: "*",
-    ast.BitAnd: "|", ast.BitOr: "&", ast.BitXor: "&", ast.LShift: ">>", ast.RShift: "<<", ast.MatMult: "*",
-}  # fmt: skip
-PRELOADED = (
-    "hypothesis", "numpy", "pyarrow.parquet", "safetensors.torch", "sentencepiece", "torch.distributed.fsdp", "transformers"
-)  # fmt: skip
-SPEAKING = ("log", "get_logger", "warn", "warning", "info")
+COMPARE = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "=="}
+COMPARE |= {ast.In: "not in", ast.NotIn: "in", ast.Is: "is not", ast.IsNot: "is"}
+BINARY = {ast.Add: "-", ast.Sub: "+", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "*", ast.Pow: "*", ast.MatMult: "*"}
+BINARY |= {ast.Mult: "/", ast.BitAnd: "|", ast.BitOr: "&", ast.BitXor: "&", ast.LShift: ">>", ast.RShift: "<<"}
+PRELOADED = ("hypothesis", "numpy", "pyarrow.parquet", "safetensors.torch", "sentencepiece")
+PRELOADED += ("torch.distributed.fsdp", "transformers")
+LOGGING = ("log", "get_logger", "warn", "warning", "info")
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class Mutant:
     end: int
     old: str
     new: str
-    lines: range  # from the begin of its statement to its own end: a tracer may give an expression any line of these
+    lines: range  # from the start of its statement to its own end: a tracer may give an expression any of these lines
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: {self.old[:70]!r} -> {self.new[:70]!r}"
@@ -135,7 +132,7 @@ def mutants_of(path: Path) -> list[Mutant]:
             if isinstance(node.value, ast.Constant):
                 return  # a docstring
             if isinstance(node.value, ast.Call):
-                if any(s in text(node.value.func) for s in SPEAKING):
+                if any(s in text(node.value.func) for s in LOGGING):
                     return
                 change(node, *span(node), "pass")
         match node:
@@ -208,7 +205,7 @@ def copies(root: Path, count: int) -> Iterator[Path]:
 
 
 class Chosen:
-    """Pytest's plugin that keeps the chosen tests, the quick ones first, and fails those that take far longer than they did."""
+    """A plugin of pytest that keeps the chosen tests, quick ones first, and fails those that take far too long."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
         self.seconds = seconds
@@ -221,7 +218,7 @@ class Chosen:
 
 
 class Watched:
-    """Pytest's plugin that writes how long each test takes."""
+    """A plugin of pytest that writes how long each test takes."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.seconds = path, Counter[str]()
@@ -233,8 +230,10 @@ class Watched:
         self.path.write_text(json.dumps(self.seconds))
 
 
-def run_tests(folder: Path, tests: Sequence[str], seconds: float, plugin: object, options: Sequence[str] = ()) -> str:
-    """Runs tests in a forked child that works in `folder`: "passed", "failed" or "too slow"."""
+def run_tests(
+    folder: Path, tests: Sequence[str], seconds: float, plugin: object, options: Sequence[str] = ()
+) -> Literal["passed", "failed", "too slow"]:
+    """Runs tests in a forked child that works in `folder`."""
     begin = time.monotonic()
     pid = os.fork()
     if not pid:
@@ -263,8 +262,12 @@ class Room:
     """Which tests run which lines of the files of a room, and how long each takes."""
 
     def __init__(self, folder: Path, tests: Sequence[str], quick: bool) -> None:
-        """Runs them all under coverage in `folder`; raises SystemExit if they do not pass without a change."""
-        # Not the project's configuration, which looks into child processes, too: there no test has a name.
+        """Runs them all under coverage in `folder`.
+
+        Raises:
+            SystemExit: if they do not pass without a change.
+        """
+        # Not the project's configuration, which also traces child processes: there the current test is not known.
         config = folder / ".coveragerc"
         config.write_text("[run]\nsource = foundry\n")
         self.folder, self.quick = folder, quick
@@ -296,11 +299,11 @@ class Room:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("files", nargs="*", help="files to change (default: those of ROOMS)")
-    p.add_argument("--sample", type=int, default=0, help="so many mutants drawn by the seed; 0: all")
+    p.add_argument("--sample", type=int, default=0, help="how many mutants to draw at random; 0: all")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--quick", action="store_true", help="leave out lines that run only on import or in child processes")
     p.add_argument("--workers", type=int, default=2)
-    p.add_argument("--least", type=float, default=0.9, help="share that has to be killed (default: %(default)s)")
+    p.add_argument("--least", type=float, default=0.9, help="share that must be killed (default: %(default)s)")
     args = p.parse_args()
     root = Path.cwd()
     paths = [Path(f) for f in args.files] or sorted(
@@ -364,7 +367,7 @@ def main() -> None:
     if left_out:
         print(f"{left_out} left out")
     share = killed.total() / max(tried.total(), 1)
-    print(f"{killed.total()} of {tried.total()} mutants killed: {share:.1%} (mark: {args.least:.0%})")
+    print(f"{killed.total()} of {tried.total()} mutants killed: {share:.1%} (at least {args.least:.0%} needed)")
     raise SystemExit(share < args.least)
 
 

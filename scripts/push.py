@@ -2,8 +2,9 @@
 
     python -m scripts.push      (make push)
 
-DVC 3.67 sends the run cache's records, but of their outs only those of the current dvc.lock, and never reports that git keeps (`cache: false`). Without them a
-colleague's `dvc repro --pull` finds the record and trains all the same. This sends them, too; what the store has already is not sent again.
+DVC 3.67 sends the records of the run cache, but only those of their outputs that the current dvc.lock names, and never
+reports that git keeps (`cache: false`). Without them a colleague's `dvc repro --pull` finds the record and trains all
+the same. This sends them as well; what the remote already has is not sent again.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def share() -> None:
 
 
 def remember() -> None:
-    """Puts what is built now into the run cache: of stages with a report that git keeps DVC does not do it itself."""
+    """Puts what is built now into the run cache: DVC does not do it for a stage with a report that git keeps."""
     from dvc.repo import Repo
 
     with Repo(".") as repo, repo.lock:
@@ -41,7 +42,7 @@ def remember() -> None:
 
 
 def push_runs() -> int:
-    """Pushes the outs of every run in the run cache; returns how many files were missing there."""
+    """Pushes the outputs of every run in the run cache; returns how many files the remote did not have."""
     from dvc.repo import Repo
 
     with Repo(".") as repo:

@@ -1,10 +1,11 @@
-"""Is every out the same bytes when the project is built again? Two clean clones of the last commit, built under other surroundings and compared.
+"""Checks that a build is reproducible: builds two clean clones of the last commit in different environments, compares.
 
     python -m scripts.reproducible [--keep FOLDER] [STAGE ...]      (make reproducible)
 
-The clones lie in other folders and run under another locale, time zone, PYTHONHASHSEED, umask and number of workers; each has a cache of its own, so every
-stage runs. What is not in git but is an input comes along: `corpus/` and the store of downloads, which is checked against its hashes. Prints one line and exits
-with 0 when every out is equal byte for byte; else with 1, naming the first stage whose inputs are the same and whose outs are not, its file and the offset.
+The clones differ in folder, locale, time zone, PYTHONHASHSEED, umask and number of workers; each has its own cache, so
+that every stage runs. Inputs that are not in git are copied: `corpus/` and the store of downloads, which is checked
+against its hashes. Exits with 0 if all outputs are equal byte for byte; otherwise with 1, naming the first stage whose
+inputs are the same and whose outputs are not, its file and the offset.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ INPUTS = ("corpus", ".foundry/downloads")
 CHUNK = 1 << 20  # bytes
 
 
-class Failed(Exception):
+class CheckFailed(Exception):
     """The check itself could not be done; the message says why."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """The surroundings of one build. `workers` replaces `runtime.workers` of params.yaml."""
+    """The environment of one build. `workers` replaces `runtime.workers` of params.yaml."""
 
     folder: str
     workers: int
@@ -49,7 +50,7 @@ SIDES = (
 
 @dataclass(frozen=True)
 class Difference:
-    """The first byte in which an out differs. A file that one side lacks differs at 0."""
+    """The first byte in which an output differs. A file that only one side has differs at 0."""
 
     stage: str
     file: str
@@ -65,7 +66,7 @@ class Difference:
 
 
 def clone(root: Path, side: Side, base: Path) -> Path:
-    """A clean clone of the last commit, with the inputs that git does not hold, and without the record of former runs."""
+    """A clean clone of the last commit, with the inputs that are not in git, without the record of earlier builds."""
     folder = base / side.folder
     _call(["git", "clone", "--quiet", "--no-hardlinks", str(root), str(folder)], root)
     for name in INPUTS:
@@ -84,7 +85,7 @@ def build(folder: Path, side: Side, stages: list[str]) -> None:
     """Runs every stage.
 
     Raises:
-        Failed: with the last lines of what was printed.
+        CheckFailed: with the last lines that were printed.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     mine = {k: v for k, v in os.environ.items() if not k.startswith("DVC_") and k != "MLFLOW_TRACKING_URI"}
@@ -96,7 +97,7 @@ def _call(command: list[str], cwd: Path, env: dict[str, str] | None = None, umas
     done = subprocess.run(command, cwd=cwd, env=env, umask=umask, capture_output=True, text=True, errors="replace")
     if done.returncode:
         lines = (done.stdout + done.stderr).splitlines()[-20:]
-        raise Failed(f"`{' '.join(command[-4:])}` in {cwd} ended with {done.returncode}:\n  " + "\n  ".join(lines))
+        raise CheckFailed(f"`{' '.join(command[-4:])}` in {cwd} ended with {done.returncode}:\n  " + "\n  ".join(lines))
 
 
 def read_lock(folder: Path) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def read_lock(folder: Path) -> dict[str, Any]:
 
 
 def own_differences(one: Path, other: Path) -> Iterator[str]:
-    """Stages whose outs differ though what they read is the same, in the order of dvc.yaml."""
+    """Stages whose outputs differ although their inputs are the same, in the order of dvc.yaml."""
     a, b = read_lock(one), read_lock(other)
     order = list(yaml.safe_load((one / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
     for stage in sorted(a, key=order.index):
@@ -114,7 +115,7 @@ def own_differences(one: Path, other: Path) -> Iterator[str]:
 
 
 def first_difference(one: Path, other: Path, stage: str) -> Difference:
-    """The first byte in which an out of a stage differs, its files in the order of their names."""
+    """The first byte in which an output of a stage differs; its files are compared in the order of their names."""
     for out in read_lock(one)[stage]["outs"]:
         path = out["path"]
         for name in _files(one / path) | _files(other / path):
@@ -122,18 +123,18 @@ def first_difference(one: Path, other: Path, stage: str) -> Difference:
             if found:
                 file = f"{path}/{name}" if name != "." else path
                 return Difference(stage, file, *found)
-    raise Failed(f"dvc.lock says that stage {stage} differs, but its files are equal")
+    raise CheckFailed(f"dvc.lock says that stage {stage} differs, but its files are equal")
 
 
 def _files(path: Path) -> dict[str, None]:
-    """Relative names of the files of an out, sorted; "." when it is a file itself."""
+    """The relative names of an output's files, sorted; "." if it is a file itself."""
     if path.is_file():
         return {".": None}
     return dict.fromkeys(sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()))
 
 
 def _compare(one: Path, other: Path) -> tuple[int, bytes, bytes] | None:
-    """(offset, 16 bytes of each from there) of the first difference of two files; None when they are equal."""
+    """Offset of the first difference of two files, and 16 bytes of each from there; None if they are equal."""
     if not (one.is_file() and other.is_file()):
         there, missing = b"(a file)", b"(no such file)"
         return (0, there, missing) if one.is_file() else (0, missing, there)
@@ -150,12 +151,12 @@ def _compare(one: Path, other: Path) -> tuple[int, bytes, bytes] | None:
 
 
 def check(root: Path, base: Path, stages: list[str]) -> bool:
-    """Builds both sides below `base` and prints the verdict; True when all outs are equal."""
+    """Builds both sides below `base` and prints the result; whether all outputs are equal."""
     folders = []
     for side in SIDES:
         folder = clone(root, side, base)
-        told = ", ".join(f"{k}={v}" for k, v in side.env.items())
-        print(f"building in {folder} ({told}, {side.workers} workers)", flush=True)
+        variables = ", ".join(f"{k}={v}" for k, v in side.env.items())
+        print(f"building in {folder} ({variables}, {side.workers} workers)", flush=True)
         build(folder, side, stages)
         folders.append(folder)
     one, other = folders
@@ -163,33 +164,37 @@ def check(root: Path, base: Path, stages: list[str]) -> bool:
     if not differing:
         outs = [o for s in read_lock(one).values() for o in s.get("outs", [])]
         if read_lock(one) != read_lock(other):
-            raise Failed("the outs are equal, but the two dvc.lock are not: a command or a parameter differs")
-        print(f"reproducible: {len(outs)} outs of {len(read_lock(one))} stages are the same bytes")
+            raise CheckFailed("the outputs are equal, but the two dvc.lock are not: a command or a parameter differs")
+        print(f"reproducible: {len(outs)} outputs of {len(read_lock(one))} stages are the same bytes")
         return True
     print(f"not reproducible. {first_difference(one, other, differing[0])}")
     if differing[1:]:
-        print(f"of the same inputs differ also: {', '.join(differing[1:])}")
+        print(f"with the same inputs these stages differ, too: {', '.join(differing[1:])}")
     return False
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("stages", nargs="*", metavar="STAGE", help="build these and what they need (default: all)")
-    p.add_argument("--keep", type=Path, metavar="FOLDER", help="build there and leave it, to look into the differences")
+    p.add_argument(
+        "stages", nargs="*", metavar="STAGE", help="build these and the stages that they need (default: all)"
+    )
+    p.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="build there and keep both builds, to look into the differences"
+    )
     args = p.parse_args()
     root = Path.cwd()
     dirty = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True)
     if dirty.returncode:
-        raise SystemExit(f"error: {root} is no git repository: {dirty.stderr.strip()}")
+        raise SystemExit(f"error: {root} is not a git repository: {dirty.stderr.strip()}")
     if dirty.stdout.strip():
-        print(f"note: {len(dirty.stdout.splitlines())} changed files are not committed and are not checked")
+        print(f"note: {len(dirty.stdout.splitlines())} changed files are not committed, and are not checked")
     try:
         if args.keep:
             args.keep.mkdir(parents=True)
             raise SystemExit(0 if check(root, args.keep.resolve(), args.stages) else 1)
         with tempfile.TemporaryDirectory(prefix="reproducible-") as tmp:
             raise SystemExit(0 if check(root, Path(tmp), args.stages) else 1)
-    except (Failed, FileExistsError) as e:
+    except (CheckFailed, FileExistsError) as e:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(1) from None
 

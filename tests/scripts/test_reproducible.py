@@ -1,4 +1,4 @@
-"""The check builds twice under other surroundings, and names what differs: the stage, the file, the byte."""
+"""The check builds twice in different environments, and names what differs: the stage, the file, the byte."""
 
 import os
 import re
@@ -51,16 +51,16 @@ def check(folder, *args):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_equal_builds_are_told_in_one_line(tmp_path):
+def test_equal_builds_are_reported_in_one_line(tmp_path):
     folder = project(tmp_path / "good", {"a": (GOOD, None), "b": (GOOD, "a.out")})
     code, text, _ = check(folder)
-    assert code == 0 and "reproducible: 2 outs of 2 stages are the same bytes" in text, text
+    assert code == 0 and "reproducible: 2 outputs of 2 stages are the same bytes" in text, text
     assert "TZ=UTC" in text and "TZ=Asia/Kathmandu" in text
     assert not list(folder.glob("*.out"))  # nothing was built here
 
 
 def test_the_stage_the_file_and_the_byte_that_differ_are_named_not_what_follows_from_them(tmp_path):
-    """Of a stage that writes the clock, one that only passes it on, and one for each of the other surroundings."""
+    """One stage writes the clock, one copies it, and one per other part of the environment depends on that part."""
     copy = "open('{out}', 'w').write(open('clock.out').read())"
     others = {name: (code, None) for name, code in BAD.items() if name != "clock"}
     stages = {"a": (GOOD, None), "clock": (BAD["clock"], "a.out"), "follows": (copy, "clock.out"), **others}
@@ -73,15 +73,18 @@ def test_the_stage_the_file_and_the_byte_that_differ_are_named_not_what_follows_
     offset = int(found[1].replace(",", ""))
     one, other = ((tmp_path / "kept" / name / "clock.out").read_bytes() for name in ("one", "the other 二"))
     assert offset >= 5000 and one[:offset] == other[:offset] and one[offset] != other[offset]
-    assert f"differ also: {', '.join(others)}\n" in text and "follows" not in text.partition("differ also")[2]
+    assert (
+        f"these stages differ, too: {', '.join(others)}\n" in text
+        and "follows" not in text.partition("these stages differ, too")[2]
+    )
 
 
-def test_a_stage_that_fails_and_a_folder_without_git_are_told(tmp_path):
+def test_a_stage_that_fails_and_a_folder_without_git_are_reported(tmp_path):
     code, _, errors = check(project(tmp_path / "fails", {"a": ("raise SystemExit('the reason')", None)}))
     assert code == 1 and "the reason" in errors and "Traceback" not in errors
     (tmp_path / "plain").mkdir()
     code, _, errors = check(tmp_path / "plain")
-    assert code == 1 and "is no git repository" in errors
+    assert code == 1 and "is not a git repository" in errors
 
 
 def test_a_missing_file_and_a_longer_one_are_differences(tmp_path, monkeypatch):
