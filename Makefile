@@ -1,4 +1,4 @@
-# Two commands are enough: `make repro` builds everything from raw text to a registered model, `make test` runs the tests.
+# Two commands do most: `make repro` builds everything from raw text to a registered model, `make test` runs the tests.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -52,7 +52,7 @@ ui: $(READY) ## Prefect server, worker and MLflow on loopback; Ctrl-C stops them
 	@python -m flows.ui $(if $(prefect_port),--prefect-port $(prefect_port)) \
 		$(if $(mlflow_port),--mlflow-port $(mlflow_port)) $(if $(webhook),--webhook "$(webhook)")
 
-deploy: $(READY) ## register the flows of prefect.yaml with a running server (webhook=URL is called for late and failed runs)
+deploy: $(READY) ## register the flows of prefect.yaml with a server (webhook=URL is called for late and failed runs)
 	@python -m flows.deploy $(if $(webhook),--webhook "$(webhook)")
 
 lint: $(READY) ## ruff and the import rules

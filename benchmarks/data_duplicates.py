@@ -15,6 +15,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import orjson
@@ -41,7 +42,14 @@ def _compare(task: list[tuple[str, str]]) -> list[float]:
     return [jaccard(*(shingles(comparable(t, gram_words(t))) for t in pair)) for pair in task]
 
 
-def ours(folder: Path, out: Path, pool: ProcessPoolExecutor) -> dict:
+class Removal(NamedTuple):
+    """What one side did: seconds, and the ids of the documents that it kept."""
+
+    seconds: float
+    kept: list[str]
+
+
+def ours(folder: Path, out: Path, pool: ProcessPoolExecutor) -> Removal:
     start = time.perf_counter()
     paths = sorted(folder.glob("*.jsonl"))
     keys = np.concatenate(list(pool.map(_keys, paths)))
@@ -60,7 +68,7 @@ def ours(folder: Path, out: Path, pool: ProcessPoolExecutor) -> dict:
     kept = [r for i, r in enumerate(records) if first[i] == i]
     with open(out, "wb") as f:
         f.writelines(orjson.dumps(r) + b"\n" for r in kept)
-    return {"seconds": time.perf_counter() - start, "kept": [r["id"] for r in kept]}
+    return Removal(time.perf_counter() - start, [r["id"] for r in kept])
 
 
 def plant(folder: Path, project: Path, megabytes: float) -> tuple[float, list[str], dict[str, str]]:
@@ -98,18 +106,18 @@ def main(argv: list[str]) -> None:
         source.mkdir()
         size, ids, planted = plant(source, args.project, args.megabytes)
         list(pool.map(_keys, [source / "0.jsonl"] * 4))  # modules loaded
-        sides: dict[str, list[dict]] = {"foundry": [], "datatrove": []}
+        sides: dict[str, list[Removal]] = {"foundry": [], "datatrove": []}
         for r in range(args.rounds):
             sides["foundry"].append(ours(source, tmp / "out.jsonl", pool))
             script = Path(__file__).with_name("peer_duplicates.py")
             command = [args.peers, str(script), str(source), str(tmp / f"work{r}")]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            sides["datatrove"].append(json.loads(done.stdout.splitlines()[-1]))
+            sides["datatrove"].append(Removal(**json.loads(done.stdout.splitlines()[-1])))
     print(f"{len(ids)} documents, {size:.1f} MB, {len(planted)} planted pairs, 2 processes, {args.rounds} rounds")
     rates = {}
     for side, runs in sides.items():
-        rates[side] = statistics.median(size / r["seconds"] for r in runs)
-        dropped = set(ids) - set(runs[0]["kept"])
+        rates[side] = statistics.median(size / r.seconds for r in runs)
+        dropped = set(ids) - set(runs[0].kept)
         recall = statistics.mean(bool({a, b} & dropped) for a, b in planted.items())
         precision = len(dropped & (planted.keys() | set(planted.values()))) / max(1, len(dropped))
         print(

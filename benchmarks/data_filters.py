@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.corpus_for_data import web_like
 from benchmarks.peer_filters import SETS
@@ -39,7 +40,14 @@ def _judge(task: tuple[int, int, tuple[str, ...]]) -> list[bool]:
     return [_rules[names].apply(t, "en")[2] is None for t in _texts[start:stop]]
 
 
-def ours(path: Path, n: int) -> dict:
+class Filtering(NamedTuple):
+    """What one side did: seconds for all sets of rules together, and {sets: whether each document was kept}."""
+
+    seconds: float
+    decisions: dict[str, list[bool]]
+
+
+def ours(path: Path, n: int) -> Filtering:
     cuts = [*range(0, n, 25), n]
     with ProcessPoolExecutor(2, initializer=_load, initargs=(str(path),)) as pool:
         list(pool.map(_judge, [(0, 5, SETS)] * 4))
@@ -49,7 +57,7 @@ def ours(path: Path, n: int) -> dict:
             tasks = [(a, b, names) for a, b in pairwise(cuts)]
             decisions["+".join(names)] = [d for part in pool.map(_judge, tasks) for d in part]
             seconds = time.perf_counter() - start
-    return {"seconds": seconds, "decisions": decisions}
+    return Filtering(seconds, decisions)
 
 
 def main(argv: list[str]) -> None:
@@ -64,20 +72,20 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as tmp:
         path = Path(tmp, "texts.json")
         path.write_text(json.dumps(texts), encoding="utf-8")
-        sides: dict[str, list[dict]] = {"foundry": [], "datatrove": []}
+        sides: dict[str, list[Filtering]] = {"foundry": [], "datatrove": []}
         for _ in range(args.rounds):
             sides["foundry"].append(ours(path, len(texts)))
             script = Path(__file__).with_name("peer_filters.py")
             done = subprocess.run([args.peers, str(script), str(path)], capture_output=True, text=True, check=True)
-            sides["datatrove"].append(json.loads(done.stdout.splitlines()[-1]))
-    rates = {name: statistics.median(size / r["seconds"] for r in runs) for name, runs in sides.items()}
+            sides["datatrove"].append(Filtering(**json.loads(done.stdout.splitlines()[-1])))
+    rates = {name: statistics.median(size / r.seconds for r in runs) for name, runs in sides.items()}
     print(
         f"{len(texts)} documents, {size:.1f} MB, 2 processes, {args.rounds} rounds; all four sets one after the other"
     )
     for name, rate in rates.items():
         print(f"  {name:10} {rate:8.2f} MB/s")
     print(f"  ratio      {rates['foundry'] / rates['datatrove']:8.1f}")
-    mine, theirs = (sides[s][0]["decisions"] for s in ("foundry", "datatrove"))
+    mine, theirs = (sides[s][0].decisions for s in ("foundry", "datatrove"))
     for names in mine:
         equal = statistics.mean(a == b for a, b in zip(mine[names], theirs[names], strict=True))
         kept = statistics.mean(theirs[names])

@@ -13,8 +13,8 @@ Sides, each in a process of its own; they take turns, medians are printed with t
             machine chooses
 
 `laptop` is the default profile's shape; S, M and L have 1, 11 and 32 million parameters without the embedding. The peak
-is that of the largest matrix product measured in the same process, in the precision of the side. Compiling and the first
-steps are not in the measured time.
+is that of the largest matrix product measured in the same process, in the precision of the side. Compiling and the
+first steps are not in the measured time.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Ui:
         return ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1", *files]
 
     def spawn(self, name: str) -> None:
-        """Starts or restarts a child, with its output in its log. It dies with this process, with all that it started."""
+        """Starts or restarts a child, with its output in its log. It and its children die with this process."""
         urls = {"PREFECT_API_URL": f"{self.prefect_url}/api", "FOUNDRY_MLFLOW_URL": self.mlflow_url}
         env = {**environment(self.root), **urls, PROJECT_VAR: str(self.root)}
         # The runs of a worker that dies end by themselves (flows.runner.end_with_worker).

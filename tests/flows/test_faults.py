@@ -1,4 +1,7 @@
-"""What an operator meets, on real servers with a real worker: killed processes, a restarted server, two runs at once, cancelling; and the pages."""
+"""Faults that an operator meets, on real servers with a real worker, and what the pages show.
+
+Killed processes, a restarted server, two runs at once, cancelling.
+"""
 
 import contextlib
 import json
@@ -84,11 +87,11 @@ def test_cancelling_lets_the_stage_save_and_the_last_run_finishes(served):
     assert states["three"] == "Completed" and states["one"] == states["two"] == "Restored"
 
 
-def test_a_killed_worker_takes_its_run_along_and_a_retry_goes_on(served):
+def test_a_killed_worker_ends_its_run_and_a_retry_resumes_it(served):
     ui, api, toy = served
     (toy / "todo-two").write_text("sleep")
     run, pid = begin(api, toy, "two")
-    assert {name.partition("-")[0] for name in api.tasks(run)} == set(STAGES)  # also of those that wait
+    assert {name.partition("-")[0] for name in api.tasks(run)} == set(STAGES)  # of those that wait, too
     os.kill(ui.children["worker"].pid, signal.SIGKILL)
     ui.children["worker"].wait()
     assert wait_gone(pid) and (toy / "two.saved").exists()
@@ -106,7 +109,7 @@ def test_a_killed_worker_takes_its_run_along_and_a_retry_goes_on(served):
     assert list((toy / ".foundry/runs").glob("*/tree")) == []
 
 
-def test_a_killed_flow_takes_its_stage_along_and_the_run_is_told_as_crashed(served):
+def test_a_killed_flow_ends_its_stage_and_the_run_is_reported_as_crashed(served):
     ui, api, toy = served
     (toy / "todo-two").write_text("sleep")
     run, pid = begin(api, toy, "two")

@@ -1,4 +1,4 @@
-"""What a form may not do, names of runs, and what the webhook and the logs of `make ui` hold."""
+"""What a form may not do, names of runs, and the content of the webhook's call and of the logs of `make ui`."""
 
 import json
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ def test_a_version_is_no_option_of_the_command(which):
     assert Promote(which="3").which == "3" and Promote(which="best-of_2026").which == "best-of_2026"
 
 
-def test_the_names_that_prefect_makes_are_told_from_those_that_people_type():
+def test_the_names_that_prefect_makes_are_distinguished_from_those_that_people_type():
     from prefect.utilities.names import generate_slug
 
     assert all(is_generated(generate_slug(2)) for _ in range(200))
@@ -59,12 +59,12 @@ def test_the_webhooks_payload_is_json_whatever_the_names_are():
     text = environment.from_string(PAYLOAD).render(
         flow=SimpleNamespace(name=hostile), flow_run=SimpleNamespace(name=hostile, state=state)
     )
-    told = json.loads(text)
-    assert told["run"] == told["flow"] == told["state"] == hostile and told["message"] is None
-    assert told["page"] == f"http://x/{hostile}"
+    payload = json.loads(text)
+    assert payload["run"] == payload["flow"] == payload["state"] == hostile and payload["message"] is None
+    assert payload["page"] == f"http://x/{hostile}"
 
 
-def test_a_long_log_is_set_aside_and_its_writer_goes_on(tmp_path, monkeypatch):
+def test_a_long_log_is_set_aside_and_its_writer_continues(tmp_path, monkeypatch):
     monkeypatch.setattr(ui, "LOG_MOST", 100)
     served = ui.Ui(tmp_path, "http://p", "http://m", children={"worker": None})
     served.log("worker").parent.mkdir(parents=True)

@@ -96,7 +96,7 @@ def test_independent_stages_run_side_by_side(flow, toy):
     assert flow(build()) == dict.fromkeys(ALL, "Completed")
 
 
-def test_a_mistake_is_not_tried_again_and_stops_what_follows(flow, toy):
+def test_a_mistake_is_not_retried_and_stops_what_follows(flow, toy):
     (toy / "todo-two").write_text("fail")
     with pytest.raises(RuntimeError, match=r"(?s)two: Failed .*the reason of the failure"):
         flow(build())
@@ -106,20 +106,20 @@ def test_a_mistake_is_not_tried_again_and_stops_what_follows(flow, toy):
 
 
 @pytest.mark.parametrize("what", ["away", "die"])
-def test_a_publisher_that_is_away_and_a_killed_stage_are_tried_again(flow, toy, what):
+def test_a_publisher_that_is_away_and_a_killed_stage_are_retried(flow, toy, what):
     (toy / "todo-two").write_text(what)
     assert flow(build()) == dict.fromkeys(ALL, "Completed")
     assert tries("two") == 2
 
 
-def test_a_time_limit_stops_the_stage_which_saves_and_is_not_tried_again(flow, toy):
+def test_a_time_limit_stops_the_stage_which_saves_and_is_not_retried(flow, toy):
     (toy / "todo-two").write_text("sleep")
     with pytest.raises(RuntimeError, match=r"two: TimedOut .*its time limit was reached"):
         flow(build(time_limits_s={"two": 8}))
     assert (toy / "two.saved").read_text() == "2" and tries("two") == 1
 
 
-def test_overrides_reach_the_stage_and_the_numbers_stand_beside_the_last_runs(flow, toy):
+def test_overrides_reach_the_stage_and_the_numbers_are_shown_beside_the_last_runs(flow, toy):
     flow(build())
     flow(build(overrides={"train": {"lr": 0.004}}, others={"train.steps": 500}))
     page = artifacts("metrics")[-1].data
@@ -173,7 +173,7 @@ def test_ctrl_c_of_a_run_without_a_server_saves_and_ends(toy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong,told",
+    "wrong,message",
     [
         ({"target": "thre"}, "unknown stage 'thre'; did you mean 'three'"),
         ({"others": {"train.lrr": 1}}, "train.lrr: unknown key; did you mean 'lr'"),
@@ -183,8 +183,8 @@ def test_ctrl_c_of_a_run_without_a_server_saves_and_ends(toy, tmp_path):
         ({"isolated": False, "others": {"train.lr": 0.1}}, "isolated"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_starts(flow, toy, wrong, told):
-    with pytest.raises(ConfigError, match=told):
+def test_what_cannot_work_is_refused_before_anything_starts(flow, toy, wrong, message):
+    with pytest.raises(ConfigError, match=message):
         flow(build(**wrong))
     assert not (toy / "one.pid").exists()
 

@@ -1,4 +1,4 @@
-"""A former result is restored, also of a stage with a report that git keeps, which DVC leaves out of its run cache."""
+"""An earlier result is restored, even of a stage that DVC leaves out of its run cache: one with a report in git."""
 
 import os
 import subprocess

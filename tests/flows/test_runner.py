@@ -1,4 +1,4 @@
-"""A stage's child streams, obeys its deadline, is told apart by what DVC did, and never outlives its parent."""
+"""A stage's child streams its lines, obeys its time limit, says what DVC did, and never outlives its parent."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from foundry.config import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_lines_are_streamed_and_what_dvc_did_is_told_apart(toy):
+def test_lines_are_streamed_and_what_dvc_did_is_distinguished(toy):
     lines = []
     assert StageProcess("one", toy, extra_env={"FOUNDRY_FLOW_RUN_ID": "run-7"}).execute(lines.append) == "ran"
     assert "hello from one run-7" in lines and not any("git add" in line for line in lines)
@@ -38,7 +38,7 @@ def test_a_failure_carries_the_stages_own_words(toy):
 
 @pytest.mark.parametrize("stage", ["download", "clean", "train_tokenizer", "shard", "train", "evaluate"])
 def test_a_stage_that_is_killed_is_retried_and_a_mistake_or_a_cancelled_run_is_not(stage):
-    """By the policy of the project's own dvc.yaml and DVC's own words for how its stage ended."""
+    """By the policies in the project's dvc.yaml, and by DVC's own words for how its stage ended."""
     (node,) = [n for n in plan(ROOT) if n.name == stage]
 
     def again(code, cancelled=False):
@@ -115,7 +115,7 @@ def test_the_plan_is_dvcs_graph():
         assert set(node.upstream) <= {n.name for n in nodes[:i]}
 
 
-def test_an_unknown_stage_is_told_with_the_nearest_name():
+def test_an_unknown_stage_is_reported_with_the_nearest_name():
     with pytest.raises(ConfigError, match="unknown stage 'trian'; did you mean 'train'"):
         plan(ROOT, "trian")
     assert [n.name for n in plan(ROOT, "shard")] == ["download", "clean", "train_tokenizer", "shard"]

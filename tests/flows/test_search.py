@@ -14,7 +14,7 @@ def test_a_grid_is_every_combination_once():
     assert points[0] == {"a": 1, "b": "x"} and points[1] == {"a": 1, "b": "y"}
 
 
-def test_random_points_lie_in_range_and_are_those_of_the_seed():
+def test_random_points_are_in_range_and_those_of_the_seed():
     space = {
         "lr": Axis(low=1e-4, high=1e-1, log=True),
         "n": Axis(low=2, high=9, integer=True),

@@ -27,7 +27,7 @@ def test_more_shares_than_cores_have_one_each_and_without_a_gpu_none_is_named(mo
     assert shares(1) == [WHOLE_MACHINE]
 
 
-def test_a_stage_has_the_cores_of_its_share_alone(toy):
+def test_a_stage_uses_only_the_cores_of_its_share(toy):
     one = min(os.sched_getaffinity(0))
     (toy / "todo-one").write_text("cores")
     lines = []

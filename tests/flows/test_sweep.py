@@ -1,4 +1,4 @@
-"""A search over the toy pipeline: every trial is an experiment of DVC's; the best is told; nothing starts that cannot work."""
+"""A sweep over the toy pipeline: a trial is a DVC experiment, the best is returned, what cannot work does not start."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ def experiments(toy):
     return show.stdout.split()
 
 
-def test_a_grid_makes_an_experiment_of_each_point_and_tells_the_best(flow, toy):
+def test_a_grid_makes_an_experiment_of_each_point_and_returns_the_best(flow, toy):
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=toy, check=True)
     git(toy, "add", "-A")
     git(toy, "commit", "-qm", "built")
@@ -55,20 +55,20 @@ def test_halving_gives_the_best_one_more(flow, toy):
     assert steps == [200, 200, 400]
 
 
-def test_a_killed_trial_is_tried_again(flow, toy):
+def test_a_killed_trial_is_retried(flow, toy):
     (toy / "todo-three").write_text("die")
     best = flow(options(space={"train.lr": {"choices": [0.002]}}))
     assert not (toy / "todo-three").exists() and best.parameters == {"train.lr": 0.002}
 
 
-def test_when_no_trial_ends_well_it_is_told_why(flow, toy):
+def test_when_no_trial_is_trained_to_its_end_the_reason_is_reported(flow, toy):
     (toy / "todo-one").write_text("fail")
     with pytest.raises(RuntimeError, match="none of the 2 trials was trained to its end"):
         flow(options(space={"train.lr": {"choices": [0.001, 0.002]}}))
     assert experiments(toy) == []
 
 
-def test_a_metric_that_is_not_there_is_told_with_those_that_are(tmp_path):
+def test_a_missing_metric_is_reported_with_those_that_there_are(tmp_path):
     from flows.trials import metric_of
 
     (tmp_path / "r.json").write_text('{"a": {"b": 2, "n": NaN, "o": null}}')
@@ -110,14 +110,16 @@ def test_a_long_message_keeps_its_beginning_and_its_end():
 
 
 def test_trials_of_a_stage_before_training_and_of_one_commit(flow, toy):
-    """A commit that somebody makes meanwhile is in none of them; MLflow has nothing to nest."""
+    """A commit that somebody makes meanwhile is in none of them; there is no training to nest in MLflow."""
     first = git(toy, "rev-parse", "HEAD")
     script = toy / "stage.py"
     script.write_text(
         script.read_text()
         + "if name == 'two': import json, subprocess; Path('reports').mkdir(exist_ok=True); "
-        + "subprocess.run(['git', '-C', str(home), '-c', 'user.name=t', '-c', 'user.email=t@t', 'commit', '-q', '--allow-empty', '-m', 'meanwhile']); "
-        + "import yaml; Path('reports/two.json').write_text(json.dumps({'n': yaml.safe_load(open('params.yaml'))['clean']['min_chars']}))\n"
+        + "subprocess.run(['git', '-C', str(home), '-c', 'user.name=t', '-c', 'user.email=t@t', 'commit', '-q', "
+        + "'--allow-empty', '-m', 'meanwhile']); "
+        + "import yaml; n = yaml.safe_load(open('params.yaml'))['clean']['min_chars']; "
+        + "Path('reports/two.json').write_text(json.dumps({'n': n}))\n"
     )
     graph = toy / "dvc.yaml"
     graph.write_text(

@@ -1,4 +1,4 @@
-"""The real servers: a run that the server itself schedules completes, a port in use is told, and nothing stays behind."""
+"""The real servers: a run that the server schedules completes, a port in use is reported, nothing is left behind."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ from foundry.config import ConfigError, LockError
 from foundry.utils.served import addresses
 
 
-def test_a_port_in_use_is_told_with_the_option_and_nothing_starts(tmp_path):
+def test_a_port_in_use_is_reported_with_the_option_and_nothing_starts(tmp_path):
     with pytest.raises(ConfigError, match="prefect_port: a port is a number from 0 to 65535, got 99999"):
         module.start(tmp_path, 99999, 0)
     with socket.socket() as s:
@@ -94,12 +94,12 @@ def test_a_server_that_ends_at_once_is_not_waited_for(tmp_path):
 
 @pytest.fixture
 def heard():
-    """A listener on loopback and what it was told."""
-    told = []
+    """A listener on loopback and what it received."""
+    received = []
 
     class Listener(BaseHTTPRequestHandler):
         def do_POST(self):
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()
 
@@ -108,7 +108,7 @@ def heard():
 
     server = HTTPServer(("127.0.0.1", 0), Listener)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/hook", told
+    yield f"http://127.0.0.1:{server.server_port}/hook", received
     server.shutdown()
 
 
@@ -149,7 +149,7 @@ def served(start, heard):
 
 
 @pytest.mark.slow
-def test_the_servers_schedule_run_tell_come_back_when_killed_and_leave_nothing(toy, served, heard):
+def test_the_servers_schedule_run_report_restart_when_killed_and_leave_nothing(toy, served, heard):
     p, lines, api, mlflow = served
     for url in (f"{api.url}/", f"{mlflow}/"):
         with urllib.request.urlopen(url, timeout=10) as answer:
@@ -198,9 +198,9 @@ def test_the_servers_schedule_run_tell_come_back_when_killed_and_leave_nothing(t
     git(toy, "commit", "-qam", "another")
     failed = api.until(api.start("pretrain/manual"))
     assert failed["state_type"] == "FAILED"
-    (told,) = wait_until(lambda: [h for h in heard[1] if h["state"] == "Failed"], 60)
-    assert told["run"] == failed["name"] and failed["id"] in told["page"]
-    assert "the reason of the failure" in told["message"]
+    (call,) = wait_until(lambda: [h for h in heard[1] if h["state"] == "Failed"], 60)
+    assert call["run"] == failed["name"] and failed["id"] in call["page"]
+    assert "the reason of the failure" in call["message"]
 
     assert len(processes(toy).servers) >= 5
     assert wait_until(lambda: not processes(toy).runs, 30)  # the failed run reported its state, then its process ends
@@ -234,7 +234,7 @@ def test_a_closed_terminal_a_power_cut_and_a_kill_leave_no_process_no_blocked_qu
     assert wait_gone(stage, 1) and (toy / "one.saved").exists() and processes(toy) == ([], [])
     with contextlib.closing(sqlite3.connect(tmp_path / "prefect-home/prefect.db")) as db:
         (state,) = db.execute("SELECT state_type FROM flow_run WHERE id = ?", [run]).fetchone()
-    assert state == "CRASHED"  # told before the server ended
+    assert state == "CRASHED"  # reported before the server ended
     assert addresses(toy) is None and list((toy / ".foundry/runs").glob("*/tree")) == []
 
     p, _, api, _ = start()
@@ -267,7 +267,7 @@ def test_a_closed_terminal_a_power_cut_and_a_kill_leave_no_process_no_blocked_qu
     (toy / "todo-one").unlink()
     assert api.until(api.start("pretrain/manual"), seconds=240)["state_type"] == "COMPLETED"  # no slot is held
 
-    p.kill()  # alone
+    p.kill()  # only this process
     assert wait_until(lambda: processes(toy) == ([], []), 60), processes(toy)
 
 

@@ -30,8 +30,8 @@ def test_a_worktree_has_the_commit_the_cache_the_state_and_the_corpus(toy):
     (toy / "corpus/deep").mkdir(parents=True)
     (toy / "corpus/deep/mine.txt").write_text("my text")
     (toy / "in-one").write_text("half edited")
-    told = []
-    with workspace(toy, "a", "HEAD", told.append) as ws:
+    logged = []
+    with workspace(toy, "a", "HEAD", logged.append) as ws:
         assert (ws.root / "in-one").read_text() == "one" and ws.commit == git(toy, "rev-parse", "HEAD")
         assert (ws.root / ".foundry/mark").read_text() == "state"
         assert (ws.root / "corpus/deep/mine.txt").read_text() == "my text"
@@ -39,14 +39,14 @@ def test_a_worktree_has_the_commit_the_cache_the_state_and_the_corpus(toy):
         assert git(ws.root, "status", "--porcelain") == ""
         ws.set({"train.lr": 0.5})
         ws.keep(build_note(ws.commit), built=[])
-    assert any("in-one" in line and "not committed" in line for line in told)
+    assert any("in-one" in line and "not committed" in line for line in logged)
     assert not ws.root.exists() and "lr: 0.5" in (ws.folder / "params.yaml").read_text()
     assert (toy / ".foundry/mark").exists() and (toy / "corpus/deep/mine.txt").exists()
     assert git(toy, "worktree", "list").count("\n") == 0
     assert (toy / "in-one").read_text() == "half edited"
 
 
-def test_reading_git_leaves_its_index_alone(toy, monkeypatch):
+def test_reading_git_does_not_change_its_index(toy, monkeypatch):
     """A process that is killed while git refreshes the index leaves `index.lock`, and the user's next commit fails."""
     monkeypatch.delenv("GIT_OPTIONAL_LOCKS", raising=False)  # the flows set it for their process when they are imported
     index = toy / ".git/index"
@@ -119,7 +119,7 @@ def test_another_revision_than_the_newest(toy):
         assert (ws.root / "in-one").read_text() == "one"
 
 
-def test_without_a_repository_or_the_revision_it_is_told_what_to_do(toy, tmp_path):
+def test_without_a_repository_or_the_revision_the_error_says_what_to_do(toy, tmp_path):
     with (
         pytest.raises(ConfigError, match=r"no revision 'nosuch'.*Commit your work"),
         workspace(toy, "a", "nosuch", quiet),
