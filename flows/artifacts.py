@@ -32,7 +32,7 @@ class Number:
 
     report: str
     path: tuple[str, ...]
-    words: str
+    label: str
     digits: str
 
 
@@ -46,11 +46,11 @@ NUMBERS = (
 
 @dataclass(frozen=True)
 class Link:
-    """An address with the words that are shown, as the artifact `key`."""
+    """An address with the label that is shown, as the artifact `key`."""
 
     key: str
     address: str
-    words: str
+    label: str
 
 
 def create_artifact(create: Callable[..., Any], key: str, **artifact: Any) -> None:
@@ -74,7 +74,7 @@ def publish(ws: Workspace, outcomes: list[StageOutcome], how_to_restore: str) ->
         text += f"\n\n{how_to_restore}"
         create_artifact(create_markdown_artifact, "metrics", markdown=text, description="numbers of this run")
     for link in links(ws):
-        create_artifact(create_link_artifact, link.key, link=link.address, link_text=link.words, description=link.words)
+        create_artifact(create_link_artifact, link.key, link=link.address, link_text=link.label, description=link.label)
     for picture in sorted((ws.folder / "reports").glob("*.png")):
         data = picture.read_bytes()
         if len(data) <= PICTURES:
@@ -91,7 +91,7 @@ def metrics_table(ws: Workspace) -> str:
         if now is None:
             continue
         before = _value(last_kept(ws.home, number.report, but=ws.folder), number)
-        cells = (number.words, f"{now:{number.digits}}", *_compared(now, before, number.digits))
+        cells = (number.label, f"{now:{number.digits}}", *_compared(now, before, number.digits))
         lines.append(f"| {' | '.join(cells)} |")
     evaluation = _report(ws, "evaluate.json") or {}
     if "low" in (bpb := evaluation.get("test", {}).get("bits_per_byte", {})):
