@@ -18,7 +18,7 @@ from foundry import DataLoader
 from foundry.config import DataError
 from foundry.data.tokens.index import ShardEntry, ShardIndex, SplitEntry
 from foundry.data.tokens.mixture import Mixture
-from foundry.data.tokens.packing import cut_documents, pack_best_fit
+from foundry.data.tokens.packing import cut_documents, make_layout, pack_best_fit
 from foundry.data.tokens.shards import Shards
 from foundry.utils.files import sha256_file
 from foundry.utils.targets import IGNORE
@@ -368,3 +368,45 @@ def test_the_contents_of_a_step_are_where_its_tokens_are(way):
             assert len(read) == 8 or (targets[len(read) :] == IGNORE).all()
             assert row[: len(read)].tolist() == read.tolist()
     assert several > 10 or way == "document"
+
+
+@QUICK
+@given(st.lists(st.integers(1, 24), max_size=80))
+def test_each_piece_goes_where_the_least_room_is_left(lengths):
+    """Best-fit decreasing, one piece after the other: rows of equal room are alike, so the filled rows are compared."""
+    room = []
+    for n in sorted(lengths, reverse=True):
+        fitting = [i for i, left in enumerate(room) if left >= n]
+        if fitting:
+            room[min(fitting, key=lambda i: room[i])] -= n
+        else:
+            room.append(24 - n)
+    rows = pack_best_fit(np.array(lengths, np.int64), 24)
+    filled = np.bincount(rows, weights=lengths) if lengths else np.empty(0)
+    assert sorted(filled.tolist()) == sorted(24 - left for left in room)
+
+
+def test_the_runs_of_four_epochs_at_most_are_kept_in_memory():
+    layout = make_layout("cut", open_shards({"a": [[5, 7, 9], [8]], "b": [[6, 6]]}, {"b": 2}), 4, 1)
+    samples = np.arange(layout.samples)
+    first, kept = layout.read(0, samples), []
+    for epoch in range(1, 10):
+        layout.read(epoch, samples)
+        kept.append(len(layout._epochs))
+    assert kept[:3] == [2, 3, 4] and max(kept) == 4
+    assert all(np.array_equal(a, b) for a, b in zip(first, layout.read(0, samples), strict=True))
+    for first_of_run, _, _ in layout._epochs.values():
+        assert np.diff(first_of_run).min() > 0  # no run is empty
+
+
+@pytest.mark.parametrize("packing", WAYS)
+def test_one_shard_is_enough(packing):
+    layout = make_layout(packing, open_shards({"a": [[5, 7, 9]]}), 4, 1)
+    tokens, _ = layout.read(0, np.arange(layout.samples))
+    assert layout.samples > 2 and tokens.dtype.kind in "iu" and tokens.shape == (layout.samples, 4)
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "document"])
+def test_no_shards_are_no_samples(packing):
+    layout = make_layout(packing, open_shards({}), 4, 1)
+    assert layout.samples == layout.tokens_per_epoch == 0
