@@ -1,4 +1,4 @@
-"""Stage export: artifacts/model/, artifacts/tokenizer/, data/clean/test, reports/ → artifacts/export/ and a version in MLflow."""
+"""Stage export: artifacts/model, artifacts/tokenizer, data/clean/test, reports → artifacts/export, a model version."""
 
 import logging
 
@@ -123,7 +123,7 @@ def _log_record(record: ExportRecord, log: logging.Logger) -> None:
 
 
 def _register(cfg: Config, log: logging.Logger) -> None:
-    """Registers the export, a side effect (law 10): if it fails, the export is complete, and `foundry sync` repeats it."""
+    """Registers the export, a side effect (law 10): if it fails, the export is kept and `foundry sync` repeats it."""
     from foundry.project.register import register_export
 
     try:

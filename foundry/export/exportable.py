@@ -58,13 +58,14 @@ def refuse(problems: list[str]) -> None:
 def model_problems(cfg: ModelConfig) -> list[str]:
     """Why the exported classes of transformers and llama.cpp cannot compute the architecture."""
     problems = [
-        f"model.{key} is {getattr(cfg, key):g}, which Llama and Qwen3 in other engines lack: train with 0"
+        f"model.{key} is {getattr(cfg, key):g}, which Llama and Qwen3 in transformers and llama.cpp do not have: "
+        "train with 0"
         for key in ("logit_softcap", "sliding_window")
         if getattr(cfg, key)
     ]
     if not struct.unpack("<f", struct.pack("<f", cfg.norm_eps))[0]:
         problems.append(
-            f"model.norm_eps is {cfg.norm_eps:g}, which is 0 in the 32-bit numbers of llama.cpp: train with a larger one"
+            f"model.norm_eps is {cfg.norm_eps:g}, which is 0 in llama.cpp's 32-bit numbers: train with a larger one"
         )
     return problems
 

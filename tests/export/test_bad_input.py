@@ -1,4 +1,4 @@
-"""Each bad input of the stage is an error that a person can act on, and nothing stands under the final name."""
+"""Each bad input of the stage is an error that a person can act on, and no folder gets the final name."""
 
 import json
 import logging
@@ -16,15 +16,15 @@ from foundry.models import load_trained_model, save_model
 
 
 @pytest.fixture(scope="module")
-def whole(model, tokenizer, tmp_path_factory, make_project):
-    folder = tmp_path_factory.mktemp("whole")
+def complete(model, tokenizer, tmp_path_factory, make_project):
+    folder = tmp_path_factory.mktemp("complete")
     make_project(folder, model, tokenizer)
     return folder
 
 
 @pytest.fixture
-def project(whole, tmp_path, monkeypatch):
-    shutil.copytree(whole, tmp_path / "p")
+def project(complete, tmp_path, monkeypatch):
+    shutil.copytree(complete, tmp_path / "p")
     monkeypatch.chdir(tmp_path / "p")
     return tmp_path / "p"
 
@@ -35,8 +35,8 @@ def run(**export):
     stages.export.work(cfg, logging.getLogger("test"))
 
 
-def refused(project, told, error=FoundryError, **export):
-    with pytest.raises(error, match=told):
+def refused(project, message, error=FoundryError, **export):
+    with pytest.raises(error, match=message):
         run(**export)
     assert not (project / "artifacts/export").exists()
     assert sorted(p.name for p in (project / "artifacts").iterdir()) == ["evaluation", "model", "tokenizer"]
@@ -104,9 +104,9 @@ def test_two_tokens_of_one_text(model, tokenizer, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kinds", "told"),
+    ("kinds", "message"),
     [([], "at least 1 item"), (["q8_0", "q8_0"], "each format once"), (["q5_k"], "gguf_types"), ("f16", "gguf_types")],
 )
-def test_formats_that_are_none_are_told_before_any_stage(kinds, told):
-    with pytest.raises(ConfigError, match=told):
+def test_unknown_formats_are_reported_before_any_stage(kinds, message):
+    with pytest.raises(ConfigError, match=message):
         run(gguf_types=kinds)

@@ -1,4 +1,4 @@
-"""What export holds in memory does not grow with the corpus, and of a model's copies there is one tensor at a time."""
+"""The memory of an export does not grow with the corpus, and a model is copied one tensor at a time."""
 
 import weakref
 
@@ -52,11 +52,11 @@ def test_a_gguf_is_proved_and_loaded_one_tensor_at_a_time(model, tokenizer, tmp_
 
 
 def test_the_folder_is_written_and_read_without_a_second_copy_of_the_weights(model, tokenizer, tmp_path, monkeypatch):
-    """`safetensors.torch.save` and `load` hold all bytes of the file."""
+    """`safetensors.torch.save` and `load` read all bytes of the file into memory."""
     import safetensors.torch
 
     for name in ("save", "load", "load_file"):
-        monkeypatch.setattr(safetensors.torch, name, lambda *args: pytest.fail("the whole file is held in memory"))
+        monkeypatch.setattr(safetensors.torch, name, lambda *args: pytest.fail("all of the file is in memory"))
     export_huggingface(model, tokenizer, tmp_path / "hf")
     back, _ = import_huggingface(tmp_path / "hf")
     assert back.cfg.vocab_size == 400 and not list((tmp_path / "hf").glob(".*"))
@@ -67,13 +67,13 @@ def test_the_formats_are_scored_without_the_full_logits(model, tokenizer, tmp_pa
     rng = np.random.default_rng(0)
     tokens, targets = rng.integers(0, 400, (2, 3, 40))
     text = Scored([(tokens, targets, np.array([0, 1, 2]))], np.array([90, 80, 70]))
-    whole = measure({"q4_0": tmp_path / "m.gguf"}, model, text)
+    in_one_piece = measure({"q4_0": tmp_path / "m.gguf"}, model, text)
     monkeypatch.setattr("foundry.export.quantised.LOGITS", 400 * 7)  # seven positions at a time
     monkeypatch.setattr(MiniLLM, "forward", lambda *args, **options: pytest.fail("full logits"))
-    assert measure({"q4_0": tmp_path / "m.gguf"}, model, text) == whole
+    assert measure({"q4_0": tmp_path / "m.gguf"}, model, text) == in_one_piece
 
 
-def test_the_test_text_of_an_export_is_bounded_whatever_the_split_holds(tokenizer, tmp_path, monkeypatch):
+def test_the_test_text_of_an_export_is_bounded_whatever_the_size_of_the_split(tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data/clean/test").mkdir(parents=True)
     long = "the salt water of the ancient city " * 20_000  # 700,000 characters

@@ -1,4 +1,4 @@
-"""Deliberately broken exports: each is refused, by what the program that reads the file reports, and again by the file itself.
+"""Deliberately broken exports: each is refused by what the reading program reports, and by the content of the file.
 
 One tiny model with user symbols is exported once; every fault damages a copy of it.
 """
@@ -6,6 +6,7 @@ One tiny model with user symbols is exported once; every fault damages a copy of
 import importlib.util
 import json
 import shutil
+from functools import partial
 
 import gguf
 import pytest
@@ -58,7 +59,7 @@ def prove_hf(folder, model, tokenizer):
 
 
 def edit(name, **changes):
-    """A fault: top-level keys of a JSON file; None removes a key."""
+    """A fault: other values of top-level keys of a JSON file; REMOVED removes a key."""
 
     def change(folder):
         path = folder / "hf" / name
@@ -122,86 +123,99 @@ def other_tensor(folder):
     save_file(state, path, {"format": "pt"})
 
 
+def another_file(folder):
+    (folder / "hf/special_tokens_map.json").write_text("{}")
+
+
 def another_template(folder):
     (folder / "hf/chat_template.jinja").write_text("{{ messages[0]['content'] }}")
 
 
+def no_user_symbols(data):
+    del data["added_tokens"][-3:]
+
+
+config, generation, settings, tokens = (
+    partial(edit, name) for name in ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
+)
 NO_BOS = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 
-# name: (fault, what the error says, whether transformers itself shows it: then it is refused without a look at the file)
+ROTARY = deep("config.json", lambda d: d["rope_parameters"].update(rope_theta=1e4))
+MERGES = deep("tokenizer.json", lambda d: d["model"]["merges"].reverse())
+NO_FALLBACK = deep("tokenizer.json", lambda d: d["model"].update(byte_fallback=False))
+
+# name: (fault, pattern of the error, whether transformers itself shows it: then it is refused without reading the file)
 FAULTS = {
-    "config: end symbol": (edit("config.json", eos_token_id=5), "eos_token_id", True),
-    "config: end symbol missing": (edit("config.json", eos_token_id=REMOVED), "eos_token_id", False),
-    "config: begin symbol": (edit("config.json", bos_token_id=3), "bos_token_id", True),
-    "config: padding": (edit("config.json", pad_token_id=0), "pad_token_id", True),
-    "config: context": (edit("config.json", max_position_embeddings=64), "reads back as|max_position", True),
-    "config: activation": (edit("config.json", hidden_act="gelu"), "hidden_act", True),
-    "config: epsilon": (edit("config.json", rms_norm_eps=1e-5), "reads back as|rms_norm_eps", True),
-    "config: rotary base of transformers 5": (
-        deep("config.json", lambda d: d["rope_parameters"].update(rope_theta=1e4)), "rope_parameters", True
-    ),
-    "config: rotary base of transformers 4": (edit("config.json", rope_theta=1e4), "rope_parameters|rope_theta", False),
-    "config: no rotary base of transformers 4": (edit("config.json", rope_theta=REMOVED), "no key rope_theta", False),
-    "config: head not tied": (edit("config.json", tie_word_embeddings=False), "lm_head.weight is missing", True),
-    "config: key/value heads": (edit("config.json", num_key_value_heads=4), "k_proj.weight", True),
-    "config: biases": (edit("config.json", attention_bias=True), "attention_bias", True),
-    "config: biases of the feed-forward layers": (edit("config.json", mlp_bias=True), "mlp_bias", True),
-    "config: no cache": (edit("config.json", use_cache=False), "use_cache", True),
-    "config: dropout": (edit("config.json", attention_dropout=0.1), "attention_dropout", True),
-    "config: number format": (edit("config.json", torch_dtype="float16"), "torch_dtype", False),
-    "config: code of its own": (edit("config.json", auto_map={"AutoConfig": "x.Y"}), "auto_map", False),
-    "config: another class": (edit("config.json", architectures=["MistralForCausalLM"]), "Mistral", True),
-    "generation: end symbol": (edit("generation_config.json", eos_token_id=5), "eos_token_id", True),
-    "generation: only one end symbol": (edit("generation_config.json", eos_token_id=2), "eos_token_id", True),
-    "generation: begin symbol": (edit("generation_config.json", bos_token_id=2), "bos_token_id", True),
-    "generation: temperature": (edit("generation_config.json", temperature=1.5), "temperature", True),
-    "generation: greedy": (edit("generation_config.json", do_sample=False), "do_sample", True),
-    "generation: a penalty": (edit("generation_config.json", repetition_penalty=1.2), "repetition_penalty", True),
-    "generation: top_k of transformers": (edit("generation_config.json", top_k=REMOVED), "top_k", True),
-    "tokenizer_config: end symbol": (edit("tokenizer_config.json", eos_token="<s>"), "eos_token", True),
-    "tokenizer_config: begin symbol": (edit("tokenizer_config.json", bos_token="</s>"), "bos_token", True),
-    "tokenizer_config: unknown symbol": (edit("tokenizer_config.json", unk_token="<s>"), "unk_token", True),
-    "tokenizer_config: padding": (edit("tokenizer_config.json", pad_token="</s>"), "pad_token", True),
-    "tokenizer_config: template": (edit("tokenizer_config.json", chat_template="{{ messages }}"), "template|conversation", True),
-    "tokenizer_config: template without begin symbol": (
-        edit("tokenizer_config.json", chat_template=NO_BOS), "template|conversation", True
-    ),
-    "tokenizer_config: no template": (edit("tokenizer_config.json", chat_template=REMOVED), "template", True),
+    "config: end symbol": (config(eos_token_id=5), "eos_token_id", True),
+    "config: end symbol missing": (config(eos_token_id=REMOVED), "eos_token_id", False),
+    "config: begin symbol": (config(bos_token_id=3), "bos_token_id", True),
+    "config: padding": (config(pad_token_id=0), "pad_token_id", True),
+    "config: context": (config(max_position_embeddings=64), "reads back as|max_position", True),
+    "config: activation": (config(hidden_act="gelu"), "hidden_act", True),
+    "config: epsilon": (config(rms_norm_eps=1e-5), "reads back as|rms_norm_eps", True),
+    "config: rotary base of transformers 5": (ROTARY, "rope_parameters", True),
+    "config: rotary base of transformers 4": (config(rope_theta=1e4), "rope_parameters|rope_theta", False),
+    "config: no rotary base of transformers 4": (config(rope_theta=REMOVED), "no key rope_theta", False),
+    "config: head not tied": (config(tie_word_embeddings=False), "lm_head.weight is missing", True),
+    "config: key/value heads": (config(num_key_value_heads=4), "k_proj.weight", True),
+    "config: biases": (config(attention_bias=True), "attention_bias", True),
+    "config: biases of the feed-forward layers": (config(mlp_bias=True), "mlp_bias", True),
+    "config: no cache": (config(use_cache=False), "use_cache", True),
+    "config: dropout": (config(attention_dropout=0.1), "attention_dropout", True),
+    "config: number format": (config(torch_dtype="float16"), "torch_dtype", False),
+    "config: code of its own": (config(auto_map={"AutoConfig": "x.Y"}), "auto_map", False),
+    "config: another class": (config(architectures=["MistralForCausalLM"]), "Mistral", True),
+    "generation: end symbol": (generation(eos_token_id=5), "eos_token_id", True),
+    "generation: only one end symbol": (generation(eos_token_id=2), "eos_token_id", True),
+    "generation: begin symbol": (generation(bos_token_id=2), "bos_token_id", True),
+    "generation: temperature": (generation(temperature=1.5), "temperature", True),
+    "generation: greedy": (generation(do_sample=False), "do_sample", True),
+    "generation: a penalty": (generation(repetition_penalty=1.2), "repetition_penalty", True),
+    "generation: top_k of transformers": (generation(top_k=REMOVED), "top_k", True),
+    "tokenizer_config: end symbol": (settings(eos_token="<s>"), "eos_token", True),
+    "tokenizer_config: begin symbol": (settings(bos_token="</s>"), "bos_token", True),
+    "tokenizer_config: unknown symbol": (settings(unk_token="<s>"), "unk_token", True),
+    "tokenizer_config: padding": (settings(pad_token="</s>"), "pad_token", True),
+    "tokenizer_config: template": (settings(chat_template="{{ messages }}"), "template|conversation", True),
+    "tokenizer_config: template without begin symbol": (settings(chat_template=NO_BOS), "template|conversation", True),
+    "tokenizer_config: no template": (settings(chat_template=REMOVED), "template", True),
     "a second template": (another_template, "template|conversation", True),
-    "tokenizer_config: context": (edit("tokenizer_config.json", model_max_length=10**9), "model_max_length", True),
+    "tokenizer_config: context": (settings(model_max_length=10**9), "model_max_length", True),
     "tokenizer_config: spaces cleaned": (
-        edit("tokenizer_config.json", clean_up_tokenization_spaces=True), "clean_up|decodes|text of all", True
+        settings(clean_up_tokenization_spaces=True),
+        "clean_up|decodes|text of all",
+        True,
     ),
-    "tokenizer_config: prefix": (edit("tokenizer_config.json", add_prefix_space=True), "add_prefix_space|differ", False),
-    "tokenizer_config: padding side": (edit("tokenizer_config.json", padding_side="left"), "padding_side", True),
-    "tokenizer_config: end of turn is not special": (
-        edit("tokenizer_config.json", additional_special_tokens=["<|im_start|>"]), "special tokens", True
+    "tokenizer_config: prefix": (settings(add_prefix_space=True), "add_prefix_space|differ", False),
+    "tokenizer_config: padding side": (settings(padding_side="left"), "padding_side", True),
+    "tokenizer_config: no special end of turn": (
+        settings(additional_special_tokens=["<|im_start|>"]),
+        "special tokens",
+        True,
     ),
     "tokenizer_config: flag of a control symbol": (decoder_flag(4, special=False), "special tokens|added tokens", True),
     "tokenizer.json: a control symbol is not special": (flag(7, special=False), "tokenizer.json only|ids differ", True),
     "tokenizer.json: a user symbol is special": (flag(-1, special=True), "tokenizer.json only|ids differ", True),
     "tokenizer.json: a user symbol strips": (flag(-1, lstrip=True), "tokenizer.json only|ids differ", True),
-    "tokenizer.json: no user symbols": (deep("tokenizer.json", lambda d: d["added_tokens"].__delitem__(slice(-3, None))), "only", True),
-    "tokenizer.json: no begin symbol": (edit("tokenizer.json", post_processor=None), "conversation|ids differ", True),
-    "tokenizer.json: merges": (deep("tokenizer.json", lambda d: d["model"]["merges"].reverse()), "ids differ|conversation", True),
+    "tokenizer.json: no user symbols": (deep("tokenizer.json", no_user_symbols), "tokenizer.json only", True),
+    "tokenizer.json: no begin symbol": (tokens(post_processor=None), "conversation|ids differ", True),
+    "tokenizer.json: merges": (MERGES, "ids differ|conversation", True),
     "tokenizer.json: pieces swapped": (deep("tokenizer.json", swap_pieces), "pieces|ids differ", True),
-    "tokenizer.json: no byte fallback": (
-        deep("tokenizer.json", lambda d: d["model"].update(byte_fallback=False)), "conversation|ids differ", True
-    ),
-    "tokenizer.json: a normaliser": (edit("tokenizer.json", normalizer={"type": "NFKC"}), "ids differ|conversation", True),
-    "tokenizer.json: a decoder": (edit("tokenizer.json", decoder={"type": "Fuse"}), "decodes", True),
+    "tokenizer.json: no byte fallback": (NO_FALLBACK, "conversation|ids differ", True),
+    "tokenizer.json: a normaliser": (tokens(normalizer={"type": "NFKC"}), "ids differ|conversation", True),
+    "tokenizer.json: a decoder": (tokens(decoder={"type": "Fuse"}), "decodes", True),
     "tokenizer.model: another": (other_tokenizer, "tokenizer.model", False),
     "tokenizer.model: one piece": (flipped_piece, "tokenizer.model", False),
     "weights: one bit": (one_bit, "differs from the source", True),
     "weights: one tensor more": (other_tensor, "norm.bias", True),
-    "a file more": (lambda f: (f / "hf/special_tokens_map.json").write_text("{}"), "special_tokens_map.json", False),
-}  # fmt: skip
+    "another file": (another_file, "special_tokens_map.json", False),
+}
 
 
-def test_the_export_that_the_faults_damage_is_right(exported):
+def test_the_export_that_the_faults_damage_is_correct(exported):
     folder, model, tokenizer = exported
-    ids, settings = prove_hf(folder, model, tokenizer)
-    assert settings.compared > 60 and ids.strings > 100
+    token_ids, compared = prove_hf(folder, model, tokenizer)
+    assert compared.compared > 60 and token_ids.strings > 100
     assert prove_gguf(folder / "m.gguf", "f32", model.cfg, tokenizer, folder / "hf/model.safetensors").tensors == 11
     assert len(FAULTS) + len(GGUF_FAULTS) > 33
 
@@ -221,7 +235,7 @@ def test_a_broken_folder_is_refused(broken, monkeypatch, name):
 
 
 def rewrite(path, **changes):
-    """Writes a GGUF again with other values of keys (a dot in a key is written as two underscores); None removes one."""
+    """Writes a GGUF again with other values of keys (two underscores stand for a dot in a key); None removes a key."""
     reader = gguf.GGUFReader(path)
     changes = {k.replace("__", "."): v for k, v in changes.items()}
     writer = gguf.GGUFWriter(path.with_suffix(".new"), "llama")
@@ -291,7 +305,7 @@ def test_a_broken_gguf_is_refused(broken, name):
         prove_gguf(folder / "m.gguf", "f32", model.cfg, tokenizer, folder / "hf/model.safetensors")
 
 
-def test_a_gguf_that_is_only_written_again_is_right(broken):
+def test_a_gguf_that_is_only_written_again_is_correct(broken):
     folder, model, tokenizer = broken
     rewrite(folder / "m.gguf")
     prove_gguf(folder / "m.gguf", "f32", model.cfg, tokenizer, folder / "hf/model.safetensors")

@@ -59,29 +59,16 @@ def test_an_export_equals_its_source(model, tokenizer, tmp_path, kind):
 
 
 def test_an_untied_head_is_exported_too(make_model, tokenizer, tmp_path):
-    untied = make_model(
-        ModelConfig(
-            vocab_size=400,
-            dim=64,
-            n_layers=1,
-            n_heads=2,
-            n_kv_heads=1,
-            ffn_dim=64,
-            max_seq_len=32,
-            tie_embeddings=False,
-        )
-    )
+    shape = {"dim": 64, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 64, "max_seq_len": 32}
+    untied = make_model(ModelConfig(vocab_size=400, **shape, tie_embeddings=False))
     export_huggingface(untied, tokenizer, tmp_path / "hf")
     export_gguf(untied, tokenizer, tmp_path / "m.gguf", "f32", "m")
     proved(tmp_path, untied, tokenizer, "f32")
 
 
 def test_a_model_with_qk_norm_is_exported_as_qwen3(make_model, tokenizer, tmp_path):
-    normed = make_model(
-        ModelConfig(
-            vocab_size=400, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, max_seq_len=64, qk_norm=True, zero_init=False
-        )
-    )  # fmt: skip
+    shape = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 96, "max_seq_len": 64}
+    normed = make_model(ModelConfig(vocab_size=400, **shape, qk_norm=True, zero_init=False))
     export_huggingface(normed, tokenizer, tmp_path / "hf")
     export_gguf(normed, tokenizer, tmp_path / "m.gguf", "f16", "m")
     proof = proved(tmp_path, normed, tokenizer)
@@ -151,9 +138,9 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_in_the_hugging_face_folder_fails_the_proof(written, model, tokenizer, name):
-    mistake, told = MISTAKES[name]
+    mistake, message = MISTAKES[name]
     mistake(written)
-    with pytest.raises(ExportError, match=told):
+    with pytest.raises(ExportError, match=message):
         proved(written, model, tokenizer)
 
 
@@ -167,8 +154,8 @@ CONFIGURED = {
 
 
 @pytest.mark.parametrize("key", CONFIGURED)
-def test_the_logits_alone_tell_a_wrong_configuration(written, model, tokenizer, monkeypatch, key):
-    """transformers runs what config.json says, so the comparison of logits must bite without the checks before it."""
+def test_the_logits_show_a_wrong_configuration_without_other_checks(written, model, tokenizer, monkeypatch, key):
+    """transformers runs what config.json says, so the comparison of logits must fail without the checks before it."""
     monkeypatch.setattr("foundry.export.parity.prove_weights", lambda *args: WeightsProof(tensors=0))
     edit(written / "hf/config.json", lambda c: c.update({key: CONFIGURED[key]}))
     if key == "max_position_embeddings":
@@ -178,14 +165,16 @@ def test_the_logits_alone_tell_a_wrong_configuration(written, model, tokenizer, 
         proved(written, model, tokenizer)
 
 
-def test_the_logits_alone_tell_swapped_heads_and_another_rotary_layout(written, model, tokenizer, monkeypatch):
+def test_the_logits_show_swapped_heads_and_another_rotary_layout_without_other_checks(
+    written, model, tokenizer, monkeypatch
+):
     monkeypatch.setattr("foundry.export.parity.prove_weights", lambda *args: WeightsProof(tensors=0))
     path = written / "hf" / "model.safetensors"
-    whole = path.read_bytes()
+    original = path.read_bytes()
     swap_heads(written)
     with pytest.raises(ExportError, match="logits differ by"):
         proved(written, model, tokenizer)
-    path.write_bytes(whole)
+    path.write_bytes(original)
     state = load_file(path)
     for name in [n for n in state if "q_proj" in n or "k_proj" in n]:
         state[name] = torch.from_numpy(interleave(state[name].numpy(), state[name].shape[0] // 16))
@@ -194,7 +183,7 @@ def test_the_logits_alone_tell_swapped_heads_and_another_rotary_layout(written, 
         proved(written, model, tokenizer)
 
 
-def test_the_greedy_text_alone_tells_other_weights(written, model, tokenizer):
+def test_the_greedy_text_shows_other_weights_without_other_checks(written, model, tokenizer):
     from foundry.export.greedy import continuation
     from foundry.export.parity import _load_transformers, _prove_greedy
     from foundry.inference import Generator
@@ -297,7 +286,7 @@ def private_umask():
     os.umask(before)
 
 
-def test_the_bundle_is_the_same_bytes_again_names_its_sources_and_holds_no_code(
+def test_the_bundle_is_the_same_bytes_again_names_its_sources_and_has_no_code(
     model, tokenizer, tmp_path, private_umask
 ):
     a, b = bundle(tmp_path / "a", model, tokenizer), bundle(tmp_path / "b", model, tokenizer)
@@ -340,12 +329,12 @@ def test_a_failed_proof_leaves_the_former_export(model, tokenizer, tmp_path, mon
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_flipped_byte_a_missing_and_a_foreign_file_are_told(model, tokenizer, tmp_path):
+def test_a_flipped_byte_a_missing_and_an_added_file_are_named(model, tokenizer, tmp_path):
     bundle(tmp_path / "a", model, tokenizer)
     for name in ("hf/model.safetensors", "hf/tokenizer.json", "hf/LICENSE", "tiny-q4_0.gguf"):
         path = tmp_path / "a" / name
-        whole = path.read_bytes()
-        data = bytearray(whole)
+        original = path.read_bytes()
+        data = bytearray(original)
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
         with pytest.raises(ExportError, match=f"{name}: changed"):
@@ -353,7 +342,7 @@ def test_a_flipped_byte_a_missing_and_a_foreign_file_are_told(model, tokenizer, 
         path.unlink()
         with pytest.raises(ExportError, match=f"{name}: missing"):
             verify_export(tmp_path / "a")
-        path.write_bytes(whole)
+        path.write_bytes(original)
     verify_export(tmp_path / "a")
     (tmp_path / "a" / "extra.py").write_text("")
     (tmp_path / "a/hf/LICENSE").unlink()

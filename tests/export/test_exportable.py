@@ -1,4 +1,4 @@
-"""What parameters alone decide about an export is known before anything runs, and the export itself refuses the same."""
+"""What parameters decide about an export is known before anything runs, and the export itself refuses the same."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def test_the_default_parameters_can_be_exported():
         ({"export": {"model_name": "our-phi-3-mini"}}, "export.model_name is our-phi-3-mini: llama.cpp takes"),
     ],
 )
-def test_each_parameter_that_an_export_cannot_carry_is_named_with_what_to_change(sections, expected):
+def test_each_parameter_that_prevents_an_export_is_named_with_what_to_change(sections, expected):
     (reason,) = problems(**sections)
     assert re.search(expected.replace("|", "\\|"), reason), reason
 
@@ -57,7 +57,7 @@ def test_all_reasons_are_reported_at_once():
     assert len(reasons) == 4
 
 
-def test_what_every_engine_carries_is_not_refused():
+def test_what_every_engine_supports_is_not_refused():
     symbols = [
         "<think>",
         "</think>",
@@ -76,7 +76,7 @@ def test_what_every_engine_carries_is_not_refused():
     assert problems(model={"dim": 40, "n_heads": 4}, export={"gguf_types": ["f32", "f16", "bf16"]}) == []
 
 
-def test_the_formats_that_are_not_in_the_way_are_not_blamed(model):
+def test_only_formats_that_cannot_represent_the_model_are_named(model):
     assert format_problems(model.cfg, Export().gguf_types) == []
     narrow = model.cfg.model_copy(update={"dim": 48, "ffn_dim": 80})
     assert format_problems(narrow, ["f32", "f16", "bf16"]) == []

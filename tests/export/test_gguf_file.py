@@ -1,4 +1,4 @@
-"""What llama.cpp would compute from the file is what the model computes; a format that cannot hold it is refused."""
+"""llama.cpp would compute what the model computes; a format that cannot represent the weights is refused."""
 
 import math
 
@@ -12,7 +12,7 @@ from foundry.export import export_gguf
 
 
 class Llama:
-    """llama.cpp's graphs of llama and qwen3 in float64, written from their definition: they know the file alone."""
+    """llama.cpp's graphs of llama and qwen3 in float64, written from their definition: they read only the file."""
 
     def __init__(self, path):
         reader = gguf.GGUFReader(path)
@@ -94,7 +94,9 @@ def test_the_file_is_the_same_bytes_again(model, tokenizer, tmp_path):
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["m.gguf"]
 
 
-def test_a_format_that_cannot_hold_the_weights_is_refused_and_leaves_nothing(make_model, model, tokenizer, tmp_path):
+def test_a_format_that_cannot_represent_the_weights_is_refused_and_leaves_nothing(
+    make_model, model, tokenizer, tmp_path
+):
     narrow = make_model(
         ModelConfig(vocab_size=400, dim=48, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=64, max_seq_len=8)
     )
@@ -104,11 +106,11 @@ def test_a_format_that_cannot_hold_the_weights_is_refused_and_leaves_nothing(mak
         narrow.layers[0].ffn.w_up.weight[0, 0] = 1e5
     with pytest.raises(ExportError, match=r"ffn_up.weight has a value of 100000, which f16 cannot represent"):
         export_gguf(narrow, tokenizer, tmp_path / "m.gguf", "f16", "m")
-    export_gguf(narrow, tokenizer, tmp_path / "whole.gguf", "bf16", "m")
+    export_gguf(narrow, tokenizer, tmp_path / "complete.gguf", "bf16", "m")
     with torch.no_grad():
         narrow.layers[0].ffn.w_up.weight[0, 0] = math.nan
     with pytest.raises(ExportError, match="value of nan"):
         export_gguf(narrow, tokenizer, tmp_path / "m.gguf", "f32", "m")
     with pytest.raises(ValueError, match="kind must be one of f32, f16, bf16, q8_0, q4_0, got 'q4'"):
         export_gguf(model, tokenizer, tmp_path / "m.gguf", "q4", "m")
-    assert [p.name for p in tmp_path.iterdir()] == ["whole.gguf"]
+    assert [p.name for p in tmp_path.iterdir()] == ["complete.gguf"]

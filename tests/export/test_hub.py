@@ -1,4 +1,4 @@
-"""`foundry push` against a small hub on loopback: what arrives is what was proved, and nothing goes out that was not."""
+"""`foundry push` against a small hub on loopback: what arrives is what was proved, and nothing else is sent."""
 
 import base64
 import hashlib
@@ -113,7 +113,7 @@ def hub():
 
 @pytest.fixture
 def folder(tmp_path):
-    """An export as `verify_export` knows it; what stands in the files does not matter here."""
+    """An export that `verify_export` accepts; the content of its files does not matter here."""
     out = tmp_path / "artifacts/export"
     (out / "hf").mkdir(parents=True)
     for name, data in (
@@ -171,7 +171,7 @@ def test_a_changed_export_stays_here(folder, hub):
     assert not hub.tokens and not hub.commits
 
 
-def test_a_refused_token_is_told_and_not_shown(folder, hub):
+def test_a_refused_token_is_reported_and_not_shown(folder, hub):
     done = command(folder, hub, "me/lm", token="wrong-token")
     assert done.returncode == 1 and "the upload to me/lm failed" in done.stderr and "401" in done.stderr
     assert "wrong-token" not in done.stdout + done.stderr and not hub.commits
@@ -187,7 +187,7 @@ def test_without_a_token_or_a_name_nothing_is_asked(folder, monkeypatch):
             push(folder, name, private=False)
 
 
-def test_a_hub_that_is_away_is_told(folder, hub):
+def test_a_hub_that_cannot_be_reached_is_reported(folder, hub):
     hub.url = "http://127.0.0.1:9"
     done = command(folder, hub, "me/lm")
     assert done.returncode == 1 and "the upload to me/lm failed" in done.stderr and "Traceback" not in done.stderr

@@ -22,7 +22,7 @@ def edit(path, **changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
         ({"rope_scaling": {"factor": 2.0}}, "rope_scaling is"),
@@ -37,9 +37,9 @@ def edit(path, **changes):
         ({"tie_word_embeddings": False}, "lm_head.weight is missing"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_refused_before_a_tensor_is_made(folder, changes, told):
+def test_a_configuration_that_does_not_fit_is_refused_before_a_tensor_is_made(folder, changes, message):
     edit(folder / "config.json", **changes)
-    with pytest.raises(ExportError, match=told):
+    with pytest.raises(ExportError, match=message):
         import_huggingface(folder)
 
 
@@ -59,7 +59,7 @@ def test_damaged_missing_and_executable_weights_are_refused(folder, model):
         import_huggingface(folder)
 
 
-def test_every_file_can_be_read_by_other_users_and_holds_no_code(folder):
+def test_every_file_can_be_read_by_other_users_and_has_no_code(folder):
     names = {p.name for p in folder.iterdir()}
     tokenizer_files = {"tokenizer.model", "tokenizer.json", "tokenizer_config.json"}
     assert names == {"config.json", "generation_config.json", "model.safetensors", *tokenizer_files}

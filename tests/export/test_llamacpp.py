@@ -1,4 +1,4 @@
-"""llama.cpp itself runs the GGUF: the ids, log-probabilities and greedy text of the model, or an error that names the difference."""
+"""llama.cpp runs the GGUF: ids, log-probabilities and greedy text are the model's, or an error names the difference."""
 
 import importlib.util
 import os
@@ -60,7 +60,7 @@ def test_without_a_float32_file_one_is_made_for_the_proof_and_the_others_run_too
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m-q4_0.gguf", "m-q8_0.gguf"]
 
 
-def test_what_is_no_distribution_is_told(model):
+def test_what_is_not_a_distribution_is_refused(model):
     with pytest.raises(ExportError, match="probabilities of the q4_0 file sum to nan"):
         llamacpp._prove_format("q4_0", [[float("nan")] * 400], [[1, 2]], model)
 
@@ -99,11 +99,11 @@ MISTAKES = {
 
 @with_llama_cpp
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_by_llama_cpp_alone(model, tokenizer, tmp_path, monkeypatch, name):
-    mistake, told = MISTAKES[name]
+def test_llama_cpp_finds_a_mistake_without_the_other_checks(model, tokenizer, tmp_path, monkeypatch, name):
+    mistake, message = MISTAKES[name]
     mistake(monkeypatch)
     export_gguf(model, tokenizer, tmp_path / "m.gguf", "f32", "m")
-    with pytest.raises(ExportError, match=told):
+    with pytest.raises(ExportError, match=message):
         proved(tmp_path / "m.gguf", model, tokenizer)
 
 
@@ -120,7 +120,7 @@ def test_a_file_that_makes_llama_cpp_abort_is_an_error_and_not_the_end_of_the_pr
         proved(tmp_path / "m.gguf", model, tokenizer)
 
 
-def test_a_child_that_dies_of_a_signal_is_told_with_its_last_words(model, tokenizer, tmp_path, monkeypatch):
+def test_a_child_that_dies_of_a_signal_is_reported_with_its_last_lines(model, tokenizer, tmp_path, monkeypatch):
     script = tmp_path / "child.py"
     script.write_text("import os, sys\nprint('GGML_ASSERT failed', file=sys.stderr, flush=True)\nos.abort()\n")
     monkeypatch.setattr(llamacpp, "find_spec", lambda name: object())
@@ -132,8 +132,8 @@ def test_a_child_that_dies_of_a_signal_is_told_with_its_last_words(model, tokeni
 
 def test_a_child_that_never_answers_is_stopped(model, tokenizer, tmp_path, monkeypatch):
     script = tmp_path / "child.py"
-    script.write_text("import os, pathlib, sys, time\n"
-                      "pathlib.Path(sys.argv[0]).with_name('pid').write_text(str(os.getpid()))\ntime.sleep(600)\n")  # fmt: skip
+    write_pid = "pathlib.Path(sys.argv[0]).with_name('pid').write_text(str(os.getpid()))"
+    script.write_text(f"import os, pathlib, sys, time\n{write_pid}\ntime.sleep(600)\n")
     monkeypatch.setattr(llamacpp, "find_spec", lambda name: object())
     monkeypatch.setattr(llamacpp.llamacpp_child, "__file__", str(script))
     monkeypatch.setattr(llamacpp, "SECONDS", 2)
@@ -152,8 +152,8 @@ def test_where_it_is_not_installed_the_proof_says_so(model, tokenizer, tmp_path,
     assert missing.model_dump() == {"proved": False, "why": missing.why}
 
 
-def test_wider_log_probabilities_and_other_greedy_tokens_are_told(model, tokenizer, tmp_path, monkeypatch):
-    """The comparison bites by itself: answers one part in a thousand off, and one token off."""
+def test_other_log_probabilities_and_other_greedy_tokens_are_refused(model, tokenizer, tmp_path, monkeypatch):
+    """Each comparison fails by itself: for answers that are off by one part in a thousand, and by one token."""
     generator = Generator(model, tokenizer, "cpu")
     c = continuation(generator, "The")
     ids, ours = c.prompt, c.tokens

@@ -155,7 +155,7 @@ def test_files_that_were_replaced_in_the_store_are_noticed_by_the_registrys_tag(
         assert "somebody replaced them" in capsys.readouterr().err
 
 
-def test_the_registered_model_runs_from_its_own_folder_alone(project, registered, model, tokenizer, tmp_path):
+def test_the_registered_model_runs_from_nothing_but_its_own_folder(project, registered, model, tokenizer, tmp_path):
     from foundry.inference import Generator
 
     uri = f"sqlite:///{project}/.foundry/mlflow.db"
@@ -171,7 +171,7 @@ def test_the_registered_model_runs_from_its_own_folder_alone(project, registered
     # No seed is a fresh one, through MLflow's own enforcement of the signature, which fills in its defaults.
     assert len(set(out["fresh"])) > 1 and len(set(out["null"])) > 1
     assert out["defaults"] == {name: default for name, (_, default) in PREDICTION.items()} and out["device"] == "cpu"
-    told = {
+    messages = {
         "number": "number 0 is int: 1",
         "none": "number 1 is NoneType",
         "top_p": "top_p must lie",
@@ -179,7 +179,7 @@ def test_the_registered_model_runs_from_its_own_folder_alone(project, registered
         "long": "fit the context of 64",
         "columns": "one column of texts",
     }
-    for name, message in told.items():
+    for name, message in messages.items():
         code, text = out[name]
         assert code == "INVALID_PARAMETER_VALUE" and message in text, (name, text)
 
@@ -197,19 +197,19 @@ def test_nothing_that_is_registered_is_a_pickle(project, registered):
 
 def test_a_changed_export_or_a_foreign_evaluation_is_not_registered(project, cfg):
     report = project / "reports/evaluate.json"
-    whole = report.read_text()
-    report.write_text(whole.replace("f" * 64, "5" * 64))
+    original = report.read_text()
+    report.write_text(original.replace("f" * 64, "5" * 64))
     with pytest.raises(DataError, match="is of another model"):
         register_export(cfg, project)
-    report.write_text(whole)
+    report.write_text(original)
     path = project / "artifacts/export/proof.json"
-    whole = path.read_text()
-    path.write_text(whole.replace('"different": 0', '"different": 1', 1))
+    original = path.read_text()
+    path.write_text(original.replace('"different": 0', '"different": 1', 1))
     try:
         with pytest.raises(ExportError, match=r"proof\.json was changed"):
             register_export(cfg, project)
     finally:
-        path.write_text(whole)
+        path.write_text(original)
 
 
 def test_the_version_says_what_it_is_and_what_was_proved(project, registered):
@@ -309,7 +309,7 @@ def test_the_gate_promotes_what_the_paired_comparison_calls_better_and_says_why_
     assert anew.champion and anew.reason.endswith("against version 3, which was scored again on this test text")
 
 
-def test_a_backup_holds_every_versions_files_and_the_registrys_words(project, cfg, registered, tmp_path):
+def test_a_backup_has_every_versions_files_tags_and_aliases(project, cfg, registered, tmp_path):
     uri = tracking_uri(cfg.runtime)
     client = connect(uri)
     every = client.search_model_versions("name='tiny'")
@@ -342,7 +342,10 @@ def test_a_registration_that_could_not_be_made_waits_and_is_delivered(
     monkeypatch.setenv("DVC_ROOT", str(root))
     monkeypatch.chdir(root)
     make(root, model, tokenizer)
-    text = "download: {{sources: [{{name: one, url: 'file:corpus/x'}}]}}\nexport: {{model_name: tiny}}\nruntime: {{tracking_uri: '{0}'}}\n"
+    text = (
+        "download: {{sources: [{{name: one, url: 'file:corpus/x'}}]}}\n"
+        "export: {{model_name: tiny}}\nruntime: {{tracking_uri: '{0}'}}\n"
+    )
     (root / "params.yaml").write_text(text.format("http://127.0.0.1:9"))
     away = cfg.model_copy(update={"runtime": cfg.runtime.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})})
     with pytest.raises(TrackingError, match="run `foundry register` when MLflow is back"):
@@ -378,21 +381,7 @@ def test_the_champion_is_served_over_http(project, registered, model, tokenizer,
         "MLFLOW_TRACKING_URI": f"sqlite:///{project}/.foundry/mlflow.db",
         "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
     }
-    command = [
-        "mlflow",
-        "models",
-        "serve",
-        "-m",
-        "models:/tiny@champion",
-        "--env-manager",
-        "local",
-        "-h",
-        "127.0.0.1",
-        "-p",
-        str(port),
-        "-w",
-        "1",
-    ]
+    command = f"mlflow models serve -m models:/tiny@champion --env-manager local -h 127.0.0.1 -p {port} -w 1".split()
     with open(tmp_path / "log", "w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", *command], cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True

@@ -50,7 +50,7 @@ def test_two_runs_give_the_same_bytes_with_and_without_a_reachable_mlflow(model,
     assert sha256_tree(tmp_path / "artifacts/export") == first
 
 
-def test_a_stale_evaluation_is_the_users_to_mend(model, tokenizer, tmp_path, make_project):
+def test_a_stale_evaluation_is_reported_with_the_command_that_repeats_it(model, tokenizer, tmp_path, make_project):
     make_project(tmp_path, model, tokenizer)
     report = read_json(tmp_path / "reports/evaluate.json", "report")
     write_json(tmp_path / "reports/evaluate.json", {**report, "weights_sha256": "9" * 64})

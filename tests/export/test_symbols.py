@@ -1,6 +1,6 @@
-"""User symbols have the same ids in SentencePiece, transformers and llama.cpp; those that cannot are refused, and rightly.
+"""User symbols have the same ids in SentencePiece, transformers and llama.cpp; symbols that cannot are refused.
 
-Each rule of `foundry.export.exportable` about symbols is tried on both sides: without the rule an engine gives other ids.
+Each rule of `foundry.export.exportable` about symbols is tested on both sides: without it an engine gives other ids.
 """
 
 import importlib.util
@@ -65,7 +65,7 @@ def test_every_user_symbol_has_the_same_ids_in_all_engines(exported, symbols):
     prove_all(model, tokenizer, folder)
 
 
-def test_the_proof_asks_for_every_symbol_alone_in_words_at_spaces_doubled_and_beside_the_others(exported):
+def test_the_proof_has_every_symbol_by_itself_in_words_at_spaces_doubled_and_beside_the_others(exported):
     _, tokenizer, _ = exported(REASONING)
     texts = set(own_texts(tokenizer))
     a, b = REASONING
@@ -79,7 +79,7 @@ def test_the_proof_asks_for_every_symbol_alone_in_words_at_spaces_doubled_and_be
 
 @pytest.mark.parametrize("mistake", ["special", "normal"])
 def test_a_symbol_that_only_one_engine_cuts_out_fails_the_proof(exported, monkeypatch, mistake):
-    """The former export: symbols were ordinary pieces, whose ids transformers and llama.cpp merge otherwise or not at all."""
+    """Symbols were once exported as ordinary pieces, which transformers and llama.cpp merge otherwise or not at all."""
     added = huggingface._added
     if mistake == "special":
         monkeypatch.setattr(huggingface, "_added", lambda text, special: added(text, True))
@@ -98,7 +98,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("rule", REFUSED)
-def test_a_symbol_that_the_engines_would_not_agree_on_is_refused_and_rightly(exported, monkeypatch, rule, tmp_path):
+def test_a_symbol_is_refused_only_if_the_engines_would_not_agree_on_it(exported, monkeypatch, rule, tmp_path):
     symbols = REFUSED[rule]
     assert any(rule in p for p in tokenizer_problems("bpe", True, symbols))
     with pytest.raises(ExportError, match=rf"tokenizer\.user_symbols has .*{rule}"):
