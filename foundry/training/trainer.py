@@ -46,7 +46,7 @@ from foundry.training.state import TrainState
 from foundry.training.step import NotFinite
 from foundry.utils.checkpoint import read_checkpoint
 from foundry.utils.device import device_memory, get_device, peak_flops
-from foundry.utils.distributed import World, told_lost_peer
+from foundry.utils.distributed import World, lost_peer_errors
 from foundry.utils.events import Callback
 from foundry.utils.files import state_dir
 from foundry.utils.locks import exclusive
@@ -206,7 +206,7 @@ class Trainer:
             session = self.open()
             observer = self._observer(session.state)
             stack.callback(observer.end)
-            with told_lost_peer(self.world):
+            with lost_peer_errors(self.world):
                 try:
                     self._loop(session, stop, observer)
                 finally:

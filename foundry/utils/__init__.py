@@ -1,6 +1,7 @@
-"""Device, files, hashing, logging, processes. May import `foundry.config` alone.
+"""Device, files, hashing, logging, processes. May import only `foundry.config`.
 
-The names load on first use. Code of the package imports from the modules themselves, so that a stage depends on just what it uses.
+The names are imported on first use. The package's own code imports from the modules, so that a stage depends only on
+the modules that it uses.
 """
 
 from importlib import import_module

@@ -1,9 +1,10 @@
 """Memory settings for training on a CPU.
 
-The C library gives big tensors back to the kernel when they are freed and faults them in again at the next step: tens of thousands of
-page faults a step. Keeping the memory, in huge pages, costs nothing and gave 1.1 to 1.4 times the throughput (measured on another
-machine). jemalloc does it best, where the system has it (Debian: `apt install libjemalloc2`); glibc can do it by its own settings. Either is
-read when a process starts, so `keep_memory` starts it anew once, with the same process id. No bit of a result depends on it.
+The C library returns the memory of large tensors to the kernel when they are freed, and gets it back at the next step:
+tens of thousands of page faults per step. Keeping the memory, in huge pages, costs nothing and gave 1.1 to 1.4 times
+the throughput (measured on another machine). jemalloc does it best, where the system has it (Debian: `apt install
+libjemalloc2`); glibc can do it with settings of its own. Both read their settings when a process starts, so
+`keep_memory` restarts this one once, with the same process id. No bit of a result depends on it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _NAME = "FOUNDRY_ALLOCATOR"
 
 
 def keep_memory() -> None:
-    """Replaces this process by itself with memory settings; does nothing where the user has settings of their own, or not on Linux."""
+    """Restarts this process with memory settings; does nothing if the user has own settings, or not on Linux."""
     own = {"GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_CONF", _NAME, "RANK"}
     if own & os.environ.keys() or not sys.platform.startswith("linux"):
         return
@@ -32,5 +33,5 @@ def keep_memory() -> None:
 
 
 def allocator() -> str:
-    """What holds the memory, for the log."""
+    """The name of the allocator in use, for the log."""
     return os.environ.get(_NAME, "the system's")

@@ -3,16 +3,16 @@
     step-00000200/
       part-00000-00000.safetensors   tensors, or parts of tensors: the first file of process 0
       state.json                     all other values
-      checkpoint.json                the marker, written last: the hashes of all files, which file contains which part of
-                                     which tensor, and its own hash
+      checkpoint.json                the marker, written last: the hashes of all files, which file contains which part
+                                     of which tensor, and its own hash
 
-A folder is renamed into place when it is complete, so that a kill at any moment leaves the earlier checkpoints unchanged.
-Every file is hashed in the memory from which it is used: what was verified is what is loaded.
+A folder is renamed into place when it is complete, so that a kill at any moment leaves the earlier checkpoints
+unchanged. Every file is hashed in the memory from which it is used: what was verified is what is loaded.
 
 Several processes may write one checkpoint, each the parts of the tensors that it has (`write_part`), and any number of
-processes may read it, each the parts that it wants. `torch.distributed.checkpoint` is not used for this: its file system
-format has a pickled `.metadata`, which would be executed when it is read; its safetensors format reads through maps of
-files, after which a hash proves nothing, and cuts only complete files.
+processes may read it, each the parts that it wants. `torch.distributed.checkpoint` is not used for this: its file
+system format has a pickled `.metadata`, which would be executed when it is read; its safetensors format reads through
+maps of files, after which a hash proves nothing, and cuts only complete files.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def read_checkpoint(path: Path, wanted: WantedPart) -> tuple[dict[str, torch.Ten
             missing[name] -= math.prod(s.stop - s.start for s in common[0])
     if incomplete := sorted(name for name, n in missing.items() if n):
         raise CheckpointError(f"{path} lacks parts of {', '.join(incomplete[:3])}: the checkpoint is damaged")
-    # What is still absent is an empty part: the dtype of its tensor is known only to the processes that have some of it.
+    # What is still absent is an empty part: only the processes that have some of the tensor know its dtype.
     for name in boxes.keys() - tensors.keys():
         tensors[name] = torch.empty(boxes[name].size)
     return tensors, state

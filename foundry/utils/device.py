@@ -1,4 +1,4 @@
-"""Where the tensors live and in which precision they are multiplied. Imports torch only when a function is called."""
+"""The device of the tensors and the precision of their products. Imports torch only when a function is called."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 @functools.cache
 def settle_vector_math() -> None:
-    """Has MKL choose its code for exp, log and their like on one thread. Call it before the first large tensor.
+    """Has MKL choose its code path for exp, log and similar functions on one thread; to be called before any tensor.
 
-    Left to that one, its threads choose at the same time, and in about one process of twenty a thread computed its part by another code, whose last bits
-    differ: half of the rows of the first logsumexp (MKL 2024.2, an Intel CPU with AMX, two threads).
+    Otherwise its threads choose at the same time, during the first large tensor, and in about one process of twenty a
+    thread computed its part by another code path, whose last bits differ: half of the rows of the first logsumexp
+    (MKL 2024.2, an Intel CPU with AMX, two threads).
     """
     import torch
 
@@ -31,10 +32,10 @@ def settle_vector_math() -> None:
 
 
 def get_device(name: str = "auto") -> torch.device:
-    """The device to work on: `auto` takes CUDA, else Apple's MPS, else the CPU.
+    """The device to work on: `auto` is CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        ConfigError: if the named device is not there.
+        ConfigError: if the name is unknown, or this machine has no such device.
     """
     import torch
 
@@ -48,16 +49,16 @@ def get_device(name: str = "auto") -> torch.device:
         raise ConfigError(f"device {name!r} is not available on this machine: set runtime.device to auto or cpu")
     if number and not int(number[:10]) < torch.cuda.device_count():
         raise ConfigError(
-            f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices, counted from 0"
+            f"device {name!r} does not exist: this machine has {torch.cuda.device_count()} CUDA devices, counted from 0"
         )
     return torch.device(name)
 
 
 def prepare_device(runtime: Runtime) -> torch.device:
-    """The device of `runtime.device`, for a stage or command that trains nothing; sets `runtime.threads`, too.
+    """Prepares a stage or command that does not train: sets `runtime.threads`, returns the device of `runtime.device`.
 
     Raises:
-        ConfigError: if the device is not there.
+        ConfigError: if this machine has no such device.
     """
     import torch
 
@@ -108,9 +109,9 @@ def device_name(device: torch.device) -> str:
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Bytes of memory that this process may use on a device; None where the system does not say.
+    """Bytes of memory that this process may use on a device; None if the system does not report it.
 
-    On a CPU, and with Apple's GPUs, which share its memory, that is its share among the training processes of this machine.
+    On a CPU, and on Apple's GPUs, which share its memory, the training processes of this machine get equal shares.
     """
     import torch
 
@@ -124,12 +125,12 @@ def device_memory(device: torch.device) -> int | None:
 
 
 def local_processes() -> int:
-    """Training processes of this machine; one, unless torchrun started this one."""
+    """Number of training processes on this machine: one, unless torchrun started this process."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def cpu_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -145,7 +146,7 @@ def native_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of autocast; float32 means no autocast. `auto` never takes an emulated type."""
+    """The dtype of autocast; float32 means no autocast. `auto` never chooses an emulated type."""
     import torch
 
     if name == "auto":
@@ -158,7 +159,10 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 
 @functools.cache
 def quote_library_folders() -> None:
-    """Has torch.compile work where a folder's name needs quotes in a command: torch 2.13 quotes the folders of headers, not those of libraries."""
+    """Makes torch.compile work where the name of a folder has to be quoted in a command.
+
+    torch 2.13 quotes the folders of headers, but not those of libraries.
+    """
     from torch._inductor.cpp_builder import BuildOptionsBase
 
     folders = BuildOptionsBase.get_libraries_dirs
@@ -166,9 +170,9 @@ def quote_library_folders() -> None:
 
 
 def compile_problem(device: torch.device) -> str | None:
-    """Why torch.compile does not work here (no compiler, no Python headers, ...); None when it does.
+    """Why torch.compile does not work here (no compiler, no Python headers, ...); None if it works.
 
-    Compiles one tiny function: some seconds the first time.
+    Compiles one tiny function, which takes some seconds the first time.
     """
     import torch
 
@@ -176,26 +180,34 @@ def compile_problem(device: torch.device) -> str | None:
     try:
         torch.compile(lambda x: x * 2 + 1, dynamic=False)(torch.ones(64, device=device))
     except Exception as e:  # whatever the compiler, the linker or torch raises is the answer
-        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-        told = next(
-            (line for line in lines if "error:" in line or "cannot find" in line),
-            lines[0] if lines else type(e).__name__,
-        )
-        return told[:200]
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()] or [type(e).__name__]
+        errors = [line for line in lines if "error:" in line or "cannot find" in line]
+        return (errors or lines)[0][:200]
     return None
 
 
-# Dense peaks in TFLOP/s of bfloat16 (or float16) and float32, from the vendors' data sheets. A name in torch holds the key.
+# Dense peaks in TFLOP/s of bfloat16 (or float16) and of float32, from the vendors' data sheets. The key is a part of
+# the name that torch reports; the first key that fits counts.
 PEAKS = {
-    "H200": (989.0, 67.0), "H100 PCIe": (756.0, 51.0), "H100": (989.0, 67.0), "A100": (312.0, 19.5), "A10G": (70.0, 35.0),
-    "L40S": (362.0, 91.6), "L4": (121.0, 30.3), "RTX 4090": (165.2, 82.6), "RTX 3090": (71.0, 35.6), "V100": (125.0, 15.7), "T4": (65.0, 8.1),
-}  # fmt: skip
+    "H200": (989.0, 67.0),
+    "H100 PCIe": (756.0, 51.0),
+    "H100": (989.0, 67.0),
+    "A100": (312.0, 19.5),
+    "A10G": (70.0, 35.0),
+    "L40S": (362.0, 91.6),
+    "L4": (121.0, 30.3),
+    "RTX 4090": (165.2, 82.6),
+    "RTX 3090": (71.0, 35.6),
+    "V100": (125.0, 15.7),
+    "T4": (65.0, 8.1),
+}
 
 
 def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
-    """Floating-point operations a second that the device can do at most: known for some GPUs, measured on a CPU; None if unknown.
+    """Peak of the device in floating-point operations per second; None if it is unknown.
 
-    The measurement multiplies two matrices of 1024 x 1024 for about 0.2 s, with the threads that are set.
+    It is known for some GPUs, and measured on a CPU. The measurement multiplies two matrices of 1024 x 1024 for about
+    0.2 s, with the present number of threads.
     """
     import time
 

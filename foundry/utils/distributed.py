@@ -1,6 +1,6 @@
-"""Process groups: one process does everything, or torchrun started several (DDP).
+"""Process groups: one process does everything, or torchrun has started several (DDP, FSDP).
 
-Decisions are taken on rank 0 and shared; rank 0 alone prints, locks, writes and tracks.
+Decisions are made on rank 0 and broadcast; only rank 0 prints, locks, writes and tracks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers."""
+    """This process and the group that it belongs to."""
 
     rank: int
     size: int
@@ -45,7 +45,7 @@ class World:
         return bool(t.item())
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
-        """Sum over the ranks."""
+        """Sum over the ranks; the tensor is changed in place."""
         if self.size > 1:
             import torch.distributed as dist
 
@@ -53,7 +53,7 @@ class World:
         return value
 
     def gather(self, value: Any) -> list[Any]:
-        """A small value of every rank, in their order."""
+        """A small value of every rank, in the order of the ranks."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
@@ -63,7 +63,7 @@ class World:
         return values
 
     def share(self, value: Any) -> Any:
-        """Rank 0's value, on every rank: for decisions that all must take alike."""
+        """The value of rank 0, on every rank: for decisions that must be the same on all of them."""
         return self.gather(value if self.main else None)[0]
 
     def barrier(self) -> None:
@@ -74,14 +74,15 @@ class World:
 
 
 def launch(runtime: Runtime, module: str) -> bool:
-    """Runs `module` in several processes by torchrun, if `runtime` asks for that; True when they are done.
+    """Runs `module` in several processes by torchrun, if `runtime` asks for that.
 
-    Returns at once, False, in one of those processes, in one that the user's own torchrun started (several nodes), or where one is
-    enough.
+    Returns:
+        True when these processes have ended. False, at once, in one of them, in a process that the user's own torchrun
+        started (several nodes), or if one process is enough.
 
     Raises:
         SystemExit: with 128 + signal if they were stopped.
-        FoundryError: if one of them failed; which, and how.
+        FoundryError: if one of them failed; the message says which, and how.
     """
     if "RANK" in os.environ:
         return False
@@ -96,7 +97,7 @@ def launch(runtime: Runtime, module: str) -> bool:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what they say is told below
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # failures are reported below
     cores = max(1, cpu_cores() // n)
     os.environ.setdefault("OMP_NUM_THREADS", str(runtime.threads or cores))
     config = LaunchConfig(
@@ -117,29 +118,30 @@ def launch(runtime: Runtime, module: str) -> bool:
         codes = {rank: failure.exitcode for rank, failure in e.failures.items()}
         if stopped := [c for c in codes.values() if c in (130, 143)]:
             raise SystemExit(stopped[0]) from None
-        killed = [r for r, c in codes.items() if c < 0 and c != -15]  # the launcher stops the others by 15
+        killed = [r for r, c in codes.items() if c < 0 and c != -15]  # the launcher stops the others with signal 15
         rank, first = (killed[0], e.failures[killed[0]]) if killed else e.get_first_failure()
         how = f"was killed by signal {-first.exitcode}" if first.exitcode < 0 else f"ended with code {first.exitcode}"
         raise FoundryError(
-            f"training process {rank} of {n} {how}; the others were stopped. What it said stands above; the same command goes on from "
-            "the last checkpoint"
+            f"training process {rank} of {n} {how}; the others were stopped. Its own error is printed above; the same "
+            "command resumes from the last checkpoint"
         ) from None
     return True
 
 
 @contextmanager
-def told_lost_peer(here: World) -> Iterator[None]:
-    """Turns what the collectives raise when another process is gone into one line.
+def lost_peer_errors(here: World) -> Iterator[None]:
+    """Turns what collectives in the block raise when another process is gone into a `FoundryError` of one line.
 
     Raises:
-        FoundryError: the launcher tells which process, and how it ended.
+        FoundryError: if another process is gone; the launcher reports which, and how it ended.
     """
     import torch.distributed as dist
 
     try:
         yield
     except RuntimeError as e:
-        # Gloo's errors have no type of their own (torch 2.13), from a collective as from a backward pass: the path of its source in them is all that tells.
+        # Gloo's errors have no type of their own (torch 2.13), whether from a collective or from a backward pass: only
+        # the path of its source in their text identifies them.
         if here.size == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e)):
             raise
         raise FoundryError(
@@ -149,7 +151,7 @@ def told_lost_peer(here: World) -> Iterator[None]:
 
 @contextmanager
 def world(runtime: Runtime) -> Iterator[World]:
-    """Joins the process group that torchrun made (NCCL on CUDA, else gloo), or stands alone."""
+    """Joins the process group that torchrun made (NCCL on CUDA, else gloo); without torchrun, a group of one."""
     device = get_device(runtime.device)
     if "RANK" not in os.environ:
         yield World(0, 1, device)

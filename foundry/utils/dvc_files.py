@@ -1,9 +1,11 @@
 """Repairs the files of DVC that a kill or a power cut leaves damaged.
 
-DVC 3.67 writes `dvc.lock` and `.dvc/tmp/rwlock` in place: killed in between it leaves an empty or cut file, and every later command of DVC refuses to work
-until somebody removes it. Killed between the two steps of writing to its run cache, it leaves an empty folder, and then every later `dvc repro` of that stage
-ends in an error. Each file is repaired under the lock that DVC itself holds while it writes it, so that no living DVC is in the middle of it. Objects of the
-cache and DVC's databases need no repair: DVC finds and replaces a damaged object by its hash, and writes its databases through SQLite.
+DVC 3.67 writes `dvc.lock` and `.dvc/tmp/rwlock` in place: if it is killed while it writes, it leaves an empty or cut
+file, and every later command of DVC refuses to work until somebody removes it. If it is killed between the two steps of
+a write to its run cache, it leaves an empty folder, and every later `dvc repro` of that stage ends in an error. Each
+file is repaired under the lock that DVC itself holds while it writes the file, so that no living DVC is writing it.
+Objects of the cache and DVC's databases need no repair: DVC finds and replaces a damaged object by its hash, and writes
+its databases through SQLite.
 
 `tests/utils/test_dvc_files.py` kills DVC at each of its writes.
 """
@@ -27,14 +29,16 @@ from foundry.config import ConfigError
 from foundry.utils.locks import locked_if_free
 
 LOCK, RWLOCK = "dvc.lock", Path(".dvc/tmp/rwlock")
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast; not every build has it
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the loader in C is ten times faster; not every build has it
 TEMPORARY = re.compile(r"\.[\w-]{22}\.tmp")
-FILLING = 3.0  # seconds; DVC takes milliseconds from making a folder of its run cache to the file in it
-SLACK = 2.0  # seconds between a process's start and the clock of the file system
+FILLING = 3.0  # seconds; DVC takes milliseconds from making a folder of its run cache to writing the file in it
+SLACK = 2.0  # seconds by which the clock of the file system may differ from the start time of a process
 
 
 def repair_dvc(root: str | Path = ".") -> list[str]:
-    """Repairs `dvc.lock` and DVC's list of readers and writers; a file that a living DVC may be writing is left as it is.
+    """Repairs `dvc.lock`, the outs' folders, DVC's list of readers and writers, and its run cache.
+
+    A file that a living DVC may be writing is left as it is.
 
     Returns:
         One sentence for each repair.
@@ -55,23 +59,23 @@ def repair_dvc(root: str | Path = ".") -> list[str]:
 
 
 def _guarded(guard: Path, repair: Callable[[], str]) -> str:
-    with locked_if_free(guard, note=None) as free:  # otherwise a living DVC is at work
+    with locked_if_free(guard, note=None) as free:  # if it is not free, a living DVC is at work
         return repair() if free else ""
 
 
 def _repair_lock(root: Path) -> str:
-    """Replaces an empty or cut `dvc.lock` by git's version, or removes it: DVC's run cache restores what was built."""
+    """Replaces an empty or cut `dvc.lock` by git's version, or removes it: DVC's run cache restores the outs."""
     path = root / LOCK
     if not path.exists():
         return ""
     data = path.read_bytes()
-    if is_whole(data):
+    if is_complete(data):
         return ""
     for mark in (b"<<<<<<< ", b">>>>>>> "):
         if data.startswith(mark) or b"\n" + mark in data:
             raise ConfigError(
-                f"{path} contains git's conflict markers: take one side (`git checkout --ours dvc.lock` or `--theirs`), "
-                "then `dvc repro`"
+                f"{path} contains git's conflict markers: take one side (`git checkout --ours dvc.lock` or "
+                "`--theirs`), then `dvc repro`"
             )
     kept = ""
     if data.strip(b"\0\n "):
@@ -80,7 +84,7 @@ def _repair_lock(root: Path) -> str:
         copy.write_bytes(data)
         kept = f"; what was left of it is in {copy.relative_to(root)}"
     committed = _committed(root)
-    if not is_whole(committed):
+    if not is_complete(committed):
         path.unlink()
         return f"removed dvc.lock, which a killed DVC left cut off{kept}: DVC's run cache restores what was built"
     new = path.with_name(".dvc.lock.tmp")
@@ -94,7 +98,7 @@ def _repair_lock(root: Path) -> str:
     )
 
 
-def is_whole(data: bytes) -> bool:
+def is_complete(data: bytes) -> bool:
     """Whether these bytes are a complete `dvc.lock`: DVC ends it with a newline, and accepts its structure."""
     if not data.endswith(b"\n"):
         return False
@@ -105,10 +109,10 @@ def is_whole(data: bytes) -> bool:
     if not isinstance(lock, dict) or "schema" not in lock:
         return False
     stages = lock.get("stages", {})
-    return isinstance(stages, dict) and all(_is_whole_stage(s) for s in stages.values())
+    return isinstance(stages, dict) and all(_is_complete_stage(s) for s in stages.values())
 
 
-def _is_whole_stage(stage: Any) -> bool:
+def _is_complete_stage(stage: Any) -> bool:
     if not isinstance(stage, dict) or not stage.get("cmd"):
         return False
     files = [stage.get(kind, []) for kind in ("deps", "outs")]
@@ -119,17 +123,17 @@ def _is_whole_stage(stage: Any) -> bool:
 
 
 def _committed(root: Path) -> bytes:
-    """The bytes of HEAD's `dvc.lock`; empty where there is none."""
+    """The bytes of the `dvc.lock` of HEAD; empty if there is none."""
     done = subprocess.run(["git", "-C", str(root), "show", f"HEAD:./{LOCK}"], capture_output=True)
     return b"" if done.returncode else done.stdout
 
 
 def _remove_temporary(root: Path) -> str:
-    """Removes half-made copies beside the outs, which DVC makes under a random name when it checks out."""
+    """Removes incomplete copies beside the outs, which DVC makes under a random name when it checks out."""
     try:
         stages = yaml.load((root / "dvc.yaml").read_text(encoding="utf-8"), LOADER)["stages"].values()
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return ""  # DVC says what is wrong with it
+        return ""  # DVC reports what is wrong with it
     outs = [o for s in stages for kind in ("outs", "metrics", "plots") for o in s.get(kind, [])]
     folders = {(root / (o if isinstance(o, str) else next(iter(o)))).parent for o in outs}
     left = [p for folder in folders if folder.is_dir() for p in folder.iterdir() if TEMPORARY.fullmatch(p.name)]
@@ -139,18 +143,18 @@ def _remove_temporary(root: Path) -> str:
 
 
 def _cache(root: Path) -> Path:
-    """DVC's cache: `cache.dir` of its settings, relative to `.dvc/`, else `.dvc/cache`."""
+    """The folder of DVC's cache: `cache.dir` of its settings, relative to `.dvc/`; by default `.dvc/cache`."""
     settings = configparser.ConfigParser(interpolation=None, strict=False)
     try:
         settings.read([root / ".dvc/config", root / ".dvc/config.local"], encoding="utf-8")
         known = settings.get("cache", "dir", fallback="cache")
-    except configparser.Error:  # DVC says what is wrong with it
+    except configparser.Error:  # DVC reports what is wrong with it
         known = "cache"
     return root / ".dvc" / known.strip("'\"")
 
 
 def _repair_run_cache(runs: Path) -> str:
-    """Removes empty folders. Worktrees share the cache without a common lock: a folder that is being filled is left its time."""
+    """Removes empty folders that no other process is filling: worktrees share the cache without a common lock."""
     empty = [p for p in runs.glob("??/*") if p.is_dir() and not any(p.iterdir())]
     if not empty:
         return ""
@@ -166,9 +170,10 @@ def _repair_run_cache(runs: Path) -> str:
 
 
 def _repair_rwlock(path: Path) -> str:
-    """Removes a list that is cut off, and entries of processes that are gone.
+    """Removes a list that is cut off, and entries of processes that have ended.
 
-    DVC itself takes a zombie, and another process that got the number after a restart of the machine, for the one that it noted.
+    DVC itself mistakes a zombie, and a process that got the same number after a restart of the machine, for the process
+    that it recorded.
     """
     if not path.exists():
         return ""
@@ -188,11 +193,11 @@ def _repair_rwlock(path: Path) -> str:
     if living == {"read": {}, "write": {}, **known}:
         return ""
     path.write_text(json.dumps(living), encoding="utf-8")
-    return f"removed entries of processes that are gone from {RWLOCK}"
+    return f"removed entries of processes that have ended from {RWLOCK}"
 
 
 def _is_its_process(pid: int, written: float) -> bool:
-    """Whether the process lives and had begun when the list was written."""
+    """Whether the process lives and was started before the list was written."""
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= written + SLACK

@@ -1,6 +1,7 @@
-"""What DVC recorded: `dvc.lock`, and the objects of its cache. Read as files; this package does not import DVC.
+"""What DVC recorded: `dvc.lock`, and the objects of its cache. Both are read as files, without importing DVC.
 
-An object's name is the MD5 of its content; a folder's object is the list of its files with theirs, under a name that ends with `.dir`.
+The name of an object is the MD5 of its content. The object of a folder is the list of its files with their MD5; its
+name ends with `.dir`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LOCK = "dvc.lock"
 
 @dataclass(frozen=True)
 class Out:
-    """An out of a stage, as `dvc.lock` has it: `md5` of a folder ends with `.dir`."""
+    """An output of a stage, as `dvc.lock` records it; the `md5` of a folder ends with `.dir`."""
 
     stage: str
     path: str
@@ -33,17 +34,17 @@ def md5_file(path: Path) -> str:
 
 
 def md5_folder(folder: Path) -> str:
-    """The MD5 of the list of its files with theirs, as DVC names it."""
+    """The MD5 that DVC gives a folder: that of the list of its files with their MD5."""
     rows = [{"md5": md5_file(p), "relpath": p.relative_to(folder).as_posix()} for p in folder.rglob("*") if p.is_file()]
     rows.sort(key=lambda r: r["relpath"])
     return hashlib.md5(json.dumps(rows).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
 def read_lock(path: Path) -> dict[str, Any]:
-    """The stages of a `dvc.lock`; none if there is no such file.
+    """The stages of a `dvc.lock`; none if the file does not exist.
 
     Raises:
-        DataError: if it is damaged.
+        DataError: if the file is damaged.
     """
     if not path.exists():
         return {}
@@ -57,7 +58,7 @@ def parse_lock(text: str, origin: str) -> dict[str, Any]:
     """The stages in the text of a `dvc.lock`.
 
     Raises:
-        DataError: if it is damaged; the message names `origin`.
+        DataError: if the text is damaged; the message names `origin`.
     """
     try:
         stages = parse_yaml(text, origin)["stages"]
@@ -75,14 +76,14 @@ def recorded_outs(root: Path) -> dict[str, Out]:
     """{path: out} of the project's `dvc.lock`.
 
     Raises:
-        DataError: if it is damaged.
+        DataError: if the file is damaged.
     """
     stages = read_lock(root / LOCK)
     return {o["path"]: Out(name, o["path"], o["md5"]) for name, s in stages.items() for o in s.get("outs", [])}
 
 
 def out_of(outs: dict[str, Out], path: str) -> Out | None:
-    """The out that a path of the project is, or is in."""
+    """The out that contains a path of the project, or is that path; None if there is none."""
     return next((outs[p] for p in (path, *(q.as_posix() for q in Path(path).parents)) if p in outs), None)
 
 
@@ -98,11 +99,11 @@ class Cache:
         self.folder = root / done.stdout.strip()  # which is absolute
 
     def path(self, md5: str) -> Path:
-        """Where an object is."""
+        """The place of an object, which may be missing."""
         return self.folder / "files" / "md5" / md5[:2] / md5[2:]
 
     def good(self, md5: str) -> Path | None:
-        """The object, if it is there and its content is what its name says."""
+        """The object, if it exists and its content fits its name; else None."""
         path = self.path(md5)
         return path if path.is_file() and md5_file(path) == md5.removesuffix(".dir") else None
 

@@ -1,7 +1,7 @@
 """What happens in a training, as typed events, and the callbacks that receive them.
 
-MLflow, TensorBoard, the progress bar and the log lines are callbacks. Only rank 0 has any; a callback changes nothing of the run (law 8)
-and must not raise.
+MLflow, TensorBoard, the progress bar and the log lines are callbacks. Only rank 0 has any; a callback does not change
+the run (law 8) and must not raise.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ class StepDone:
     """One optimizer step.
 
     Attributes:
-        step: optimizer steps done.
-        loss: nats per token. bits_per_byte: of the training text (with weighted sources, approximately).
+        step: number of optimizer steps done.
+        loss: nats per token.
+        bits_per_byte: the loss per byte of the training text (approximately, if sources are weighted).
         seconds: wall-clock time of training so far, over all resumes.
-        share_of_peak: of the device's operations per second; None if its peak is unknown.
-        deviations: of a spike, how many standard deviations the loss lies above the last ones; else None.
+        share_of_peak: share of the device's peak in operations per second; None if the peak is unknown.
+        deviations: if the loss is a spike, the number of standard deviations above the last losses; else None.
         logged: whether the step is a point of the loss curve.
     """
 
@@ -36,7 +37,7 @@ class StepDone:
     logged: bool
 
     def metrics(self) -> dict[str, float]:
-        """The finite numbers by name: the norm of a gradient that left float16's range is not among them."""
+        """The finite numbers by name; the norm of a gradient that overflowed float16 is left out."""
         names = ("loss", "grad_norm", "lr", "tokens_per_second", "gflops", "seconds", "bits_per_byte", "share_of_peak")
         values = {name: getattr(self, name) for name in names}
         return {k: v for k, v in values.items() if v is not None and math.isfinite(v)}
@@ -52,7 +53,7 @@ class Validated:
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """A checkpoint was begun; training waited `seconds` for the copy of the state."""
+    """The write of a checkpoint has begun; training waited `seconds` for the copy of the state."""
 
     step: int
     seconds: float
@@ -60,7 +61,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class RolledBack:
-    """Training returned to `step` and takes other batches from there: what was reported of later steps no longer counts."""
+    """Training returned to `step` and continues with other batches; what was reported of later steps is void."""
 
     step: int
 
@@ -85,13 +86,13 @@ class Callback:
 
 
 class MetricsCallback(Callback):
-    """A callback that keeps numbers by step: those of each point of the loss curve and of each validation."""
+    """A callback that records numbers by step: those of each point of the loss curve and of each validation."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         raise NotImplementedError
 
     def back_to(self, step: int) -> None:
-        """What was logged of later steps no longer counts."""
+        """Discards what was logged of later steps."""
         raise NotImplementedError
 
     def on_step(self, event: StepDone) -> None:

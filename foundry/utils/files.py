@@ -1,8 +1,9 @@
-"""The one way to write a file, and to name its content.
+"""The one way to write a file, and to hash its content.
 
-A file appears under its final name only when it is whole: temporary name in the same folder, flush, fsync, rename, fsync of
-the folder. A reader therefore sees the old bytes or the new ones, never a part. The same for a folder. Disk-full and
-permission errors leave no temporary file behind and become a `DiskError` that names the folder, the space needed and the space left.
+A file appears under its final name only when it is complete: temporary name in the same folder, flush, fsync, rename,
+fsync of the folder. A reader therefore sees the old bytes or the new ones, never a part. The same holds for a folder.
+Disk-full and permission errors leave no temporary file behind and become a `DiskError` that names the folder, the space
+needed and the space left.
 """
 
 from __future__ import annotations
@@ -29,16 +30,19 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # errors of a disk that a user can act on
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # errors of a disk that a user can fix
 
 
 def project_dir() -> Path:
-    """The folder of params.yaml and dvc.yaml. DVC names it to its stages."""
+    """The folder of params.yaml and dvc.yaml. DVC passes it to its stages as DVC_ROOT."""
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
 
 
 def state_dir() -> Path:
-    """`.foundry/` of the project: everything that outlives or escapes a stage. In a worktree that a flow made it is a link to the project's own."""
+    """`.foundry/` of the project: everything that outlives a stage or is outside its outs.
+
+    In the worktree of a flow it is a link to that of the project.
+    """
     return (project_dir() / ".foundry").resolve()
 
 
@@ -51,7 +55,7 @@ def fsync_dir(path: Path) -> None:
 
 
 class _Raw(io.FileIO):
-    """A file being written whose refused writes become a `DiskError` that names it; errors of other files pass through unchanged."""
+    """A file being written: its disk errors become a `DiskError` that names its folder."""
 
     def __init__(self, fd: int, path: Path, needed: int | None, mode: str = "wb") -> None:
         super().__init__(fd, mode)
@@ -68,7 +72,7 @@ class _Raw(io.FileIO):
 
 
 def _disk_error(e: OSError, folder: Path, needed: int | None = None) -> OSError | DiskError:
-    """The error of a disk that takes nothing more, or of refused permissions; any other error as it is."""
+    """Turns an error of a full disk or of missing permissions into a `DiskError`; returns any other error unchanged."""
     if e.errno not in REFUSED:
         return e
     there = next(p for p in (folder, *folder.parents) if p.exists())
@@ -77,14 +81,14 @@ def _disk_error(e: OSError, folder: Path, needed: int | None = None) -> OSError 
 
 @contextmanager
 def disk_errors(folder: Path, needed: int | None = None, unnamed: bool = True) -> Iterator[None]:
-    """Around a library's write into `folder`: no space left, or a refused permission, becomes a `DiskError`.
+    """Turns the error of a full disk or of missing permissions into a `DiskError`, around a library's write.
 
-    Only errors that concern the folder are translated: those that name a file below it, and those that name no file. Keep the block down
-    to the call that writes.
+    Only errors that concern the folder are translated: those that name a file below it, and those that name no file.
+    The block should contain only the call that writes.
 
     Args:
-        needed: bytes that the write needs, where they are known.
-        unnamed: whether errors without a file's name are of this write: not where the block does other things, too.
+        needed: bytes that the write needs, if they are known.
+        unnamed: whether errors that name no file belong to this write; False if the block also does other things.
     """
     try:
         yield
@@ -97,10 +101,10 @@ def disk_errors(folder: Path, needed: int | None = None, unnamed: bool = True) -
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it, where they are missing.
+    """Creates a folder and the missing ones above it.
 
     Raises:
-        DiskError: if the disk takes no more, or permissions are missing; the folder that it concerns may be one above.
+        DiskError: if the disk is full or permissions are missing.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,10 +123,10 @@ def _text(raw: _Raw, mode: str) -> IO:
 
 @contextmanager
 def open_to_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """A file that is not final yet: a download that grows (mode `ab`), or a file of a folder that gets its name by `atomic_dir`.
+    """Opens a file that is not final yet: a growing download (mode `ab`), or a file in a folder of `atomic_dir`.
 
     Raises:
-        DiskError: if the disk takes no more, or permissions are missing.
+        DiskError: if the disk is full or permissions are missing.
     """
     path = Path(path)
     with disk_errors(path.parent):
@@ -138,10 +142,10 @@ def atomic_write(path: str | Path, mode: str = "wb", needed: int | None = None) 
     """Opens a temporary file that replaces `path` when the block ends without an error (mode `wb` or `w`).
 
     Args:
-        needed: bytes of the whole file where they are known, for the error of a full disk.
+        needed: bytes of the complete file, if they are known, for the error of a full disk.
 
     Raises:
-        DiskError: if the disk takes no more, or permissions are missing; the old file is as it was.
+        DiskError: if the disk is full or permissions are missing; the old file is unchanged.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -154,7 +158,7 @@ def atomic_write(path: str | Path, mode: str = "wb", needed: int | None = None) 
             with disk_errors(path.parent, needed):
                 os.fsync(f.fileno())
         with disk_errors(path.parent):
-            os.chmod(name, 0o644)  # mkstemp makes 0600: other users of the machine must be able to read results
+            os.chmod(name, 0o644)  # mkstemp makes 0600, but other users of the machine must be able to read results
             os.replace(name, path)
             fsync_dir(path.parent)
     except BaseException as e:
@@ -164,7 +168,10 @@ def atomic_write(path: str | Path, mode: str = "wb", needed: int | None = None) 
 
 
 def _measure(error: BaseException, within: Path, folder: Path, needed: int | None) -> None:
-    """Completes the error of a write `within` a folder: what is needed in all, and what is free once the half-written is removed."""
+    """Completes the error of a write `within` a folder, once what was half written is removed.
+
+    Sets the folder, the bytes that are free in it now, and those that the complete write needs.
+    """
     if isinstance(error, DiskError) and _below(error.folder, within):
         error.folder, error.free = str(folder), shutil.disk_usage(folder).free
         error.needed = needed or error.needed
@@ -172,17 +179,18 @@ def _measure(error: BaseException, within: Path, folder: Path, needed: int | Non
 
 @contextmanager
 def atomic_dir(path: str | Path, needed: int | None = None) -> Iterator[Path]:
-    """Gives a temporary folder that takes the place of `path` when the block ends without an error.
+    """Yields a temporary folder that replaces `path` when the block ends without an error.
 
-    At every moment `path` is the old folder or the new one: the two are exchanged by one system call (renameat2, Linux 3.15 and most of
-    its file systems). Where that call is missing, the old folder is moved aside for a moment; a process killed in that moment leaves it
-    as `.NAME.old`, and the next call, or `recover`, puts it back. What earlier killed calls left half written is removed first.
+    At every moment `path` is the old folder or the new one: the two are exchanged by one system call (renameat2, Linux
+    3.15 and most of its file systems). Where that call is missing, the old folder is moved aside for a moment; a
+    process that is killed in that moment leaves it as `.NAME.old`, and the next call, or `recover`, puts it back. What
+    earlier killed calls left half written is removed first.
 
     Args:
-        needed: bytes of the whole folder where they are known, for the error of a full disk.
+        needed: bytes of the complete folder, if they are known, for the error of a full disk.
 
     Raises:
-        DiskError: if the disk takes no more, or permissions are missing; the old folder is as it was.
+        DiskError: if the disk is full or permissions are missing; the old folder is unchanged.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -205,8 +213,11 @@ def atomic_dir(path: str | Path, needed: int | None = None) -> Iterator[Path]:
 
 
 def recover(path: Path) -> None:
-    """Repairs what a killed `atomic_dir` left of `path`: the old folder gets its name back if there is no new one, and half-written ones
-    are removed. Those that a living process writes stay: it holds a lock on them."""
+    """Repairs what a killed `atomic_dir` left of `path`.
+
+    The old folder gets its name back if there is no new one. Half-written folders are removed, except those that a
+    living process is writing: it holds a lock on them.
+    """
     aside = path.with_name(f".{path.name}.old")
     if aside.exists():
         if path.exists():
@@ -216,7 +227,7 @@ def recover(path: Path) -> None:
     for rest in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         try:
             lock = _locked(rest)
-        except FileNotFoundError:  # its writer was done just now
+        except FileNotFoundError:  # its writer has just finished
             continue
         if lock is None:
             continue
@@ -225,7 +236,7 @@ def recover(path: Path) -> None:
 
 
 def remove_dir(path: Path) -> None:
-    """Removes a folder so that a reader finds all of it or nothing; what a kill leaves has a name that `recover` removes."""
+    """Removes a folder so that a reader finds all of it or nothing; `recover` removes what a kill leaves of it."""
     rest, lock = _temporary(path)
     try:
         os.rename(path, rest)
@@ -235,13 +246,13 @@ def remove_dir(path: Path) -> None:
 
 
 def _temporary(path: Path) -> tuple[Path, int]:
-    """A new folder beside `path`, and the lock that says that its writer lives."""
+    """A new folder beside `path`, and a descriptor with a lock on it, which shows that its writer lives."""
     while True:
         tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
         try:
             lock = _locked(tmp)
         except FileNotFoundError:
-            continue  # another process took it for a dead one's before it was locked
+            continue  # before it was locked, another process removed it as that of a dead writer
         if lock is None:
             continue
         if tmp.is_dir():
@@ -250,7 +261,7 @@ def _temporary(path: Path) -> tuple[Path, int]:
 
 
 def _locked(folder: Path) -> int | None:
-    """A descriptor that holds the lock of a folder; None if another process holds it."""
+    """A descriptor that holds the lock of a folder; None if another process holds the lock."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -261,7 +272,7 @@ def _locked(folder: Path) -> int | None:
 
 
 def _flush(folder: Path) -> None:
-    """Makes everything below readable for others, whatever the umask, and has the disk keep it; folders after what they contain."""
+    """Makes everything below readable for others, whatever the umask, and writes it to the disk, contents first."""
     for place, _, names in os.walk(folder, topdown=False):
         for name in names:
             file = os.path.join(place, name)
@@ -274,7 +285,7 @@ def _flush(folder: Path) -> None:
 
 
 def _replace(new: Path, path: Path) -> None:
-    """Puts a folder in the place of another."""
+    """Replaces the folder at `path`, if there is one, by a new one."""
     if not path.exists():
         os.rename(new, path)
         return
@@ -293,18 +304,18 @@ def _replace(new: Path, path: Path) -> None:
         new = aside
     try:
         shutil.rmtree(new)
-    except OSError as e:  # the new folder has its name: the write is done
-        get_logger().warning("the former %s could not be removed and is left as %s: %s", path, new, e)
+    except OSError as e:  # the new folder is in place: the write is complete
+        get_logger().warning("the old content of %s could not be removed and is left in %s: %s", path, new, e)
 
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def _exchange(a: Path, b: Path) -> None:
-    """Exchanges two names in one step.
+    """Exchanges two names in one system call.
 
     Raises:
-        OSError: ENOSYS, EINVAL or ENOTSUP where the system or the file system cannot.
+        OSError: ENOSYS, EINVAL or ENOTSUP if the system or the file system cannot do that.
     """
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
@@ -319,12 +330,15 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes JSON that is the same bytes for the same value; NaN is refused."""
+    """Writes JSON; the same value gives the same bytes, and NaN is an error."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_array(path: str | Path, array: np.ndarray) -> None:
-    """Writes a NumPy array (`.npy`). By way of memory: NumPy writes to a file behind Python's back, and a full disk's error lacks its number."""
+    """Writes a NumPy array (`.npy`).
+
+    It is serialised in memory first: NumPy writes to a file by C code, whose error of a full disk has no number.
+    """
     import numpy
 
     data = io.BytesIO()
@@ -334,10 +348,10 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
 
 
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Writes tensors on the CPU as safetensors, from where they are: the library's `save` would make the whole file in memory, too.
+    """Writes tensors on the CPU as safetensors, without a copy: the library's `save` builds the file in memory.
 
     Raises:
-        DiskError: if the disk takes no more, or permissions are missing; the old file is as it was.
+        DiskError: if the disk is full or permissions are missing; the old file is unchanged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -347,15 +361,15 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: 
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with disk_errors(path.parent, needed):
-            with open(new, "wb"):  # a refused permission has its number here
+            with open(new, "wb"):  # here the error of a missing permission has a number
                 pass
             try:
                 save_file(tensors, new, metadata)
-            except SafetensorError as e:  # which has no number
+            except SafetensorError as e:  # it has no number
                 if shutil.disk_usage(path.parent).free >= needed:
                     raise
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from e
-            os.chmod(new, 0o644)  # it makes 0600
+            os.chmod(new, 0o644)  # save_file makes 0600
             fsync_dir(new)
             os.replace(new, path)
             fsync_dir(path.parent)
@@ -366,16 +380,23 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: 
 
 
 def read_json(path: str | Path, what: str, error: Callable[[str], Exception] = FoundryError) -> Any:
-    """Reads JSON or raises `error` with what was expected there."""
+    """Reads a JSON file.
+
+    Args:
+        what: what the file should contain, for the error.
+
+    Raises:
+        error: if the file is missing or is not readable JSON.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
         value = json.loads(text)
-        if "\\ud" in text or "\\uD" in text:  # half a surrogate pair could neither be printed nor written
+        if "\\ud" in text or "\\uD" in text:  # half a surrogate pair can neither be printed nor written
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except FileNotFoundError:
         raise error(f"{path} does not exist: {what}") from None
-    except OSError as e:  # a folder in the file's place, a refused permission
+    except OSError as e:  # a folder instead of a file, a missing permission
         raise error(f"{path} cannot be read ({e.strerror}): {what}") from None
     except (ValueError, RecursionError) as e:
         raise error(f"{path} is not readable JSON ({e}): {what}") from None
@@ -387,14 +408,14 @@ def sha256_file(path: str | Path) -> str:
 
 
 def sha256_json(value: Any) -> str:
-    """Hash of a JSON value in its canonical form (sorted keys, no spaces)."""
+    """SHA-256 of a JSON value in its canonical form (sorted keys, no spaces)."""
     return hashlib.sha256(
         json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     ).hexdigest()
 
 
 def sha256_tree(folder: str | Path) -> str:
-    """Hash of a folder: of the sorted list of (relative path, hash of the file)."""
+    """SHA-256 of a folder: of the sorted list of (relative path, hash of the file)."""
     folder = Path(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return sha256_json([[p.relative_to(folder).as_posix(), sha256_file(p)] for p in files])

@@ -1,8 +1,8 @@
-"""Files of the user's own that parameters name: below the one folder that the stage depends on, and watched by DVC.
+"""The user's own files that parameters name: below the folder that the stage depends on, so that DVC watches them.
 
-That a parameter leads below its folder is checked with the parameters (`foundry.config.section.below`). DVC hashes what
-a link to a file leads to, and the folder may itself be a link; a linked folder inside it DVC does not enter, so that
-changes behind it would go unnoticed (seen with DVC 3.67).
+That the path of a parameter is below its folder is checked with the parameters (`foundry.config.section.below`). DVC
+hashes the target of a link to a file, and the folder itself may be a link. DVC does not enter a linked folder inside
+it, so that changes there would not be noticed (seen with DVC 3.67).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def find_inputs(pattern: str, root: Path, key: str) -> list[Path]:
     """The files that a glob relative to `root` matches, sorted; hidden ones only where the pattern names the dot.
 
     Raises:
-        ConfigError: naming the parameter `key`, if nothing matches or a match is behind a linked folder.
+        ConfigError: naming the parameter `key`, if nothing matches, or if a match is in a linked folder.
     """
     found = sorted(p for p in (root / m for m in glob.glob(pattern, root_dir=root, recursive=True)) if p.is_file())
     if not found:
@@ -28,15 +28,17 @@ def find_inputs(pattern: str, root: Path, key: str) -> list[Path]:
 
 
 def refuse_linked(paths: Iterable[Path], root: Path, key: str) -> None:
-    """
+    """Refuses paths in a linked folder below `root`, which DVC does not watch.
+
     Raises:
-        ConfigError: naming the first of the paths, below `root`, that is behind a linked folder.
+        ConfigError: naming the first such path and the parameter `key`.
     """
     for path in paths:
         for folder in list(path.relative_to(root).parents)[:-2]:
             if (root / folder).is_symlink():
                 raise ConfigError(
                     f"{key}: {path.relative_to(root)} is behind the linked folder {folder} → "
-                    f"{(root / folder).readlink()}. DVC does not look into a linked folder, so that a change there would "
-                    f"not be noticed: copy the folder, link its files one by one, or make {folder.parts[0]}/ itself the link"
+                    f"{(root / folder).readlink()}. DVC does not look into a linked folder, so that a change there "
+                    "would not be noticed: copy the folder, link its files one by one, or make "
+                    f"{folder.parts[0]}/ itself the link"
                 )

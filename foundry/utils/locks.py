@@ -1,11 +1,11 @@
 """Lock files: one process at a time does a piece of work. The project has no other lock between processes.
 
-A lock is a `flock` of the kernel on a file that stays in place: the kernel releases it when its process ends, however it ends. A child process
-does not inherit it, because Python closes the file when the child starts another program. The file contains the number of the process that
-holds the lock and a note, so that whoever has to wait can be told for what.
+A lock is a `flock` of the kernel on a file that stays in place: the kernel releases it when its process ends, however
+it ends. A child process does not inherit it, because Python closes the file when the child starts another program. The
+file contains the number of the process that holds the lock and a note, so that whoever has to wait learns for what.
 
-The library `filelock` is not used: it does not record who holds a lock, and on a file system without `flock` it silently falls back to a lock
-that outlives its process.
+The library `filelock` is not used: it does not record who holds a lock, and on a file system without `flock` it
+silently falls back to a lock that outlives its process.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def exclusive(
         path: the lock file; it and its folder are created where they are missing.
         what: names the work in the error message.
         wait: seconds to wait for another holder; None waits for as long as it takes.
-        note: is written into the file after the number of this process, for whoever finds the file locked; None leaves the content as it is.
+        note: is written into the file after the number of this process, for whoever finds the file locked; None leaves
+            the content as it is.
         on_wait: is called once, before waiting, with the error that would be raised without waiting.
 
     Raises:
@@ -115,8 +116,8 @@ def locked_if_free(path: Path, *, wait: float = 0.0, note: str | None = "") -> I
 def holder_of(path: Path) -> Holder | None:
     """The living process that holds a lock file; None if there is none.
 
-    Only reads: whether the process that the file names still holds the lock is taken from the kernel's table of locks. Trying the lock
-    instead would make a trainer fail that starts at that moment.
+    Only reads: whether the process that the file names still holds the lock is taken from the kernel's table of locks.
+    Trying the lock instead would make a trainer fail that starts at that moment.
     """
     try:
         holder, inode = Holder.parse(path.read_text(encoding="utf-8")), path.stat().st_ino
@@ -127,7 +128,7 @@ def holder_of(path: Path) -> Holder | None:
 
 
 def _holders(path: Path, inode: int) -> set[int]:
-    """Processes with a lock on the file: by Linux's table (`proc_locks(5)`), elsewhere those that have the file open."""
+    """Processes with a lock on the file: by Linux's `proc_locks(5)`, elsewhere those that have the file open."""
     table = Path("/proc/locks")
     if not table.exists():
         return _with_open_file(path)

@@ -1,7 +1,7 @@
-"""Logging of the commands and stages: plain lines on standard output, prefixed by the stage.
+"""Logging of the commands and stages: plain lines on standard output, with the stage as prefix.
 
-Standard output may be a pipe whose reader died (a killed `dvc`): writing then is silently given up, since the work must go on
-to its checkpoint.
+Standard output may be a pipe whose reader has died (a killed `dvc`). Log lines are then dropped silently, because the
+work has to continue until its checkpoint.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 class _Handler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm = sys.modules.get("tqdm")  # a drawn bar must be lifted while a line is printed
+        tqdm = sys.modules.get("tqdm")  # a progress bar has to be cleared while a line is printed
         try:
             if tqdm:
                 tqdm.tqdm.write(self.format(record), file=self.stream)
@@ -25,7 +25,7 @@ class _Handler(logging.StreamHandler):
 
 
 class _Lines:
-    """Standard error that is no terminal: each state of a bar becomes a line."""
+    """Standard error that is not a terminal: each state of a progress bar becomes a line."""
 
     def write(self, text: str) -> None:
         if text := text.strip("\r\n "):
@@ -39,7 +39,7 @@ class _Lines:
 
 
 def setup_logging(prefix: str = "", level: int = logging.INFO) -> logging.Logger:
-    """Sends foundry's log to standard output, each line with `[prefix]`. Idempotent."""
+    """Sends Foundry's log to standard output, each line with `[prefix]`. May be called again."""
     logger = logging.getLogger("foundry")
     logger.handlers.clear()
     handler = _Handler(sys.stdout)
@@ -55,7 +55,10 @@ def get_logger() -> logging.Logger:
 
 
 def progress(**kwargs):
-    """A tqdm bar: drawn on a terminal; elsewhere (a log file, Prefect) a line every 15 seconds. FOUNDRY_PROGRESS=0 turns it off."""
+    """A tqdm bar: drawn on a terminal; elsewhere (a log file, Prefect) a line every 15 seconds.
+
+    FOUNDRY_PROGRESS=0 turns it off.
+    """
     from tqdm import tqdm
 
     disable = os.environ.get("FOUNDRY_PROGRESS") == "0"

@@ -1,4 +1,4 @@
-"""Markdown that no text inside can break: what a user wrote shows as it was written, on one line, and is never markup."""
+"""Markdown that no text inside can break: a user's text is shown literally, on one line, and never becomes markup."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def inline(text: str) -> str:
-    """Text of a user on one line, its markup, HTML and entities escaped; bars are `table`'s to escape."""
+    """Text of a user on one line, with markup, HTML and entities escaped; `table` escapes bars."""
     return re.sub(r"([\\`*_\[\]<>&~$])", r"\\\1", " ".join(text.split()))
 
 
 def code(text: str) -> str:
-    """Text of a user on one line as a code span, between longer backticks than any in it."""
+    """Text of a user on one line as a code span, between more backticks than any run of them in it."""
     text = " ".join(text.split())
-    if "\\|" in text or not text:  # no code span in a table can hold the first
+    if "\\|" in text or not text:  # no code span in a table can contain the former
         return inline(text)
     ticks = "`" * (1 + _longest_run(text))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
@@ -23,7 +23,7 @@ def code(text: str) -> str:
 
 
 def table(head: list[str], rows: Iterable[list[Any]]) -> list[str]:
-    """Lines of a table; a cell is Markdown whose line breaks become spaces and whose bars are escaped."""
+    """Lines of a table; the cells are Markdown, their line breaks become spaces and their bars are escaped."""
 
     def line(cells: list[Any]) -> str:
         return "| " + " | ".join(" ".join(str(c).split()).replace("|", "\\|") for c in cells) + " |"

@@ -1,4 +1,4 @@
-"""Which errors of a network a later try may not meet again, whichever library raised them."""
+"""Which errors of a network are transient, so that a retry may succeed, whichever library raised them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 527})  # HTTP; 52x: Cloudflare's
 _LOST = (ConnectionError, TimeoutError, EOFError, socket.gaierror, http.client.HTTPException)
 _NO_ROUTE = (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH)
-# Libraries whose errors of the connection are not all Python's own. They are looked up, not imported: an error of a
-# library that is not loaded cannot have been raised.
+# Libraries whose connection errors are not all Python's own. They are looked up, not imported: a library that is not
+# loaded cannot have raised an error.
 _LOST_ELSEWHERE = {
     "aiohttp": ("ClientConnectionError", "ClientPayloadError"),
     "botocore.exceptions": ("HTTPClientError",),
@@ -35,8 +35,11 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the cause is a connection that was not made, broke or was silent, a name that did not resolve, or an
-    answer that asks for patience (`RETRIED`). A certificate that is refused stays refused."""
+    """Whether a retry may succeed.
+
+    It may if a connection could not be made, broke or was silent, a name did not resolve, or the status of the answer
+    is one of `RETRIED`; not if a certificate was refused.
+    """
     found = list(causes(error))
     if any(isinstance(e, ssl.SSLCertVerificationError) for e in found):
         return False
@@ -53,7 +56,7 @@ def _lost_elsewhere() -> Iterator[type[BaseException]]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error speaks of, where requests, httpx, aiohttp, gcsfs and botocore keep it."""
+    """The HTTP status of an error, from where requests, httpx, aiohttp, gcsfs and botocore keep it."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

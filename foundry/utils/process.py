@@ -1,6 +1,7 @@
 """Long work in processes: end with the parent, stop cleanly on a signal.
 
-A measured need, with a test: killing `dvc` leaves its stage running as an orphan, unless the kernel passes the death of the parent on.
+A measured need, with a test: killing `dvc` leaves its stage running as an orphan, unless the kernel signals the death
+of the parent.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def as_worker() -> None:
 class StopSignal:
     """Turns SIGTERM and SIGINT into a flag that a loop reads between steps; a second signal ends the process at once.
 
-    Under torchrun one Ctrl-C arrives twice, from the terminal and from the launcher: a repetition within `ECHO` seconds does not count as a
-    second signal there. The former handlers are restored when the block ends.
+    Under torchrun one Ctrl-C arrives twice, from the terminal and from the launcher: a repetition within `ECHO` seconds
+    does not count as a second signal there. The former handlers are restored when the block ends.
     """
 
     ECHO = 2.0  # seconds

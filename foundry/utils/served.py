@@ -1,9 +1,9 @@
-"""Where `make ui` serves: `.foundry/ui/addresses.json`, written by flows/ui.py and read by the commands beside it.
+"""The addresses of `make ui`: `.foundry/ui/addresses.json`, written by flows/ui.py and read by the commands.
 
     {"prefect": "http://127.0.0.1:4200", "mlflow": "http://127.0.0.1:5000"}
 
-Addresses of the pages, without a path; Prefect's API is at `/api` below its address. A living `make ui` holds `.foundry/ui/lock`: without that lock the file is
-what a killed one left, and another program may have its ports.
+They are without a path; Prefect's API is at `/api` below its address. A living `make ui` holds the lock
+`.foundry/ui/lock`. If nobody holds it, a killed one left the file, and other programs may use its ports.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def lock_path(root: Path) -> Path:
 
 
 def addresses(root: Path) -> dict[str, str] | None:
-    """The addresses of the `make ui` that runs in this project; None when none runs, or it has not started its servers yet."""
+    """The addresses of the `make ui` that runs in this project; None if none runs, or its servers are starting."""
     path = _path(root)
     if not path.exists():
         return None

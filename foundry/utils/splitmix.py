@@ -1,4 +1,4 @@
-"""SplitMix64 (Steele et al. 2014): well mixed 64-bit numbers, for hashes, keys and seeds that are the same on every machine."""
+"""SplitMix64 (Steele et al. 2014): well-mixed 64-bit numbers for hashes, keys and seeds, the same on every machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def mix(x: np.ndarray | int) -> np.ndarray:
 
 
 def key(seed: int, *parts: int) -> int:
-    """One 64-bit key of a seed and further numbers (an epoch, a purpose)."""
+    """One 64-bit key from a seed and further numbers (an epoch, a purpose)."""
     k = mix(seed)
     for part in parts:
         k = mix(k ^ mix(part))

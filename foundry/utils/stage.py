@@ -1,4 +1,4 @@
-"""The frame of a stage: settings, timing, and errors a user can read.
+"""What every stage has in common: parameters, timing, and errors that a user can read.
 
 Timings go to `.foundry/timings.jsonl`, never into an out.
 """
@@ -21,7 +21,7 @@ from foundry.utils.process import die_with_parent
 
 
 def _process_age() -> float:
-    """Seconds since this process was started, the interpreter's own start-up included."""
+    """Seconds since this process was started, including the start of the interpreter."""
     try:
         fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
         uptime = float(Path("/proc/uptime").read_text().split()[0])
@@ -33,12 +33,13 @@ def _process_age() -> float:
 def run_stage(name: str, work: Callable[[Config, logging.Logger], None]) -> None:
     """Checks all parameters, then calls `work(config, log)`.
 
-    A mistake of the user's (`FoundryError`) is printed without a traceback and exits with 1, or with 75 (EX_TEMPFAIL of sysexits.h)
-    if a retry may succeed; Ctrl-C exits with 130; anything else keeps its traceback.
+    An error that the user can fix (`FoundryError`) is printed without a traceback; the exit code is 1, or 75
+    (EX_TEMPFAIL of sysexits.h) if a retry may succeed. Ctrl-C exits with 130; every other exception keeps its
+    traceback.
     """
     die_with_parent()
     startup = _process_age()
-    rank = os.environ.get("RANK")  # set in the processes of a training on several
+    rank = os.environ.get("RANK")  # set in each process of a training with several
     log = setup_logging(name, logging.INFO if rank in (None, "0") else logging.WARNING)
     begin = time.perf_counter()
     try:

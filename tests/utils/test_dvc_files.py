@@ -12,7 +12,7 @@ import pytest
 from toy import ROOT, git, make_toy
 
 from foundry.config import ConfigError
-from foundry.utils.dvc_files import is_whole, repair_dvc
+from foundry.utils.dvc_files import is_complete, repair_dvc
 
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 LOCK = (ROOT / "dvc.lock").read_bytes()
@@ -82,8 +82,8 @@ def test_every_cut_that_dvc_refuses_is_recognised_and_no_whole_lock_is_touched(r
             validate(parse_yaml(part[:end].decode(), "dvc.lock"), COMPILED_LOCKFILE_SCHEMA)
         except YAMLValidationError:
             refused += 1
-            assert not is_whole(part[:end]), part[:end][-200:]
-    assert refused > 2 and is_whole(LOCK) and not is_whole(LOCK[:-1])
+            assert not is_complete(part[:end]), part[:end][-200:]
+    assert refused > 2 and is_complete(LOCK) and not is_complete(LOCK[:-1])
     assert repair_dvc(root) == [] and (root / "dvc.lock").read_bytes() == LOCK
 
 
@@ -115,7 +115,7 @@ def test_entries_of_dead_processes_of_zombies_and_of_a_number_given_again_are_re
     dead.wait()
     rows = [{"pid": p.pid, "cmd": "dvc repro"} for p in (zombie, dead)]
     rwlock.write_text(json.dumps({"read": {"/a": [mine, *rows], "/b": rows}, "write": {"/c": rows[0], "/d": mine}}))
-    assert "processes that are gone" in repair_dvc(root)[0]
+    assert "processes that have ended" in repair_dvc(root)[0]
     assert json.loads(rwlock.read_text()) == {"read": {"/a": [mine]}, "write": {"/d": mine}}
     assert repair_dvc(root) == []
     os.utime(rwlock, (time.time() - 10**6,) * 2)
