@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import foundry
 from foundry.config import Config, DataError, FoundryError, TrackingError, load_params
@@ -25,11 +25,11 @@ from foundry.tracking.promotion import Decide, Decision, Promotion, Rollback, fo
 from foundry.tracking.promotion import rollback as roll_back
 from foundry.tracking.registry import SCORES, Candidate, fetch, find, model_address, reached, stored
 from foundry.tracking.settings import connect, reason
+from foundry.utils.evaluation_report import EvaluationReport, read_evaluation
 from foundry.utils.files import (
     atomic_dir,
     make_folder,
     open_to_write,
-    read_json,
     remove_dir,
     sha256_tree,
     state_dir,
@@ -255,35 +255,35 @@ def _root_of(version: ModelVersion) -> Path | None:
     report = Path("reports/evaluate.json")
     if not report.exists() or not Path("data/clean/test").is_dir():
         return None
-    same = read_json(report, "the evaluation")["test_sha256"] == version.tags.get(TEST)
+    same = read_evaluation(report).test_sha256 == version.tags.get(TEST)
     return Path.cwd() if same else None
 
 
 def _candidate(cfg: Config, root: Path) -> Candidate:
     folder, package = root / "artifacts/export", Path(foundry.__file__).parent
     record = verify_export(folder)
-    report = read_json(root / "reports/evaluate.json", "the evaluation; run `dvc repro evaluate`", DataError)
-    if report["weights_sha256"] != record.weights_sha256:
+    report = read_evaluation(root / "reports/evaluate.json", DataError)
+    if report.weights_sha256 != record.weights_sha256:
         raise DataError("reports/evaluate.json is of another model than artifacts/export: run `dvc repro`")
     scores = root / "artifacts/evaluation" / SCORES
     if not scores.is_file():
         raise DataError(f"{scores} is missing: run `dvc repro evaluate`")
-    bpb = report["test"]["bits_per_byte"]
+    bpb = report.test.bits_per_byte
     waiting = root / WAITING
     tags = {
         **(Waiting.read(waiting, "a waiting registration").tags if waiting.exists() else lineage_tags(root)),
-        TEST: report["test_sha256"],
-        SCORE: repr(bpb["value"]),
-        INTERVAL: f"{bpb['low']} to {bpb['high']}",
+        TEST: report.test_sha256,
+        SCORE: repr(bpb.value),
+        INTERVAL: f"{bpb.low} to {bpb.high}",
         PROOF: proof_summary(record.proof),
     }
     tags.pop(LOCK_HASH, None)  # the file itself is kept with the run
-    metrics = {f"{TEST_SCORE}{k}": bpb[key] for k, key in (("", "value"), ("_low", "low"), ("_high", "high"))}
-    metrics |= {f"task_{name}": t["score"] for name, t in report.get("tasks", {}).items()}
+    metrics = {TEST_SCORE: bpb.value, f"{TEST_SCORE}_low": bpb.low, f"{TEST_SCORE}_high": bpb.high}
+    metrics |= {f"task_{name}": task.score for name, task in report.tasks.items()}
     # Every other hash of the chain is in lineage.json, which is part of the version as well.
     artifacts = [folder / LINEAGE]
     artifacts += [root / n for n in ("params.yaml", "dvc.lock", *(f"reports/{r}" for r in REPORTS))]
-    score = f"{bpb['value']:.4f} bits per byte on test ({bpb['low']:.4f} to {bpb['high']:.4f})"
+    score = f"{bpb.value:.4f} bits per byte on test ({bpb.low:.4f} to {bpb.high:.4f})"
     return Candidate(
         cfg.export.model_name,
         record.fingerprint,
@@ -299,11 +299,11 @@ def _candidate(cfg: Config, root: Path) -> Candidate:
     )
 
 
-def _datasets(record: ExportRecord, report: dict[str, Any], folder: Path) -> list[DatasetRef]:
+def _datasets(record: ExportRecord, report: EvaluationReport, folder: Path) -> list[DatasetRef]:
     """The sources, the shards and the test text, each with its digest."""
     found = [
         _dataset("data/shards", record.index_sha256, "data/shards", "train"),
-        _dataset("data/shards/test", report["test_sha256"], "data/shards/test", "test"),
+        _dataset("data/shards/test", report.test_sha256, "data/shards/test", "test"),
     ]
     for source in read_lineage(folder).raw if (folder / LINEAGE).is_file() else []:
         digest = source.files[0].sha256 if len(source.files) == 1 else source.sha256
