@@ -1,4 +1,4 @@
-"""Generator, sampling, key/value cache."""
+"""Generation of text: generator, sampling, key/value cache."""
 
 from foundry.inference.cache import KVCache
 from foundry.inference.generator import Generator

@@ -1,6 +1,6 @@
-"""The key/value cache: static buffers of one layer each, filled from the left.
+"""The key/value cache: one static buffer per layer, filled from the left.
 
-Made once, the buffers never grow: generation allocates nothing for a token but its activations.
+The buffers are allocated once and never grow: for a token, generation allocates only its activations.
 Shapes by suffix: B batch, K key/value heads, T new tokens, S cached tokens, D head dim.
 """
 
@@ -22,10 +22,10 @@ class LayerKV:
         self.length = 0
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends (B, K, T, D) keys and values; returns views (B, K, S, D) of all that are there.
+        """Appends (B, K, T, D) keys and values; returns views (B, K, S, D) of all that are cached.
 
         Raises:
-            ValueError: if they do not fit any more.
+            ValueError: if the cache is too small for them.
         """
         end = self.length + k.shape[2]
         if end > self.k.shape[2]:
@@ -37,7 +37,7 @@ class LayerKV:
 
 
 class KVCache:
-    """One `LayerKV` a layer; what `MiniLLM.forward(cache=...)` takes."""
+    """One `LayerKV` per layer; the `cache` argument of `MiniLLM.forward`."""
 
     def __init__(
         self, cfg: ModelConfig, batch: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -50,6 +50,6 @@ class KVCache:
         return self.layers[0].length
 
     def clear(self) -> None:
-        """Forgets every token; the buffers stay."""
+        """Removes every token; the buffers are kept."""
         for layer in self.layers:
             layer.length = 0

@@ -1,8 +1,8 @@
-"""Text from a model: whole or as a stream.
+"""Text from a model, at once or as a stream.
 
-Guarantees: the same seed gives the same text; no global random generator is touched; a stream's pieces join to the
-whole text and never cut a character; control symbols are never written, and the end symbol ends the text. A text that
-outgrows the context goes on: when it is full, its newer half is read again and older tokens are forgotten.
+Guarantees: the same seed gives the same text; no global random generator is used; the parts of a stream join to the
+same text and never cut a character; control symbols are never written, and the end symbol ends the text. A text may be
+longer than the context: when the context is full, its newer half is read again and the older tokens are dropped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from foundry.config import ConfigError
 from foundry.inference.cache import KVCache
-from foundry.inference.sampling import Sampling, choose, whole
+from foundry.inference.sampling import Sampling, choose, is_integer
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.tokenizer import UNK_ID
@@ -24,23 +24,26 @@ class Generator:
     """Generates text.
 
     Args:
-        model: put on the device and into evaluation mode.
+        model: is moved to the device and put into evaluation mode.
         tokenizer: of the same vocabulary.
         device: `auto`, `cpu`, `cuda` or `mps`.
 
+    Attributes:
+        barred: ids that are never generated: control symbols but the end symbol, and the unknown token.
+
     Raises:
-        ConfigError: (a `ValueError`) if model and tokenizer have different vocabularies, or the device is not there.
+        ConfigError: (a `ValueError`) if model and tokenizer have different vocabularies, or there is no such device.
     """
 
     def __init__(self, model: MiniLLM, tokenizer: Tokenizer, device: str | torch.device = "auto") -> None:
         if model.cfg.vocab_size != tokenizer.vocab_size:
             raise ConfigError(
                 f"the model has {model.cfg.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}: "
-                "they do not belong together"
+                "give the tokenizer that the model was trained with"
             )
         self.device = get_device(device) if isinstance(device, str) else device
         self.model, self.tokenizer = model.to(self.device).eval(), tokenizer
-        # What is never written: control symbols but the end, and the unknown token, which byte fallback makes needless.
+        # Byte fallback makes the unknown token unnecessary.
         banned = [i for i in range(tokenizer.vocab_size) if i == UNK_ID or tokenizer.is_control(i)]
         self.barred = [i for i in banned if i != tokenizer.eos_id]
         self._barred = torch.tensor(self.barred, device=self.device)
@@ -54,34 +57,35 @@ class Generator:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Iterator[int]:
-        """New tokens one by one, without the end symbol, which ends the iteration.
+        """New tokens one by one. The end symbol ends the iteration and is not returned.
 
         All values are checked before the first token.
 
         Args:
-            ids: prompt, at least one token, its begin symbol included.
-            max_new_tokens: at most so many; they may be more than the context holds.
+            ids: the prompt with its begin symbol, at least one token.
+            max_new_tokens: the largest number of new tokens; it may be larger than the context.
             temperature: 0 is greedy.
             top_k: 0 is off.
             top_p: 1 is off.
             seed: of this generation; None draws a fresh one.
 
         Raises:
-            ConfigError: (a `ValueError`) for a value that breaks its rule, or a prompt that leaves no room in the context.
+            ConfigError: (a `ValueError`) for a value that breaks its rule, or a prompt that leaves no room in the
+                context.
         """
         how = Sampling(temperature, top_k, top_p)
-        if not (whole(max_new_tokens) and max_new_tokens >= 1):
-            raise ConfigError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
-        if not (seed is None or (whole(seed) and 0 <= seed < 2**63)):
-            raise ConfigError(f"seed must be None or a whole number in [0, 2^63), got {seed!r}")
+        if not (is_integer(max_new_tokens) and max_new_tokens >= 1):
+            raise ConfigError(f"max_new_tokens must be an integer of at least 1, got {max_new_tokens!r}")
+        if not (seed is None or (is_integer(seed) and 0 <= seed < 2**63)):
+            raise ConfigError(f"seed must be None or an integer in [0, 2^63), got {seed!r}")
         context = self.model.cfg.max_seq_len
         if not 1 <= len(ids) <= context - 1:
             raise ConfigError(
                 f"the prompt has {len(ids)} tokens with its begin symbol; between 1 and {context - 1} "
-                f"fit the context of {context} (model.max_seq_len) with a new one: shorten it"
+                f"fit the context of {context} (model.max_seq_len) together with a new token: shorten the prompt"
             )
         if wrong := [i for i in ids if not 0 <= i < self.model.cfg.vocab_size]:
-            raise ConfigError(f"token ids must lie in [0, {self.model.cfg.vocab_size}), got {wrong[0]}")
+            raise ConfigError(f"token ids must be in [0, {self.model.cfg.vocab_size}), got {wrong[0]}")
         generator = torch.Generator()
         if seed is None:
             generator.seed()
@@ -107,18 +111,18 @@ class Generator:
             new = [token]
 
     def stream(self, prompt: str = "", *, cut: bool = False, **options) -> Iterator[str]:
-        """Pieces of the continuation as soon as they are whole characters.
+        """The continuation in parts, each as soon as its characters are complete.
 
-        They join to what `generate_text` gives for the same seed.
+        They join to the result of `generate_text` for the same seed.
 
         Args:
-            prompt: text to continue; the begin symbol is put before it. Chat markers in it are read as plain text.
-            cut: read the end of a prompt that does not fit the context, see `prompt_ids`; without it, it is refused.
+            prompt: text to continue; the begin symbol is added before it. Chat markers in it are plain text.
+            cut: read only the end of a prompt that does not fit the context, see `prompt_ids`; otherwise it is refused.
             options: those of `generate_ids`.
 
         Raises:
-            ConfigError: (a `ValueError`) as `generate_ids`, before the first piece; for a prompt that is not text or not
-                valid Unicode.
+            ConfigError: (a `ValueError`) as `generate_ids`, before the first part, and for a prompt that is not text or
+                not valid Unicode.
         """
         return self._pieces(self.generate_ids(self.prompt_ids(prompt, cut), **options))
 
@@ -126,8 +130,8 @@ class Generator:
         """Ids of a prompt, the begin symbol first.
 
         Args:
-            cut: of a prompt that leaves no room in the context, only the last tokens: half a context of them, as when a
-                text outgrows the context while it is written.
+            cut: return only the last half a context of tokens of a prompt that leaves no room in the context, as
+                happens to a text that becomes longer than the context while it is generated.
 
         Raises:
             ConfigError: (a `ValueError`) for a prompt that is not text or not valid Unicode.
@@ -146,7 +150,6 @@ class Generator:
     def generate_text(self, prompt: str = "", **options) -> str:
         """The continuation of a prompt, without the prompt.
 
-        Options are those of `stream`, errors those of `stream`. A character whose last bytes `max_new_tokens`
-        cut off is left out.
+        Options and errors are those of `stream`. A character whose last bytes `max_new_tokens` cuts off is left out.
         """
         return "".join(self.stream(prompt, **options))

@@ -1,4 +1,4 @@
-"""Components, transformer, parameter and FLOP accounting."""
+"""The model: components, transformer, loss, counts of parameters and operations, files."""
 
 from foundry.models.components import (
     MLP,

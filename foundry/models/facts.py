@@ -1,4 +1,4 @@
-"""What `config.json` of a trained model says beside the architecture: one schema for its writer and its readers."""
+"""The facts in `config.json` of a trained model, beside the architecture: one schema for its writer and its readers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SkipDecision(Record):
 
 
 class TrainingFacts(Record):
-    """What a run of training was; no clock, host name or path.
+    """What a training run was, without clock, host name or path.
 
     Attributes:
         fingerprint: hash of the run's identity.
@@ -42,7 +42,7 @@ class TrainingFacts(Record):
 
 
 class ModelFacts(TrainingFacts):
-    """The facts of a trained model: of its training, and `weights_sha256`, the hash of `model.safetensors`."""
+    """The facts of a trained model: those of its training, and `weights_sha256`, the hash of `model.safetensors`."""
 
     weights_sha256: str
 

@@ -1,7 +1,7 @@
 """A trained model on disk: `model.safetensors` and `config.json`.
 
-`config.json` contains the architecture (`model`), the facts of the training (`foundry.models.facts`) and the hash of the
-weights; loading refuses a file that does not match it.
+`config.json` contains the architecture (`model`), the facts of the training (`foundry.models.facts`) and the hash of
+the weights; loading refuses a file that does not match it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def load_model(folder: str | Path) -> MiniLLM:
     """Reads a model, in evaluation mode and on the CPU. Its architecture and the hash of its weights are enough.
 
     Raises:
-        DataError: if a file is missing or its hash is not the recorded one, or the folder is not one of the train stage's.
+        DataError: if a file is missing or its hash is not the recorded one, or the folder is not one of the train
+            stage's.
     """
     return _load(Path(folder))[0]
 
@@ -66,9 +67,9 @@ def _load(folder: Path) -> tuple[MiniLLM, dict[str, Any]]:
     config = read_json(folder / "config.json", "a trained model's facts; run the train stage", DataError)
     if not isinstance(config, dict) or not {"model", "weights_sha256"} <= config.keys():
         raise DataError(
-            f"{folder} is not a model as the train stage writes it: its config.json lacks the architecture (`model`) or "
-            "the hash of the weights. Give artifacts/model; a Hugging Face export is read by transformers, a GGUF file "
-            "by llama.cpp"
+            f"{folder} is not a model as the train stage writes it: its config.json lacks the architecture (`model`) "
+            "or the hash of the weights. Give artifacts/model; transformers reads a Hugging Face export, llama.cpp a "
+            "GGUF file"
         )
     weights = folder / "model.safetensors"
     if not weights.is_file():

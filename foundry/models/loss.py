@@ -1,9 +1,10 @@
 """Cross-entropy of the output head without the full logits.
 
-The head of a small model is most of its arithmetic and nearly all of its memory: the logits of 4,096 tokens over 32,768 pieces take
-512 MiB in float32, several times over with their gradient. Here a chunk of tokens goes through the head, the loss and back at a time,
-so that no more than a chunk of logits ever exists; the gradients of a sum are known as soon as the chunk's logits are, and wait for the
-backward pass (the idea of Liger-Kernel, Hsu et al. 2024, arXiv:2410.10989).
+The head of a small model is most of its arithmetic and nearly all of its memory: the logits of 4,096 tokens over 32,768
+pieces take 512 MiB in float32, and several times that with their gradient. Here one chunk of tokens after another goes
+through the head, the loss and back, so that no more than a chunk of logits ever exists. The gradients of a sum are
+known as soon as the chunk's logits are, and are kept for the backward pass (the idea of Liger-Kernel, Hsu et al. 2024,
+arXiv:2410.10989).
 
 Letters: N tokens, C dim, V vocabulary.
 """
@@ -19,8 +20,8 @@ from torch import Tensor
 from foundry.utils.targets import IGNORE
 
 
-def wide(device: torch.device) -> torch.dtype:
-    """What sums over many tokens are held in: float64, which Apple's GPUs do not have."""
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of sums over many tokens: float64, or float32 on Apple's GPUs, which do not have float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -41,7 +42,7 @@ def linear_cross_entropy(
         z_loss: weight of the penalty `(log sum exp logits)^2` (PaLM, arXiv:2204.02311).
 
     Returns:
-        (what is to be minimised: cross-entropy and penalty; the cross-entropy alone, without a gradient): float32 scalars.
+        (the objective: cross-entropy and penalty; only the cross-entropy, without a gradient): float32 scalars.
     """
     return _Head.apply(x, weight, targets, chunk, cap, z_loss)
 
@@ -55,10 +56,10 @@ class _Head(torch.autograd.Function):
             w = weight.to(x.dtype)
             train = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
             half = x.dtype == torch.float16
-            # In float16 the gradient waits in float32 for the loss's scale, without which its small values are 0.
+            # In float16 the gradient is kept in float32 until the loss's scale is applied: small values would be 0.
             grad_x = torch.empty_like(x, dtype=torch.float32 if half else x.dtype) if train else None
             grad_w = torch.zeros(weight.shape, dtype=torch.float32, device=x.device) if train else None
-            total = torch.zeros((), dtype=wide(x.device), device=x.device)
+            total = torch.zeros((), dtype=sum_dtype(x.device), device=x.device)
             nats = torch.zeros_like(total)
             for x_i, y_i, g_i in zip(
                 x.split(chunk), targets.split(chunk), grad_x.split(chunk) if train else x.split(chunk), strict=True
@@ -83,7 +84,8 @@ class _Head(torch.autograd.Function):
                 if slope is not None:
                     d *= slope
                 if half:
-                    # A probability below 6e-8 is 0 in float16: the largest entry is brought near the end of its range first.
+                    # A probability below 6e-8 is 0 in float16: first scale the largest entry to near the end of its
+                    # range.
                     scale = torch.exp2(torch.floor(torch.log2(2.0**14 / d.abs().amax().clamp(min=1e-30))))
                     d = (d * scale).to(x.dtype)
                     g_i.copy_(_float32_product(d, w) / scale)
@@ -111,7 +113,7 @@ class _Head(torch.autograd.Function):
 
 
 def _float32_product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b of float16 matrices, summed and given in float32."""
+    """a @ b of float16 matrices, summed and returned in float32."""
     if a.device.type == "cuda":
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()

@@ -1,4 +1,4 @@
-"""Nats of documents under a model: the one function behind validation and evaluation."""
+"""Nats of documents under a model: the function that validation and evaluation share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foundry.models.transformer import MiniLLM
 from foundry.utils.device import settle_vector_math
 from foundry.utils.targets import IGNORE
 
-LOGITS = 1 << 24  # numbers that exist at a time: 64 MiB
+LOGITS = 1 << 24  # that exist at a time: 64 MiB
 
 
 @torch.inference_mode()
@@ -26,13 +26,15 @@ def score_documents(
     """Sums the cross-entropy of every scored token.
 
     Args:
-        batches: (tokens (B, T), targets (B, T) with -100 where nothing is scored, document numbers (B,)).
-        documents: how many there are.
+        batches: (tokens (B, T), targets (B, T) with -100 where nothing is scored, document numbers (B,)), such as
+            `foundry.data.tokens.documents.batches` yields.
+        documents: how many documents there are.
         precision: of autocast; float32 means none.
-        nats_of: (tokens, targets) → nats (B, T), where the model alone does not answer (FSDP); default: the model.
+        nats_of: (tokens, targets) → nats (B, T), for a model that cannot be called itself (FSDP); default: the model.
 
     Returns:
-        float64 nats and int64 scored tokens of each document. The model's mode and all random generators are as before.
+        The nats (float64) and the number of scored tokens (int64) of each document. The model's mode and all random
+        generators are as before.
     """
     settle_vector_math()
     device = model.tok_embeddings.weight.device

@@ -1,6 +1,7 @@
-"""MiniLLM: a Llama-style decoder (pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied embeddings).
+"""MiniLLM: a Llama-style decoder (pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied
+embeddings).
 
-Shapes by suffix: B batch, T time, C dim, V vocabulary. All initial weights are set in `init_weights`, which reads as a table.
+Shapes by suffix: B batch, T time, C dim, V vocabulary. All initial weights are set in `init_weights`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from foundry.utils.targets import IGNORE
 
 
 class Cache(Protocol):
-    """What the model needs of a key/value cache: tokens seen so far and one part a layer."""
+    """What the model needs of a key/value cache: the number of tokens in it, and one part per layer."""
 
     @property
     def length(self) -> int: ...
@@ -53,7 +54,7 @@ class MiniLLM(nn.Module):
     """The language model.
 
     Args:
-        cfg: its architecture; a bad shape was refused when the config was made.
+        cfg: its architecture. Impossible shapes were refused when the config was made.
     """
 
     freqs_cis: Tensor
@@ -65,7 +66,7 @@ class MiniLLM(nn.Module):
         self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
         self.output = None if cfg.tie_embeddings else nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
-        self.recompute = False  # of each block in the backward pass: less memory, a third more arithmetic
+        self.recompute = False  # activations in the backward pass: less memory, a third more arithmetic
         # A plain attribute, not a buffer: `.to(torch.bfloat16)` would drop the imaginary part.
         self.freqs_cis = precompute_freqs_cis(cfg.head_dim, cfg.max_seq_len, cfg.rope_theta)
         self.init_weights()
@@ -79,8 +80,9 @@ class MiniLLM(nn.Module):
     def init_weights(self) -> None:
         """Embedding N(0, 0.02); inputs of a layer N(0, 1/sqrt(fan_in)); outputs to the residual stream 0; norms 1.
 
-        With zero outputs every block starts as the identity, so the first loss is that of a uniform guess over the vocabulary up
-        to the small noise of the embedding (about ln V). Without `zero_init` they are N(0, 0.02 / sqrt(2 n_layers)), as in GPT-2.
+        With zero outputs every block starts as the identity, so the first loss is that of a uniform guess over the
+        vocabulary, about ln V, up to the small noise of the embedding. Without `zero_init` the outputs are
+        N(0, 0.02 / sqrt(2 n_layers)), as in GPT-2.
         """
         out_std = 0.0 if self.cfg.zero_init else 0.02 / math.sqrt(2 * self.cfg.n_layers)
         nn.init.normal_(self.tok_embeddings.weight, std=0.02)
@@ -100,7 +102,7 @@ class MiniLLM(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, C) matrix of the output head."""
+        """The matrix of the output head: (V, C)."""
         return self.tok_embeddings.weight if self.output is None else self.output.weight
 
     def forward(
@@ -118,7 +120,8 @@ class MiniLLM(nn.Module):
             targets: int64 (B, T); -100 is not counted.
             cache: keys and values of the tokens before; it grows by T.
             reduction: of the loss over valid targets: `mean`, `sum`, or `none` for nats of each position (B, T).
-            segments: int (B, T), number of each token's document: attention stays within it. Without a cache alone.
+            segments: int (B, T), the number of each token's document: attention does not leave it. Only without a
+                cache.
 
         Returns:
             (logits (B, T, V), loss). The loss is cross-entropy in nats, computed in float32; None without targets.
@@ -135,7 +138,7 @@ class MiniLLM(nn.Module):
         return logits_BTV, loss.view_as(targets) if reduction == "none" else loss
 
     def hidden(self, tokens: Tensor, cache: Cache | None = None, segments: Tensor | None = None) -> Tensor:
-        """What the output head reads: (B, T, C). Arguments as for `forward`."""
+        """The input of the output head: (B, T, C). Arguments as for `forward`."""
         if tokens.ndim != 2:
             raise ValueError(f"tokens must have shape (B, T), got {tuple(tokens.shape)}")
         start, T = (0 if cache is None else cache.length), tokens.shape[1]
@@ -162,7 +165,7 @@ class MiniLLM(nn.Module):
     def summed_loss(
         self, tokens: Tensor, targets: Tensor, segments: Tensor | None = None, *, chunk: int, z_loss: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """For training: (what is to be minimised, cross-entropy in nats), summed over valid targets; see `linear_cross_entropy`."""
+        """For training: (objective, cross-entropy in nats), summed over valid targets; see `linear_cross_entropy`."""
         x_NC = self.hidden(tokens, None, segments).flatten(0, 1)
         cap = self.cfg.logit_softcap
         return linear_cross_entropy(x_NC, self.head_weight, targets.flatten(), chunk=chunk, cap=cap, z_loss=z_loss)
@@ -188,6 +191,6 @@ class MiniLLM(nn.Module):
         return torch.cat(parts).view_as(targets)
 
     def get_num_params(self, non_embedding: bool = True) -> int:
-        """Number of weights; `non_embedding` leaves out the input embedding (a tied one serves as the head and is left out too)."""
+        """Number of weights; `non_embedding` leaves out the input embedding, also where it is tied to the output head."""
         n = sum(p.numel() for p in self.parameters())
         return n - self.tok_embeddings.weight.numel() if non_embedding else n

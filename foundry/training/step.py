@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foundry.config import TrainConfig
-from foundry.models.loss import wide
+from foundry.models.loss import sum_dtype
 from foundry.training.parallel import Parallel, clip_gradients
 from foundry.training.protocols import Loader, Loss
 from foundry.training.skipped import SkippedBatches
@@ -63,7 +63,7 @@ class TrainStep:
         valid = self.world.sum(self.loss.count(*batch))
         factor = state.optimizers.set_lr(state.step)
         state.optimizers.zero_grad()
-        total = torch.zeros((), device=self.world.device, dtype=wide(self.world.device))
+        total = torch.zeros((), device=self.world.device, dtype=sum_dtype(self.world.device))
         parts = [t if t is None else t.split(self.micro_rows) for t in batch]
         n = len(parts[0])
         for i in range(n):

@@ -56,7 +56,7 @@ def run(*args: str) -> int:
         (["--temperature", "1e300"], "temperature must be a number from 0 (greedy) to 1000"),
         (["--temperature", "nan"], "temperature must be"),
         (["--temperature", "-1"], "temperature must be"),
-        (["--top-p", "0"], "top_p must lie"),
+        (["--top-p", "0"], "top_p must be"),
         (["--top-k", "-1"], "top_k must be"),
         (["--max-new-tokens", "0"], "max_new_tokens must be"),
         (["--seed", "-1"], "seed must be"),

@@ -174,7 +174,7 @@ def test_the_registered_model_runs_from_nothing_but_its_own_folder(project, regi
     messages = {
         "number": "number 0 is int: 1",
         "none": "number 1 is NoneType",
-        "top_p": "top_p must lie",
+        "top_p": "top_p must be",
         "typo": "unknown parameter 'max_token'",
         "long": "fit the context of 64",
         "columns": "one column of texts",

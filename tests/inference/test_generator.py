@@ -1,4 +1,4 @@
-"""Generation equals the full forward pass, streams whole characters, and refuses what makes no sense."""
+"""Generation equals the full forward pass, streams complete characters, and refuses invalid values."""
 
 import io
 import math
@@ -39,20 +39,20 @@ def test_greedy_with_a_cache_equals_the_full_forward_pass(generator):
     assert len(got) == 30 and len(set(got)) > 3
 
 
-def test_generation_goes_on_past_the_context_from_its_newer_half(generator):
+def test_generation_continues_past_the_context_from_its_newer_half(generator):
     ids = generator.tokenizer.encode("The salt", bos=True)
     got = list(generator.generate_ids(ids, max_new_tokens=100, temperature=0))
     assert len(got) == 100
     tokens = [*ids, *got]
     full = 48
-    with torch.no_grad():  # the first token after the context was full sees its newer half alone
+    with torch.no_grad():  # the first token after the context was full sees only its newer half
         logits = generator.model(torch.tensor([tokens[full + 1 - 24 : full + 1]]))[0][0, -1]
     logits[generator._barred] = float("-inf")
     assert int(logits.argmax()) == tokens[full + 1]
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_stream_joins_to_the_whole_and_never_cuts_a_character(generator, seed):
+def test_a_stream_joins_to_the_text_and_never_cuts_a_character(generator, seed):
     options = {"prompt": "The", "max_new_tokens": 60, "temperature": 3.0, "seed": seed}
     pieces = list(generator.stream(**options))
     assert "".join(pieces) == generator.generate_text(**options)
@@ -72,7 +72,7 @@ def test_an_unfinished_character_is_left_out_and_never_shown_as_a_replacement(ge
 
 
 def test_a_stream_of_any_tokens_joins_to_what_the_tokenizer_decodes(generator):
-    """Byte tokens in random order: valid characters, broken ones, and both beside ordinary pieces."""
+    """Byte tokens in random order: valid characters, invalid ones, and both beside ordinary pieces."""
     tokenizer, rng = generator.tokenizer, random.Random(0)
     lead = [tokenizer.id_of(f"<0x{b:02X}>") for b in bytes.fromhex("41 C3 A9 E2 96 81 E0 ED A0 F0 9F 99 82 FF 80")]
     other = [i for i in range(tokenizer.vocab_size) if not tokenizer.is_byte(i)]
@@ -146,7 +146,7 @@ def test_a_tiny_temperature_is_greedy_and_does_not_overflow():
     assert probabilities(logits, Sampling(0)).tolist() == [0, 1, 0]
 
 
-def test_logits_that_are_no_numbers_are_refused():
+def test_logits_that_are_nan_are_refused():
     for t in (0, 1.0):
         with pytest.raises(FoundryError, match="weights are damaged"):
             choose(torch.tensor([1.0, math.nan]), Sampling(t), torch.Generator())
@@ -165,17 +165,17 @@ def test_draws_follow_the_distribution():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"temperature": -0.1}, "temperature must be"),
         ({"temperature": float("nan")}, "temperature must be"),
-        ({"top_p": 1.5}, r"top_p must lie in \(0, 1\]"),
-        ({"top_p": 0.0}, "top_p must lie"),
+        ({"top_p": 1.5}, r"top_p must be in \(0, 1\]"),
+        ({"top_p": 0.0}, "top_p must be"),
         ({"top_k": -1}, "top_k must be"),
         ({"top_k": 1.5}, "top_k must be"),
         ({"max_new_tokens": 0}, "max_new_tokens must be"),
         ({"top_k": None}, "top_k must be"),
-        ({"top_p": "0.5"}, "top_p must lie"),
+        ({"top_p": "0.5"}, "top_p must be"),
         ({"temperature": None}, "temperature must be"),
         ({"temperature": True}, "temperature"),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be"),
@@ -187,14 +187,14 @@ def test_draws_follow_the_distribution():
         ({"prompt": "a\ud800"}, "lone surrogate"),
     ],
 )
-def test_bad_values_are_refused_with_their_rule_before_anything_runs(generator, options, told):
-    with pytest.raises(ValueError, match=told):
+def test_bad_values_are_refused_with_their_rule_before_anything_runs(generator, options, message):
+    with pytest.raises(ValueError, match=message):
         generator.stream(**{"prompt": "The", **options})
 
 
 def test_ids_outside_the_vocabulary_are_refused(generator):
     for ids in ([1, 400], [-1]):
-        with pytest.raises(ValueError, match=r"must lie in \[0, 400\)"):
+        with pytest.raises(ValueError, match=r"must be in \[0, 400\)"):
             generator.generate_ids(ids)
     with pytest.raises(ValueError, match="has 0 tokens"):
         generator.generate_ids([])
@@ -217,7 +217,7 @@ def test_a_foreign_tokenizer_is_refused(tokenizer):
         Generator(model, tokenizer, "cpu")
 
 
-def test_a_conversation_sets_values_tells_mistakes_and_ends(generator):
+def test_a_conversation_sets_values_reports_mistakes_and_ends(generator):
     out = io.StringIO()
     lines = (
         "/temperature 0\n/top_p 7\n/nothing\nThe salt\\n\n/tokens x\n/tokens 0\n/seed 3\n/show\n"
@@ -226,9 +226,9 @@ def test_a_conversation_sets_values_tells_mistakes_and_ends(generator):
     )
     converse(generator, io.StringIO(lines), out)
     text = out.getvalue()
-    errors = ("error: top_p must lie", "error: invalid literal", "error: tokens must be", "error: the prompt has")
-    for told in ("temperature = 0.0", "top_p = 0.95", "seed = 3", "more than the context of 48", *errors):
-        assert told in text
+    errors = ("error: top_p must be", "error: invalid literal", "error: tokens must be", "error: the prompt has")
+    for shown in ("temperature = 0.0", "top_p = 0.95", "seed = 3", "more than the context of 48", *errors):
+        assert shown in text
     assert generator.generate_text(prompt="The salt\n", max_new_tokens=120, temperature=0) in text
     converse(generator, io.StringIO(""), out)
 

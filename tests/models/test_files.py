@@ -1,4 +1,4 @@
-"""A model's folder: what is verified is what is loaded, and a folder of another kind is named as one."""
+"""The folder of a model: the verified bytes are the loaded ones, and a folder of another kind is refused."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def test_the_file_is_what_safetensors_itself_makes_of_the_weights(folder):
+def test_the_file_is_what_safetensors_itself_writes(folder):
     torch.manual_seed(1)
     assert (folder / "model.safetensors").read_bytes() == save(MiniLLM(MODEL).state_dict(), {"format": "pt"})
 
@@ -77,7 +77,7 @@ def test_a_model_without_a_fact_of_its_training_is_an_error_that_names_it(folder
 
 
 def test_a_file_that_changes_after_it_was_verified_is_not_what_is_loaded(folder, monkeypatch):
-    """The hash is one of the bytes in memory: the file is read once."""
+    """The hash is that of the bytes in memory: the file is read once."""
     read = Path.read_bytes
 
     def swapped(path):
@@ -104,7 +104,7 @@ def test_a_folder_of_another_kind_is_an_error_that_says_what_to_give(folder, tex
         load_model(folder)
 
 
-def test_an_architecture_that_is_none_is_an_error(folder):
+def test_an_invalid_architecture_is_an_error(folder):
     facts = json.loads((folder / "config.json").read_text())
     for broken in ({}, {**facts["model"], "dim": "wide"}, []):
         (folder / "config.json").write_text(json.dumps({**facts, "model": broken}))

@@ -1,4 +1,4 @@
-"""MiniLLM equals an independent implementation, looks only back, and counts itself."""
+"""MiniLLM equals an independent implementation, sees only earlier tokens, and counts its own parameters."""
 
 import math
 
@@ -15,7 +15,7 @@ from foundry.models import (
     load_model,
     precompute_freqs_cis,
     save_model,
-)  # fmt: skip
+)
 from foundry.models.accounting import count_params, train_flops_per_token
 
 pytestmark = pytest.mark.numeric
@@ -36,11 +36,10 @@ def random_model(cfg: ModelConfig = CONFIG) -> MiniLLM:
 @pytest.mark.parametrize("zero_init", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_first_weights_have_the_spread_that_is_documented(tied, zero_init):
-    """Within 3%, by at least 16,384 numbers a matrix (a standard error of 0.6%)."""
+    """Within 3%, measured on at least 16,384 numbers per matrix (a standard error of 0.6%)."""
     torch.manual_seed(0)
-    cfg = ModelConfig(
-        vocab_size=512, dim=128, n_layers=3, n_heads=4, n_kv_heads=4, ffn_dim=192, max_seq_len=16, tie_embeddings=tied, zero_init=zero_init
-    )  # fmt: skip
+    sizes = {"vocab_size": 512, "dim": 128, "n_layers": 3, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 192}
+    cfg = ModelConfig(**sizes, max_seq_len=16, tie_embeddings=tied, zero_init=zero_init)
     for name, p in MiniLLM(cfg).named_parameters():
         kind = name.removesuffix(".weight").rpartition(".")[2]
         if p.ndim == 1:
@@ -62,10 +61,19 @@ def test_logits_equal_transformers_llama(tied):
     ours = random_model(cfg)
     theirs = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-            max_position_embeddings=32, rms_norm_eps=cfg.norm_eps, rope_parameters={"rope_type": "default", "rope_theta": 5000.0}, tie_word_embeddings=tied,
+            vocab_size=97,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=32,
+            rms_norm_eps=cfg.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+            tie_word_embeddings=tied,
         )
-    ).eval()  # fmt: skip
+    ).eval()
     names = {
         "tok_embeddings": "embed_tokens",
         "attention_norm": "input_layernorm",
@@ -107,7 +115,7 @@ def test_a_later_token_changes_no_earlier_logit():
     assert not torch.allclose(a[:, 20:], b[:, 20:])
 
 
-def test_rotation_is_the_complex_product_of_the_half_split_pairs_and_depends_on_distance_alone():
+def test_rotation_is_the_complex_product_of_the_half_split_pairs_and_depends_only_on_distance():
     f = precompute_freqs_cis(16, 8, 10_000.0)
     assert f.dtype == torch.complex64 and f.shape == (8, 8)
     q, k = torch.randn(2, 8, 4, 16), torch.randn(2, 8, 2, 16)
@@ -166,9 +174,8 @@ def test_operations_are_those_that_torch_counts():
     from torch.utils.flop_counter import FlopCounterMode
 
     model = MiniLLM(CONFIG)
-    for (
-        block
-    ) in model.layers:  # the written-out attention, which the counter understands; it does not skip the masked half
+    for block in model.layers:
+        # The written-out attention, whose operations torch can count; it does not skip the masked half.
         slow = CausalSelfAttention(CONFIG)
         slow.load_state_dict(block.attention.state_dict())
         block.attention = slow
@@ -176,11 +183,11 @@ def test_operations_are_those_that_torch_counts():
     with FlopCounterMode(display=False) as counter:
         model(x, x)[1].backward()
     masked = 6 * CONFIG.n_layers * CONFIG.dim * CONFIG.max_seq_len
-    # The first layer's input needs no gradient in none of the products: an embedding is below it, so all are counted.
+    # An embedding is below the first layer, so its input needs a gradient in all products, and all are counted.
     assert counter.get_total_flops() / 32 == pytest.approx(train_flops_per_token(CONFIG) + masked, rel=0.01)
 
 
-def test_shapes_that_cannot_be_are_refused():
+def test_impossible_shapes_are_refused():
     model = random_model()
     with pytest.raises(ValueError, match="context of 32"):
         model(torch.zeros(1, 33, dtype=torch.long))
@@ -217,11 +224,15 @@ def test_import_of_the_package_loads_nothing_heavy_and_the_public_names_are_ther
 
     code = (
         "import sys, foundry, foundry.cli, foundry.config\n"
-        "heavy = {'torch', 'mlflow', 'prefect', 'pandas', 'transformers', 'pandera'} & set(sys.modules)\nassert not heavy, heavy\n"
+        "heavy = {'torch', 'mlflow', 'prefect', 'pandas', 'transformers', 'pandera'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
         "from foundry import ModelConfig, TrainConfig, MiniLLM, Tokenizer, DataLoader, get_device\n"
-        "from foundry.models import RMSNorm, Block, MLP, CausalSelfAttention, FlashAttention, apply_rotary_emb, precompute_freqs_cis\n"
-        "from foundry.training import Trainer\nfrom foundry.inference import Generator\nfrom foundry.config import load_config, get_preset_config\n"
-        "from foundry.utils import save_checkpoint, load_checkpoint, get_device_info\nprint(get_device('cpu'), get_device_info()['device'])"
+        "from foundry.models import RMSNorm, Block, MLP, CausalSelfAttention, FlashAttention\n"
+        "from foundry.models import apply_rotary_emb, precompute_freqs_cis\n"
+        "from foundry.training import Trainer\nfrom foundry.inference import Generator\n"
+        "from foundry.config import load_config, get_preset_config\n"
+        "from foundry.utils import save_checkpoint, load_checkpoint, get_device_info\n"
+        "print(get_device('cpu'), get_device_info()['device'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Options of the model, each against an implementation of its own."""
+"""Options of the model, each compared with an independent implementation."""
 
 import math
 
@@ -10,7 +10,7 @@ from foundry.config import ModelConfig
 from foundry.models import MiniLLM
 from foundry.models.accounting import count_params
 from foundry.models.components import CausalSelfAttention, FlashAttention, visible
-from foundry.models.loss import linear_cross_entropy, soft_cap, wide
+from foundry.models.loss import linear_cross_entropy, soft_cap, sum_dtype
 
 pytestmark = pytest.mark.numeric
 SMALL = ModelConfig(vocab_size=97, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, max_seq_len=24)
@@ -19,7 +19,7 @@ SMALL = ModelConfig(vocab_size=97, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, 
 def made(**options):
     torch.manual_seed(0)
     model = MiniLLM(SMALL.model_copy(update={"zero_init": False, **options}))
-    for p in model.parameters():  # norms that are not all ones
+    for p in model.parameters():  # norms that are not all 1
         if p.ndim == 1:
             torch.nn.init.uniform_(p, 0.5, 1.5)
     return model.eval()
@@ -37,17 +37,24 @@ def test_logits_with_qk_norm_equal_transformers_qwen3(tied, tokens, tmp_path):
     model = made(qk_norm=True, tie_embeddings=tied)
     theirs = Qwen3ForCausalLM(
         Qwen3Config(
-            vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-            intermediate_size=48, max_position_embeddings=24, rms_norm_eps=1e-5, tie_word_embeddings=tied, attention_bias=False,
+            vocab_size=97,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            intermediate_size=48,
+            max_position_embeddings=24,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=tied,
+            attention_bias=False,
             rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         )
-    ).eval()  # fmt: skip
-    names = {
-        "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attention.wq": "self_attn.q_proj",
-        "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj", "attention.wo": "self_attn.o_proj",
-        "attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm", "ffn.w_gate": "mlp.gate_proj",
-        "ffn.w_up": "mlp.up_proj", "ffn.w_down": "mlp.down_proj",
-    }  # fmt: skip
+    ).eval()
+    names = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    names |= {f"attention.w{x}": f"self_attn.{x}_proj" for x in "qkvo"}
+    names |= {f"attention.{x}_norm": f"self_attn.{x}_norm" for x in "qk"}
+    names |= {f"ffn.w_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")}
     state = {}
     for name, value in model.state_dict().items():
         if name.startswith("layers."):
@@ -76,7 +83,7 @@ def test_soft_cap_bounds_the_logits_and_changes_small_ones_little(tokens):
 
 
 @pytest.mark.parametrize("window", [1, 5])
-def test_a_sliding_window_sees_its_last_tokens_alone(tokens, window):
+def test_a_sliding_window_sees_only_its_last_tokens(tokens, window):
     model = made(sliding_window=window, n_layers=1)
     other = tokens.clone()
     other[:, 4] = (other[:, 4] + 1) % 97
@@ -84,9 +91,9 @@ def test_a_sliding_window_sees_its_last_tokens_alone(tokens, window):
         a, b = model(tokens)[0], model(other)[0]
     changed = (a != b).any(-1).all(0)
     assert changed.nonzero().flatten().tolist() == list(range(4, 4 + window))
-    wide = made(sliding_window=24)
+    full = made(sliding_window=24)
     with torch.no_grad():
-        torch.testing.assert_close(wide(tokens)[0], made()(tokens)[0])
+        torch.testing.assert_close(full(tokens)[0], made()(tokens)[0])
 
 
 @pytest.mark.parametrize("window", [0, 1, 3])
@@ -97,15 +104,15 @@ def test_a_query_sees_itself_and_what_came_before_it_within_the_window(window):
 
 @pytest.mark.parametrize("window", [0, 5])
 @pytest.mark.parametrize("sizes", [[7] + 17 * [1], [1, 2, 2, 5, 14], [24]])
-def test_with_a_cache_any_division_of_a_text_reads_as_the_whole(tokens, window, sizes):
+def test_with_a_cache_any_division_of_a_text_gives_the_logits_of_the_text(tokens, window, sizes):
     from foundry.inference.cache import KVCache
 
     model = made(sliding_window=window)
     with torch.no_grad():
-        whole = model(tokens)[0]
+        expected = model(tokens)[0]
         cache = KVCache(model.cfg, 3)
         parts = [model(piece, cache=cache)[0] for piece in tokens.split(sizes, dim=1)]
-    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(parts, 1), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_with_document_masks_another_document_in_the_row_changes_nothing(tokens):
@@ -115,10 +122,11 @@ def test_with_document_masks_another_document_in_the_row_changes_nothing(tokens)
     other[:, :10] = (other[:, :10] + 1) % 97
     with torch.no_grad():
         a, b = (model(t, segments=segments)[0] for t in (tokens, other))
-        alone = model(tokens[:, 10:19])[0]
+        by_itself = model(tokens[:, 10:19])[0]
     assert torch.equal(a[:, 10:], b[:, 10:]) and not torch.equal(a[:, :10], b[:, :10])
-    # Rotary positions count distances, so a document in the middle of a row reads as it does alone.
-    torch.testing.assert_close(a[:, 10:19], alone, atol=1e-5, rtol=1e-4)
+    # Rotary positions depend only on distances: a document in the middle of a row gives the logits that it gives by
+    # itself.
+    torch.testing.assert_close(a[:, 10:19], by_itself, atol=1e-5, rtol=1e-4)
 
 
 def test_masks_give_the_same_in_the_fused_and_the_written_out_attention():
@@ -174,7 +182,7 @@ def test_the_chunked_loss_in_half_precision_has_the_gradients_of_float32_to_roun
 
 
 @pytest.mark.parametrize("wanted", ["x", "weight"])
-def test_the_chunked_loss_gives_a_gradient_to_one_of_the_two_alone(wanted):
+def test_the_chunked_loss_gives_a_gradient_to_only_one_of_the_two(wanted):
     g = torch.Generator().manual_seed(0)
     x, w, y = torch.randn(9, 4, generator=g), torch.randn(6, 4, generator=g), torch.randint(0, 6, (9,), generator=g)
     leaf = x if wanted == "x" else w
@@ -184,8 +192,8 @@ def test_the_chunked_loss_gives_a_gradient_to_one_of_the_two_alone(wanted):
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_sums_are_held_in_float64_where_the_device_has_it():
-    assert (wide(torch.device("cpu")), wide(torch.device("mps"))) == (torch.float64, torch.float32)
+def test_sums_are_in_float64_where_the_device_has_it():
+    assert (sum_dtype(torch.device("cpu")), sum_dtype(torch.device("mps"))) == (torch.float64, torch.float32)
     n = 40_000  # losses of 0.1 to 0.6; summed in float32 one after the other they are off by more than 1e-3
     x, y = torch.linspace(0.2, 2.0, n)[:, None], torch.zeros(n, dtype=torch.long)
     w = torch.tensor([[1.0], [0.0]])
@@ -196,7 +204,9 @@ def test_sums_are_held_in_float64_where_the_device_has_it():
 
 @pytest.mark.parametrize("scale", [1.0, 65536.0])
 def test_in_float16_probabilities_below_its_range_still_have_their_gradient(scale):
-    """Every token is predicted with confidence: what is left for each other one is about 1e-9, and float16 ends at 6e-8."""
+    """Every token is predicted with confidence: what is left for each other one is about 1e-9, and float16 ends at
+    6e-8.
+    """
     g = torch.Generator().manual_seed(0)
     x, w = torch.randn(24, 16, generator=g) * 0.1, torch.randn(50, 16, generator=g) * 0.1
     x[:, 0], w[:, 0] = 4.0, 0.0
@@ -216,7 +226,7 @@ def test_in_float16_probabilities_below_its_range_still_have_their_gradient(scal
         torch.testing.assert_close(a.grad[:, 1:].double(), expected, atol=0.02 * expected.abs().max().item(), rtol=0.02)
 
 
-def test_the_chunked_loss_never_holds_more_than_a_chunk_of_logits(monkeypatch):
+def test_the_chunked_loss_never_makes_more_than_a_chunk_of_logits(monkeypatch):
     from foundry.models import loss
 
     seen, linear = [], F.linear

@@ -1,4 +1,4 @@
-"""Scoring documents: without dropout, in the precision that was asked for, and with few logits at a time."""
+"""Scoring of documents: without dropout, in the requested precision, and with few logits at a time."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ CONFIG = ModelConfig(
 def model():
     torch.manual_seed(0)
     model = MiniLLM(CONFIG)
-    with torch.no_grad():  # branches that begin with zeros would hide dropout
+    with torch.no_grad():  # branches that begin as zeros would hide dropout
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.2)
     return model
@@ -29,13 +29,13 @@ def batch():
     return tokens, np.roll(tokens, -1, 1), np.array([0, 1, 0])
 
 
-def test_a_model_that_trains_with_dropout_is_scored_without_and_trains_on(model):
+def test_a_model_that_trains_with_dropout_is_scored_without_it_and_stays_in_training_mode(model):
     expected, counts = score_documents(model.eval(), [batch()], 2)
     got, _ = score_documents(model.train(), [batch()], 2)
     assert (got == expected).all() and counts.tolist() == [32, 16] and model.training
 
 
-def test_what_is_not_scored_counts_nowhere_and_documents_add_up_over_batches(model):
+def test_ignored_targets_count_nowhere_and_documents_add_up_over_batches(model):
     tokens, targets, numbers = batch()
     masked = targets.copy()
     masked[:, :10] = -100
@@ -43,10 +43,10 @@ def test_what_is_not_scored_counts_nowhere_and_documents_add_up_over_batches(mod
     rest = np.where(masked == -100, targets, -100)
     second, m = score_documents(model, [(tokens, rest, numbers)], 3)
     both, _ = score_documents(model, [(tokens, masked, numbers), (tokens, rest, numbers)], 3)
-    whole, _ = score_documents(model, [(tokens, targets, numbers)], 3)
-    assert n.tolist() == [12, 6, 0] and m.tolist() == [20, 10, 0] and whole[2] == 0
+    at_once, _ = score_documents(model, [(tokens, targets, numbers)], 3)
+    assert n.tolist() == [12, 6, 0] and m.tolist() == [20, 10, 0] and at_once[2] == 0
     assert (both == first + second).all()
-    np.testing.assert_allclose(both, whole, rtol=1e-6)
+    np.testing.assert_allclose(both, at_once, rtol=1e-6)
 
 
 def test_precision_is_that_of_the_products(model):
