@@ -23,8 +23,11 @@ def work(cfg: Config, log: logging.Logger) -> None:
     sample = Sample(sizes, cfg.tokenizer)
     log.info(
         "training %d %s pieces on %s of %s bytes",
-        cfg.tokenizer.vocab_size, cfg.tokenizer.kind, f"{sample.taken:,}", f"{sample.bytes:,}",
-    )  # fmt: skip
+        cfg.tokenizer.vocab_size,
+        cfg.tokenizer.kind,
+        f"{sample.taken:,}",
+        f"{sample.bytes:,}",
+    )
     texts = (r["text"] for r in rows("train", "doc_id", "lang", "text") if sample.takes(r["doc_id"], r["lang"]))
     if cfg.tokenizer.reference:
         refuse_linked([Path(cfg.tokenizer.reference)], Path(), "tokenizer.reference")
@@ -47,8 +50,9 @@ def work(cfg: Config, log: logging.Logger) -> None:
     if facts.lossy_documents:
         log.warning(
             "%d of %d held-out documents lose characters: set tokenizer.byte_fallback: true",
-            facts.lossy_documents, facts.held_out_documents,
-        )  # fmt: skip
+            facts.lossy_documents,
+            facts.held_out_documents,
+        )
     log.info("wrote artifacts/tokenizer: %.3f bytes per token on the validation text", facts.trained.bytes_per_token)
 
 

@@ -91,7 +91,7 @@ def test_templates_of_pages_are_dependencies_of_the_stages_that_render_them():
             if isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value.endswith(".html")
         }
         expected = sorted(n for n in named if (ROOT / n).is_file())
-        assert [d for d in node["deps"] if d.endswith(".html")] == expected, stage
+        assert [d for d in node["deps"] if d.endswith(".html")] == expected, f"{stage} should have {expected}"
         found += len(expected)
     assert found >= 6
 

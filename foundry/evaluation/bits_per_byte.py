@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +54,7 @@ class Documents:
         return len(self.tokens)
 
 
-def held_out(shards: Shards, rows: Iterable[dict[str, Any]], most_bytes: int = 0) -> Documents:
+def held_out(shards: Shards, rows: Iterable[dict[str, str]], most_bytes: int = 0) -> Documents:
     """Joins a split's tokens with the rows of its clean text; only the documents that are taken are in memory.
 
     Args:

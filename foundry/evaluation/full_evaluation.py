@@ -47,7 +47,7 @@ def evaluate_model(
     facts: ModelFacts,
     tokenizer: Tokenizer,
     test: Shards,
-    rows: Iterable[dict[str, Any]],
+    rows: Iterable[dict[str, str]],
     train_parts: Sequence[Path],
     cfg: Config,
     log: logging.Logger,
