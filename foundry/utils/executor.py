@@ -24,7 +24,7 @@ from foundry.utils.process import as_worker
 AHEAD = 64  # tasks that may be submitted per worker: one slow task does not keep the others idle
 
 
-def cores(runtime: Runtime) -> int:
+def worker_count(runtime: Runtime) -> int:
     """Worker processes: `runtime.workers`, or one for each core that this process may use."""
     return runtime.workers or cpu_cores()
 
@@ -98,7 +98,7 @@ def map_tasks(
     Raises:
         FoundryError: if a worker was killed; an error of the function itself is raised as it is.
     """
-    workers = min(cores(runtime), len(tasks))
+    workers = min(worker_count(runtime), len(tasks))
     if runtime.executor == "ray":
         yield from _ray(function, context, tasks, runtime)
     elif workers <= 1:
@@ -132,7 +132,7 @@ def _ray(function: Callable[[Any, Any], Any], context: Any, tasks: Sequence[Any]
     started_here = not ray.is_initialized()
     if started_here:
         address = runtime.ray_address
-        local = {} if address else {"num_cpus": max(2, cores(runtime)), "include_dashboard": False}
+        local = {} if address else {"num_cpus": max(2, worker_count(runtime)), "include_dashboard": False}
         try:
             if address:  # Ray itself waits for minutes
                 host, _, port = address.removeprefix("ray://").rpartition(":")

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,11 +72,11 @@ def check_files(job: Job, results: list[UnitResult]) -> None:
     problems: list[str] = []
     most = job.params.max_bad_fraction
     for file in job.files():
-        bad, records = (sum(getattr(results[n], k) for n in file.numbers) for k in ("bad", "records"))
+        bad = sum(results[n].bad for n in file.numbers)
+        records = sum(results[n].records for n in file.numbers)
         if bad and bad / records > most:
-            first = "; ".join(
-                f"record {r.record}: {r.reason} {r.excerpt[:60]!r}" for r in _first_bad(job, file.numbers)
-            )
+            examples = islice((record for n in file.numbers for record in _bad_records(job, n)), 3)
+            first = "; ".join(f"record {r.record}: {r.reason} {r.excerpt[:60]!r}" for r in examples)
             problems.append(
                 f"{file.file.path}: {bad} of {records} records cannot be read ({bad / records:.1%}; "
                 f"clean.max_bad_fraction allows {most:.1%}). {first}. Repair the file, its format or its text template"
@@ -107,15 +108,10 @@ def _bad_records(job: Job, number: int, base: int = 0) -> Iterator[UnreadableRec
             yield UnreadableRecord(source=job.source_of(number).name, **{**values, "record": values["record"] + base})
 
 
-def _first_bad(job: Job, numbers: list[int], most: int = 3) -> list[UnreadableRecord]:
-    every = (record for n in numbers for record in _bad_records(job, n))
-    return [record for _, record in zip(range(most), every, strict=False)]
-
-
 def bad_examples(run: Outcome, most: int) -> list[UnreadableRecord]:
     """The first unreadable records of the corpus."""
     every = (record for n, base in enumerate(run.bases) for record in _bad_records(run.job, n, base))
-    return [record for _, record in zip(range(most), every, strict=False)]
+    return list(islice(every, most))
 
 
 def write_quarantine(job: Job, bases: list[int], path: Path) -> None:
@@ -228,10 +224,10 @@ def check_amounts(run: Outcome, splits: Counter[str]) -> None:
         )
     if empty := [s for s in SPLITS if not splits[s]]:
         raise DataError(
-            f"{first}no document for {' and '.join(empty)}: {kept} of {documents} documents were kept, and a hash draws "
-            f"the split of each (clean.val_fraction {params.val_fraction}, clean.test_fraction {params.test_fraction}"
-            "). Add documents or raise the fractions; a text file is one document unless lines that read <|endoftext|> "
-            f"or match the source's `cut` divide it. {advice}"
+            f"{first}no document for {' and '.join(empty)}: {kept} of {documents} documents were kept, and a hash "
+            f"draws the split of each (clean.val_fraction {params.val_fraction}, clean.test_fraction "
+            f"{params.test_fraction}). Add documents or raise the fractions; a text file is one document unless lines "
+            f"that read <|endoftext|> or match the source's `cut` divide it. {advice}"
         )
 
 
@@ -243,7 +239,7 @@ class Examples:
     repaired: dict[tuple[str, str], list[Repaired]]
 
 
-def examples(run: Outcome) -> Examples:
+def draw_examples(run: Outcome) -> Examples:
     """The same sample for every division into units, in the order of the files; records are numbered in their files."""
     return Examples(
         _merged(run, [result.dropped_examples for result in run.results]),

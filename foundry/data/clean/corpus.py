@@ -52,7 +52,7 @@ from foundry.data.schema import PartWriter, doc_id
 from foundry.data.splits import SPLITS, split_of
 from foundry.data.text.words import gram_words
 from foundry.utils.cleaning_report import CleaningReport
-from foundry.utils.executor import cores, map_tasks
+from foundry.utils.executor import map_tasks, worker_count
 from foundry.utils.files import atomic_dir, make_folder, remove_dir, sha256_file, sha256_json, state_dir, write_array
 from foundry.utils.inputs import find_inputs
 from foundry.utils.locks import exclusive
@@ -114,7 +114,7 @@ def _plan(params: Clean, runtime: Runtime, raw: Path, sources: tuple[RawSource, 
         if old != folder:
             remove_dir(old)
     make_folder(folder)
-    files, units, workers = sum(len(s.files) for s in sources), len(planned), cores(runtime)
+    files, units, workers = sum(len(s.files) for s in sources), len(planned), worker_count(runtime)
     log.info(
         "%d file%s in %d unit%s, %d worker%s (%s)",
         *(x for n in (files, units, workers) for x in (n, "s"[: n != 1])),

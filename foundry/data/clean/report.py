@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foundry.config import DataError
-from foundry.data.clean.accounting import bad_examples, examples, leakage
+from foundry.data.clean.accounting import bad_examples, draw_examples, leakage
 from foundry.data.clean.card import write_card
 from foundry.data.clean.outcome import Outcome
 from foundry.data.clean.page import FileAccount, LanguageSize, Lengths, PageData, write_page
@@ -41,7 +41,7 @@ def write_reports(run: Outcome, folder: Path) -> CleaningReport:
         DataError: if the accounts do not balance, which is a defect of the stage: it is reported, not hidden.
     """
     report = _report(run)
-    found = examples(run)
+    found = draw_examples(run)
     report.write(folder / "clean.json")
     with atomic_write(folder / "rejected.jsonl", "w") as f:
         for (source, _), documents in found.dropped.items():

@@ -230,6 +230,25 @@ def test_schema_accepts_what_is_right_and_names_what_is_not():
             check_documents(bad, "part")
 
 
+def test_a_failed_check_names_the_rows_that_fail_it():
+    good = [table(doc_id=doc_id(text.encode()), text=text, n_bytes=len(text)) for text in ("a", "bb", "ccc", "a")]
+    first = pa.concat_tables(good[:3])
+    check_documents(first, "part", 10)
+    wrong = {
+        r"doc_id: .* \(rows 10, 13\)": pa.concat_tables(good),
+        r"n_bytes is not the length of text in UTF-8 bytes \(rows 11\)": first.set_column(4, "n_bytes", [[1, 3, 3]]),
+        r"lang: .* \(rows 10, 11, 12, 13, 14 and 4 more\)": pa.concat_tables(
+            [table(doc_id=f"{i:016x}", lang="") for i in range(9)]
+        ),
+    }
+    buffers = first["text"].combine_chunks().buffers()
+    not_utf8 = pa.StringArray.from_buffers(3, buffers[1], pa.py_buffer(b"a\xff\xfeccc"))
+    wrong[r"text is not valid UTF-8 \(rows 11\)"] = first.set_column(1, "text", not_utf8)
+    for message, bad in wrong.items():
+        with pytest.raises(DataError, match=f"part does not contain clean documents: .*{message}"):
+            check_documents(bad, "part", 10)
+
+
 def test_parts_and_row_groups_have_fixed_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(schema, "GROUP_ROWS", 10)
     monkeypatch.setattr(schema, "PART_BYTES", 25 * 100)
