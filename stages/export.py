@@ -11,7 +11,7 @@ from foundry.data.tokens.shards import read_clean
 from foundry.export.bundle import export
 from foundry.export.lineage import build_lineage
 from foundry.export.proof import ExportRecord, LlamaCppMissing
-from foundry.export.quantised import Scored
+from foundry.export.quantised import HeldOutText
 from foundry.models import load_trained_model
 from foundry.tokenizers import Tokenizer
 from foundry.tracking.settings import tracking_uri
@@ -36,12 +36,12 @@ def work(cfg: Config, log: logging.Logger) -> None:
     cleaning = read_cleaning("reports/clean.json", DataError)
     tokenizer = Tokenizer("artifacts/tokenizer")
     device = prepare_device(cfg.runtime)
-    texts, scored = _test_text(tokenizer, model.cfg.max_seq_len)
+    texts, held_out = _test_text(tokenizer, model.cfg.max_seq_len)
     prompts = ["The ", *(t[:40] for t in texts[:7]), *PROMPTS[1:]][:8]
     log.info(
         "exporting %s; scoring %d documents in each rounding format on %s",
         ", ".join(cfg.export.gguf_types),
-        len(scored.n_bytes),
+        len(held_out.n_bytes),
         device,
     )
     parameters = cfg.model_dump(mode="json", exclude={"runtime"})
@@ -56,7 +56,7 @@ def work(cfg: Config, log: logging.Logger) -> None:
         texts,
         prompts,
         cfg.export,
-        scored=scored,
+        held_out=held_out,
         lineage=lineage,
         device=device,
     )
@@ -65,7 +65,7 @@ def work(cfg: Config, log: logging.Logger) -> None:
         _register(cfg, log)
 
 
-def _test_text(tokenizer: Tokenizer, context: int) -> tuple[list[str], Scored]:
+def _test_text(tokenizer: Tokenizer, context: int) -> tuple[list[str], HeldOutText]:
     """(the first `TEXTS` texts of the test split; documents spread evenly over it, of at most `SCORED_TOKENS` tokens).
 
     Documents are cut to `LONGEST` characters. The split is read twice and is never in memory as a whole.
@@ -89,7 +89,7 @@ def _test_text(tokenizer: Tokenizer, context: int) -> tuple[list[str], Scored]:
                 n_bytes.append(len(text.encode()))
                 taken += len(tokens) - 2
     items = windows(documents, context, context)
-    return texts, Scored(list(batches(items, max(1, BATCH_TOKENS // context))), np.array(n_bytes))
+    return texts, HeldOutText(list(batches(items, max(1, BATCH_TOKENS // context))), np.array(n_bytes))
 
 
 def _log_record(record: ExportRecord, log: logging.Logger) -> None:

@@ -29,7 +29,7 @@ from foundry.export.lineage import Lineage
 from foundry.export.manifest import hash_files, write_record
 from foundry.export.parity import prove
 from foundry.export.proof import ExportRecord
-from foundry.export.quantised import Scored, measure
+from foundry.export.quantised import HeldOutText, measure
 from foundry.models import MiniLLM, ModelFacts
 from foundry.tokenizers import Tokenizer
 from foundry.utils.cleaning_report import CleaningReport
@@ -48,7 +48,7 @@ def export(
     prompts: list[str],
     params: Export,
     *,
-    scored: Scored | None = None,
+    held_out: HeldOutText | None = None,
     lineage: Lineage | None = None,
     device: torch.device | str = "cpu",
 ) -> ExportRecord:
@@ -59,7 +59,7 @@ def export(
         cleaning: for the card and the licence notice.
         texts: real text for the proof, in full contexts and for token ids.
         prompts: for the proof's greedy continuations.
-        scored: held-out documents on which the cost of each rounding format is measured; None measures none.
+        held_out: documents on which the cost of each rounding format is measured; None measures none.
         lineage: written as `lineage.json`; None writes none.
         device: where the rounding formats are scored; the proof runs in float32 on the CPU.
 
@@ -90,7 +90,7 @@ def export(
             export_gguf(model, tokenizer, path, kind, params.model_name)
         proof = prove(hf, ggufs, model, tokenizer, texts, prompts, params.parity_tolerance)
         rounded = {kind: path for kind, path in ggufs.items() if kind != "f32"}  # f32 was proved equal bit for bit
-        costs = measure(rounded, model, scored, device) if scored and rounded else None
+        costs = measure(rounded, model, held_out, device) if held_out and rounded else None
         notice = licence_notice(params.model_name, cleaning.sources)
         if notice:
             write_text(hf / "LICENSE", notice)

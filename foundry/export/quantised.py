@@ -26,11 +26,11 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Held-out documents, ready to be scored.
+class HeldOutText:
+    """Held-out documents as batches for `foundry.models.scoring.score_documents`.
 
     Attributes:
-        batches: (tokens (B, T), targets (B, T) with -100 where nothing is scored, document numbers (B,)), all int64.
+        batches: (tokens (B, T), targets (B, T) with IGNORE where nothing is scored, document numbers (B,)), all int64.
         n_bytes: UTF-8 bytes of each document's raw text.
     """
 
@@ -38,7 +38,22 @@ class Scored:
     n_bytes: np.ndarray
 
 
-def measure(files: dict[str, Path], model: MiniLLM, text: Scored, device: torch.device | str = "cpu") -> FormatCosts:
+@dataclass(frozen=True)
+class _Scores:
+    """A model's scores of a text.
+
+    Attributes:
+        nats: float64 (documents,).
+        choices: the most likely token at each scored position, in the order of the batches: int64 (positions,).
+    """
+
+    nats: np.ndarray
+    choices: np.ndarray
+
+
+def measure(
+    files: dict[str, Path], model: MiniLLM, text: HeldOutText, device: torch.device | str = "cpu"
+) -> FormatCosts:
     """The cost of each file on the same text; one other model at a time is in memory beside the source.
 
     Args:
@@ -49,29 +64,28 @@ def measure(files: dict[str, Path], model: MiniLLM, text: Scored, device: torch.
     Raises:
         ExportError: if a file cannot be read back.
     """
-    nats, choices, tokens = _run(model.to(device), text)
+    source = _score(model.to(device), text)
     model.to("cpu")
     formats = {}
     for kind, path in files.items():
-        theirs, their_choices, _ = _run(load_gguf(path, model.cfg).to(device), text)
+        rounded = _score(load_gguf(path, model.cfg).to(device), text)
         formats[kind] = FormatCost(
             file=path.name,
             bytes=path.stat().st_size,
-            bits_per_byte=_bits(theirs, text.n_bytes, 4),
-            difference=_interval(theirs - nats, text.n_bytes),
-            top1_agreement=round(float((choices == their_choices).mean()), 4),
+            bits_per_byte=_bits(rounded.nats, text.n_bytes, 4),
+            difference=_interval(rounded.nats - source.nats, text.n_bytes),
+            top1_agreement=round(float((source.choices == rounded.choices).mean()), 4),
         )
     return FormatCosts(
         documents=len(text.n_bytes),
-        tokens=tokens,
+        tokens=len(source.choices),
         bytes=int(text.n_bytes.sum()),
-        float=BitsPerByte(bits_per_byte=_bits(nats, text.n_bytes, 4)),
+        float=BitsPerByte(bits_per_byte=_bits(source.nats, text.n_bytes, 4)),
         formats=formats,
     )
 
 
-def _run(model: MiniLLM, text: Scored) -> tuple[np.ndarray, np.ndarray, int]:
-    """(nats of each document, the most likely token at each scored position in the order of the batches, positions)."""
+def _score(model: MiniLLM, text: HeldOutText) -> _Scores:
     choices: list[np.ndarray] = []
     chunk = max(1, LOGITS // model.cfg.vocab_size)
 
@@ -83,8 +97,8 @@ def _run(model: MiniLLM, text: Scored) -> tuple[np.ndarray, np.ndarray, int]:
             parts.append(F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none"))
         return torch.cat(parts).view_as(y)
 
-    nats, counts = score_documents(model, text.batches, len(text.n_bytes), nats_of=nats_of)
-    return nats, np.concatenate(choices), int(counts.sum())
+    nats, _ = score_documents(model, text.batches, len(text.n_bytes), nats_of=nats_of)
+    return _Scores(nats, np.concatenate(choices))
 
 
 def _bits(nats: np.ndarray, n_bytes: np.ndarray, digits: int) -> float:

@@ -11,7 +11,7 @@ import stages.export
 from foundry.export import export_gguf, export_huggingface, gguf_file, gguf_read, import_huggingface
 from foundry.export.gguf_parity import prove_gguf
 from foundry.export.gguf_read import load_gguf
-from foundry.export.quantised import Scored, measure
+from foundry.export.quantised import HeldOutText, measure
 from foundry.models import MiniLLM
 
 
@@ -66,7 +66,7 @@ def test_the_formats_are_scored_without_the_full_logits(model, tokenizer, tmp_pa
     export_gguf(model, tokenizer, tmp_path / "m.gguf", "q4_0", "m")
     rng = np.random.default_rng(0)
     tokens, targets = rng.integers(0, 400, (2, 3, 40))
-    text = Scored([(tokens, targets, np.array([0, 1, 2]))], np.array([90, 80, 70]))
+    text = HeldOutText([(tokens, targets, np.array([0, 1, 2]))], np.array([90, 80, 70]))
     in_one_piece = measure({"q4_0": tmp_path / "m.gguf"}, model, text)
     monkeypatch.setattr("foundry.export.quantised.LOGITS", 400 * 7)  # seven positions at a time
     monkeypatch.setattr(MiniLLM, "forward", lambda *args, **options: pytest.fail("full logits"))
@@ -80,8 +80,8 @@ def test_the_test_text_of_an_export_is_bounded_whatever_the_size_of_the_split(to
     texts = [long, *(f"the river {i} and the oven" for i in range(3000)), long]
     table = pa.table({"text": texts, "n_bytes": [len(t) for t in texts]})
     pq.write_table(table, tmp_path / "data/clean/test/part-00000.parquet", row_group_size=100)
-    taken, scored = stages.export._test_text(tokenizer, 64)
+    taken, held_out = stages.export._test_text(tokenizer, 64)
     assert len(taken) == stages.export.TEXTS and max(map(len, taken)) == stages.export.LONGEST
-    tokens = sum(int((targets != -100).sum()) for _, targets, _ in scored.batches)
+    tokens = sum(int((targets != -100).sum()) for _, targets, _ in held_out.batches)
     assert 0 < tokens <= stages.export.SCORED_TOKENS
-    assert len(scored.n_bytes) > 0 and scored.n_bytes.max() <= stages.export.LONGEST
+    assert len(held_out.n_bytes) > 0 and held_out.n_bytes.max() <= stages.export.LONGEST

@@ -8,7 +8,7 @@ import torch
 
 from foundry.export import export_gguf
 from foundry.export.gguf_read import load_gguf
-from foundry.export.quantised import Scored, measure
+from foundry.export.quantised import HeldOutText, measure
 from foundry.utils.bootstrap import Interval
 
 KINDS = ("f32", "f16", "bf16", "q8_0", "q4_0")
@@ -30,7 +30,7 @@ def text():
     targets[1, 30:] = -100
     numbers = np.array([0, 1, 1, 2, 3, 3])
     half = [(tokens[i : i + 3], targets[i : i + 3], numbers[i : i + 3]) for i in (0, 3)]
-    return Scored(half, np.array([90, 170, 80, 200]))
+    return HeldOutText(half, np.array([90, 170, 80, 200]))
 
 
 def test_the_figures_equal_a_plain_computation(files, model, text):
