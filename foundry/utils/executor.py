@@ -12,8 +12,9 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any
 
 from foundry.config import ConfigError, FoundryError
@@ -21,7 +22,7 @@ from foundry.config.schema import Runtime
 from foundry.utils.device import cpu_cores
 from foundry.utils.process import as_worker
 
-AHEAD = 64  # tasks that may be submitted per worker: one slow task does not keep the others idle
+AHEAD = 64  # tasks per worker that may be submitted: so many that one slow task does not keep the other workers idle
 
 
 def worker_count(runtime: Runtime) -> int:
@@ -71,14 +72,10 @@ class WorkerPool:
             self._processes = ProcessPoolExecutor(
                 self._workers, multiprocessing.get_context("spawn"), _start, self._start_arguments
             )
-        submitted: deque[Future] = deque()
+        submit = partial(self._processes.submit, _call, function)
         try:
-            for task in tasks:
-                submitted.append(self._processes.submit(_call, function, task))
-                if len(submitted) > self._ahead * self._workers:
-                    yield submitted.popleft().result()
-            while submitted:
-                yield submitted.popleft().result()
+            for future in _in_order(submit, tasks, self._ahead * self._workers):
+                yield future.result()
         except BrokenProcessPool:
             raise FoundryError(
                 f"one of {self._workers} worker processes was killed (perhaps because memory ran out): run the same "
@@ -107,6 +104,16 @@ def map_tasks(
     else:
         with WorkerPool(workers, context) as pool:
             yield from pool.map(function, tasks)
+
+
+def _in_order(submit: Callable[[Any], Any], tasks: Iterable[Any], most: int) -> Iterator[Any]:
+    """What `submit` returns for each task, in their order; at most `most` are submitted before the oldest is taken."""
+    submitted: deque[Any] = deque()
+    for task in tasks:
+        submitted.append(submit(task))
+        if len(submitted) > most:
+            yield submitted.popleft()
+    yield from submitted
 
 
 _context: Any = None  # of a worker process
@@ -150,8 +157,8 @@ def _ray(function: Callable[[Any, Any], Any], context: Any, tasks: Sequence[Any]
     try:
         shared = ray.put(context)
         remote = ray.remote(function)
-        submitted = [remote.remote(shared, task) for task in tasks]
-        for result in submitted:
+        most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        for result in _in_order(lambda task: remote.remote(shared, task), tasks, most):
             try:
                 yield ray.get(result)
             except ray.exceptions.RayTaskError as e:
