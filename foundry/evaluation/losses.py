@@ -39,8 +39,8 @@ def read_losses(path: str | Path) -> pa.Table:
     """Reads the table of a model's losses.
 
     Raises:
-        DataError: if the file cannot be read, lacks a column, has no row, or has a loss that is not a finite number
-            of nats.
+        DataError: if the file cannot be read, lacks a column, has one of another type, has no row, or has a loss that
+            is not a finite number of nats.
     """
     try:
         table = pq.read_table(path)
@@ -51,6 +51,10 @@ def read_losses(path: str | Path) -> pa.Table:
             f"{path} has no column {', '.join(missing)}: it is not a table of losses by document "
             "(artifacts/evaluation/documents.parquet)"
         )
+    try:
+        table = table.select(SCHEMA.names).cast(SCHEMA)
+    except pa.ArrowException as e:
+        raise DataError(f"{path} has a column of another type ({e}): run `dvc repro evaluate`") from None
     nats = table["nats"].to_numpy()
     if not len(nats):
         raise DataError(f"{path} contains no document: run `dvc repro evaluate`")

@@ -79,6 +79,7 @@ def test_the_order_of_documents_does_not_matter_but_the_documents_do():
     "change, reported",
     [
         (lambda t: t.drop_columns(["nats"]), "no column nats"),
+        (lambda t: t.set_column(5, "nats", pa.array(["many"] * len(t))), "has a column of another type"),
         (lambda t: t.slice(0, 0), "contains no document"),
         (lambda t: t.set_column(5, "nats", pa.array([math.nan] * len(t))), "not finite"),
     ],
