@@ -14,7 +14,7 @@ from foundry.commands.arguments import Subparsers, TypedPath, add_command, add_j
 from foundry.config import ConfigError, DataError, load_params
 
 if TYPE_CHECKING:
-    from foundry.project.verify import Link
+    from foundry.project.verify import CheckedFile
 
 
 def trace(args: argparse.Namespace) -> None:
@@ -40,7 +40,7 @@ def verify(args: argparse.Namespace) -> None:
         _report(args.where, [f for f in check(found.export) if f.link == "export"])
 
 
-def _report(where: str, found: list[Link]) -> None:
+def _report(where: str, found: list[CheckedFile]) -> None:
     for link in dict.fromkeys(f.link for f in found):
         states = Counter(f.state for f in found if f.link == link)
         print(f"{link:10} " + ", ".join(f"{n} {state}" for state, n in states.items()))

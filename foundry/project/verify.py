@@ -30,11 +30,11 @@ State = Literal["ok", "changed", "missing", "added"]
 
 
 @dataclass(frozen=True)
-class Link:
-    """One file of the chain.
+class CheckedFile:
+    """A file that was compared with its record.
 
     Attributes:
-        link: the part of the chain: a key of `FOLDERS`, `export` or `record`.
+        link: the link of the chain that it belongs to: a key of `FOLDERS`, `export` or `record`.
     """
 
     link: str
@@ -63,10 +63,10 @@ class Repair:
     discarded: list[str] = field(default_factory=list)
     rebuild: dict[str, list[str]] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
-    left: list[Link] = field(default_factory=list)
+    left: list[CheckedFile] = field(default_factory=list)
 
 
-def verify(folder: str | Path, root: str | Path = ".") -> list[Link]:
+def verify(folder: str | Path, root: str | Path = ".") -> list[CheckedFile]:
     """Hashes what is on disk: the export itself, and those files of its chain that the project has.
 
     Raises:
@@ -78,36 +78,36 @@ def verify(folder: str | Path, root: str | Path = ".") -> list[Link]:
     found = _export(folder)
     intact = not any(f.broken for f in found)
     found += [*_chain(folder, root), *_recorded(folder, root, intact)]
-    links: dict[str, Link] = {}  # two records may name the same file: it is damaged if one of them says so
+    files: dict[str, CheckedFile] = {}  # two records may name the same file: it is damaged if one of them says so
     for f in found:
-        if f.path not in links or (f.broken and not links[f.path].broken):
-            links[f.path] = f
-    return list(links.values())
+        if f.path not in files or (f.broken and not files[f.path].broken):
+            files[f.path] = f
+    return list(files.values())
 
 
-def _export(folder: Path) -> list[Link]:
+def _export(folder: Path) -> list[CheckedFile]:
     try:
         states = dict.fromkeys([*verify_export(folder).files, PROOF], "ok")
     except ChangedExportError as e:
         states = e.states
     except ExportError:  # the proof itself
         states = {PROOF: "changed"}
-    return [Link("export", f"{folder}/{name}", state) for name, state in states.items()]
+    return [CheckedFile("export", f"{folder}/{name}", state) for name, state in states.items()]
 
 
-def _chain(folder: Path, root: Path) -> list[Link]:
+def _chain(folder: Path, root: Path) -> list[CheckedFile]:
     try:
         lineage = read_lineage(folder)
     except ExportError:
         if not (folder / LINEAGE).exists():  # the export itself says so
             return []
-        return [Link("record", f"{folder}/{LINEAGE}", "changed")]
+        return [CheckedFile("record", f"{folder}/{LINEAGE}", "changed")]
     expected = {f.path: f for f in linked_files(lineage)}
-    found = [Link(f.link, str(root / path), _state(root / path, f.sha256)) for path, f in expected.items()]
+    found = [CheckedFile(f.link, str(root / path), _state(root / path, f.sha256)) for path, f in expected.items()]
     for link, top in FOLDERS.items():
         if link != "reports":  # the chain names only some of the reports
             here = (p.relative_to(root).as_posix() for p in sorted((root / top).rglob("*")) if p.is_file())
-            found += [Link(link, str(root / path), "added") for path in here if path not in expected]
+            found += [CheckedFile(link, str(root / path), "added") for path in here if path not in expected]
     return found
 
 
@@ -117,7 +117,7 @@ def _state(path: Path, digest: str) -> State:
     return "ok" if sha256_file(path) == digest else "changed"
 
 
-def _recorded(folder: Path, root: Path, intact: bool) -> list[Link]:
+def _recorded(folder: Path, root: Path, intact: bool) -> list[CheckedFile]:
     """Compares the export and the reports, which git has and the export does not name, with `dvc.lock`.
 
     Args:
@@ -127,22 +127,22 @@ def _recorded(folder: Path, root: Path, intact: bool) -> list[Link]:
     try:
         outs = recorded_outs(root)
     except DataError:
-        return [Link("record", str(root / LOCK), "changed")]
+        return [CheckedFile("record", str(root / LOCK), "changed")]
     mine, known = folder.resolve() == (root / EXPORT).resolve(), outs.get(EXPORT)
     same = known is not None and (md5_folder(folder) if folder.is_dir() else "") == known.md5
     if not same and not mine:
-        return [] if commit_of(folder, root) else [Link("record", str(folder), "missing")]
+        return [] if commit_of(folder, root) else [CheckedFile("record", str(folder), "missing")]
     if known is None:
-        return [Link("record", f"{root / LOCK}", "missing")]
+        return [CheckedFile("record", f"{root / LOCK}", "missing")]
     found = []
     if same:
-        found.append(Link("record", f"{root / LOCK}", "ok"))
+        found.append(CheckedFile("record", f"{root / LOCK}", "ok"))
     elif intact:
-        found += [Link("record", path, "changed") for path in _differing(folder, root, known)]
+        found += [CheckedFile("record", path, "changed") for path in _differing(folder, root, known)]
     covered = [EXPORT, *(top for link, top in FOLDERS.items() if link != "reports")]
     for out in outs.values():
         if not any(_within(out.path, top) for top in covered):
-            found.append(Link("reports", str(root / out.path), _state_md5(root / out.path, out.md5)))
+            found.append(CheckedFile("reports", str(root / out.path), _state_md5(root / out.path, out.md5)))
     return found
 
 
@@ -194,17 +194,17 @@ def repair(folder: str | Path, root: str | Path = ".") -> Repair:
     for out in outs.values():
         for f in _damaged(root, out, cache, known=bool([p for p in damaged if _within(p, str(root / out.path))])):
             damaged.setdefault(f.path, f)
-    for link in damaged.values():
-        name = Path(os.path.relpath(link.path, root)).as_posix()
+    for file in damaged.values():
+        name = Path(os.path.relpath(file.path, root)).as_posix()
         out = out_of(outs, name)
-        if out is None or link.state == "added":
-            done.left.append(link)
+        if out is None or file.state == "added":
+            done.left.append(file)
         else:
             _restore(root, name, out, cache, done)
     return done
 
 
-def _damaged(root: Path, out: Out, cache: Cache, known: bool) -> list[Link]:
+def _damaged(root: Path, out: Out, cache: Cache, known: bool) -> list[CheckedFile]:
     """Files of an out that differ from `dvc.lock`.
 
     It is the folder itself if DVC's list of its files is lost, unless the chain names them.
@@ -216,14 +216,14 @@ def _damaged(root: Path, out: Out, cache: Cache, known: bool) -> list[Link]:
     if _state_md5(path, out.md5) != "changed":
         return []
     if not out.md5.endswith(".dir") or not path.is_dir():
-        return [Link("record", str(path), "changed")]
+        return [CheckedFile("record", str(path), "changed")]
     listing = cache.listing(out)
     if listing is None:
-        return [] if known else [Link("record", str(path), "changed")]
+        return [] if known else [CheckedFile("record", str(path), "changed")]
     here = {p.relative_to(root).as_posix(): p for p in path.rglob("*") if p.is_file()}
     states = {n: "missing" if n not in here else "added" if n not in listing else "changed" for n in {*here, *listing}}
     bad = [n for n in sorted(states) if states[n] != "changed" or md5_file(here[n]) != listing[n]]
-    return [Link("record", str(root / n), states[n]) for n in bad]
+    return [CheckedFile("record", str(root / n), states[n]) for n in bad]
 
 
 def _restore(root: Path, name: str, out: Out, cache: Cache, done: Repair) -> None:
