@@ -1,4 +1,6 @@
-"""What the tests of tracking need: a tracked run, its history, a real MLflow server that can be killed, a proxy that misbehaves."""
+"""Helpers of the tests of tracking: a tracked run, its history, a real MLflow server that can be killed, a faulty
+proxy.
+"""
 
 import os
 import signal
@@ -12,11 +14,12 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from foundry.tracking import DatasetRef, Tracker
+from foundry.tracking.names import FINGERPRINT, STAGE
 from foundry.tracking.settings import connect
 
 
 def tracker(folder, uri, fingerprint="f1", **kw):
-    options = {"params": {"train": {"lr": 0.1}}, "tags": {"foundry.stage": "train"}, "system": False, **kw}
+    options = {"params": {"train": {"lr": 0.1}}, "tags": {STAGE: "train"}, "system": False, **kw}
     data = [DatasetRef(name="data/shards", digest="d" * 36, path="data/shards")]
     return Tracker(folder, uri=uri, experiment="e", run_name="r", fingerprint=fingerprint, datasets=data, **options)
 
@@ -25,7 +28,7 @@ def history(uri, fingerprint, key="loss", experiment="e"):
     """The one run of a fingerprint, and its points in the order of their steps."""
     client = connect(uri)
     where = [client.get_experiment_by_name(experiment).experiment_id]
-    (run,) = client.search_runs(where, f"tags.`foundry.fingerprint` = '{fingerprint}'")
+    (run,) = client.search_runs(where, f"tags.`{FINGERPRINT}` = '{fingerprint}'")
     return run, sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))
 
 
@@ -39,7 +42,7 @@ REFUSAL = b'{"error_code": "INTERNAL_ERROR", "message": "out of order"}'
 
 
 class MlflowServer:
-    """A real `mlflow server` on loopback; started again it serves the same store at the same port."""
+    """A real `mlflow server` on loopback; after a restart it serves the same store at the same port."""
 
     def __init__(self, root):
         self.root, self.port = root, free_port()
@@ -48,10 +51,10 @@ class MlflowServer:
 
     def start(self):
         env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{self.root}/server.db", "--artifacts-destination", str(self.root / "served"),
-        ]  # fmt: skip
+        store, files = f"sqlite:///{self.root}/server.db", str(self.root / "served")
+        options = {"--host": "127.0.0.1", "--port": str(self.port), "--workers": "1"}
+        options |= {"--backend-store-uri": store, "--artifacts-destination": files}
+        command = [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)]
         self._process = subprocess.Popen(
             command, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

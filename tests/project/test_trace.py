@@ -122,6 +122,8 @@ def test_the_chain_is_printed_from_the_folder_alone_down_to_the_raw_bytes_and_th
     main(["trace", "artifacts/export", "--json"])
     chain = json.loads(capsys.readouterr().out)
     assert chain["commit"] is None and chain["raw"][0]["files"][0]["sha256"] == raw
+    lineage = list(json.loads((project / "artifacts/export/lineage.json").read_text()))
+    assert list(chain) == ["export", *lineage, "commit", "overrides"]
     assert chain["parameters"]["train"]["steps"] == CFG.train.steps and "runtime" not in chain["parameters"]
 
 
