@@ -112,16 +112,16 @@ def links(ws: Workspace) -> list[Link]:
     file = ws.home / ".foundry" / "train" / str(trained.get("fingerprint")) / "run_id.json"
     if not file.exists():
         return [first_page]
-    known = json.loads(file.read_text(encoding="utf-8"))
-    from foundry.tracking.address import resolve
+    from foundry.tracking.address import RunRef
     from foundry.tracking.nested import experiment_of
 
     try:
-        experiment = experiment_of(resolve(known["uri"], ws.home), known["run_id"])
+        known = RunRef.load(file, ws.home)
+        experiment = experiment_of(known.uri, known.run_id)
     except Exception as e:  # MLflow raises its own errors and every network error; the build is done all the same
         get_run_logger().warning("no link to the run in MLflow: %s", e)
         return [first_page]
-    run = f"{base}/#/experiments/{experiment}/runs/{known['run_id']}"
+    run = f"{base}/#/experiments/{experiment}/runs/{known.run_id}"
     found = [Link("mlflow", f"{run}/model-metrics?workflowType=machine_learning", "this training in MLflow")]
     if _report(ws, "evaluate.json"):  # the report is logged with the evaluated model
         found.append(Link("report", f"{run}/artifacts/report.html?workflowType=machine_learning", "the report page"))

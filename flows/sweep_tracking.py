@@ -5,7 +5,6 @@ A tracker that is away fails no trial: what it missed is delivered at the end, i
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,9 @@ from prefect import get_run_logger
 
 from flows.search import Sweep, Trial, best
 from foundry.config import load_params
-from foundry.tracking.address import portable, resolve
+from foundry.tracking.address import RunRef
 from foundry.tracking.nested import begin_parent, end_parent, nest
 from foundry.tracking.settings import reason, tracking_uri
-from foundry.utils.files import read_json, write_json
-
-
-@dataclass(frozen=True)
-class OpenRun:
-    """`.foundry/runs/NAME/sweep.json`: the MLflow run of a sweep that has not ended.
-
-    Attributes:
-        uri: the tracker; a store inside the project by its relative address.
-    """
-
-    uri: str
-    run_id: str
 
 
 class SweepTracking:
@@ -81,7 +67,7 @@ class SweepTracking:
         params = {"method": o.method, "space": {k: a.model_dump(exclude_none=True) for k, a in o.space.items()}}
         with _warned("this sweep has no run in MLflow yet"):
             self.run_id = begin_parent(self.uri, self.experiment, self.name, params, note)
-            write_json(self.file, asdict(OpenRun(portable(self.uri, self.home), self.run_id)))
+            RunRef(uri=self.uri, run_id=self.run_id).save(self.file, self.home)
 
     def nest(self, trial: Trial) -> None:
         """Nests a trial's training in the sweep's run; nothing for a trial without a training."""
@@ -94,12 +80,13 @@ def close_sweep(home: Path, name: str) -> None:
     """Ends the MLflow run of a sweep that was killed; nothing if none is open."""
     file = sweep_file(home, name)
     if file.exists():
-        known = OpenRun(**read_json(file, "the sweep's run in MLflow"))
-        end_parent(resolve(known.uri, home), known.run_id, {}, {}, "KILLED")
+        known = RunRef.load(file, home)
+        end_parent(known.uri, known.run_id, {}, {}, "KILLED")
         file.unlink()
 
 
 def sweep_file(home: Path, name: str) -> Path:
+    """The file that names the MLflow run of a sweep that has not ended."""
     return home / ".foundry" / "runs" / name / "sweep.json"
 
 

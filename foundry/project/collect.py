@@ -21,7 +21,8 @@ from foundry.config import Config, DataError
 from foundry.project.status import STATE, size, undelivered_runs
 from foundry.tracking.names import FINGERPRINT, FLOW_RUN
 from foundry.utils.files import read_json, remove_dir
-from foundry.utils.flow_runs import TrialNote, read_note
+from foundry.utils.flow_runs import FILE as RUN_NOTE
+from foundry.utils.flow_runs import BuildNote, read_note
 from foundry.utils.locks import holder_of, locked_if_free
 
 DAY = 86_400.0  # seconds
@@ -137,8 +138,8 @@ def _kept_runs(runs: Path, registered: list[dict[str, str]], days: float) -> dic
     folders = _folders(runs)
     flows = {tags.get(FLOW_RUN, "")[:8] for tags in registered} - {""}
     trained = [f for f in folders if (f / "reports/train.json").is_file()]
-    with_report = [f for f in trained if not isinstance(read_note(f), TrialNote)]
-    newest = max(with_report, key=lambda f: (f / "run.json").stat().st_mtime, default=None)
+    builds = [f for f in trained if isinstance(read_note(f), BuildNote)]
+    newest = max(builds, key=lambda f: (f / RUN_NOTE).stat().st_mtime, default=None)
     kept: dict[Path, str | None] = {}
     for folder in folders:
         if holder_of(folder / "lock"):
