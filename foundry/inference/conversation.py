@@ -49,8 +49,12 @@ class Settings:
         """The settings with another value, given as text."""
         if name == "seed" and text == "none":
             return replace(self, seed=None)
-        kind = float if name in ("temperature", "top_p") else int
-        return replace(self, **{name: kind(text)})
+        kind, needed = (float, "a number") if name in ("temperature", "top_p") else (int, "an integer")
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ConfigError(f"{name} must be {needed}, got {text!r}") from None
+        return replace(self, **{name: value})
 
 
 def converse(generator: Generator, source: TextIO | None = None, out: TextIO | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Parameters and floating-point operations of a model, from its configuration alone (no torch)."""
+"""Parameters and floating-point operations of a model, computed from its configuration, without torch."""
 
 from __future__ import annotations
 

@@ -80,8 +80,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class CausalSelfAttention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245) with rotary positions, written out as matrix
-    products.
+    """Grouped-query attention with rotary positions, written out as matrix products.
+
+    Ainslie et al. 2023, arXiv:2305.13245.
 
     This is the reference: `FlashAttention` has the same parameters and computes the same faster.
     """

@@ -1,5 +1,6 @@
-"""MiniLLM: a Llama-style decoder (pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied
-embeddings).
+"""MiniLLM: a decoder like Llama.
+
+It has RMSNorm before each layer, rotary positions, grouped-query attention, SwiGLU and tied embeddings.
 
 Shapes by suffix: B batch, T time, C dim, V vocabulary. All initial weights are set in `init_weights`.
 """
@@ -191,6 +192,6 @@ class MiniLLM(nn.Module):
         return torch.cat(parts).view_as(targets)
 
     def get_num_params(self, non_embedding: bool = True) -> int:
-        """Number of weights; `non_embedding` leaves out the input embedding, also where it is tied to the output head."""
+        """Number of weights; `non_embedding` leaves out the input embedding, tied to the output head or not."""
         n = sum(p.numel() for p in self.parameters())
         return n - self.tok_embeddings.weight.numel() if non_embedding else n

@@ -226,7 +226,12 @@ def test_a_conversation_sets_values_reports_mistakes_and_ends(generator):
     )
     converse(generator, io.StringIO(lines), out)
     text = out.getvalue()
-    errors = ("error: top_p must be", "error: invalid literal", "error: tokens must be", "error: the prompt has")
+    errors = (
+        "error: top_p must be",
+        "error: tokens must be an integer, got 'x'",
+        "error: tokens must be at least 1",
+        "error: the prompt has",
+    )
     for shown in ("temperature = 0.0", "top_p = 0.95", "seed = 3", "more than the context of 48", *errors):
         assert shown in text
     assert generator.generate_text(prompt="The salt\n", max_new_tokens=120, temperature=0) in text

@@ -204,16 +204,14 @@ def test_sums_are_in_float64_where_the_device_has_it():
 
 @pytest.mark.parametrize("scale", [1.0, 65536.0])
 def test_in_float16_probabilities_below_its_range_still_have_their_gradient(scale):
-    """Every token is predicted with confidence: what is left for each other one is about 1e-9, and float16 ends at
-    6e-8.
-    """
+    """Every token is predicted with confidence: each other one gets about 1e-9, and float16 ends at 6e-8."""
     g = torch.Generator().manual_seed(0)
     x, w = torch.randn(24, 16, generator=g) * 0.1, torch.randn(50, 16, generator=g) * 0.1
     x[:, 0], w[:, 0] = 4.0, 0.0
     w[7], w[7, 0] = 0.0, 5.0  # its logit is about 20, those of the others are about 0
     a, b = x.half().requires_grad_(), w.half().float().requires_grad_()
     (linear_cross_entropy(a, b, torch.full((24,), 7), chunk=10)[0] * scale).backward()
-    # The other tokens and columns: of the likely token float32 itself no longer tells its probability from 1.
+    # The other tokens and columns: float32 itself cannot distinguish the probability of the likely token from 1.
     likely, other = F.linear(a.detach(), b.detach().half()).double().softmax(1).split([8, 42], dim=1)
     d = torch.cat([likely[:, :7], other], dim=1)
     assert 1e-10 < d.min() < d.max() < 1e-8

@@ -325,7 +325,7 @@ def _counting(counts: np.ndarray) -> np.ndarray:
 
 
 def _segments(begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(number of the segment in its row, place in the segment): int32, for segments that begin where `begins` is true."""
+    """(number of the segment in its row, place in it): int32, for segments that begin where `begins` is true."""
     columns = np.arange(begins.shape[1])
     latest = np.maximum.accumulate(np.where(begins, columns, 0), axis=1)
     return (np.cumsum(begins, axis=1) - 1).astype(np.int32), (columns - latest).astype(np.int32)

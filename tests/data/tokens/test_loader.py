@@ -58,7 +58,7 @@ def reference_order(i, n, k):
 
 @pytest.mark.parametrize("n", [1, 2, 5, 16, 17, 1000])
 def test_the_order_is_that_of_the_network_in_every_version(n):
-    """A later version that resumes a run needs the same order: it is fixed here, not only required to be a bijection."""
+    """A later version that resumes a run needs the same order: it is fixed here, not just any bijection."""
     for k in (key(1, 0), key(7, 3, 2)):
         expected = [reference_order(i, n, k) for i in range(n)]
         assert permute(np.arange(n), n, k).tolist() == expected

@@ -343,7 +343,7 @@ def test_training_divides_by_the_tokens_that_are_not_padding(shards, tmp_path, w
     [("cut", "4ca83d63df0c0d2a"), ("best_fit", "4f9d937735d4cc2a"), ("document", "e4db7ee17301fa36")],
 )
 def test_a_seed_gives_the_batches_that_it_always_gave(way, digest):
-    """A fingerprint depends on the seed and the index, not on the code: the same one must always mean the same batches."""
+    """A fingerprint depends on seed and index, not on the code: the same one must always mean the same batches."""
     shards = open_shards({"a": [[3, 40, 7], [1, 12]], "b": [[9, 9, 25, 2], [5]]}, {"a": 1.5, "b": 2})
     loader = DataLoader(shards, batch_size=3, seq_len=8, seed=11, packing=way)
     seen = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Shards: every document with its bytes, the same for every number of workers, readable by others; damage is refused."""
+"""Shards: every document with its bytes, for every number of workers; readable by other tools; damage is refused."""
 
 import hashlib
 import json
