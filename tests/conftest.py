@@ -132,7 +132,7 @@ def shards(clean, tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """(folder, what `dvc repro` printed) of one finished smoke project, for all test processes. Read it; damage copies."""
+    """(folder, what `dvc repro` printed) of one finished smoke project, for all test processes; damage only copies."""
     from pipeline import built
 
     base = tmp_path_factory.getbasetemp()

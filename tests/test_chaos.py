@@ -1,6 +1,7 @@
-"""Kills at random moments of a real build of the smoke pipeline. Short here; `make chaos` does it for ten minutes, or `minutes=60`.
+"""Kills a real build of the smoke pipeline at random moments, for a short time.
 
-The seed decides all that is random except how fast the machine is; it is printed, and `make chaos seed=N` takes it again.
+`make chaos` does it for ten minutes, or `minutes=60`. The seed decides all that is random except how fast the machine
+is; it is printed, and `make chaos seed=N` uses it again.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What DVC is to do for us: remotes, a colleague's cache, two at once, differences between revisions, nothing to do in no time."""
+"""What DVC does: remotes, a colleague's cache, two builds at once, differences of revisions, cheap no-ops."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def experimented(finished, tmp_path_factory):
 
 
 def test_a_fresh_clone_pulls_from_an_s3_store_and_runs_nothing(finished, tmp_path):
-    """moto's server speaks S3 on loopback; the remote is one line, its address may stand in the environment."""
+    """moto's server speaks S3 on loopback; the remote is one line, its address may be in the environment."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -56,9 +56,9 @@ def test_a_fresh_clone_pulls_from_an_s3_store_and_runs_nothing(finished, tmp_pat
     try:
         host, port = server.get_host_and_port()
         env = {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
-        boto3.client(
-            "s3", endpoint_url=env["AWS_ENDPOINT_URL"], region_name="us-east-1", aws_access_key_id="testing", aws_secret_access_key="testing"
-        ).create_bucket(Bucket="team")  # fmt: skip
+        options = {name.lower(): value for name, value in KEYS.items() if "KEY" in name}
+        client = boto3.client("s3", endpoint_url=env["AWS_ENDPOINT_URL"], region_name="us-east-1", **options)
+        client.create_bucket(Bucket="team")
         folder, _ = copy_of(finished, tmp_path / "mine")
         run(folder, "dvc", "remote", "add", "--default", "store", "s3://team/foundry")
         commit(folder, "remote")
@@ -82,7 +82,7 @@ def test_a_fresh_clone_pulls_from_an_s3_store_and_runs_nothing(finished, tmp_pat
 
 
 def test_a_colleagues_run_cache_spares_the_training(experimented, tmp_path):
-    """A local folder as the remote; the colleague has the baseline and wants the parameters that were tried here already."""
+    """A local folder is the remote; the colleague has the baseline and sets parameters that were already tried here."""
     folder, _, _ = experimented
     run(folder, "dvc", "remote", "add", "--default", "--force", "--local", "store", str(tmp_path / "remote"))
     pushed = run(folder, "scripts.push")[1]
@@ -154,9 +154,14 @@ def test_dvc_and_mlflow_agree_on_an_experiment(experimented):
 def test_a_second_repro_says_who_is_at_work(finished, tmp_path):
     folder, _ = copy_of(finished, tmp_path / "project")
     first = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--force", "--single-item", "clean"], cwd=folder,
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--force", "--single-item", "clean"],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
         for line in first.stdout:
             if line.startswith("Running stage 'clean'"):
@@ -190,15 +195,14 @@ def test_a_clock_that_was_set_back_hides_no_change(finished, tmp_path):
 @pytest.mark.parametrize("command", [("repro",), ("status",)], ids=lambda c: c[0])
 def test_nothing_to_do_imports_nothing_of_ours(finished, command):
     """Our part of a no-op is none: DVC reads YAML and hashes, no stage starts."""
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "dvc", *command], cwd=finished[0], env=environment(), capture_output=True, text=True
-    )  # fmt: skip
+    line = [sys.executable, "-X", "importtime", "-m", "dvc", *command]
+    done = subprocess.run(line, cwd=finished[0], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0 and "up to date" in done.stdout, done.stdout
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "dvc" in imported and not imported & {"torch", "mlflow", "prefect", "foundry", "stages", "transformers"}
 
 
-# Replaces one call of a stage's process by an error, as a disk that is full or read-only gives it: root may write everywhere.
+# Makes one call of a stage's process fail as on a full or read-only disk: root may write everywhere.
 FAILING = """
 import errno, os, tempfile
 code = int(os.environ["FAIL_WITH"])
@@ -224,7 +228,7 @@ else:
         ("export", 28, "No space left on device"),
     ],
 )
-def test_a_disk_that_takes_nothing_is_told_and_leaves_the_outs_whole(finished, tmp_path, stage, code, words):
+def test_a_disk_that_takes_nothing_is_reported_and_leaves_the_outs_unchanged(finished, tmp_path, stage, code, words):
     folder = Path(shutil.copytree(finished[0], tmp_path / "copy", symlinks=True))
     if stage == "train":
         change(folder, "train", steps=41)  # a new run: it has no checkpoint yet
@@ -235,5 +239,5 @@ def test_a_disk_that_takes_nothing_is_told_and_leaves_the_outs_whole(finished, t
     assert "Traceback" not in text and f"error in stage {stage}" in text
     assert not [p for top in ("data", "artifacts", "reports") for p in (folder / top).rglob("*.tmp")]
     outs = {"download": "data/raw", "clean": "data/clean", "shard": "data/shards", "export": "artifacts/export"}
-    if stage in outs:  # what stood there is as it was
+    if stage in outs:  # what was there is unchanged
         assert "up to date" in run(folder, "dvc", "status", outs[stage])[1]

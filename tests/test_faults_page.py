@@ -25,5 +25,5 @@ def test_every_row_is_a_test_that_exists():
         assert not test or f"def {test}(" in code, (file, test)
 
 
-def test_both_languages_tell_the_same():
+def test_both_languages_name_the_same_tests():
     assert named("en") == named("zh")

@@ -1,5 +1,7 @@
-"""A disk that is really full, under each writer of ours: one clear error with the space that is needed and free, nothing half-written, and the
-former content as it was. On a tmpfs where this user may mount one, and everywhere on files whose device is `/dev/full`.
+"""A disk that is really full, under each writer: one clear error with the space that is needed and free.
+
+Nothing is left half written, and the old content is unchanged. On a tmpfs where this user may mount one, and everywhere
+on files whose device is `/dev/full`.
 """
 
 import os

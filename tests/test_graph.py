@@ -29,7 +29,7 @@ def module_file(name: str) -> Path | None:
 
 
 def imported(path: Path) -> set[str]:
-    """Modules of the project that a file imports, in functions too, but not for type checking alone."""
+    """Modules of the project that a file imports, in functions too, but not those for type checkers only."""
     names: set[str] = set()
 
     def visit(node: ast.AST) -> None:

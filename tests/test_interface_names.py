@@ -1,4 +1,4 @@
-"""Every name that a package offers is there: facades load their names on first use, so a wrong one is noticed by nobody else."""
+"""Every name that a package offers exists: they are imported on first use, so that nothing else notices a wrong one."""
 
 import ast
 from importlib import import_module

@@ -28,9 +28,8 @@ def test_the_numeric_tests_hold_with_the_kernels_of_other_processors(level, tmp_
     ]
     env = {**os.environ, "ATEN_CPU_CAPABILITY": level.lower(), "OMP_NUM_THREADS": "1"}
     env = {k: v for k, v in env.items() if not k.startswith("PYTEST_")}
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, f"--basetemp={tmp_path / 'tests'}", *map(str, files)], cwd=ROOT, env=env, capture_output=True, text=True
-    )  # fmt: skip
+    command = [sys.executable, "-c", CHILD, f"--basetemp={tmp_path / 'tests'}", *map(str, files)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert f"kernels: {level}\n" in done.stdout
     assert int(re.search(r"(\d+) passed", done.stdout).group(1)) > 50

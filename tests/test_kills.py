@@ -1,5 +1,7 @@
-"""Each writer of ours, killed at every system call with which it changes the disk: what is found afterwards is the old or the new, and the
-same call then succeeds. By ptrace (tests/helpers/kills.py), in this process's forks."""
+"""Each writer, killed at every system call with which it changes the disk (tests/helpers/kills.py).
+
+What is found afterwards is the old content or the new, and the same call then succeeds.
+"""
 
 import hashlib
 import json
@@ -187,15 +189,18 @@ def test_a_version_in_a_backup(tmp_path, monkeypatch, below):
 
 
 def test_a_registration_that_waits(tmp_path, monkeypatch):
-    """A copy of a whole export: it waits completely, or not at all and the command makes it again."""
+    """A copy of an export waits completely, or not at all, and then the command makes it again."""
     root, waiting = cleared(tmp_path / "project"), tmp_path / "register" / "abc"
     monkeypatch.setattr(register, "lineage_tags", lambda root: {"git": "x"})
     for name in ("artifacts/export/hf/a", "artifacts/export/b", "scores.parquet", "params.yaml"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
     candidate = SimpleNamespace(
-        export_dir=root / "artifacts/export", scores=root / "scores.parquet", artifacts=[root / "params.yaml"], tags={"git": "x", "other": "y"}
-    )  # fmt: skip
+        export_dir=root / "artifacts/export",
+        scores=root / "scores.parquet",
+        artifacts=[root / "params.yaml"],
+        tags={"git": "x", "other": "y"},
+    )
 
     def keep():
         register._keep(root, waiting, candidate)

@@ -9,7 +9,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def shape(path):
-    """What a page has beside its prose: levels of headings, code without comments, tables as (rows, columns), images."""
+    """What a page has besides prose: levels of headings, code without comments, tables as (rows, columns), images."""
     text = path.read_text(encoding="utf-8")
     code = [
         re.sub(

@@ -1,4 +1,7 @@
-"""The whole pipeline on the smoke profile, by real processes: two clones give the same bits, one of them killed in every stage."""
+"""The complete pipeline on the smoke profile, by real processes.
+
+Two clones give the same bits, one of them killed in every stage.
+"""
 
 import json
 import os
@@ -67,14 +70,22 @@ def begun(folder, stage):
 
 
 def kill_in(folder, stage):
-    """Runs `dvc repro` and SIGKILLs all of it once `stage` has begun to write; (whether it was cut off, what was half written)."""
+    """Runs `dvc repro` and kills all of it once `stage` has begun to write.
+
+    Returns (whether the stage was cut off, what was half written).
+    """
     for left in half_written(folder):  # of former kills
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     run(folder, "foundry.cli", "check")
     p = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"], cwd=folder, env=environment(**ELSEWHERE), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"],
+        cwd=folder,
+        env=environment(**ELSEWHERE),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     running, lines = "", []
     for line in p.stdout:
         lines.append(line)
@@ -111,7 +122,10 @@ def stop_in(folder, stage):
 
 
 def test_another_clone_that_is_killed_and_stopped_in_every_stage_ends_with_the_same_lock(project, tmp_path):
-    """Another folder, locale, time zone, hash seed and number of workers, too. No lock is freed by hand: `make repro` checks before it builds."""
+    """The folder, locale, time zone, hash seed and number of workers differ, too.
+
+    Nobody removes a lock by hand: `make repro` checks before it builds.
+    """
     folder = make_clone(tmp_path)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["runtime"].update(workers=1)
@@ -155,7 +169,8 @@ def test_the_model_is_registered_once_and_loads_back(project):
     assert len(client.get_metric_history(version.run_id, "loss")) == 21
     assert training.inputs.dataset_inputs
     code = (
-        "import mlflow, sys\nmlflow.set_tracking_uri(sys.argv[1])\nm = mlflow.pyfunc.load_model('models:/foundry-lm@champion')\n"
+        "import mlflow, sys\nmlflow.set_tracking_uri(sys.argv[1])\n"
+        "m = mlflow.pyfunc.load_model('models:/foundry-lm@champion')\n"
         "print(m.predict(['Document '], params={'max_tokens': 5, 'temperature': 0.0}))"
     )
     elsewhere = subprocess.run(
@@ -176,13 +191,14 @@ def test_generate_continues_a_prompt_the_same_for_the_same_seed(project):
 
 
 def test_what_a_flow_built_with_overrides_leads_back_to_the_corpus_and_is_reproduced_by_its_registered_name(copy):
-    """`dvc repro` in a temporary clone with an empty cache, with the flow's parameters; the folder's own are others, and not committed."""
+    """`dvc repro` runs in a temporary clone with an empty cache and with the flow's parameters.
+
+    The folder's own parameters are others, and are not committed.
+    """
     shutil.rmtree(copy / ".foundry")  # its store of models is that of the project that was copied
     commit(copy, "one")
-    changed = [
-        "train.steps=6", "train.warmup_steps=2", "evaluate.baselines=false", "evaluate.tasks=[]", "export.gguf_types=[f32]",
-        "runtime.checkpoint_interval=4",
-    ]  # fmt: skip
+    changed = ["train.steps=6", "train.warmup_steps=2", "runtime.checkpoint_interval=4"]
+    changed += ["evaluate.baselines=false", "evaluate.tasks=[]", "export.gguf_types=[f32]"]
     _, text = run(copy, "flows.pretrain", "--set", *changed)
     assert "not registered yet" not in text, text
     (copy / "params.yaml").write_text((copy / "params.yaml").read_text() + "# edited\n")
@@ -228,7 +244,7 @@ def test_an_export_with_a_flipped_byte_is_refused(copy):
 
 
 @pytest.mark.parametrize(
-    ("stage", "change", "told"),
+    ("stage", "change", "reported"),
     [
         ("train", {"train": {"stesp": 5}}, "did you mean 'steps'"),
         ("train", {"train": {"steps": "many"}}, "train.steps"),
@@ -239,13 +255,13 @@ def test_an_export_with_a_flipped_byte_is_refused(copy):
     ],
     ids=lambda v: v if isinstance(v, str) else None,
 )
-def test_a_users_mistake_is_told_without_a_traceback(copy, stage, change, told):
+def test_a_users_mistake_is_reported_without_a_traceback(copy, stage, change, reported):
     params = yaml.safe_load((copy / "params.yaml").read_text())
     for section, values in change.items():
         params[section].update(values)
     (copy / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     code, text = run(copy, f"stages.{stage}", ok=False)
-    assert code == 1 and told in text and "Traceback" not in text
+    assert code == 1 and reported in text and "Traceback" not in text
 
 
 def test_a_flipped_byte_in_a_shard_stops_training_with_its_name(copy):

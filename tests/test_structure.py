@@ -1,4 +1,4 @@
-"""The house as drawn in AGENTS.md: no import circles, between modules or between rooms, and no file that is too long to read."""
+"""The structure of AGENTS.md: no import circles between modules or rooms, and no file that is too long to read."""
 
 import tomllib
 from pathlib import Path

@@ -51,7 +51,7 @@ def run(*args: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         (["--temperature", "1e300"], "temperature must be a number from 0 (greedy) to 1000"),
         (["--temperature", "nan"], "temperature must be"),
@@ -66,10 +66,10 @@ def run(*args: str) -> int:
         (["--tokenizer", "nowhere"], "does not exist"),
     ],
 )
-def test_an_option_that_cannot_be_is_reported_before_any_text(project, capsys, options, told):
+def test_an_option_that_cannot_be_is_reported_before_any_text(project, capsys, options, expected):
     assert run("generate", "Once upon", *options) == 1
     seen = capsys.readouterr()
-    assert seen.out == "" and seen.err.startswith("error: ") and told in seen.err
+    assert seen.out == "" and seen.err.startswith("error: ") and expected in seen.err
 
 
 @pytest.mark.parametrize("prompt", ["salt " * 100, "\udcff"])
@@ -124,7 +124,7 @@ def test_a_device_that_is_not_there_is_refused(project, capsys, name):
 
 
 def test_a_comparison_leaves_no_temporary_folder(project, monkeypatch, tmp_path, capsys):
-    """What is fetched from MLflow is a whole model."""
+    """What is downloaded from MLflow is a complete model."""
     from foundry.tracking import registry
 
     def download(address: str, uri: str, into: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Any argument of any subcommand ends in success or in one clear message: arguments are generated from the parser itself."""
+"""Any argument of any subcommand ends in success or in one clear message; the parser itself provides the arguments."""
 
 import argparse
 import errno
@@ -13,14 +13,14 @@ import pytest
 from foundry import cli
 
 # Numbers, paths, addresses, revisions and texts that a shell can pass. "\\udcff" is a byte that is not UTF-8.
-TEXTS = [
-    "", " ", "-1", "0", "1", "1e300", "nan", "inf", "-inf", "0x10", "\uff11", "1_0", "9" * 5000, "True", "None", "x" * 300, "x" * 200_000,
-    "\udcff", "a\nb", "\u202e", "\U0001f600", "%s%n{0}", "../..", "/proc/x", "/proc/self/mem", "/dev/null", "/dev/null/x", "folder", "file", "loop",
-    "params.yaml/x", "models:/", "models:/x@y", "models:/x/1", "models:/x/y/z", "models:/" + "x" * 5000 + "@y", "models:/a b@\udcff", "ftp://x",
-    "http://[::1", "http://127.0.0.1:9", "sqlite://", "sqlite:////proc/x/y.db", "sqlite:///" + "x" * 5000, "sqlite:///loop", "file://host/x", "HEAD", "@{-1}",
-    "a..b", "--upload-pack=x",
-    "cuda:99", "cuda:x", "mps", "smoke", "H100",
-]  # fmt: skip
+NUMBERS = ["-1", "0", "1", "1e300", "nan", "inf", "-inf", "0x10", "\uff11", "1_0", "9" * 5000]
+WORDS = ["", " ", "True", "None", "x" * 300, "x" * 200_000, "\udcff", "a\nb", "\u202e", "\U0001f600", "%s%n{0}"]
+PATHS = ["../..", "/proc/x", "/proc/self/mem", "/dev/null", "/dev/null/x", "folder", "file", "loop", "params.yaml/x"]
+MODELS = ["", "x@y", "x/1", "x/y/z", "x" * 5000 + "@y", "a b@\udcff"]
+STORES = ["://", ":////proc/x/y.db", ":///" + "x" * 5000, ":///loop"]
+ADDRESSES = ["ftp://x", "http://[::1", "http://127.0.0.1:9", "file://host/x", *(f"sqlite{store}" for store in STORES)]
+NAMES = ["HEAD", "@{-1}", "a..b", "--upload-pack=x", "cuda:99", "cuda:x", "mps", "smoke", "H100"]
+TEXTS = [*NUMBERS, *WORDS, *PATHS, *(f"models:/{model}" for model in MODELS), *ADDRESSES, *NAMES]
 NEEDED = {
     "inspect": ["--step", "1"],
     "relock": ["one"],
@@ -135,7 +135,7 @@ def short(args: list[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "expected"),
     [
         (["plan", "--gpu", "H100", "--gpus", "0"], "number of GPUs must lie in [1, 100000], got 0"),
         (["plan", "--gpu", "H100", "--gpus=-1"], "number of GPUs"),
@@ -147,19 +147,22 @@ def short(args: list[str]) -> str:
         (["compare", "x" * 200_000, "file"], "error: "),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_rule(place, monkeypatch, capfd, args, told):
+def test_what_cannot_be_is_refused_with_its_rule(place, monkeypatch, capfd, args, expected):
     monkeypatch.chdir(place)
     monkeypatch.setenv("DVC_ROOT", str(place))
     monkeypatch.setattr(subprocess, "run", as_the_system)
     with pytest.raises(SystemExit) as e:
         cli.main(args)
     err = capfd.readouterr().err
-    assert e.value.code == 1 and err.startswith("error: ") and told in err and len(err) < 7000
+    assert e.value.code == 1 and err.startswith("error: ") and expected in err and len(err) < 7000
 
 
 def test_text_that_the_terminal_cannot_show_is_written_with_backslashes(place):
     done = subprocess.run(
-        [sys.executable, "-m", "foundry.cli", "check", "--params", b"\xff\xf0\x9f\x98\x80.yaml"], cwd=place, capture_output=True,
-        env={**os.environ, "PYTHONIOENCODING": "ascii", "DVC_ROOT": str(place)}, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "foundry.cli", "check", "--params", b"\xff\xf0\x9f\x98\x80.yaml"],
+        cwd=place,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "DVC_ROOT": str(place)},
+        check=False,
+    )
     assert done.returncode == 1 and done.stderr.startswith(b"error: ") and b"Traceback" not in done.stderr

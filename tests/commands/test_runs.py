@@ -18,8 +18,14 @@ def revision(name, fingerprint, bits=1.5, **more):
 
 def run(run_id, fingerprint, bits=1.5, exp="", status="FINISHED"):
     return Row(
-        run_id=run_id, run_name=f"lm-{run_id}", fingerprint=fingerprint, status=status, exp_name=exp, run_val_bits_per_byte=bits, steps=40
-    )  # fmt: skip
+        run_id=run_id,
+        run_name=f"lm-{run_id}",
+        fingerprint=fingerprint,
+        status=status,
+        exp_name=exp,
+        run_val_bits_per_byte=bits,
+        steps=40,
+    )
 
 
 def test_a_revision_gets_the_newest_run_of_its_fingerprint_and_the_rest_comes_after():
@@ -68,14 +74,18 @@ def test_a_killed_run_is_not_shown_beside_the_result_of_a_later_one():
 def stages(**changed):
     """`dvc.lock` of a shard, a train and an evaluate stage that fit each other."""
     lock = {
-        "shard": {"params": {"params.yaml": {"shard": {"n": 1}}}, "deps": [{"path": "code", "md5": "c"}], "outs": [{"path": "data", "md5": "d1"}]},
+        "shard": {
+            "params": {"params.yaml": {"shard": {"n": 1}}},
+            "deps": [{"path": "code", "md5": "c"}],
+            "outs": [{"path": "data", "md5": "d1"}],
+        },
         "train": {
             "params": {"params.yaml": {"train": {"steps": 40}, "model.dim": 8}},
             "deps": [{"path": "data", "md5": "d1"}],
             "outs": [{"path": "model", "md5": "m1"}],
         },
         "evaluate": {"deps": [{"path": "model", "md5": "m1"}], "outs": []},
-    }  # fmt: skip
+    }
     return {**lock, **changed}
 
 
@@ -115,16 +125,17 @@ def test_different_numbers_for_one_fingerprint_are_shown():
     assert title.index("val bits/byte") == line.index("1.5000 ≠ 1.5001")
 
 
-def test_without_dvc_s_project_the_runs_are_listed_and_the_missing_side_is_told(tmp_path, monkeypatch, capsys):
+def test_without_dvc_s_project_the_runs_are_listed_and_the_missing_side_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="`dvc exp show` failed: "):
         dvc_rows()
     (tmp_path / "params.yaml").write_text(
-        "download:\n  sources:\n    - {name: a, url: 'file:corpus/a.txt'}\nruntime:\n  tracking_uri: http://127.0.0.1:9\n"
+        "download:\n  sources:\n    - {name: a, url: 'file:corpus/a.txt'}\n"
+        "runtime:\n  tracking_uri: http://127.0.0.1:9\n"
     )
     with pytest.raises(SystemExit):
         main(["runs"])
-    assert "dvc exp show" in (told := capsys.readouterr().err) and "http://127.0.0.1:9 did not answer" in told
+    assert "dvc exp show" in (err := capsys.readouterr().err) and "http://127.0.0.1:9 did not answer" in err
     monkeypatch.setattr("foundry.tracking.listing.mlflow_rows", lambda uri, experiment: [run("r1", "f1")])
     main(["runs"])
     text = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Any value of any type in any key of params.yaml is accepted or reported in one error; what is accepted can be planned."""
+"""Any value in any key of params.yaml is accepted or reported in one error; what is accepted can be planned."""
 
 import re
 from argparse import Namespace
@@ -14,29 +14,103 @@ from foundry.config.section import Section, section_in
 
 SOURCE = "name: one, url: 'file:corpus/one.txt'"
 
-# YAML texts. Of every type, at the edges of their ranges, and as other programs and other readings of YAML leave them.
-VALUES = [
-    "null", "true", "yes", "0", "1", "3", "-1", "010", "1_000", "12:30:00", "2026-01-01", "-0.0", "0.5", "1.5", "1e3", "1e-320", "1e308",
-    "-1e308", "1e400", ".inf", "-.inf", ".nan", "9223372036854775807", "9223372036854775808", "1" + "0" * 400, "0x" + "f" * 5000, "''", "x",
-    "[]", "[[]]", "[null]", "[1, 2]", "[0.9, 0.95]", "[a, a]", "[" + ", ".join(["a"] * 300) + "]", "{}", "{a: 1}", "{1: 2}", "{? [1] : 2}",
-    "{one: 1}", "{one: -1}", "{one: .inf}", "{x: {y: {z: 1}}}", "&a [*a]", "&b {k: *b}", "[" * 90 + "]" * 90, "!!binary aGk=", "!!set {a, b}",
-]  # fmt: skip
+# YAML texts: values of every type, at the edges of their ranges, and as other programs and YAML dialects write them.
+NUMBERS = [
+    "0",
+    "1",
+    "3",
+    "-1",
+    "010",
+    "1_000",
+    "-0.0",
+    "0.5",
+    "1.5",
+    "1e3",
+    "1e-320",
+    "1e308",
+    "-1e308",
+    "1e400",
+    ".inf",
+]
+NUMBERS += ["-.inf", ".nan", "9223372036854775807", "9223372036854775808", "1" + "0" * 400, "0x" + "f" * 5000]
+LISTS = [
+    "[]",
+    "[[]]",
+    "[null]",
+    "[1, 2]",
+    "[0.9, 0.95]",
+    "[a, a]",
+    "[" + ", ".join(["a"] * 300) + "]",
+    "[" * 90 + "]" * 90,
+]
+MAPPINGS = ["{}", "{a: 1}", "{1: 2}", "{? [1] : 2}", "{one: 1}", "{one: -1}", "{one: .inf}", "{x: {y: {z: 1}}}"]
+OTHERS = [
+    "null",
+    "true",
+    "yes",
+    "12:30:00",
+    "2026-01-01",
+    "''",
+    "x",
+    "&a [*a]",
+    "&b {k: *b}",
+    "!!binary aGk=",
+    "!!set {a, b}",
+]
+VALUES = [*NUMBERS, *LISTS, *MAPPINGS, *OTHERS]
 # For keys that take text, and for keys of mappings.
-TEXTS = [
-    "' '", "'\\n'", '"\\n"', '"\\0"', '"\\U0001F600"', "'\u202e'", "'\ufdfa'", "'\u2581'", "'../../../etc/passwd'", "'/proc/self/mem'", "'~'",
-    "'--help'", "'a b'", "'$(id)'", "'%s%n'", "'{'", "'{0.__class__}'", "'{{x}}'", "'('", "'a{99999999999}'", "'" + "(" * 3000 + "'", "'(a+)+$'",
-    "'*'", "'**/*'", "'http://[::1'", "'file:'", "'file://'", "'https://'", "'s3://'", "'hf:a@b'", "'pypi:'", "'npm:'", "x" * 5000, "['', '']",
-]  # fmt: skip
-# What is no YAML, or none that the loader constructs: the key does not matter.
+CHARACTERS = [
+    "' '",
+    "'\\n'",
+    '"\\n"',
+    '"\\0"',
+    '"\\U0001F600"',
+    "'\u202e'",
+    "'\ufdfa'",
+    "'\u2581'",
+    "x" * 5000,
+    "['', '']",
+]
+PATHS = ["'../../../etc/passwd'", "'/proc/self/mem'", "'~'", "'--help'", "'a b'", "'$(id)'", "'*'", "'**/*'"]
+TEMPLATES = [
+    "'%s%n'",
+    "'{'",
+    "'{0.__class__}'",
+    "'{{x}}'",
+    "'('",
+    "'a{99999999999}'",
+    "'" + "(" * 3000 + "'",
+    "'(a+)+$'",
+]
+ADDRESSES = ["'http://[::1'", "'file:'", "'file://'", "'https://'", "'s3://'", "'hf:a@b'", "'pypi:'", "'npm:'"]
+TEXTS = [*CHARACTERS, *PATHS, *TEMPLATES, *ADDRESSES]
+# What is not YAML, or cannot be constructed by the loader: the key does not matter.
 SYNTAX = [
-    "2026-13-45", "9" * 5000, '"\\uD83D"', '"\\uD83D\\uDE00"', "{{x}}", "{null: null}", "{? {a: 1} : 2}", "{? [[]] : 2}", "{a: 1, a: 2}", "*missing",
-    "&c [[[[*c]]]]", "[" * 3000 + "]" * 3000, "!!python/object/apply:os.getcwd []", "!!int ten", "!!float ten", "!!bool ten", "!!timestamp ten",
-    "!unknown x", "[1", "{", "'", "@", "`", "- 1", "a: b: c", "\t1", "%TAG", "|\n  x",
-]  # fmt: skip
+    "[1",
+    "{",
+    "'",
+    "@",
+    "`",
+    "- 1",
+    "a: b: c",
+    "\t1",
+    "%TAG",
+    "|\n  x",
+    "*missing",
+    "&c [[[[*c]]]]",
+    "[" * 3000 + "]" * 3000,
+]
+SYNTAX += ["{{x}}", "{null: null}", "{? {a: 1} : 2}", "{? [[]] : 2}", "{a: 1, a: 2}", '"\\uD83D"', '"\\uD83D\\uDE00"']
+SYNTAX += ["2026-13-45", "9" * 5000, "!!int ten", "!!float ten", "!!bool ten", "!!timestamp ten", "!unknown x"]
+SYNTAX += ["!!python/object/apply:os.getcwd []"]
 
 
 class Key(NamedTuple):
-    """A place of the schema: its name, a parameter file with VALUE there that is valid otherwise, whether it takes text."""
+    """A place of the schema.
+
+    Attributes:
+        text: a parameter file with VALUE at this place, which is valid otherwise.
+    """
 
     name: str
     text: str
@@ -44,7 +118,7 @@ class Key(NamedTuple):
 
 
 def _keys(model: type[Section] = Config, prefix: str = "", text: str = "{VALUE}") -> Iterator[Key]:
-    """Every key; sections, items of lists, keys and values of mappings included."""
+    """Every key, including sections, items of lists, and keys and values of mappings."""
     for name, field in model.model_fields.items():
         at = text.replace("VALUE", f"{name}: VALUE")
         if not prefix and name != "download":
@@ -84,10 +158,9 @@ KEYS = [
 def test_the_walk_reaches_every_kind_of_key():
     names = {k.name for k in KEYS}
     assert len(names) > 180 and len(VALUES) > 40 and all(k.text.count("VALUE") == 1 for k in KEYS)
-    assert names >= {
-        "seed", "model.dim", "clean.c4", "clean.c4.min_sentences", "download.sources[].url", "download.sources[].mirrors[]", "evaluate.prompts[]",
-        "train.betas[]", "shard.weights{}", "shard.weights key", "runtime.device", "clean.gopher_repetition.max_top_ngram_chars key",
-    }  # fmt: skip
+    assert {"seed", "model.dim", "clean.c4", "clean.c4.min_sentences", "train.betas[]", "runtime.device"} <= names
+    assert {"download.sources[].url", "download.sources[].mirrors[]", "evaluate.prompts[]"} <= names
+    assert {"shard.weights{}", "shard.weights key", "clean.gopher_repetition.max_top_ngram_chars key"} <= names
 
 
 @pytest.mark.parametrize("section", list(Config.model_fields))
@@ -105,7 +178,7 @@ def test_every_value_in_every_key_is_accepted_or_reported_in_one_error(section, 
 def _outcome(path: Path, key: Key, value: str) -> str:
     """`accepted`, if it can be checked and planned too; `refused`, if one error names the place; else what happened."""
     path.write_text(key.text.replace("VALUE", value), encoding="utf-8")
-    told = f"{key.name}: {value[:60]}: "
+    seen = f"{key.name}: {value[:60]}: "
     try:
         load_params(path)
         parameters.check(Namespace(params=str(path), describe=False))
@@ -115,7 +188,7 @@ def _outcome(path: Path, key: Key, value: str) -> str:
         text.encode()  # what cannot be printed is no message
         last = re.split(r"[.\[{ ]", key.name.rstrip("[]{}").removesuffix(" key"))[-1]
         named = last in text or re.search(r"line \d, column", text)
-        return "refused" if str(path) in text and named and len(text) < 5000 else f"{told}unclear: {text[:300]}"
+        return "refused" if str(path) in text and named and len(text) < 5000 else f"{seen}unclear: {text[:300]}"
     except Exception as e:
-        return f"{told}{type(e).__name__}: {str(e)[:300]}"
+        return f"{seen}{type(e).__name__}: {str(e)[:300]}"
     return "accepted"

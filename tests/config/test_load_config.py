@@ -1,11 +1,20 @@
-"""Parameters: every mistake is told at once, by name, before any work."""
+"""Parameters: all mistakes are reported together, by name, before any work."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-from foundry.config import ConfigError, ModelConfig, load_params, parse_config, read_yaml
+from foundry.config import (
+    Config,
+    ConfigError,
+    ModelConfig,
+    load_config,
+    load_pair,
+    load_params,
+    parse_config,
+    read_yaml,
+)
 from foundry.config import profiles as table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,12 +31,12 @@ def test_the_shipped_parameters_are_valid_and_are_the_laptop_profile():
     assert table.changes(PARAMS, "laptop") == []
 
 
-def test_every_key_of_the_schema_stands_in_params_yaml(params):
+def test_every_key_of_the_schema_is_in_params_yaml(params):
     from foundry.config import describe
 
     keys = [k for k, _, _ in describe() if not k.startswith("download.") and k != "model.vocab_size"]
 
-    def stands(key):
+    def present(key):
         value = params
         for part in key.split("."):
             if part not in value:
@@ -35,7 +44,7 @@ def test_every_key_of_the_schema_stands_in_params_yaml(params):
             value = value[part]
         return True
 
-    assert [k for k in keys if not stands(k)] == [] and len(keys) > 60
+    assert [k for k in keys if not present(k)] == [] and len(keys) > 60
 
 
 @pytest.mark.parametrize("name", table.profile_names())
@@ -43,7 +52,7 @@ def test_each_profile_is_valid(name):
     assert table.profile_config(name, PARAMS).model.head_dim in (64, 128)
 
 
-def test_all_problems_are_told_together_with_the_nearest_names(params):
+def test_all_problems_are_reported_together_with_the_nearest_names(params):
     params["train"]["stesp"] = 5
     params["model"]["n_head"] = 4
     params["clean"]["min_chars"] = "many"
@@ -59,7 +68,7 @@ def test_all_problems_are_told_together_with_the_nearest_names(params):
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value", "told"),
+    ("section", "key", "value", "reported"),
     [
         ("model", "n_heads", 3, "dim must be divisible by n_heads"),
         ("model", "n_kv_heads", 3, "n_heads must be divisible by n_kv_heads"),
@@ -76,9 +85,9 @@ def test_all_problems_are_told_together_with_the_nearest_names(params):
         ("download", "sources", [], "download.sources"),
     ],
 )
-def test_a_value_that_cannot_work_is_refused_with_its_rule(params, section, key, value, told):
+def test_a_value_that_cannot_work_is_refused_with_its_rule(params, section, key, value, reported):
     params[section][key] = value
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=reported):
         parse_config(params)
 
 
@@ -97,7 +106,7 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path, params):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("seed: 1\nseed: 2\n", "line 2.*'seed' is given twice"),
         ("seed: [1\n", "line 2.*not valid YAML"),
@@ -107,9 +116,9 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path, params):
         ("# only words\n", "is empty; expected"),
     ],
 )
-def test_a_file_that_is_no_parameter_file_is_refused(tmp_path, text, told):
+def test_a_file_that_is_no_parameter_file_is_refused(tmp_path, text, reported):
     (tmp_path / "p.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=reported):
         load_params(tmp_path / "p.yaml")
     with pytest.raises(ConfigError, match="does not exist"):
         load_params(tmp_path / "missing.yaml")
@@ -128,6 +137,20 @@ def test_switching_a_profile_keeps_comments_and_other_keys_and_names_what_reruns
     assert yaml.safe_load(path.read_text()) == yaml.safe_load(PARAMS.read_text()) | {
         "clean": {**yaml.safe_load(PARAMS.read_text())["clean"], "max_chars": 12345}
     }
+
+
+def test_each_reader_of_a_file_has_its_own_kind_and_load_config_takes_both(tmp_path):
+    pair = tmp_path / "pair.yaml"
+    pair.write_text("model: {dim: 64, n_heads: 2, n_kv_heads: 2}\ntraining: {max_iters: 50}\n")
+    assert load_pair(pair) == load_config(pair) and load_pair(pair)[1].steps == 50
+    assert load_params(PARAMS) == load_config(PARAMS) and isinstance(load_params(PARAMS), Config)
+    with pytest.raises(ConfigError, match="training: unknown key"):
+        load_params(pair)
+    with pytest.raises(ConfigError, match="download: unknown section"):
+        load_pair(PARAMS)
+    pair.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="expected are the sections model and training"):
+        load_pair(pair)
 
 
 def test_an_unknown_profile_names_the_known_ones():

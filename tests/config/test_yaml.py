@@ -6,9 +6,11 @@ from dvc.utils.serialize import load_yaml, loads_yaml
 from foundry.config import ConfigError, load_params, parse_yaml, yaml_text
 
 # Scalars that YAML 1.1 and 1.2, or one library and another, read differently.
-SCALARS = """010 0o10 0x1F 0b11 0777 09 1_000 1__0 _ 1_ +1 -0 1e3 1E3 1e-8 1.e3 .5 1. 1e 1.5e+3 6.02e23 1e400 .inf -.INF .nan
-yes no on off y n Yes NO On true True TRUE false null Null ~ 12:30:00 1:2 1:2.5 190:20:30 2026-01-01 2026-01-01T10:00:00Z
-0o9 0b12 0x '010' "1e3" !!str 010 !!int 010 !!float 1 = < 1,000 0.1.2 v1 @ x""".split()  # noqa: SIM905 - a table to be read
+SCALARS = """
+010 0o10 0x1F 0b11 0777 09 1_000 1__0 _ 1_ +1 -0 1e3 1E3 1e-8 1.e3 .5 1. 1e 1.5e+3 6.02e23 1e400 .inf -.INF .nan yes
+no on off y n Yes NO On true True TRUE false null Null ~ 12:30:00 1:2 1:2.5 190:20:30 2026-01-01 2026-01-01T10:00:00Z
+0o9 0b12 0x '010' "1e3" !!str 010 !!int 010 !!float 1 = < 1,000 0.1.2 v1 @ x
+""".split()  # noqa: SIM905 - a table to be read
 
 
 @pytest.mark.parametrize("text", [*SCALARS, "2001-12-14 21:59:43.10 -5", "!!str 010", "!!float 3", "!!set {a, b}"])
@@ -42,7 +44,7 @@ def test_a_run_has_the_steps_that_dvc_records(tmp_path, value, read):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("lr: {{lr}}", "line 1.*template.*not filled in"),
         ("a: 1\nday: 2026-13-45", "line 2.*'2026-13-45' cannot be read"),
@@ -57,17 +59,20 @@ def test_a_run_has_the_steps_that_dvc_records(tmp_path, value, read):
         ("a: \x00", "not valid YAML"),
     ],
 )
-def test_what_is_no_value_is_reported_with_its_line(text, told):
-    with pytest.raises(ConfigError, match=told):
+def test_what_is_no_value_is_reported_with_its_line(text, expected):
+    with pytest.raises(ConfigError, match=expected):
         parse_yaml(text, "p.yaml")
 
 
 def test_what_is_no_file_is_reported(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9")
-    for path, told in [(tmp_path, "cannot be read"), (tmp_path / "latin.yaml", "UTF-8"), ("a\0b", "cannot be read"),
-                       ("x" * 5000, "cannot be read"), (tmp_path / "none", "does not exist")]:  # fmt: skip
-        with pytest.raises(ConfigError, match=told):
+    for path in (tmp_path, "a\0b", "x" * 5000):
+        with pytest.raises(ConfigError, match="cannot be read"):
             load_params(path)
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load_params(tmp_path / "latin.yaml")
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_params(tmp_path / "none")
 
 
 def test_written_yaml_is_read_as_the_same_value_by_both():

@@ -1,4 +1,4 @@
-"""Kills of a real `make repro` at random moments, until a time is over; then the same command must finish with equal bits."""
+"""Kills a real `make repro` at random moments for some time; then the same command must finish with equal bits."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from pipeline import STAGES, environment, run
 # What `make repro` runs; $0 is the interpreter, whose path may have spaces in it.
 COMMAND = '"$0" -m foundry.cli check && exec "$0" -m dvc --wait-for-lock repro'
 
-# (signal, who gets it): all processes as from a machine that goes down or a terminal's Ctrl-C, or one of them as from the OOM killer.
+# (signal, who gets it): all processes, as when a machine goes down or a user presses Ctrl-C in the terminal, or one of
+# them, as by the OOM killer.
 WAYS = [
-    (signal.SIGKILL, "all"), (signal.SIGKILL, "all"), (signal.SIGKILL, "dvc"), (signal.SIGKILL, "stage"), (signal.SIGTERM, "all"),
-    (signal.SIGTERM, "dvc"), (signal.SIGTERM, "stage"), (signal.SIGINT, "all"), (signal.SIGINT, "stage"),
-]  # fmt: skip
+    *((signal.SIGKILL, receiver) for receiver in ("all", "all", "dvc", "stage")),
+    *((signal.SIGTERM, receiver) for receiver in ("all", "dvc", "stage")),
+    *((signal.SIGINT, receiver) for receiver in ("all", "stage")),
+]
 PATIENCE = 120  # seconds for a stopped stage to save; what lives longer is killed
 
 
@@ -35,8 +37,9 @@ class Survived:
     """What was survived.
 
     Attributes:
-        stages, signals: kills by the stage in which they fell ("between" is DVC or the check), and by signal and receiver.
-        builds: how often the pipeline was finished from the beginning.
+        stages: number of kills by the running stage ("between" is DVC or the check).
+        signals: number of kills by signal and receiver.
+        builds: how often the pipeline was built from scratch.
     """
 
     stages: Counter = field(default_factory=Counter)
@@ -74,9 +77,14 @@ class Chaos:
         """
         self.lines, self.running = [], ""
         p = subprocess.Popen(
-            ["bash", "-c", COMMAND, sys.executable], cwd=self.folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            ["bash", "-c", COMMAND, sys.executable],
+            cwd=self.folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             start_new_session=True,
-        )  # fmt: skip
+        )
         reader = threading.Thread(target=self._read, args=(p,))
         reader.start()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -145,13 +153,15 @@ def _session(leader: int) -> list[psutil.Process]:
     return found
 
 
-def torment(whole: Path, base: Path, rng: random.Random, seconds: float, first: str = STAGES[0]) -> Survived:
-    """Kills builds of copies of a project for some time; each is finished by the same command and compared with the undisturbed one.
+def torment(intact: Path, base: Path, rng: random.Random, seconds: float, first: str = STAGES[0]) -> Survived:
+    """Kills builds of copies of a project for some time.
+
+    Each build is finished by the same command and compared with the undisturbed one.
 
     Args:
-        whole: the undisturbed project, which was built.
+        intact: the undisturbed project, which was built.
         base: an empty folder.
-        first: what is before this stage in the pipeline is taken from `whole`.
+        first: the stages before this one are taken from `intact`.
 
     Raises:
         AssertionError: if the command fails by itself, or ends with other bits.
@@ -159,7 +169,7 @@ def torment(whole: Path, base: Path, rng: random.Random, seconds: float, first: 
     survived, end = Survived(), time.monotonic() + seconds
     while survived.builds == 0 or time.monotonic() < end:
         folder = base / f"build-{survived.builds}"
-        copy_unbuilt(whole, folder, first)
+        copy_unbuilt(intact, folder, first)
         chaos, limit, kills = Chaos(folder, rng), 8.0, Counter()
         while time.monotonic() < end:
             before = chaos.finished_stages
@@ -172,7 +182,7 @@ def torment(whole: Path, base: Path, rng: random.Random, seconds: float, first: 
             limit = 8.0 if chaos.finished_stages - before > 1 else limit * 1.25
         if time.monotonic() >= end or not kills:
             chaos.attempt(None)
-        check_equal(whole, folder)
+        check_equal(intact, folder)
         for (stage, how), n in kills.items():
             survived.stages[stage] += n
             survived.signals[how] += n
@@ -182,9 +192,12 @@ def torment(whole: Path, base: Path, rng: random.Random, seconds: float, first: 
     return survived
 
 
-def copy_unbuilt(whole: Path, folder: Path, first: str) -> None:
-    """A copy of a built project in which nothing is built from a stage on: no outs, no cache of runs, no checkpoints, no store of MLflow's."""
-    shutil.copytree(whole, folder, symlinks=True, ignore=shutil.ignore_patterns(".foundry"))
+def copy_unbuilt(intact: Path, folder: Path, first: str) -> None:
+    """Copies a built project without what is built from the stage `first` on.
+
+    The copy has no outs of these stages, no run cache, no checkpoints and no MLflow store.
+    """
+    shutil.copytree(intact, folder, symlinks=True, ignore=shutil.ignore_patterns(".foundry"))
     shutil.rmtree(folder / ".dvc/cache/runs", ignore_errors=True)
     lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))
     kept = STAGES[: STAGES.index(first)]
@@ -201,9 +214,9 @@ def copy_unbuilt(whole: Path, folder: Path, first: str) -> None:
         (folder / "dvc.lock").unlink()
 
 
-def check_equal(whole: Path, folder: Path) -> None:
+def check_equal(intact: Path, folder: Path) -> None:
     """The same hashes of everything, and nothing left to do."""
-    locks = [yaml.safe_load((f / "dvc.lock").read_text(encoding="utf-8")) for f in (whole, folder)]
+    locks = [yaml.safe_load((f / "dvc.lock").read_text(encoding="utf-8")) for f in (intact, folder)]
     assert locks[0] == locks[1], "the killed build ended with other bits"
     assert "up to date" in run(folder, "dvc", "status")[1]
     left = [p for top in ("artifacts", "data") for p in (folder / top).rglob("*.old")]

@@ -1,10 +1,13 @@
-"""Kills `dvc repro` at each of its writes, and lets `make repro`'s two commands, `foundry check` and `dvc repro`, repair what that left.
+"""Kills `dvc repro` at each of its writes, and has the commands of `make repro` repair what that left.
+
+The commands are `foundry check` and `dvc repro`.
 
     python killed_dvc.py PROJECT SCRATCH      prints one JSON object per kill
 
-DVC is imported once; each life of it is a fork, so that a hundred kills cost seconds. A write is an event of Python's audit hook (a file opened for writing, a
-rename, a link, a removal, a folder) or a statement of SQLite. Each is a place to die *before* it; a file that was opened for writing also while it is *empty*
-and when *half* of the first piece is in it.
+DVC is imported once; each life of it is a fork, so that a hundred kills cost seconds. A write is an event of Python's
+audit hook (a file opened for writing, a rename, a link, a removal, a folder) or a statement of SQLite. DVC is killed
+*before* each of them, and at a file that was opened for writing also while it is *empty* and when it contains *half* of
+the first piece.
 """
 
 import builtins
@@ -184,7 +187,7 @@ def main(project, scratch):
     for at in cases(seen):
         fresh()
         killed, _ = life(folder, lambda at=at: (Killer(folder, at).install(), repro())[1])
-        checked, told = life(folder, check)
+        checked, repaired = life(folder, check)
         code, said = life(folder, repro)
         rest, broken = contents(folder), damaged(folder)
         differing = sorted(k for k in expected.keys() | rest.keys() if expected.get(k) != rest.get(k))
@@ -193,7 +196,7 @@ def main(project, scratch):
             "killed": killed,
             "check": checked,
             "repro": code,
-            "told": told,
+            "repaired": repaired,
             "said": said,
         }
         print(json.dumps({**row, "differing": differing, "damaged": broken}), flush=True)

@@ -1,7 +1,8 @@
-"""Kills a process at every system call by which it changes the disk, in turn: by ptrace, so that calls of C and Rust libraries count, too.
+"""Kills a process at every system call by which it changes the disk, in turn.
 
-`every_kill(work, check)` forks a child for each such call of `work`; the child gets SIGKILL when it is about to make the call, and `check`
-then looks at what is left. Linux on x86-64 and AArch64.
+This is done by ptrace, so that calls of C and Rust libraries count, too. `every_kill(work, check)` forks a child for
+each such call of `work`; the child gets SIGKILL when it is about to make the call, and `check` then looks at what is
+left. Linux on x86-64 and AArch64.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from collections.abc import Callable
 import pytest
 
 # Numbers of the calls that change a disk (asm/unistd_64.h; asm-generic/unistd.h).
-_X86_64 = {
-    1: "write", 18: "pwrite64", 20: "writev", 74: "fsync", 75: "fdatasync", 76: "truncate", 77: "ftruncate", 82: "rename", 83: "mkdir",
-    84: "rmdir", 85: "creat", 86: "link", 87: "unlink", 88: "symlink", 90: "chmod", 91: "fchmod", 258: "mkdirat", 263: "unlinkat",
-    264: "renameat", 265: "linkat", 266: "symlinkat", 268: "fchmodat", 285: "fallocate", 316: "renameat2", 326: "copy_file_range",
-    40: "sendfile", 257: "openat", 2: "open",
-}  # fmt: skip
-_AARCH64 = {
-    64: "write", 66: "writev", 68: "pwrite64", 82: "fsync", 83: "fdatasync", 45: "truncate", 46: "ftruncate", 34: "mkdirat", 35: "unlinkat",
-    36: "symlinkat", 37: "linkat", 38: "renameat", 47: "fallocate", 52: "fchmod", 53: "fchmodat", 71: "sendfile", 276: "renameat2",
-    285: "copy_file_range", 56: "openat",
-}  # fmt: skip
-CALLS = {"x86_64": _X86_64, "aarch64": _AARCH64}.get(platform.machine(), {})
+_X86_64 = """
+1 write, 2 open, 18 pwrite64, 20 writev, 40 sendfile, 74 fsync, 75 fdatasync, 76 truncate, 77 ftruncate, 82 rename,
+83 mkdir, 84 rmdir, 85 creat, 86 link, 87 unlink, 88 symlink, 90 chmod, 91 fchmod, 257 openat, 258 mkdirat,
+263 unlinkat, 264 renameat, 265 linkat, 266 symlinkat, 268 fchmodat, 285 fallocate, 316 renameat2, 326 copy_file_range
+"""
+_AARCH64 = """
+34 mkdirat, 35 unlinkat, 36 symlinkat, 37 linkat, 38 renameat, 45 truncate, 46 ftruncate, 47 fallocate, 52 fchmod,
+53 fchmodat, 56 openat, 64 write, 66 writev, 68 pwrite64, 71 sendfile, 82 fsync, 83 fdatasync, 276 renameat2,
+285 copy_file_range
+"""
+_TABLE = {"x86_64": _X86_64, "aarch64": _AARCH64}.get(platform.machine(), "")
+CALLS = {int(number): name for number, name in (call.split() for call in _TABLE.split(",") if call.strip())}
 
 # linux/ptrace.h
 _TRACEME, _SYSCALL, _SETOPTIONS, _GET_SYSCALL_INFO = 0, 24, 0x4200, 0x420E
@@ -60,7 +61,11 @@ def _entered(tid: int) -> str | None:
 
 
 def killed_at(n: int | None, work: Callable[[], object]) -> list[str]:
-    """Runs `work` in a forked child that is killed at its n-th disk-changing call, counted from 0 (None: never): the calls made before."""
+    """Runs `work` in a forked child that is killed at its n-th disk-changing call; returns the calls before it.
+
+    Args:
+        n: counted from 0; None: the child is not killed.
+    """
     child = os.fork()
     if child == 0:
         code = 1
@@ -111,7 +116,8 @@ def every_kill(
 
     Args:
         prepare: called before each run of `work`: puts the former state there.
-        check: called after each kill with the call's place ("7 rename"), in this process; raises if what is left is wrong.
+        check: called after each kill, in this process, with the place of the call ("7 rename"); raises if what is left
+            is wrong.
         least: guards against a work that does nothing.
     """
     if not CALLS or sys.platform != "linux":

@@ -1,6 +1,8 @@
-"""The whole pipeline on the smoke profile with a corpus of its own, by real processes. Tests share one finished project and damage copies of it."""
+"""The complete pipeline on the smoke profile with a corpus of its own, by real processes.
 
-import fcntl
+Tests share one finished project and damage copies of it.
+"""
+
 import json
 import os
 import random
@@ -11,12 +13,14 @@ from pathlib import Path
 
 import yaml
 
+from foundry.utils.locks import exclusive
+
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = tuple(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
 
 
 def environment(**more):
-    # FOUNDRY_ROOT comes with an import of the flows: what the child runs would work in this project instead of the test's.
+    # An import of the flows sets FOUNDRY_ROOT: the child would work in this project instead of the test's.
     ours = ("MLFLOW_", "DVC_", "GLIBC_", "FOUNDRY_", "PREFECT_")
     env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     path = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
@@ -96,14 +100,16 @@ def repro(folder, *args, ok=True):
 
 
 def built(base):
-    """(folder, what `dvc repro` printed) of a project whose pipeline ran through, in a folder with a space and non-ASCII letters.
+    """(folder, what `dvc repro` printed) of a project whose pipeline has run.
 
-    Built once for all processes that test in parallel: `base` is a folder that they share.
+    Its path has a space and non-ASCII letters. It is built once for all processes that test in parallel.
+
+    Args:
+        base: a folder that these processes share.
     """
-    folder, printed = base / "whole" / "Größe 模型 one", base / "whole" / "printed.txt"
+    folder, printed = base / "built" / "Größe 模型 one", base / "built" / "printed.txt"
     folder.mkdir(parents=True, exist_ok=True)
-    with open(base / "whole" / "lock", "w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
+    with exclusive(base / "built" / "lock", wait=None):
         if not printed.exists():
             make_clone(folder)
             printed.write_text(repro(folder))

@@ -14,7 +14,7 @@ class Api:
     """One server.
 
     Args:
-        url: of the UI; the API lies below it.
+        url: the address of the UI; the API is at `/api` below it.
     """
 
     def __init__(self, url):

@@ -1,4 +1,4 @@
-"""A toy pipeline: a git repository of four DVC stages that do as they are told by files `todo-NAME`."""
+"""A toy pipeline: a git repository of four DVC stages that follow instructions in files `todo-NAME`."""
 
 import os
 import shutil
@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# `one` feeds `two` and `side`, which are independent of each other; `three` stands for a training: it reads a parameter and writes a report.
+# `one` feeds `two` and `side`, which are independent of each other; `three` plays the training: it reads a parameter
+# and writes a report.
 STAGE = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -17,8 +18,8 @@ from foundry.utils.process import die_with_parent
 die_with_parent()
 (home / (name + ".pid")).write_text(str(os.getpid()))
 print("hello from", name, os.environ.get("FOUNDRY_FLOW_RUN_ID", "-"), flush=True)
-told = home / ("todo-" + name)
-todo = told.read_text().split() if told.exists() else []
+file = home / ("todo-" + name)
+todo = file.read_text().split() if file.exists() else []
 def save(signum, frame):
     (home / (name + ".saved")).write_text(str(signum)); sys.exit(128 + signum)
 signal.signal(signal.SIGTERM, save); signal.signal(signal.SIGINT, save)
@@ -34,16 +35,17 @@ if "meet" in todo:
         if time.time() > end: sys.exit(4)
         time.sleep(0.05)
 if "fail" in todo: print("the reason of the failure"); sys.exit(3)
-if "away" in todo: told.unlink(); print("the publisher does not answer"); sys.exit(75)
-if "die" in todo: told.unlink(); os.kill(os.getpid(), signal.SIGKILL)
+if "away" in todo: file.unlink(); print("the publisher does not answer"); sys.exit(75)
+if "die" in todo: file.unlink(); os.kill(os.getpid(), signal.SIGKILL)
 Path("out-" + name).write_text(Path("in-" + name).read_text())
 if name == "side": Path("note.md").write_text("a report that git keeps")
 if name == "three":
     import yaml
     train = yaml.safe_load(open("params.yaml"))["train"]
     Path("reports").mkdir(exist_ok=True)
-    Path("reports/train.json").write_text(json.dumps(
-        {{"fingerprint": "none", "params": 12, "val_bits_per_byte": abs(train["lr"] - 0.002) * 1000 + 100 / train["steps"]}}))
+    bits = abs(train["lr"] - 0.002) * 1000 + 100 / train["steps"]
+    facts = {{"fingerprint": "none", "params": 12, "val_bits_per_byte": bits}}
+    Path("reports/train.json").write_text(json.dumps(facts))
 """
 DVC = """
 stages:

@@ -1,4 +1,4 @@
-"""The process starts anew with memory settings, once, under its own id; a user's own settings stay."""
+"""The process restarts with memory settings, once, under its own id; a user's own settings are kept."""
 
 import os
 import subprocess
@@ -32,8 +32,8 @@ def run(**env):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory settings are glibc's and jemalloc's on Linux")
 def test_glibc_keeps_memory_after_one_restart():
     first, again, last = run()
-    pid, tunables, told = last.split("|")
-    assert first == again == pid and "hugetlb=1" in tunables and told == "glibc's, huge pages"
+    pid, tunables, name = last.split("|")
+    assert first == again == pid and "hugetlb=1" in tunables and name == "glibc's, huge pages"
 
 
 @pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_CONF", "RANK"])

@@ -1,4 +1,4 @@
-"""What is known of a device, and compiling where torch itself lies in a folder with an odd name."""
+"""Facts about a device, and compiling where torch itself is in a folder with an odd name."""
 
 import os
 import subprocess

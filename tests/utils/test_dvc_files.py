@@ -1,4 +1,4 @@
-"""What a kill leaves of DVC's files is repaired by `foundry check`; what is whole, or in the hands of a living DVC, stays."""
+"""`foundry check` repairs what a kill leaves of DVC's files; complete files, and those a living DVC uses, stay."""
 
 import fcntl
 import json
@@ -45,8 +45,8 @@ def rwlock(root):
 @pytest.mark.parametrize("left", [b"", b"\0" * 4096, LOCK[:9000], LOCK[: LOCK.index(b"size: ") + 7]])
 def test_a_cut_lock_is_replaced_by_gits_version_and_what_was_left_is_kept(root, left):
     (root / "dvc.lock").write_bytes(left)
-    (told,) = repair_dvc(root)
-    assert "by git's version" in told and (root / "dvc.lock").read_bytes() == LOCK
+    (line,) = repair_dvc(root)
+    assert "by git's version" in line and (root / "dvc.lock").read_bytes() == LOCK
     kept = root / ".foundry/dvc.lock.damaged"
     assert kept.read_bytes() == left if left.strip(b"\0") else not kept.exists()
     assert repair_dvc(root) == []
@@ -56,8 +56,8 @@ def test_without_a_version_in_git_a_cut_lock_is_removed(root):
     git(root, "rm", "-q", "--cached", "dvc.lock")
     git(root, "commit", "-qm", "none")
     (root / "dvc.lock").write_bytes(b"")
-    (told,) = repair_dvc(root)
-    assert told.startswith("removed dvc.lock") and not (root / "dvc.lock").exists()
+    (line,) = repair_dvc(root)
+    assert line.startswith("removed dvc.lock") and not (root / "dvc.lock").exists()
 
 
 def test_git_conflicts_are_not_taken_for_a_cut(root):
@@ -77,7 +77,7 @@ def test_every_cut_that_dvc_refuses_is_recognised_and_no_whole_lock_is_touched(r
     refused = 0
     for end in (
         i + 1 for i, byte in enumerate(part) if byte == 10
-    ):  # any other end is no newline: recognised by that alone
+    ):  # every other cut has no newline at the end, which is enough to recognise it
         try:
             validate(parse_yaml(part[:end].decode(), "dvc.lock"), COMPILED_LOCKFILE_SCHEMA)
         except YAMLValidationError:
@@ -169,6 +169,6 @@ def test_dvc_killed_at_each_of_its_writes_ends_with_equal_bytes_by_the_same_comm
     places = {(row["at"][1], row["at"][-1]) for row in rows}
     for place in (("/dvc.lock", "empty"), ("/dvc.lock", "half"), ("/.dvc/tmp/rwlock", "half"), ("/model", "before")):
         assert place in places, places
-    repaired = "".join(row["told"] for row in rows)
+    repaired = "".join(row["repaired"] for row in rows)
     for words in ("dvc.lock, which", "rwlock, which", "beside its outs", "in its run cache"):
         assert words in repaired, words

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, under every kind of end."""
+"""Files appear complete or not at all, however a process ends."""
 
 import errno
 import os
@@ -230,7 +230,8 @@ def test_a_kill_in_the_middle_of_saving_leaves_only_whole_checkpoints(tmp_path):
     """A process that saves without end is killed at different moments; whatever it leaves under a final name loads."""
     code = (
         "import sys, torch\nfrom foundry.utils.checkpoint import save_checkpoint\ni = 0\n"
-        "while True:\n    i += 1\n    save_checkpoint(sys.argv[1] + f'/step-{i:08d}', {'a': torch.full((200_000,), float(i))}, {'step': i})\n"
+        "while True:\n    i += 1\n    tensors = {'a': torch.full((200_000,), float(i))}\n"
+        "    save_checkpoint(sys.argv[1] + f'/step-{i:08d}', tensors, {'step': i})\n"
         "    print(i, flush=True)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)

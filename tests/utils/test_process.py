@@ -13,9 +13,13 @@ from foundry.utils.process import StopSignal
 
 
 def test_a_child_gets_the_signal_when_its_parent_is_killed(tmp_path):
-    child = "from foundry.utils.process import die_with_parent; import time; die_with_parent(); print('ready', flush=True); time.sleep(60)"
+    child = (
+        "from foundry.utils.process import die_with_parent; import time; die_with_parent()\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
     parent = (
-        f"import subprocess, sys, time\np = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, text=True)\n"
+        "import subprocess, sys, time\n"
+        f"p = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, text=True)\n"
         "p.stdout.readline()\nprint(p.pid, flush=True)\ntime.sleep(60)"
     )
     p = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
@@ -40,7 +44,8 @@ def test_the_first_signal_is_a_flag_and_the_handlers_come_back():
 
 def test_the_second_signal_ends_the_process_at_once():
     code = (
-        "import time\nfrom foundry.utils.process import StopSignal\nwith StopSignal():\n    print('ready', flush=True)\n"
+        "import time\nfrom foundry.utils.process import StopSignal\n"
+        "with StopSignal():\n    print('ready', flush=True)\n"
         "    end = time.time() + 30\n    while time.time() < end: time.sleep(0.05)\n"
     )
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
