@@ -1,4 +1,4 @@
 """The data rooms, in the order of a document's way: fetch → read → clean → tokens; `text` has the functions that they share.
 
-`schema` and `manifest` are the contracts between the stages. Light to import.
+`schema` and `splits` are the contracts between the stages. Light to import.
 """

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator
 
 from foundry.config import DataError, ExportError
-from foundry.utils.files import read_json, sha256_file, sha256_json
+from foundry.utils.files import sha256_file, sha256_json
+from foundry.utils.raw_manifest import NAME as MANIFEST
+from foundry.utils.raw_manifest import read_manifest
 from foundry.utils.records import Record
 
 if TYPE_CHECKING:  # loads torch
@@ -136,10 +138,12 @@ def build_lineage(
         DataError: if the manifest of the raw files or a report is missing.
     """
     root = Path(root)
-    manifest = root / FOLDERS["raw"] / "manifest.json"
-    raw = read_json(manifest, "the manifest of the raw files; run `dvc repro download`", DataError)
-    keys = ("name", "url", "license", "attribution", "lang", "files")
-    sources = [{**{k: s[k] for k in keys}, "sha256": sha256_json(s["files"])} for s in raw["sources"]]
+    raw = root / FOLDERS["raw"]
+    keys = {"name", "url", "license", "attribution", "lang", "files"}
+    sources = [
+        {**s, "files": list(s["files"]), "sha256": sha256_json(s["files"])}
+        for s in (source.model_dump(include=keys) for source in read_manifest(raw).sources)
+    ]
     clean = _hashes(root / FOLDERS["clean"])
     reports = {name: root / FOLDERS["reports"] / name for name in REPORTS}
     if lost := [str(path) for path in reports.values() if not path.is_file()]:
@@ -155,7 +159,7 @@ def build_lineage(
         tokenizer=HashedLink(sha256=facts.tokenizer_sha256, files=_hashes(root / FOLDERS["tokenizer"])),
         clean=HashedLink(sha256=sha256_json(clean), files=clean),
         raw=[RawSource.model_validate(s) for s in sources],
-        raw_manifest_sha256=sha256_file(manifest),
+        raw_manifest_sha256=sha256_file(raw / MANIFEST),
         raw_sha256=sha256_json([s["sha256"] for s in sources]),
         parameters=parameters,
     )
@@ -178,7 +182,7 @@ def linked_files(lineage: Lineage) -> Iterator[LinkedFile]:
     """Every file of the project that the lineage names."""
     for link, folder in FOLDERS.items():
         if link == "raw":
-            yield LinkedFile(link, f"{folder}/manifest.json", lineage.raw_manifest_sha256)
+            yield LinkedFile(link, f"{folder}/{MANIFEST}", lineage.raw_manifest_sha256)
             for f in (f for source in lineage.raw for f in source.files):
                 yield LinkedFile(link, f"{folder}/{f.path}", f.sha256)
         else:

@@ -5,11 +5,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from example_records import example_cleaning, example_evaluation, example_source
+from raw_files import raw_source, write_raw_manifest
 
 from foundry.config import ModelConfig
 from foundry.data.tokens.index import ShardIndex
 from foundry.models import MiniLLM, TrainingFacts, save_model
-from foundry.utils.files import read_json, write_json
+from foundry.utils.files import read_json
 
 
 def randomised(cfg: ModelConfig, seed: int = 0) -> MiniLLM:
@@ -57,9 +58,8 @@ def project(root, model, tokenizer):
     example_evaluation(weights_sha256=weights).write(root / "reports/evaluate.json")
     cleaning = example_cleaning(example_source(license="MIT", attribution=""))
     cleaning.write(root / "reports/clean.json")
-    raw = cleaning.sources[0].model_dump(include={"name", "url", "license", "attribution", "lang"})
-    raw["files"] = [{"path": "one/x", "sha256": "4" * 64, "bytes": 5}]
-    write_json(root / "data/raw/manifest.json", {"sources": [raw]})
+    described = cleaning.sources[0].model_dump(include={"name", "url", "license", "attribution", "lang"})
+    write_raw_manifest(root / "data/raw", raw_source("one/x", **described))
     index = ShardIndex(dtype="uint16", vocab_size=400, tokenizer_sha256=tokenizer.sha256, splits={})
     (root / "data/shards").mkdir()
     index.write(root / "data/shards")

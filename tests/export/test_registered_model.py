@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from example_records import example_cleaning, example_evaluation, example_source
+from raw_files import raw_source, write_raw_manifest
 
 from foundry.cli import main
 from foundry.config import DataError, Export, ExportError, TrackingError, parse_config
@@ -28,7 +29,6 @@ from foundry.tracking.backup import BackedUp, backup
 from foundry.tracking.registry import download
 from foundry.tracking.settings import connect
 from foundry.utils.bootstrap import Interval
-from foundry.utils.files import write_json
 
 SCRIPT = """
 import json, sys
@@ -93,9 +93,8 @@ def make(root, model, tokenizer, value=1.5, scale=1.0, seed=0, fingerprint="f" *
     bits_per_byte = Interval(value=value, low=value - 0.1, high=value + 0.1)
     report = example_evaluation(bits_per_byte, weights_sha256=fingerprint * 4)
     cleaning = example_cleaning(example_source(license="CC0-1.0", attribution=""))
-    raw = cleaning.sources[0].model_dump(include={"name", "url", "license", "attribution", "lang"})
-    raw["files"] = [{"path": "one/x", "sha256": "4" * 64, "bytes": 5}]
-    write_json(root / "data/raw/manifest.json", {"sources": [raw]})
+    described = cleaning.sources[0].model_dump(include={"name", "url", "license", "attribution", "lang"})
+    write_raw_manifest(root / "data/raw", raw_source("one/x", **described))
     report.write(root / "reports/evaluate.json")
     cleaning.write(root / "reports/clean.json")
     export(

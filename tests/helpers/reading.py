@@ -1,19 +1,11 @@
-"""What the tests of the readers share: sources, files, and the items of a file, in one unit or several."""
+"""What the tests of the readers share: files, and the items of a file, in one unit or several."""
 
 import pyarrow as pa
+from raw_files import raw_source
 
-from foundry.data.manifest import RawFile, RawSource
 from foundry.data.read.records import Document
 from foundry.data.read.streams import Limits
 from foundry.data.read.units import plan_units, read_unit
-
-
-def raw_source(*names, **changes):
-    """A source of the manifest with files of these names, whose bytes nobody verifies."""
-    described = {"name": "s", "url": "file:corpus/s", "license": "unknown", "attribution": "", "lang": "und"}
-    read_as = {"format": "auto", "encoding": None, "text": "{text}", "cut": "", "html": "auto", "member": None}
-    files = tuple(RawFile(path=n, sha256="", bytes=0) for n in names)
-    return RawSource(**{**described, **read_as, **changes}, files=files)
 
 
 def read(path, text="{text}", format="auto", member=None, cut="", limits=None, unit_bytes=1 << 30, encoding=None):

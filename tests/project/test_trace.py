@@ -13,6 +13,7 @@ import pytest
 import yaml
 from example_records import example_cleaning, example_evaluation, example_source
 from flow_notes import build_note
+from raw_files import raw_source, write_raw_manifest
 from scoring import tiny
 
 from foundry.cli import main
@@ -27,6 +28,7 @@ from foundry.project.verify import verify
 from foundry.utils.dvc_record import md5_file, md5_folder, read_lock
 from foundry.utils.files import sha256_file, sha256_json, write_json
 from foundry.utils.flow_runs import write_note
+from foundry.utils.raw_manifest import RawFile
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = {"name": "one", "url": "file:corpus/a.txt", "license": "CC0-1.0", "attribution": "us", "lang": "en"}
@@ -39,8 +41,8 @@ def finished_project(tmp_path_factory, clean, shards, tokenizer):
     root = tmp_path_factory.mktemp("custody") / "Größe 模型"
     (root / "data/raw/one").mkdir(parents=True)
     (root / "data/raw/one/a.txt").write_text("raw text")
-    raw = {"path": "one/a.txt", "sha256": sha256_file(root / "data/raw/one/a.txt"), "bytes": 8}
-    write_json(root / "data/raw/manifest.json", {"sources": [{**SOURCE, "files": [raw]}]})
+    raw = RawFile(path="one/a.txt", sha256=sha256_file(root / "data/raw/one/a.txt"), bytes=8)
+    write_raw_manifest(root / "data/raw", raw_source(raw, **SOURCE))
     shutil.copytree(clean, root / "data/clean")
     shutil.copytree(shards, root / "data/shards")
     (root / "artifacts/tokenizer").mkdir(parents=True)
@@ -56,7 +58,7 @@ def finished_project(tmp_path_factory, clean, shards, tokenizer):
     parameters = CFG.model_dump(mode="json", exclude={"runtime"})
     chain = build_lineage(root, facts, parameters, read_index(shards).file_hashes())
     report = example_evaluation(weights_sha256=facts.weights_sha256)
-    cleaning = example_cleaning(example_source(**SOURCE, sha256=raw["sha256"]))
+    cleaning = example_cleaning(example_source(**SOURCE, sha256=raw.sha256))
     params = Export(model_name="tiny", gguf_types=["f32"])
     export(
         root / "artifacts/export",

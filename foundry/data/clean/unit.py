@@ -27,10 +27,10 @@ from pydantic import TypeAdapter
 from foundry.config import Clean
 from foundry.data.clean.dedup import BANDS
 from foundry.data.clean.repeats import limits
-from foundry.data.manifest import RawFile, RawSource
 from foundry.data.read.streams import Limits
 from foundry.data.read.units import Unit
 from foundry.utils.files import read_json, write_json
+from foundry.utils.raw_manifest import RawFile, RawSource
 
 SAMPLES = 40  # examples of each reason that a unit keeps
 TEXTS = pa.schema(

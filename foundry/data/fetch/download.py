@@ -28,11 +28,11 @@ from foundry.data.fetch.sniff import check_kind
 from foundry.data.fetch.sources import Address, Hub, Local, Remote, Tarball, Web, Wheel, parse_source
 from foundry.data.fetch.store import MOST_THREADS, Fetched, Transfers, stored
 from foundry.data.fetch.web import fetch_url
-from foundry.data.manifest import Manifest, RawFile, RawSource, write_manifest
 from foundry.data.read.template import Template
 from foundry.utils.files import atomic_dir, make_folder, open_to_write, sha256_file, state_dir
 from foundry.utils.locks import exclusive
 from foundry.utils.log import progress
+from foundry.utils.raw_manifest import Manifest, RawFile, RawSource, write_manifest
 
 FICLONE = 0x40049409  # linux/fs.h: share the blocks of a file until one side is written
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from foundry.config import DataError
 from foundry.config.formats import FORMAT_NAMES
-from foundry.data.manifest import RawSource
 from foundry.data.read import json_records, plain_text, tables, webpage  # noqa: F401  # they fill READERS
 from foundry.data.read.archives import open_zip, read_tar, shown_member, zip_members
 from foundry.data.read.encoding import Utf8, wide_encoding
@@ -35,6 +34,7 @@ from foundry.data.read.kinds import (
 from foundry.data.read.readers import READERS, WHOLE, Range, ranges_by_size
 from foundry.data.read.records import Bad, Document, DocumentBuilder
 from foundry.data.read.streams import GrowthLimit, Limits, Stream, damage, on_disk, unpack
+from foundry.utils.raw_manifest import RawSource
 
 __all__ = ["Limits", "Unit", "plan_units", "read_unit"]
 

@@ -19,9 +19,9 @@ from foundry.config import ConfigError, DataError, parse_config
 from foundry.config.formats import ARCHIVES, COMPRESSED_TAR, FORMATS
 from foundry.data.fetch.download import download
 from foundry.data.fetch.local import find_files
-from foundry.data.manifest import read_manifest
 from foundry.data.read.archives import wanted
 from foundry.data.read.kinds import archive_of, outer_kind
+from foundry.utils.raw_manifest import read_manifest
 
 RAW = Path("data/raw")
 ROOT = Path(__file__).parents[3]

@@ -12,7 +12,7 @@ import pytest
 
 from foundry.config import DataError, parse_config
 from foundry.data.fetch.download import download
-from foundry.data.manifest import RawFile
+from foundry.utils.raw_manifest import RawFile
 
 RAW = Path("data/raw")
 

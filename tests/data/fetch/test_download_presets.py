@@ -21,8 +21,8 @@ from foundry.data.fetch.download import download
 from foundry.data.fetch.hub import fetch_hub
 from foundry.data.fetch.sources import Hub, parse_source
 from foundry.data.fetch.store import Transfers
-from foundry.data.manifest import read_manifest, verified
 from foundry.data.read.template import Template
+from foundry.utils.raw_manifest import read_manifest, verified
 
 PRESETS = sorted((Path(__file__).parents[3] / "presets").glob("*.yaml"))
 RAW = Path("data/raw")

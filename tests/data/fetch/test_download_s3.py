@@ -17,7 +17,7 @@ import yaml
 from foundry.cli import main
 from foundry.config import DataError, parse_config
 from foundry.data.fetch.download import download
-from foundry.data.manifest import RawFile
+from foundry.utils.raw_manifest import RawFile
 
 pytest.importorskip("s3fs")  # an extra of its own
 

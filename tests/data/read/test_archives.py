@@ -13,7 +13,8 @@ import zipfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import put, raw_source, zst
+from raw_files import raw_source
+from reading import put, zst
 
 from foundry.config import DataError
 from foundry.data.read.archives import wanted

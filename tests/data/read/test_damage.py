@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-import reading
-from reading import put, raw_source, said, zst
+import raw_files
+from raw_files import raw_source
+from reading import put, said, zst
 
 from foundry.config import DataError
 from foundry.data.read import streams
@@ -226,7 +227,7 @@ MEASURE = r"""
 import re, sys
 from pathlib import Path
 from foundry.data.read.units import Limits, plan_units, read_unit
-from reading import put, raw_source, said, zst
+from raw_files import raw_source
 
 def read(name, limits):
     sources = [raw_source(name)]
@@ -269,7 +270,7 @@ def test_a_line_of_100_mb_is_counted_and_not_kept_in_memory(tmp_path, suffix):
 
     def measure(limit):
         command = [sys.executable, "-c", MEASURE, str(tmp_path), suffix, str(limit)]
-        helpers = {**os.environ, "PYTHONPATH": os.path.dirname(reading.__file__)}
+        helpers = {**os.environ, "PYTHONPATH": os.path.dirname(raw_files.__file__)}
         run = subprocess.run(command, capture_output=True, text=True, check=True, env=helpers)
         return run.stdout.strip().split(" ", 1)
 

@@ -11,7 +11,8 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import put, raw_source, said, zst
+from raw_files import raw_source
+from reading import put, said, zst
 
 from foundry.config import ConfigError, DataError
 from foundry.data.read import json_records, plain_text, streams

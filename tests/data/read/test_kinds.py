@@ -4,7 +4,8 @@ from collections import Counter
 from typing import get_args, get_type_hints
 
 import pytest
-from reading import put, raw_source, read, said
+from raw_files import raw_source
+from reading import put, read, said
 
 from foundry.config import DataError, Source, parse_config
 from foundry.config import formats as table

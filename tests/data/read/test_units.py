@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import put, raw_source, read, said
+from raw_files import raw_source
+from reading import put, read, said
 
 from foundry.config import DataError
 from foundry.data.read.records import Bad, Document

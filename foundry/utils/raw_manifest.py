@@ -1,4 +1,4 @@
-"""`data/raw/manifest.json`: what the download stage writes and the clean stage reads, with the one schema of both."""
+"""`data/raw/manifest.json`: the schema that its writer, the download stage, shares with cleaning and export."""
 
 from __future__ import annotations
 
