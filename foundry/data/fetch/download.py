@@ -4,8 +4,8 @@ Guarantees: `data/raw/` appears complete or not at all; the manifest, written la
 licence of each file in the order of the parameters and is the same bytes for the same inputs, whichever mirror served;
 the problems of all sources are reported together. A file without a sha256 in the parameters is recorded in
 `data.lock.json` at its first download, and must stay the same. DVC deletes `data/raw/` before each run, so what came
-over the network is kept under `.foundry/downloads/` and copied (never linked: DVC changes the modes of its outs), and is
-not transferred a second time.
+over the network is kept under `.foundry/downloads/` and copied (never linked: DVC changes the modes of its outs), and
+is not transferred a second time.
 """
 
 from __future__ import annotations

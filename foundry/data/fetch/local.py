@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def find_files(pattern: str) -> list[Fetched]:
-    """The files below the project that a glob matches; for a folder, all files below it whose suffix is a known format.
+    """The files below the project that a glob matches; for a folder, all files in it whose suffix is a known format.
 
     Names are relative to the last folder before the first wildcard. Hidden files and the README of the folder itself
     are left out.

@@ -1,8 +1,9 @@
 """What readers yield: documents, and records that could not be read; and how the fields of a record become a document.
 
 Guarantees of every reader: each record comes out once, as a `Document` or as a `Bad` with the reason, in the order of
-the file; damage of the file itself raises. Readers stream, with one record of at most `Limits.record` bytes in memory. A
-file that contains nothing but white space has no document; blank lines and blank documents between separators are none.
+the file; damage of the file itself raises. Readers stream, with one record of at most `Limits.record` bytes in memory.
+A file that contains nothing but white space has no document; blank lines and blank documents between separators are
+none.
 """
 
 from __future__ import annotations
