@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def find_files(pattern: str) -> list[Fetched]:
-    """The files below the project that a glob matches; for a folder, all files in it whose suffix is a known format.
+    """The files below the project that a glob matches; for a folder, all files below it whose suffix is known.
 
     Names are relative to the last folder before the first wildcard. Hidden files and the README of the folder itself
     are left out.
@@ -73,8 +73,8 @@ def _below(folder: Path, root: Path, pattern: str) -> list[Path]:
     if skipped:
         suffixes = ", ".join(f"{ascii(suffix)[1:-1]} ({n})" for suffix, n in sorted(skipped.items())[:8])
         log.warning(
-            "file:%s: %s skipped, because the suffix is that of no known format: %s%s. To read such files, name them by "
-            "a pattern and set their `format:`",
+            "file:%s: %s skipped, because the suffix is that of no known format: %s%s. To read such files, name them "
+            "by a pattern and set their `format:`",
             *(pattern, "1 file is" if skipped.total() == 1 else f"{skipped.total()} files are"),
             *(suffixes, ", …" * (len(skipped) > 8)),
         )
