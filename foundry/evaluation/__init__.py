@@ -7,7 +7,7 @@ _HOME = {
     "Scores": "bits_per_byte",
     "compare_documents": "compare",
     "evaluate_model": "full_evaluation",
-    "interval": "bits_per_byte",
+    "bits_per_byte_interval": "bits_per_byte",
     "read_losses": "losses",
     "score": "bits_per_byte",
     "score_held_out": "held_out_scores",

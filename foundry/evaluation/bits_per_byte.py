@@ -125,7 +125,7 @@ def bits_per_byte(nats: np.ndarray, n_bytes: np.ndarray) -> float:
     return float(nats.sum() / math.log(2) / n_bytes.sum())
 
 
-def interval(nats: np.ndarray, n_bytes: np.ndarray, resamples: int, seed: int) -> Interval:
+def bits_per_byte_interval(nats: np.ndarray, n_bytes: np.ndarray, resamples: int, seed: int) -> Interval:
     """Bits per byte with its 95 % bootstrap percentile interval over documents."""
     return ratio_interval(nats / math.log(2), n_bytes, resamples, seed)
 

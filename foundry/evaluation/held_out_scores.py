@@ -13,7 +13,7 @@ import numpy as np
 
 from foundry.config import Config, DataError
 from foundry.data.tokens.shards import Shards
-from foundry.evaluation.bits_per_byte import Documents, Scores, interval, perplexity, score
+from foundry.evaluation.bits_per_byte import Documents, Scores, bits_per_byte_interval, perplexity, score
 from foundry.evaluation.contamination import SharedRuns
 from foundry.evaluation.tokens import TokenScores, calibration, position_curve, score_tokens
 from foundry.models import MiniLLM
@@ -60,7 +60,7 @@ def score_held_out(
     def part(at: np.ndarray) -> PartScore:
         """The documents of a mask."""
         return PartScore(
-            bits_per_byte=interval(scores.nats[at], documents.n_bytes[at], resamples, seed),
+            bits_per_byte=bits_per_byte_interval(scores.nats[at], documents.n_bytes[at], resamples, seed),
             documents=int(at.sum()),
             bytes=int(documents.n_bytes[at].sum()),
         )
@@ -71,7 +71,7 @@ def score_held_out(
         looked_for["not_in_training"] = part(clean) if clean.any() else None
     test = SplitScore(
         **dict(part(np.ones(len(documents), bool))),
-        bits_per_byte_overlap=interval(overlap.nats, documents.n_bytes, resamples, seed),
+        bits_per_byte_overlap=bits_per_byte_interval(overlap.nats, documents.n_bytes, resamples, seed),
         perplexity_token=perplexity(scores.nats, scores.tokens, resamples, seed),
         perplexity_word=perplexity(scores.nats, documents.words, resamples, seed),
         tokens=int(scores.tokens.sum()),

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from foundry.config import DataError, ModelConfig
 from foundry.data.tokens.shards import Shards, read_clean
 from foundry.evaluation.baselines import baselines, last_bytes, ppmd_sizes
-from foundry.evaluation.bits_per_byte import bits_per_byte, held_out, interval, perplexity, score
+from foundry.evaluation.bits_per_byte import bits_per_byte, bits_per_byte_interval, held_out, perplexity, score
 from foundry.evaluation.held_out_scores import scored_text_sha256
 from foundry.evaluation.intervals import ratio_interval, ratio_intervals
 from foundry.models import MiniLLM
@@ -145,7 +145,7 @@ def test_a_95_percent_interval_covers_the_truth_in_about_95_percent_of_trials():
     for trial in range(200):
         n_bytes = rng.integers(100, 1000, 80)
         nats = n_bytes * rng.normal(1.0, 0.2, 80)
-        got = interval(nats, n_bytes, 200, trial)
+        got = bits_per_byte_interval(nats, n_bytes, 200, trial)
         hits += got.low <= 1.0 / math.log(2) <= got.high
     assert 180 <= hits <= 198  # 95 % of 200, within three standard errors for a percentile interval
 

@@ -11,7 +11,7 @@ import pytest
 from scoring import tiny
 
 from foundry.config import DataError
-from foundry.evaluation.bits_per_byte import interval, score
+from foundry.evaluation.bits_per_byte import bits_per_byte_interval, score
 from foundry.evaluation.compare import compare_documents
 from foundry.evaluation.losses import losses_table, read_losses
 
@@ -38,7 +38,7 @@ def test_a_small_gain_on_every_document_is_found_although_the_two_intervals_over
     assert got.verdict == "better" and got.p_value < 0.01 and got.overall.win_rate > 0.7
     assert got.overall.value == pytest.approx((b.sum() - a.sum()) / math.log(2) / size.sum(), abs=1e-6)
     assert got.overall.low < got.overall.value < got.overall.high < 0
-    one, two = interval(a, size, 2000, 1), interval(b, size, 2000, 1)
+    one, two = bits_per_byte_interval(a, size, 2000, 1), bits_per_byte_interval(b, size, 2000, 1)
     assert two.high > one.low  # unpaired they overlap
     assert (one.high - one.low) > 7 * (got.overall.high - got.overall.low)
     assert "better:" in got.sentence() and set(got.by_source) == {"one", "two"}
@@ -136,7 +136,7 @@ def test_models_are_named_by_table_folder_or_revision_and_scored_again_on_common
     assert "or name folders that contain the weights" in capsys.readouterr().err
     main(["compare", "m0", "m1", "--seeds", "m0.parquet", "m1.parquet", "m2"])
     assert "standard deviation of 3 runs" in capsys.readouterr().out
-    bits = [interval(score(m, held.tokens, 32).nats, held.n_bytes, 100, 1).value for m in models]
+    bits = [bits_per_byte_interval(score(m, held.tokens, 32).nats, held.n_bytes, 100, 1).value for m in models]
     got = noise_floor(["m0.parquet", "m1.parquet", "m2"], load_params("params.yaml"))
     assert got.standard_deviation == pytest.approx(np.std(bits, ddof=1), abs=2e-4)
     (tmp_path / "empty").mkdir()
