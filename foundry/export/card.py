@@ -99,7 +99,7 @@ def _head(name: str, cfg: ModelConfig, report: EvaluationReport, sources: list[C
         head["datasets"] = ids
     metrics = [
         _metric("bits_per_byte", "bits per byte", report.test.bits_per_byte.value),
-        _metric("perplexity", "perplexity a token", report.test.perplexity_token.value),
+        _metric("perplexity", "perplexity per token", report.test.perplexity_token.value),
     ]
     split = {"name": f"held-out documents of {', '.join(s.name for s in sources)}", "type": "foundry", "split": "test"}
     task = {"type": "text-generation", "name": "text generation"}
@@ -126,7 +126,7 @@ def _what(name: str, cfg: ModelConfig) -> list[str]:
     return [
         f"# {name}",
         "",
-        f"A Llama-style language model of {size:,} parameters, trained from nothing on the texts below. "
+        f"A Llama-style language model of {size:,} parameters, trained from scratch on the texts below. "
         "It continues a text.",
         "",
         "## Model",

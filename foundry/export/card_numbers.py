@@ -26,12 +26,12 @@ def evaluation_section(report: EvaluationReport) -> list[str]:
         "",
         *table(["text", "bits per byte", "interval", "documents"], rows),
         "",
-        f"Perplexity a token of this vocabulary: {perplexity.value} ({perplexity.low} to {perplexity.high}).",
+        f"Perplexity per token of this vocabulary: {perplexity.value} ({perplexity.low} to {perplexity.high}).",
     ]
     if report.baselines:
         compressed = [[n, f"{b.alone:.4f}", f"{b.given_train:.4f}"] for n, b in report.baselines.items()]
         lines += ["", "The same bytes compressed, in bits per byte:", ""]
-        lines += table(["compressor", "alone", "given the training text"], compressed)
+        lines += table(["compressor", "by itself", "given the training text"], compressed)
     return [*lines, *_tasks(report.tasks), *_contamination(report.contamination)]
 
 
@@ -52,7 +52,7 @@ def _contamination(found: Contamination | None) -> list[str]:
     return [
         "",
         f"Contamination: {_share(found.texts)} of {found.looked_at} test documents have a run of {found.ngram} words "
-        f"that stands in the training text, {_share(found.runs)} of all their runs do.",
+        f"that is in the training text; {_share(found.runs)} of all their runs are.",
     ]
 
 
