@@ -59,7 +59,7 @@ def _contamination(found: Contamination | None) -> list[str]:
 def _share(interval: Interval | None) -> str:
     """A share with its interval, in percent."""
     if not interval:
-        return "not looked for or too short"
+        return "not searched, or too short"
     return f"{100 * interval.value:.1f} % ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
 
 
