@@ -8,6 +8,7 @@ import torch
 
 from foundry import DataLoader
 from foundry.config import ConfigError, DataError
+from foundry.data.tokens import loader
 from foundry.data.tokens.order import permute
 from foundry.data.tokens.shards import Shards
 from foundry.utils.splitmix import key, mix
@@ -145,9 +146,14 @@ def test_fewer_tokens_than_one_batch_is_refused_with_the_numbers(shards):
         ({"rank": 1}, "rank"),
     ],
 )
-def test_a_number_out_of_its_range_is_named(shards, change, name):
+@pytest.mark.parametrize("kind", [DataLoader, loader.DataLoader], ids=["public", "of shards"])
+def test_a_number_out_of_its_range_is_named(shards, kind, change, name):
     with pytest.raises(ConfigError, match=name):
-        DataLoader(shards, **({"batch_size": 4, "seq_len": 32} | change))
+        kind(shards, **({"batch_size": 4, "seq_len": 32} | change))
+
+
+def test_the_order_without_a_seed_is_that_of_seed_1(shards):
+    assert all(kind(shards, 4, 32).seed == 1 for kind in (DataLoader, loader.DataLoader))
 
 
 @pytest.mark.parametrize("step", [-1, -(2**40), 2**62])
