@@ -157,7 +157,7 @@ def server(root: Path) -> str:
         ConfigError: if none answers.
     """
     here = addresses(root)
-    url = os.environ.get("PREFECT_API_URL") or (f"{here['prefect']}/api" if here else "")
+    url = os.environ.get("PREFECT_API_URL") or (f"{here.prefect}/api" if here else "")
     if not url:
         raise ConfigError("no Prefect server is known: start one with `make ui`, or set PREFECT_API_URL")
     try:

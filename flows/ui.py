@@ -32,7 +32,7 @@ from foundry.config import ConfigError, FoundryError, LockError
 from foundry.tracking.address import own_store, sqlite_uri
 from foundry.tracking.settings import artifacts_of, connect
 from foundry.utils.locks import exclusive
-from foundry.utils.served import addresses, lock_path, remove_addresses, write_addresses
+from foundry.utils.served import Addresses, addresses, lock_path, remove_addresses, write_addresses
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 180.0  # seconds; a server takes 4 to 10, on a busy machine much longer
@@ -230,7 +230,7 @@ def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000, webhook
         ui.spawn("prefect-server")
         ui.spawn("mlflow")
         ui.wait_for(f"{ui.prefect_url}/api/health")
-        write_addresses(root, ui.prefect_url, ui.mlflow_url)
+        write_addresses(root, Addresses(prefect=ui.prefect_url, mlflow=ui.mlflow_url))
         ui.repaired += FlowRuns(f"{ui.prefect_url}/api", POOL).recover(root)
         ui.deployments = deploy(root, f"{ui.prefect_url}/api", webhook)
         ui.spawn("worker")
@@ -252,7 +252,7 @@ def only_one(root: Path) -> Iterator[None]:
             stack.enter_context(exclusive(lock_path(root), wait=1.0))  # `addresses` takes it for a moment
         except LockError as e:
             here = addresses(root)
-            where = f"{here['prefect']} (Prefect), {here['mlflow']} (MLflow)" if here else "it is starting or stopping"
+            where = f"{here.prefect} (Prefect), {here.mlflow} (MLflow)" if here else "it is starting or stopping"
             raise LockError(f"`make ui` already runs here: {where}; pid {e.pid}", e.pid) from None
         prefect = environment(root)["PREFECT_HOME"]
         stack.enter_context(exclusive(Path(prefect) / "foundry.lock", f"a `make ui` with PREFECT_HOME={prefect}"))

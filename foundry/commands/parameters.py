@@ -12,8 +12,8 @@ from foundry.utils.files import project_dir, write_text
 
 def check(args: argparse.Namespace) -> None:
     if args.describe:
-        for key, default, text in describe():
-            print(f"{key}\n    {text}\n    default: {default}")
+        for parameter in describe():
+            print(f"{parameter.key}\n    {parameter.description}\n    default: {parameter.default}")
         return
     from foundry.project.check import checked
 
@@ -36,9 +36,9 @@ def profile(args: argparse.Namespace) -> None:
         print(f"profile {args.name} is active already")
         return
     text = profiles.switch(args.params, args.name)
-    for key, old, new in rows:
-        print(f"  {key}: {old} → {new}")
-    stale = profiles.stages_to_rerun([key for key, _, _ in rows])
+    for row in rows:
+        print(f"  {row.key}: {row.old} → {row.new}")
+    stale = profiles.stages_to_rerun([row.key for row in rows])
     print(f"`dvc repro` will rerun: {', '.join(stale)} (or restore them, if they ran with these values before)")
     if args.dry_run:
         print("nothing was written (--dry-run)")

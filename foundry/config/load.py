@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -179,16 +180,30 @@ def _model_at(loc: tuple) -> type[BaseModel] | None:
     return model
 
 
-def describe() -> list[tuple[str, str, str]]:
-    """(key, default, description) of every parameter, in the order of `params.yaml`."""
+@dataclass(frozen=True)
+class Parameter:
+    """One key of the parameter file, as the reference shows it.
 
-    def walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    Attributes:
+        key: dotted; `[]` stands for each item of a list.
+        default: as Python writes it, or "(required)".
+    """
+
+    key: str
+    default: str
+    description: str
+
+
+def describe() -> list[Parameter]:
+    """Every parameter, in the order of `params.yaml`."""
+
+    def walk(model: type[BaseModel], prefix: str) -> Iterator[Parameter]:
         for name, field in model.model_fields.items():
             if section := section_in(field.annotation):
                 many = "[]" if field.annotation is not section else ""
                 yield from walk(section, f"{prefix}{name}{many}.")
             else:
                 default = "(required)" if field.is_required() else repr(field.get_default(call_default_factory=True))
-                yield f"{prefix}{name}", default, field.description or ""
+                yield Parameter(f"{prefix}{name}", default, field.description or "")
 
     return list(walk(Config, ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,24 @@ def _apply(data: dict, values: dict[str, Any]) -> dict:
     return data
 
 
-def changes(params: str | Path, name: str) -> list[tuple[str, Any, Any]]:
-    """(key, present value, value in the profile) of every key that switching to the profile would change."""
+@dataclass(frozen=True)
+class Change:
+    """A dotted key, its present value (None if the file has none), and its value in a profile."""
+
+    key: str
+    old: Any
+    new: Any
+
+
+def changes(params: str | Path, name: str) -> list[Change]:
+    """What switching `params` to a profile would change.
+
+    Raises:
+        ConfigError: for an unknown profile, or if the file cannot be read.
+    """
     data = read_yaml(params)
-    rows = ((key, _at(data, key), new) for key, new in profile_values(name).items())
-    return [(key, old, new) for key, old, new in rows if old != new]
+    rows = (Change(key, _at(data, key), new) for key, new in profile_values(name).items())
+    return [row for row in rows if row.old != row.new]
 
 
 def _at(data: Any, key: str) -> Any:
@@ -69,7 +83,7 @@ def switch(params: str | Path, name: str) -> str:
     Raises:
         ConfigError: listing every problem, if the result would not be valid. The file is not written here.
     """
-    return with_values(params, {key: new for key, _, new in changes(params, name)}, f"profile {name}")
+    return with_values(params, {row.key: row.new for row in changes(params, name)}, f"profile {name}")
 
 
 def with_values(params: str | Path, values: dict[str, Any], what: str = "params.yaml with these values") -> str:

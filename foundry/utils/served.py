@@ -10,15 +10,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foundry.utils.files import read_json, write_json
+from foundry.utils.files import write_json
 from foundry.utils.locks import locked_if_free
+from foundry.utils.records import Record
+
+
+class Addresses(Record):
+    """The addresses of the UIs of Prefect and MLflow, without a path."""
+
+    prefect: str
+    mlflow: str
 
 
 def lock_path(root: Path) -> Path:
     return root / ".foundry" / "ui" / "lock"
 
 
-def addresses(root: Path) -> dict[str, str] | None:
+def addresses(root: Path) -> Addresses | None:
     """The addresses of the `make ui` that runs in this project; None if none runs, or its servers are starting."""
     path = _path(root)
     if not path.exists():
@@ -26,11 +34,11 @@ def addresses(root: Path) -> dict[str, str] | None:
     with locked_if_free(lock_path(root), note=None) as free:
         if free:
             return None
-    return read_json(path, "the addresses of `make ui`")
+    return Addresses.read(path, "the addresses of `make ui`")
 
 
-def write_addresses(root: Path, prefect: str, mlflow: str) -> None:
-    write_json(_path(root), {"prefect": prefect, "mlflow": mlflow})
+def write_addresses(root: Path, here: Addresses) -> None:
+    write_json(_path(root), here.model_dump())
 
 
 def remove_addresses(root: Path) -> None:

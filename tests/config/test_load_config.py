@@ -34,7 +34,7 @@ def test_the_shipped_parameters_are_valid_and_are_the_laptop_profile():
 def test_every_key_of_the_schema_is_in_params_yaml(params):
     from foundry.config import describe
 
-    keys = [k for k, _, _ in describe() if not k.startswith("download.") and k != "model.vocab_size"]
+    keys = [p.key for p in describe() if not p.key.startswith("download.") and p.key != "model.vocab_size"]
 
     def present(key):
         value = params
@@ -137,6 +137,12 @@ def test_switching_a_profile_keeps_comments_and_other_keys_and_names_what_reruns
     assert yaml.safe_load(path.read_text()) == yaml.safe_load(PARAMS.read_text()) | {
         "clean": {**yaml.safe_load(PARAMS.read_text())["clean"], "max_chars": 12345}
     }
+
+
+def test_every_key_has_a_description():
+    from foundry.config import describe
+
+    assert [p.key for p in describe() if not p.description] == [] and len(describe()) > 100
 
 
 def test_each_reader_of_a_file_has_its_own_kind_and_load_config_takes_both(tmp_path):

@@ -226,7 +226,7 @@ def test_a_closed_terminal_a_power_cut_and_a_kill_leave_no_process_no_blocked_qu
     p, lines, api, _ = start()
     second, words = start()[:2]
     assert second.wait(60) == 1 and f"`make ui` already runs here: {api.url}" in "".join(words), words
-    assert addresses(toy)["prefect"] == api.url and "Traceback" not in "".join(words)
+    assert addresses(toy).prefect == api.url and "Traceback" not in "".join(words)
 
     run, stage = begin_run(api, toy, 1)
     p.send_signal(signal.SIGHUP)  # the terminal is closed
