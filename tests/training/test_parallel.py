@@ -1,4 +1,4 @@
-"""The model on several processes, in one: a process group of one member has real DDP and FSDP objects. See test_distributed for more."""
+"""DDP and FSDP in a process group of one member, with their real objects; test_distributed has several processes."""
 
 import pytest
 import torch
