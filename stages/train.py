@@ -17,6 +17,7 @@ from foundry.config import Config
 from foundry.models import save_model
 from foundry.models.training_report import TrainingReport
 from foundry.tracking import DatasetRef, Tracker, tracking_uri
+from foundry.tracking.names import STAGE
 from foundry.training.trainer import Trainer
 from foundry.utils.distributed import launch, world
 from foundry.utils.files import atomic_write
@@ -41,7 +42,7 @@ def work(cfg: Config, log: logging.Logger) -> None:
                 **cfg.model_dump(mode="json", exclude={"evaluate", "export", "runtime"}),
                 **{k: trainer.identity[k] for k in ("index_sha256", "tokenizer_sha256")},
             },
-            tags={"foundry.stage": "train"},
+            tags={STAGE: "train"},
             datasets=[DatasetRef(name="data/shards", digest=index[:36], path="data/shards", context="train")],
             enabled=cfg.runtime.tracking and here.main,
         ) as tracker:
