@@ -129,7 +129,10 @@ def links(ws: Workspace) -> list[Link]:
 
 
 def _report(ws: Workspace, name: str) -> dict[str, Any] | None:
-    """A report of what this run built: the other reports in the worktree are of another model."""
+    """A report of what this run built: the other reports in the worktree are of another model.
+
+    Not by its schema: the commit that was built may be of another version of Foundry.
+    """
     path: Path = ws.folder / "reports" / name
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 

@@ -190,12 +190,12 @@ class Sweep(Recipe):
             self._check_least(root)
 
     def described(self, root: Path) -> str:
-        """The rungs of halving in one line, beside what a build has."""
+        """The rungs of halving in one line, beside the resource of a build."""
         rungs = ", ".join(f"{r.trials} x {r.resource[self.resource]}" for r in self.rungs())
-        return f"halving, trials x {self.resource}: {rungs}; params.yaml has {self._full_resource(root)}"
+        return f"halving, trials x {self.resource}: {rungs}; a build has {self._full_resource(root)}"
 
     def _full_resource(self, root: Path) -> Any:
-        """The resource of a build, by params.yaml with the profile and the overrides."""
+        """The resource of a build: its value in params.yaml with the profile and the overrides."""
         text = with_values(root / "params.yaml", self.values())
         value = parse_config(parse_yaml(text, "params.yaml"), "params.yaml").model_dump()
         for key in self.resource.split("."):
@@ -208,9 +208,9 @@ class Sweep(Recipe):
         if is_number(full) and self.least > full:
             factor = self.rungs()[-1].resource[self.resource] // self.least
             raise ConfigError(
-                f"least: the first rung would have {self.resource}={self.least}, but params.yaml has {full}, so that "
-                f"every trial would train longer than a build. Choose a smaller one: the last rung has {factor} times "
-                f"`least`, so least={max(1, int(full // factor))} ends near {full}"
+                f"least: the first rung would have {self.resource}={self.least}, more than the {full} of a build "
+                "(params.yaml with the overrides), so that halving would cost more than full trainings. Choose less: "
+                f"the last rung has {factor} times `least`, so least={max(1, int(full // factor))} ends near {full}"
             )
 
     def _check_metric(self, root: Path, commit: str) -> None:
