@@ -50,14 +50,14 @@ def served(house):
     ui, api, toy = house
     for path in [*toy.glob("todo-*"), *toy.glob("*.pid"), *toy.glob("*.saved")]:
         path.unlink()
-    for stage in STAGES:  # nothing of a former test is in the run cache
+    for stage in STAGES:  # nothing of an earlier test is in the run cache
         (toy / f"in-{stage}").write_text(os.urandom(8).hex())
     git(toy, "commit", "-qam", "other")
     return ui, api, toy
 
 
 def finishes(api, toy, **options):
-    """A new run comes to its end, no lock was freed by hand, and no worktree is left."""
+    """A new run completes, without a lock released by hand, and leaves no worktree."""
     for path in toy.glob("todo-*"):
         path.unlink()
     run = api.start("pretrain/manual", **options)
@@ -68,7 +68,7 @@ def finishes(api, toy, **options):
 
 
 def begin(api, toy, stage):
-    """A run whose stage is at work: (run, pid of the stage)."""
+    """Starts a run and waits until a stage runs: (run, pid of the stage)."""
     run = api.start("pretrain/manual")
     return run, int(wait_for_text(toy / f"{stage}.pid"))
 
@@ -217,7 +217,7 @@ def test_mlflows_pages_show_the_sweep_its_trials_and_the_model_with_its_alias(se
     ui, _, toy = served
     uri = f"sqlite:///{toy}/.foundry/mlflow.db"
     parent = begin_parent(uri, "e", "abc", {"method": "grid"}, "A grid search.")
-    assert begin_parent(uri, "e", "abc", {"method": "grid"}, "A grid search.") == parent  # a sweep that is tried again
+    assert begin_parent(uri, "e", "abc", {"method": "grid"}, "A grid search.") == parent  # a sweep that is retried
     runs = []
     for i in range(2):
         with tracker(tmp_path / f"f{i}", uri, f"f{i}", params={"train": {"lr": 0.1 + i}}) as t:

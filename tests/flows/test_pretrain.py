@@ -135,8 +135,8 @@ def test_overrides_reach_the_stage_and_the_numbers_are_shown_beside_the_last_run
         assert (toy / report).read_bytes() == (kept(toy) / report).read_bytes(), report
 
 
-def test_what_the_commits_lock_names_and_the_cache_has_not_is_built_once(flow, toy):
-    """As after a clone without a remote: the lock is of another machine."""
+def test_what_the_commits_lock_names_and_the_cache_does_not_have_is_built_once(flow, toy):
+    """As after a clone without a remote: the lock was written on another machine."""
     repro(toy)
     lock = read_yaml(toy / "dvc.lock")
     lock["stages"]["one"]["outs"][0]["md5"] = "0" * 32

@@ -1,4 +1,4 @@
-"""Points of a search."""
+"""The points of a search, and the rungs of halving."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Trainings side by side divide the machine: no core and no GPU in two shares, none left over."""
+"""Trainings side by side divide the machine: no core or GPU is in two shares, and none is left over."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A sweep's run in MLflow ends as the sweep did, whoever ended it, and says what was best until then."""
+"""A sweep's run in MLflow ends as the sweep did, whoever ended it, and names the best trial until then."""
 
 import contextlib
 

@@ -47,7 +47,7 @@ def test_a_port_in_use_is_reported_with_the_option_and_nothing_starts(tmp_path):
 
 
 def test_two_projects_do_not_serve_from_one_prefect_home(tmp_path, monkeypatch):
-    """Two servers on one database; and the one's next start would take the other's runs for dead."""
+    """There would be two servers on one database, and a start of one would take the runs of the other for dead."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "shared"))
     with (
         module.only_one(tmp_path / "one"),
@@ -60,7 +60,7 @@ def test_two_projects_do_not_serve_from_one_prefect_home(tmp_path, monkeypatch):
 
 
 def test_a_run_that_ended_under_its_stopped_worker_is_not_waited_for(tmp_path, capsys):
-    """It stays a zombie until the worker, which is held meanwhile, asks for its exit code."""
+    """It stays a zombie until the worker, which is suspended meanwhile, reads its exit code."""
     worker = subprocess.Popen(
         ["sh", "-c", f"{RUN_VAR}=1 sleep 300 & wait"],
         env={**os.environ, PROJECT_VAR: str(tmp_path)},
@@ -114,7 +114,7 @@ def heard():
 
 @pytest.fixture
 def start(toy, tmp_path):
-    """Starts `make ui`'s process: it, what it prints, Prefect's API, MLflow's address."""
+    """Starts `make ui`: (its process, the lines that it prints, Prefect's API, MLflow's address)."""
     for name in ("flows", "foundry"):
         (toy / name).symlink_to(ROOT / name)
     text = (ROOT / "prefect.yaml").read_text()
@@ -210,7 +210,7 @@ def test_the_servers_schedule_run_report_restart_when_killed_and_leave_nothing(t
 
 
 def begin_run(api, toy, number):
-    """A run whose first stage is at work: (its id, the stage's process)."""
+    """Starts a run and waits until its first stage runs: (its id, the stage's process)."""
     (toy / "one.pid").unlink(missing_ok=True)
     (toy / "todo-one").write_text("sleep")
     (toy / "in-one").write_text(f"input {number}")
@@ -246,7 +246,7 @@ def test_a_closed_terminal_a_power_cut_and_a_kill_leave_no_process_no_blocked_qu
             q.kill()
     psutil.wait_procs(everything, 30)
     assert list((toy / ".foundry/runs").glob("*/tree"))
-    with contextlib.closing(sqlite3.connect(tmp_path / "prefect-home/prefect.db")) as db, db:  # and is off for a day
+    with contextlib.closing(sqlite3.connect(tmp_path / "prefect-home/prefect.db")) as db, db:  # and stays off
         (count,) = db.execute(
             "SELECT count(*) FROM flow_run WHERE auto_scheduled AND state_type = 'SCHEDULED'"
         ).fetchone()

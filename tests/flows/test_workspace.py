@@ -1,4 +1,4 @@
-"""A run's worktree: what is in it, what stays of it, and that nothing of a dead one is left."""
+"""A run's worktree: what it contains, what is kept of it, and that a dead run leaves nothing."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ def test_reading_git_does_not_change_its_index(toy, monkeypatch):
         lambda: lineage_tags(toy),
     ):
         stamp = time.time() - 1000 * (1 + index.stat().st_size)
-        os.utime(toy / "in-one", (stamp, stamp))  # git looks into the file, and would note the new time
+        os.utime(toy / "in-one", (stamp, stamp))  # git reads the file, and would record the new time
         before = index.read_bytes()
         read()
         assert index.read_bytes() == before
@@ -64,7 +64,7 @@ def test_reading_git_does_not_change_its_index(toy, monkeypatch):
     assert index.read_bytes() != before
 
 
-def test_what_git_does_not_keep_comes_along_as_a_copy(toy, tmp_path):
+def test_what_is_not_in_git_is_copied(toy, tmp_path):
     (tmp_path / "books").mkdir()
     (tmp_path / "books/a.txt").write_text("far away")
     (toy / "corpus").mkdir()
@@ -101,7 +101,7 @@ def test_a_project_in_a_folder_of_a_larger_repository_and_with_dvcs_hooks(tmp_pa
     assert git(tmp_path, "worktree", "list").count("\n") == 0 and not (ws.folder / "tree").exists()
 
 
-def test_secrets_and_settings_of_the_projects_own_configuration_come_along(toy):
+def test_secrets_and_settings_of_the_projects_own_configuration_are_copied(toy):
     (toy / ".dvc/config.local").write_text(
         "['remote \"store\"']\n    secret_access_key = abc\n[cache]\n    type = copy\n"
     )
