@@ -71,7 +71,7 @@ def _repair(where: str) -> None:
     if done.left:
         listed = "".join(f"\n  - {f.path}: {f.state}" for f in done.left)
         raise DataError(
-            "these files are for you to judge: no record contains them, or there are too many. "
+            "these files are for you to judge: no record has their bytes, or no record lists them. "
             f"Remove or restore them:{listed}"
         )
     if done.stale:

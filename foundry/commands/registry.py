@@ -30,7 +30,7 @@ def rollback(args: argparse.Namespace) -> None:
     from foundry.project.register import rollback as back
 
     done = back(load_params(args.params), args.why)
-    print(f"champion: version {done.after} again (version {done.before} was)")
+    print(f"champion is version {done.after} again (before: version {done.before})")
 
 
 def sync(args: argparse.Namespace) -> None:

@@ -116,8 +116,9 @@ class TrainConfig(Section):
     )
     on_nonfinite: Literal["halt", "skip", "rollback"] = Field(
         "halt",
-        description="what to do when a loss or gradient is not finite; halt: stop with an error; skip: make a step "
-        "that changes nothing; rollback: return to a checkpoint and skip the batches before the failure",
+        description="what to do when a loss or gradient is not finite; halt: stop with an error; skip: skip the "
+        "batch and repeat the step with the next one; rollback: return to a checkpoint and skip the "
+        "batches up to the failure",
     )
     rollback_steps: int = Field(
         5, ge=1, le=10**9, description="number of batches that a rollback skips, the offending one included"

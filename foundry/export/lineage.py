@@ -79,7 +79,7 @@ class RawFile(Record):
     bytes: int
 
 
-class RawSource(Record):
+class RawLink(Record):
     """A source of text; `sha256` is over its list of files."""
 
     name: str
@@ -104,7 +104,7 @@ class Lineage(Record):
     shards: ShardsLink
     tokenizer: HashedLink
     clean: HashedLink
-    raw: list[RawSource]
+    raw: list[RawLink]
     raw_manifest_sha256: str
     raw_sha256: str
     parameters: dict[str, Any]
@@ -158,7 +158,7 @@ def build_lineage(
         shards=ShardsLink(index_sha256=facts.index_sha256, files=_hashes(root / FOLDERS["shards"], shard_files)),
         tokenizer=HashedLink(sha256=facts.tokenizer_sha256, files=_hashes(root / FOLDERS["tokenizer"])),
         clean=HashedLink(sha256=sha256_json(clean), files=clean),
-        raw=[RawSource.model_validate(s) for s in sources],
+        raw=[RawLink.model_validate(s) for s in sources],
         raw_manifest_sha256=sha256_file(raw / MANIFEST),
         raw_sha256=sha256_json([s["sha256"] for s in sources]),
         parameters=parameters,

@@ -1,9 +1,9 @@
 """Hashes every file of an export and of its chain again, and restores what is damaged. Behind `foundry verify`.
 
-Three records protect each other: `proof.json` has the hash of every file of the export; `lineage.json`, one of these
+Four records protect each other: `proof.json` has the hash of every file of the export; `lineage.json`, one of these
 files, has the hash of every file that a number of the export depends on; `dvc.lock`, which git has, has the hash of the
-whole export and of every report. Whoever changes a file and its hash in one record has to change the next record as
-well; the last ones are the commit and the registry's tag.
+whole export and of every report; the registered version has a tag with the hash of the export. Whoever changes a file
+and its hash in one record has to change the next record as well.
 """
 
 from __future__ import annotations

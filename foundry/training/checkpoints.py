@@ -2,8 +2,7 @@
 
 A thread writes them: the loop waits only for the copy of the state to host memory, and for the previous checkpoint if
 that is still being written. An error of the thread (a full disk) is raised by the next call. A damaged checkpoint never
-stops a run: it is moved to `checkpoints/damaged/` with a warning, and the one before it is used; if none is left,
-training starts from scratch.
+stops a run: it is moved to `checkpoints/damaged/` with a warning, and the one before it is used.
 
 Where FSDP divides the state, every process writes and reads its own part, and no process ever has the whole state. All
 processes need the same file system. They agree over a gloo group that only this thread uses, so that the collectives of
@@ -207,17 +206,17 @@ class Checkpoints:
         )
 
     def load_newest(
-        self, before: int | None = None, wanted: WantedPart = lambda name, shape: None
+        self, at_most: int | None = None, wanted: WantedPart = lambda name, shape: None
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest good checkpoint, or None; damaged ones are set aside with a warning. Every process must call it.
 
         Args:
-            before: only those of at most so many steps.
+            at_most: only those of at most so many steps.
             wanted: of each tensor, the part that this process wants.
         """
         damaged = 0
         for step in self.world.share(self.steps())[::-1]:
-            if before is not None and step > before:
+            if at_most is not None and step > at_most:
                 continue
             found, why = self.read(step, wanted)
             if found:
@@ -226,8 +225,8 @@ class Checkpoints:
             if self.world.main:
                 self._set_aside(step, why)
             self.world.barrier()
-        if damaged and before is None and self.world.main:
-            get_logger().warning("no checkpoint of this run can be used: training starts from scratch")
+        if damaged and self.world.main:
+            get_logger().warning("no checkpoint of this run can be used")
         return None
 
     def read(

@@ -27,6 +27,11 @@ class NextToken:
     def __init__(self, chunk: int, z_loss: float) -> None:
         self.chunk, self.z_loss = chunk, z_loss
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Nothing: the recipe has the weight, and the chunk is execution."""
+        return {}
+
     def count(self, tokens: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
         return (targets >= 0).sum()
 
@@ -50,6 +55,11 @@ class HeldOutText:
         chosen = spread_documents(shards, max_tokens)
         self.documents, self.n_bytes = [d.tokens for d in chosen], [d.n_bytes for d in chosen]
         self.seq_len, self.chunk = seq_len, chunk
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Nothing: the recipe says how many tokens, the loader has the hash of the shards' index."""
+        return {}
 
     def __call__(
         self, model: MiniLLM, apply: Callable[..., Any], precision: torch.dtype, rows: int

@@ -25,7 +25,8 @@ class Loader(Protocol):
         seed: seed of the order.
         tokens_per_epoch: places for tokens in an epoch.
         vocab_size: size of the tokenizer's vocabulary.
-        identity: hashes of everything that the batches depend on, by name.
+        identity: hashes of everything that the batches depend on, by name; `index_sha256` and `tokenizer_sha256` among
+            them, which the model's facts name.
         bytes_per_token: bytes of raw text per token, on average.
     """
 
@@ -52,7 +53,14 @@ class Loader(Protocol):
 
 
 class Loss(Protocol):
-    """Losses are sums over valid terms, divided by their global count (law 6)."""
+    """Losses are sums over valid terms, divided by their global count (law 6).
+
+    Attributes:
+        identity: what decides the loss besides the recipe, by name; part of the run's fingerprint (law 1).
+    """
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
 
     def count(self, *batch: Tensor | None) -> Tensor:
         """The number of terms in these rows."""
@@ -62,7 +70,15 @@ class Loss(Protocol):
 
 
 class Validator(Protocol):
-    """Validation changes nothing and draws no random number (law 8)."""
+    """Validation changes nothing and draws no random number (law 8).
+
+    Attributes:
+        identity: what decides the metrics besides the recipe, by name; part of the run's fingerprint, because
+            the rows of the validations are part of its state.
+    """
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
 
     def __call__(
         self, model: nn.Module, apply: Callable[..., Any], precision: torch.dtype, rows: int

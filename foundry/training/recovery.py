@@ -47,7 +47,8 @@ class Recovery:
             CheckpointError: if there is no checkpoint to roll back to.
         """
         cfg, step = self.config, state.step
-        where = f"step {step + 1}: {what}; {self.loader.describe(self.skipped.batch(step))}"
+        read = self.loader.describe(self.skipped.batch(step))
+        where = f"step {step + 1}: {what}; {read} (`foundry inspect --step {step + 1}` prints them)"
         if cfg.on_nonfinite == "halt" or len(self.skipped) > max(cfg.rollback_steps, MOST_SKIPPED * cfg.steps):
             more = f" {len(self.skipped)} batches were skipped before." if len(self.skipped) else ""
             raise FoundryError(

@@ -58,16 +58,16 @@ class RunFolder:
             if found := ", ".join(f"{k}={v}" for k, v in variables().items() if v is not None):
                 get_logger().warning("the environment sets %s: without it the result has other last bits", found)
 
-    def load(self, state: TrainState, before: int | None = None) -> None:
-        """Puts the newest good checkpoint (of at most `before` steps) into the state; without one, it stays as it is.
+    def load(self, state: TrainState, at_most: int | None = None) -> None:
+        """Puts the newest good checkpoint (of at most `at_most` steps) into the state; without one, it stays as it is.
 
         Raises:
-            CheckpointError: if there is none of at most `before` steps.
+            CheckpointError: if there is none of at most `at_most` steps.
         """
-        found = self.checkpoints.load_newest(before, state.wanted)
-        if found is None and before is not None:
+        found = self.checkpoints.load_newest(at_most, state.wanted)
+        if found is None and at_most is not None:
             raise CheckpointError(
-                f"there is no good checkpoint of step {before} or earlier in {self.checkpoints.folder} to roll back "
+                f"there is no good checkpoint of step {at_most} or earlier in {self.checkpoints.folder} to roll back "
                 "to: run the same command again, which resumes from what is left, or set train.on_nonfinite: skip"
             )
         if found is None:
@@ -78,6 +78,8 @@ class RunFolder:
             state.load_state_dict(tensors, {**values, "identity": self.identity})
             if self.world.main:
                 get_logger().info("resumes from the checkpoint of step %d", state.step)
+        elif self.world.main:
+            get_logger().info("training starts from scratch")
 
     def _shorter_run(self, state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """A checkpoint of another run that is the same so far: the stable part of the same recipe with other `steps`.

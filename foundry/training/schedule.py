@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from foundry.config import TrainConfig
+from foundry.config import ConfigError, TrainConfig
 
 
 def lr_factor(step: int, cfg: TrainConfig) -> float:
@@ -13,6 +13,9 @@ def lr_factor(step: int, cfg: TrainConfig) -> float:
     A linear warm-up reaches the peak at `warmup_steps`; then `cosine` (Loshchilov & Hutter 2016, arXiv:1608.03983),
     `linear`, `constant`, or `wsd`: stable, then linear decay (Hu et al. 2024, arXiv:2404.06395). All but `constant` end
     at `min_lr_ratio` after the last step.
+
+    Raises:
+        ConfigError: for a schedule that has no formula here.
     """
     if step < cfg.warmup_steps:
         return (step + 1) / (cfg.warmup_steps + 1)
@@ -20,10 +23,12 @@ def lr_factor(step: int, cfg: TrainConfig) -> float:
         return 1.0
     if cfg.schedule == "wsd":
         left = min(1.0, (cfg.steps - step) / (cfg.steps - stable_steps(cfg)))
-    else:
+    elif cfg.schedule in ("linear", "cosine"):
         left = 1 - (step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps)
         if cfg.schedule == "cosine":
             left = 0.5 * (1 + math.cos(math.pi * (1 - left)))
+    else:
+        raise ConfigError(f"train.schedule {cfg.schedule!r} has no formula in foundry/training/schedule.py")
     return cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * left
 
 

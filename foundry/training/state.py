@@ -88,7 +88,7 @@ class TrainState:
         """Puts everything back: the parts of the tensors that `wanted` says.
 
         Raises:
-            CheckpointError: if a tensor is missing or too many.
+            CheckpointError: if a tensor is missing or unexpected.
         """
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "rng": {}}
         for name, value in tensors.items():

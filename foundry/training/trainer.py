@@ -80,7 +80,8 @@ class Trainer:
         data_loader: batches of the training split; see `protocols.Loader`.
         device: default: `runtime.device`.
         loss: what is minimised; default: the next token's cross-entropy.
-        validator: default: bits per byte of the validation split beside the loader's shards.
+        validator: default: bits per byte of the validation split beside the loader's `shards`, which another loader may
+            not have. `train` needs its metric `val_loss`.
         runtime: where and how; never part of the run's identity.
         world: this process among its peers.
         state: folder of all runs' states; default `.foundry/train`.
@@ -121,11 +122,18 @@ class Trainer:
         check_batch(train_config, {**batch, "batch_size": data_loader.batch_size})
         self.config = train_config.model_copy(update=batch)
         _check_fit(data_loader, self.model_config)
+        chunk = self.runtime.loss_chunk
+        self.loss = loss or NextToken(chunk, self.config.z_loss)
+        self.validator = validator or HeldOutText(
+            Shards(data_loader.shards.folder, "val"), self.config.eval_tokens, self.model_config.max_seq_len, chunk
+        )
         self.identity = identity(self.model_config, self.config, seed, data_loader.identity)
         if self.model is not None:
             self.identity["weights_sha256"] = weights_sha256(self.model)
         if data_loader.seed != seed:
             self.identity["order_seed"] = data_loader.seed
+        for name, part in (("loss", self.loss), ("validator", self.validator)):
+            self.identity |= {f"{name}.{k}": v for k, v in part.identity.items()}
         self.fingerprint = fingerprint(self.identity)
         self.folder = (state or state_dir() / "train") / self.fingerprint
         precision, micro_rows = precision_and_rows(self.runtime, self.world, data_loader)
@@ -142,11 +150,6 @@ class Trainer:
             processes=self.world.size,
             memory=device_memory(self.world.device),
             pinned=pinned,
-        )
-        chunk = self.runtime.loss_chunk
-        self.loss = loss or NextToken(chunk, self.config.z_loss)
-        self.validator = validator or HeldOutText(
-            Shards(data_loader.shards.folder, "val"), self.config.eval_tokens, self.model_config.max_seq_len, chunk
         )
         self.execution = resolve(self.runtime, self.world, precision, micro_rows, self.plan)
         self.skipped = SkippedBatches(self.folder / SKIPPED)

@@ -274,7 +274,7 @@ def test_the_gate_promotes_what_the_paired_comparison_calls_better_and_says_why_
     main(["promote", "2", "--force", "--why", "its samples read better"])
     assert "2 is champion: forced by " in capsys.readouterr().out
     main(["rollback", "--why", "they do not"])
-    assert "champion: version 3 again (version 2 was)" in capsys.readouterr().out
+    assert "champion is version 3 again (before: version 2)" in capsys.readouterr().out
     main(["compare", "models:/tiny/1", "models:/tiny@champion"])
     out = capsys.readouterr().out
     assert "models:/tiny@champion against models:/tiny/1" in out and "\nbetter: " in out and "one: " in out

@@ -1,6 +1,7 @@
 """Pre-training's loss and validator, and that the loop takes others in their place."""
 
 import math
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -51,6 +52,8 @@ def test_the_loss_counts_targets_that_are_not_padding_token_0_among_them():
 class Squares:
     """A loss and a validator of another kind: the weights themselves; each row counts once."""
 
+    identity: ClassVar = {"kind": "squares"}
+
     def count(self, tokens, *rest):
         return torch.tensor(len(tokens))
 
@@ -72,6 +75,9 @@ def test_another_loss_and_validator_change_no_line_of_the_loop(shards, tmp_path)
     assert result.curve[0]["loss"] == pytest.approx(before, rel=1e-5) and after < before
     assert [row["step"] for row in result.validations] == [2, 4]
     assert result.validations[-1]["val_squares"] == pytest.approx(after, rel=1e-5)
+    # The run is another one: it shares neither folder nor checkpoints with pre-training on the same data.
+    assert trainer.identity["loss.kind"] == trainer.identity["validator.kind"] == "squares"
+    assert trainer.fingerprint != Trainer.from_shards(MODEL, TRAIN, shards, runtime=RUNTIME, state=tmp_path).fingerprint
 
 
 def test_the_order_is_part_of_the_identity_where_its_seed_is_another(shards, tmp_path):

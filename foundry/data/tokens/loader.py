@@ -174,7 +174,7 @@ class DataLoader:
         """The shards and documents of `batch(step)` in one line, for an error message."""
         names = [f"{shard} {doc_id}" for shard, doc_id in {(p.shard, p.doc_id): None for p in self.parts(step)}]
         more = f" and {len(names) - most} more" if len(names) > most else ""
-        return f"it read {', '.join(names[:most])}{more} (`foundry inspect --step` prints them)"
+        return f"it read {', '.join(names[:most])}{more}"
 
     @property
     def vocab_size(self) -> int:
