@@ -48,7 +48,7 @@ def ours(project: Path, seconds: float) -> Result:
     with tempfile.TemporaryDirectory() as tmp:
         probe = Trainer.from_shards(cfg.model, cfg.train, data, seed=cfg.seed, runtime=runtime, state=Path(tmp))
         with numerics(probe.runtime, probe.world):
-            session, taken = probe.open(), []
+            session, taken = probe.session(), []
             for _ in range(6):
                 begin = time.perf_counter()
                 session.step(session.state)
@@ -65,7 +65,7 @@ def ours(project: Path, seconds: float) -> Result:
         items = batches(windows([t for t, _ in documents], T, T), 8)
         nats, _ = score_documents(result.model, items, len(documents))
         bits = nats.sum() / math.log(2) / sum(n for _, n in documents)
-        return Result(trainer.open().state.seconds, steps, float(bits))
+        return Result(trainer.session().state.seconds, steps, float(bits))
 
 
 def turn(side: str, project: Path, seconds: float, checkout: Path | None = None) -> Result:

@@ -173,7 +173,7 @@ def ours(cfg, seconds: float, folder: Path):
 
     trainer = Trainer.from_shards(cfg.model, cfg.train, folder / "shards", runtime=cfg.runtime, state=folder / "state")
     with numerics(trainer.runtime, trainer.world):
-        session = trainer.open()
+        session = trainer.session()
 
         def step() -> None:
             session.step(session.state)

@@ -34,7 +34,7 @@ class Training:
         self.trainer = Trainer.from_shards(
             self.cfg.model, self.cfg.train, folder / "shards", runtime=self.cfg.runtime, state=folder / "state"
         )
-        self.session = self.trainer.open()
+        self.session = self.trainer.session()
         self.state = self.session.state
 
     def turn(self, steps: int, tracker: Tracker | None) -> float:

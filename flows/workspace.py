@@ -21,7 +21,7 @@ from configobj import ConfigObj  # by which DVC reads its settings
 
 from flows.graph import reports_of, stage_names
 from flows.settings import environment
-from foundry.config import ConfigError, read_yaml, yaml_text
+from foundry.config import ConfigError, DataError, read_yaml, yaml_text
 from foundry.config.profiles import with_values
 from foundry.utils.dvc_files import repair_dvc
 from foundry.utils.files import atomic_write
@@ -267,7 +267,11 @@ def last_kept(home: Path, report: str, but: Path) -> dict[str, Any] | None:
     notes = sorted((home / ".foundry/runs").glob(f"*/{FILE}"), key=_mtime, reverse=True)
     for folder in (n.parent for n in notes if n.parent != but):
         path = folder / "reports" / report
-        if path.exists() and not isinstance(read_note(folder), TrialNote):
+        try:
+            trial = isinstance(read_note(folder), TrialNote)
+        except DataError:  # of another version, which says nothing about this build
+            continue
+        if path.exists() and not trial:
             return json.loads(path.read_text(encoding="utf-8"))
     return None
 

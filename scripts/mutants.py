@@ -62,6 +62,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "tests/inference",
         "tests/evaluation/test_bits_per_byte.py",
     ),
+    "foundry/training/parallel.py": (
+        "tests/training/test_parallel.py",
+        "tests/training/test_numerics.py",
+        "tests/training/test_distributed.py",
+    ),
     "foundry/training/*.py": (*QUICK, "tests/training", "tests/models/test_options.py"),
 }
 COMPARE = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "=="}

@@ -339,6 +339,13 @@ class Config(Section):
     export: Export = Field(default_factory=Export)
     runtime: Runtime = Field(default_factory=Runtime)
 
+    @field_validator("train", mode="before")
+    @classmethod
+    def _recipe(cls, value: Any) -> Any:
+        """A `TrainConfig` of a Python program is taken as the section, by what was set in it."""
+        plain = isinstance(value, TrainConfig) and not isinstance(value, TrainSection)
+        return value.model_dump(exclude_unset=True) if plain else value
+
     @model_validator(mode="before")
     @classmethod
     def _one_vocabulary(cls, data: Any) -> Any:

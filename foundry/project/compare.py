@@ -139,8 +139,9 @@ def _of_revision(rev: str, root: Path) -> pa.Table:
         command = [sys.executable, "-m", "dvc", "get", str(root.resolve()), TABLE, "--rev", rev, "-o", str(out)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=root)
         if done.returncode or not out.exists():
-            lines = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-            why = (lines or ["no answer"])[0][:300]
+            lines = done.stderr.strip().splitlines() or ["no answer"]
+            errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+            why = (errors or lines[-1:])[0][:300]
             raise ConfigError(
                 f"{rev!r} is not a file, a folder or models:/name@alias, and as a DVC revision it has no {TABLE} here "
                 f"({why}). `dvc pull` fetches what another machine made; for a revision without this table, name its "

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from foundry.config import Config, ConfigError
-from foundry.utils.files import state_dir
+from foundry.utils.files import read_json, state_dir
 
 
 def lines(cfg: Config, root: Path, step: int, full: bool) -> Iterator[str]:
@@ -22,10 +22,8 @@ def lines(cfg: Config, root: Path, step: int, full: bool) -> Iterator[str]:
         DataError: if the shards are missing or damaged.
     """
     from foundry.data.tokens.loader import DataLoader
-    from foundry.models.facts import read_facts
     from foundry.tokenizers import Tokenizer
-    from foundry.training.resume import SKIPPED
-    from foundry.training.skipped import SkippedBatches
+    from foundry.training.skipped import SKIPPED, SkippedBatches
 
     context = cfg.model.max_seq_len
     rows = cfg.train.tokens_per_step // context
@@ -34,7 +32,8 @@ def lines(cfg: Config, root: Path, step: int, full: bool) -> Iterator[str]:
         raise ConfigError(f"--step must lie in 1 to {cfg.train.steps} (train.steps), got {step}")
     tokenizer = Tokenizer(root / "artifacts/tokenizer")
     config = root / "artifacts/model/config.json"
-    fingerprint = read_facts(config.parent).fingerprint if config.exists() else "none"
+    facts = read_json(config, "facts of the model") if config.exists() else {}
+    fingerprint = facts.get("fingerprint", "none")
     skipped = SkippedBatches(state_dir() / "train" / fingerprint / SKIPPED)
     batch = skipped.batch(step - 1)
     yield f"step {step} reads batch {batch}: {loader.batch_size} rows of {context} tokens"

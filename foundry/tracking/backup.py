@@ -8,6 +8,7 @@ FOLDER/mlflow.db                the whole store, if it is SQLite
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sqlite3
 from dataclasses import dataclass
@@ -172,7 +173,8 @@ def _run(client: MlflowClient, run_id: str) -> BackedUpRun | None:
             raise
         return None
     tags = {k: v for k, v in data.tags.items() if k != MODEL_HISTORY}
-    return BackedUpRun(params=data.params, metrics=data.metrics, tags=tags)
+    metrics = {k: v for k, v in data.metrics.items() if math.isfinite(v)}  # JSON has no other numbers
+    return BackedUpRun(params=data.params, metrics=metrics, tags=tags)
 
 
 def _copy_sqlite(source: Path, to: Path) -> None:

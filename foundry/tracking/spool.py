@@ -76,9 +76,9 @@ def parse_line(line: bytes) -> Logged | Return | None:
     try:
         values = json.loads(line)
         if "back" in values:
-            return Return(values["back"], values["t"])
-        return Logged(values["t"], values["s"], {**values["m"]})
-    except (ValueError, KeyError, TypeError):
+            return Return(int(values["back"]), int(values["t"]))
+        return Logged(int(values["t"]), int(values["s"]), {k: float(v) for k, v in values["m"].items()})
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

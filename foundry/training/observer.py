@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 
 from foundry.config import TrainConfig
 from foundry.training.state import TrainState
@@ -92,8 +93,10 @@ class Observer:
         self.pause()
 
     def end(self) -> None:
-        for callback in self.callbacks:
-            callback.on_end()
+        """Ends every callback once, also if another one fails."""
+        with ExitStack() as stack:
+            while self.callbacks:
+                stack.callback(self.callbacks.pop().on_end)
 
 
 def _rounded(numbers: dict[str, float]) -> dict[str, float]:

@@ -43,7 +43,7 @@ class Parallel:
     """
 
     def __init__(self, model: MiniLLM, world: World, mode: str, loss: Loss) -> None:
-        self.model, self.world, self.mode = model, world, mode if world.size > 1 else "alone"
+        self.world, self.mode = world, mode if world.size > 1 else "alone"
         self.module: nn.Module = Applied(model, loss)
         if self.mode == "ddp":
             ids = [world.device.index] if world.device.type == "cuda" else None

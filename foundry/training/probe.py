@@ -39,7 +39,7 @@ def probe_seconds(cfg: Config, data: str | Path = "data/shards", steps: int = ST
         finally:
             log.setLevel(level)
         with numerics(trainer.runtime, trainer.world):
-            session = trainer.open()
+            session = trainer.session()
             taken = []
             for _ in range(3 + steps):
                 begin = time.perf_counter()

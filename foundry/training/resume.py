@@ -12,12 +12,11 @@ from foundry.training.checkpoints import Checkpoints
 from foundry.training.identity import check_same, extends
 from foundry.training.numerics import variables
 from foundry.training.schedule import stable_steps
+from foundry.training.skipped import FORMER, SKIPPED
 from foundry.training.state import TrainState
 from foundry.utils.distributed import World
 from foundry.utils.files import read_json, write_json
 from foundry.utils.log import get_logger
-
-SKIPPED = "skipped.json"  # see `skipped`
 
 
 class RunFolder:
@@ -100,7 +99,7 @@ class RunFolder:
         """(step, folder of its run) of all checkpoints that this run could begin from, the newest first."""
         mine, found = stable_steps(self.config), []
         for path in self.path.parent.glob("*/identity.json"):
-            if path.parent == self.path or (path.parent / SKIPPED).exists():
+            if path.parent == self.path or any((path.parent / name).exists() for name in (SKIPPED, FORMER)):
                 continue
             try:
                 other = read_json(path, "identity of a run")

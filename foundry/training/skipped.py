@@ -15,16 +15,23 @@ from foundry.config import CheckpointError
 from foundry.models.facts import SkipDecision
 from foundry.utils.files import read_json, write_json
 
+SKIPPED, FORMER = "skipped.json", "passed.json"
+
 
 class SkippedBatches:
     """The decisions of one run, in their order.
 
     Raises:
-        CheckpointError: if the file is damaged.
+        CheckpointError: if the file is damaged, or the run was started by a version that kept this list elsewhere.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        if (former := path.with_name(FORMER)).exists():
+            raise CheckpointError(
+                f"{former} is the list of skipped batches of an earlier version of Foundry, which this one does not "
+                "read: finish the run with that version, or move its folder away to train from scratch"
+            )
         known = read_json(path, "the batches that a run skips", CheckpointError) if path.exists() else []
         try:
             self.decisions = [SkipDecision.model_validate(d) for d in known]

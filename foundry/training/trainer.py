@@ -38,10 +38,10 @@ from foundry.training.plan import check_batch, check_plan, make_plan
 from foundry.training.pretraining import HeldOutText, NextToken
 from foundry.training.protocols import Loader, Loss, Validator
 from foundry.training.recovery import Recovery
-from foundry.training.resume import SKIPPED, RunFolder
+from foundry.training.resume import RunFolder
 from foundry.training.schedule import stable_steps
 from foundry.training.setup import Session, log_setup, open_session, precision_and_rows, resolve
-from foundry.training.skipped import SkippedBatches
+from foundry.training.skipped import SKIPPED, SkippedBatches
 from foundry.training.state import TrainState
 from foundry.training.step import NotFinite
 from foundry.utils.checkpoint import read_checkpoint
@@ -122,18 +122,14 @@ class Trainer:
         check_batch(train_config, {**batch, "batch_size": data_loader.batch_size})
         self.config = train_config.model_copy(update=batch)
         _check_fit(data_loader, self.model_config)
-        chunk = self.runtime.loss_chunk
-        self.loss = loss or NextToken(chunk, self.config.z_loss)
-        self.validator = validator or HeldOutText(
-            Shards(data_loader.shards.folder, "val"), self.config.eval_tokens, self.model_config.max_seq_len, chunk
-        )
         self.identity = identity(self.model_config, self.config, seed, data_loader.identity)
         if self.model is not None:
             self.identity["weights_sha256"] = weights_sha256(self.model)
         if data_loader.seed != seed:
             self.identity["order_seed"] = data_loader.seed
-        for name, part in (("loss", self.loss), ("validator", self.validator)):
-            self.identity |= {f"{name}.{k}": v for k, v in part.identity.items()}
+        for name, part in (("loss", loss), ("validator", validator)):
+            if part is not None:
+                self.identity |= {f"{name}.{k}": v for k, v in part.identity.items()}
         self.fingerprint = fingerprint(self.identity)
         self.folder = (state or state_dir() / "train") / self.fingerprint
         precision, micro_rows = precision_and_rows(self.runtime, self.world, data_loader)
@@ -151,6 +147,12 @@ class Trainer:
             memory=device_memory(self.world.device),
             pinned=pinned,
         )
+        chunk, context = self.runtime.loss_chunk, self.model_config.max_seq_len
+        self.loss = NextToken(chunk, self.config.z_loss) if loss is None else loss
+        if validator is None:
+            held_out = Shards(data_loader.shards.folder, "val")
+            validator = HeldOutText(held_out, self.config.eval_tokens, context, chunk)
+        self.validator = validator
         self.execution = resolve(self.runtime, self.world, precision, micro_rows, self.plan)
         self.skipped = SkippedBatches(self.folder / SKIPPED)
         self.checkpoints = Checkpoints(
@@ -206,9 +208,8 @@ class Trainer:
                 self.run_folder.record(environment(self.runtime, self.world, self.execution))
             stop = stack.enter_context(StopSignal())
             stack.enter_context(numerics(self.runtime, self.world))
-            session = self.open()
-            observer = self._observer(session.state)
-            stack.callback(observer.end)
+            session = self.session()
+            observer = self._observer(session.state, stack)
             with lost_peer_errors(self.world):
                 try:
                     self._loop(session, stop, observer)
@@ -233,11 +234,11 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """The validator's metrics of the weights as they are; changes nothing."""
         with numerics(self.runtime, self.world):
-            return self.validate(self.open())
+            return self.validate(self.session())
 
     def save_checkpoint(self, path: str | Path) -> Path:
         """Writes the whole state of training to a folder, now. On several processes, all must call it."""
-        session, path = self.open(), Path(path)
+        session, path = self.session(), Path(path)
         if self.world.main or session.parallel.divided:
             tensors, values = session.state.state_dict()
             self.checkpoints.writers.save(path, tensors, session.state.boxes(), values)
@@ -250,15 +251,15 @@ class Trainer:
         Raises:
             CheckpointError: if it is damaged, or of another run; the keys that differ are named.
         """
-        state = self.open().state
+        state = self.session().state
         tensors, values = read_checkpoint(Path(path), state.wanted)
         check_same(values["identity"], self.identity, str(path))
         state.load_state_dict(tensors, values)
 
     # its parts
 
-    def open(self) -> Session:
-        """What the loop works with, made once; its state is that of the newest checkpoint, or new."""
+    def session(self) -> Session:
+        """What the loop works with, made once: its state is that of the newest checkpoint, or new."""
         if self._session:
             return self._session
         session = open_session(
@@ -290,23 +291,25 @@ class Trainer:
             return {}
         return self.validator(session.state.model, parallel.apply, execution.precision, execution.micro_rows)
 
-    def _observer(self, state: TrainState) -> Observer:
-        callbacks = list(self.callbacks)
-        if self.world.main:
-            if self.runtime.tensorboard:
-                callbacks.append(TensorBoard(Path(self.runtime.tensorboard) / self.fingerprint, state.step))
-            callbacks += [ProgressBar(self.config.steps, state.step), LogLines()]
-            if self.runtime.profile:
-                callbacks.append(Profile(self.folder / "profile"))
-        return Observer(
+    def _observer(self, state: TrainState, stack: ExitStack) -> Observer:
+        """The observer of the run, whose callbacks are ended by `stack`."""
+        observer = Observer(
             state,
             self.config,
             self.world,
-            callbacks,
+            self.callbacks,
             flops_per_token=train_flops_per_token(self.model_config),
             bytes_per_token=self.loader.bytes_per_token,
             peak_flops=peak_flops(self.world.device, self.execution.precision) if self.world.main else None,
         )
+        stack.callback(observer.end)
+        if self.world.main:
+            if self.runtime.tensorboard:
+                observer.callbacks.append(TensorBoard(Path(self.runtime.tensorboard) / self.fingerprint, state.step))
+            observer.callbacks += [ProgressBar(self.config.steps, state.step), LogLines()]
+            if self.runtime.profile:
+                observer.callbacks.append(Profile(self.folder / "profile"))
+        return observer
 
     def _loop(self, session: Session, stop: StopSignal, observer: Observer) -> None:
         cfg, state = self.config, session.state
@@ -330,7 +333,6 @@ class Trainer:
                 saved = state.step
             if stopping and not last:
                 self.checkpoints.wait()
-                observer.end()
                 get_logger().warning(
                     "stopped by a signal at step %d of %d; run the same command to resume", state.step, cfg.steps
                 )

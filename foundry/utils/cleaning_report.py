@@ -85,10 +85,14 @@ class SplitSize(Record):
 class Leakage(Record):
     """How similar documents of the held-out splits are to the most similar training document that was found.
 
-    Attributes: held_out: documents of val and test. similar_in_training: {similarity: how many of them have a training
-        document that is at least that similar}. recall: {similarity: share of the pairs of that similarity that is
-        found}; like `similar_in_training`, it is None if no documents were compared. groups: groups of similar
-        documents; `grouped`: documents in them; `largest`: documents in the largest.
+    Attributes:
+        held_out: documents of val and test.
+        similar_in_training: {similarity: how many of them have a training document that is at least that similar}; None
+            if no documents were compared.
+        recall: {similarity: share of the pairs of that similarity that is found}; None if no documents were compared.
+        groups: groups of similar documents.
+        grouped: documents in these groups.
+        largest: documents in the largest group.
     """
 
     held_out: int

@@ -100,7 +100,7 @@ class MetricsCallback(Callback):
             self.log(event.step, event.metrics())
 
     def on_validation(self, event: Validated) -> None:
-        self.log(event.step, event.metrics)
+        self.log(event.step, {k: v for k, v in event.metrics.items() if math.isfinite(v)})
 
     def on_rollback(self, event: RolledBack) -> None:
         self.back_to(event.step)

@@ -56,7 +56,7 @@ class Printed(MetricsCallback):
 
 
 def overflow(trainer: Trainer, step: int) -> None:
-    start = trainer.open
+    start = trainer.session
 
     def started() -> Session:
         session = start()
@@ -67,7 +67,7 @@ def overflow(trainer: Trainer, step: int) -> None:
         )
         return session
 
-    trainer.open = started
+    trainer.session = started
 
 
 def fill_the_disk(rank: int) -> None:

@@ -202,7 +202,7 @@ def test_the_state_is_copied_so_that_later_steps_do_not_reach_into_it(shards, tm
     trainer = Trainer.from_shards(
         MODEL, TRAIN, shards, runtime=Runtime(device="cpu", precision="float32", threads=1), state=tmp_path
     )
-    session = trainer.open()
+    session = trainer.session()
     state = session.state
     copied, values = state.state_dict()
     before = {k: v.clone() for k, v in copied.items()}
@@ -310,7 +310,7 @@ def test_damage_in_another_run_stops_no_new_run(shards, shorter, tmp_path, caplo
 
 def test_a_rollback_without_a_good_checkpoint_is_an_error(shards, tmp_path):
     trainer = Trainer.from_shards(MODEL, TRAIN, shards, runtime=RUNTIME, state=tmp_path)
-    state = trainer.open().state
+    state = trainer.session().state
     with pytest.raises(CheckpointError, match="no good checkpoint of step 3 or earlier"):
         trainer.run_folder.load(state, 3)
 

@@ -1,12 +1,14 @@
 """The Python interface: the same engine as the stage, from a text file to a trained model in a few lines."""
 
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from foundry import DataLoader, MiniLLM, ModelConfig, TrainConfig, Trainer, get_preset_config, load_config
-from foundry.config import CheckpointError, ConfigError, DataError, Runtime
+from foundry.config import CheckpointError, Config, ConfigError, DataError, Runtime
 from foundry.config.presets import PRESETS
 from foundry.config.profiles import profile_config, profile_names
 from foundry.models.accounting import count_params
@@ -243,3 +245,33 @@ def test_runtime_settings_reach_the_same_engine(book):
     assert "aten::" in (trainer.folder / "profile/summary.txt").read_text()
     (events,) = (book.parent / "board" / trainer.fingerprint).iterdir()
     assert events.name.startswith("events.out.tfevents")
+
+
+@pytest.mark.slow
+def test_a_run_with_a_profile_that_is_stopped_ends_in_order(book):
+    """torch ends the process if a profile is stopped twice while it warms up or records."""
+    code = """
+import os, signal
+from foundry import DataLoader, ModelConfig, TrainConfig, Trainer
+from foundry.config import Runtime
+from foundry.utils.events import Callback
+
+class Stops(Callback):
+    def on_step(self, event):
+        if event.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+loader = DataLoader(file_path="book.txt", batch_size=4, block_size=32, vocab_size=400)
+cfg = ModelConfig(vocab_size=400, dim=32, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=64, max_seq_len=32)
+runtime = Runtime(device="cpu", profile=True, tensorboard="board")
+Trainer(cfg, TrainConfig(max_iters=15), loader, runtime=runtime, callbacks=[Stops()]).fit()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=book.parent)
+    assert done.returncode == 128 + 15, done.stderr
+
+
+def test_a_recipe_made_in_python_is_a_section_of_the_parameters():
+    download = {"sources": [{"name": "one", "url": "file:corpus/x.txt"}]}
+    cfg = Config(download=download, train=TrainConfig(learning_rate=1e-4, max_iters=200))
+    assert (cfg.train.lr, cfg.train.steps) == (1e-4, 200)
+    assert type(cfg.train) is type(Config(download=download).train)

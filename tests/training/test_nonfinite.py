@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from foundry.config import FoundryError, ModelConfig, Runtime, TrainConfig
+from foundry.config import CheckpointError, FoundryError, ModelConfig, Runtime, TrainConfig
 from foundry.models.facts import SkipDecision
 from foundry.training import Trainer
 from foundry.training import numerics as arithmetic
@@ -31,7 +31,7 @@ class Poisoned(NextToken):
 
     def __call__(self, model, *batch):
         total, nats = super().__call__(model, *batch)
-        if self.trainer.skipped.batch(self.trainer.open().state.step) in self.batches:
+        if self.trainer.skipped.batch(self.trainer.session().state.step) in self.batches:
             total = total * float("nan")
             nats = nats * float("nan") if self.how == "loss" else nats
         return total, nats
@@ -67,12 +67,12 @@ def test_halt_names_step_shard_and_documents_and_leaves_the_weights(
     # The weights are those after five steps. `fit` multiplies inside `numerics`, so the reference does, too.
     other = made(shards, tmp_path / "other", steps=12)
     with arithmetic.numerics(RUNTIME, other.world):
-        session = other.open()
+        session = other.session()
         state = session.state
         for _ in range(5):
             session.step(state)
             state.step += 1
-    assert same(trainer.open().state.model.parameters(), state.model.parameters())
+    assert same(trainer.session().state.model.parameters(), state.model.parameters())
 
 
 def skipping(shards, state, batches, **train):
@@ -163,6 +163,18 @@ def test_after_a_rollback_the_spool_and_tensorboard_have_the_numbers_of_the_curv
     assert len(steps) > len(set(steps)) == 12
 
 
+def test_a_run_of_an_earlier_version_that_skipped_batches_is_refused_and_begun_from_by_no_other(shards, tmp_path):
+    """Its list had another name: without it, the run would read other batches than those of its checkpoints."""
+    wsd = {"schedule": "wsd", "decay_fraction": 0.5}
+    short = made(shards, tmp_path, **wsd)
+    short.fit()
+    assert made(shards, tmp_path, steps=20, **wsd).run_folder.shorter_runs()
+    (short.folder / "passed.json").write_text("[]")
+    assert not made(shards, tmp_path, steps=20, **wsd).run_folder.shorter_runs()
+    with pytest.raises(CheckpointError, match=r"passed\.json is the list of skipped batches of an earlier version"):
+        made(shards, tmp_path, **wsd)
+
+
 def test_a_run_that_passes_over_too_much_is_given_up(shards, tmp_path):
     with pytest.raises(FoundryError, match="6 batches were skipped before"):
         made(shards, tmp_path, set(range(3, 40)), on_nonfinite="skip").fit()
@@ -174,7 +186,7 @@ def test_a_run_may_pass_over_one_batch_in_twenty(shards, tmp_path, before, given
     trainer.skipped.add(SkipDecision(step=0, reason="before", batches=list(range(1000, 1000 + before))))
     answer = pytest.raises(FoundryError, match=f"{before} batches were skipped") if given_up else nullcontext()
     with answer:
-        trainer.recovery(trainer.open().state, "the loss is nan", None)
+        trainer.recovery(trainer.session().state, "the loss is nan", None)
     assert len(trainer.skipped.decisions) == (1 if given_up else 2)
 
 
@@ -206,7 +218,7 @@ def kept(state):
 def test_in_float16_an_overflow_in_one_optimizers_gradients_stops_the_step_of_both(shards, tmp_path, name):
     runtime = RUNTIME.model_copy(update={"precision": "float16"})
     trainer = Trainer.from_shards(MODEL, TRAIN, shards, seed=3, runtime=runtime, state=tmp_path)
-    session, factor = trainer.open(), [1.0]
+    session, factor = trainer.session(), [1.0]
     state = session.state
     dict(state.model.named_parameters())[name].register_hook(lambda g: g * factor[0])
 
@@ -234,7 +246,7 @@ def test_in_float16_a_gradient_that_no_scale_helps_is_answered_as_any_other(shar
     runtime = RUNTIME.model_copy(update={"precision": "float16"})
     train = TRAIN.model_copy(update={"steps": 40})
     trainer = Trainer.from_shards(MODEL, train, shards, seed=3, runtime=runtime, state=tmp_path)
-    state = trainer.open().state
+    state = trainer.session().state
     state.model.norm.weight.register_hook(lambda g: g * float("nan"))
     before = kept(state)
     with pytest.raises(FoundryError, match="step 17: the gradient's norm is nan"):  # 65,536 is 2 to the power of 16

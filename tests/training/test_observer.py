@@ -223,3 +223,28 @@ def test_a_profile_is_of_ten_steps_after_the_first_three(clock, tmp_path, monkey
     names = {e["name"] for e in events}
     assert {n for n in names if n.startswith("of step")} == {f"of step {n}" for n in range(4, 14)}
     assert "aten::dot" in summary and summary.count("Self CPU %") == 2
+
+
+def test_every_callback_ends_once_also_if_another_one_fails(clock):
+    ended = []
+
+    class Ends(MetricsCallback):
+        def __init__(self, name):
+            self.name = name
+
+        def on_end(self):
+            ended.append(self.name)
+            if self.name == "b":
+                raise OSError("full")
+
+    seen, _, _, bar = made(more=[Ends("a"), Ends("b"), Ends("c")])
+    with pytest.raises(OSError, match="full"):
+        seen.end()
+    seen.end()
+    assert ended == ["a", "b", "c"] and bar.closed == 1
+
+
+def test_a_validation_that_is_not_finite_is_kept_in_the_rows_and_not_among_the_metrics(clock):
+    seen, state, kept, _ = made()
+    seen.validation({"val_loss": math.nan, "val_bits_per_byte": 1.5})
+    assert kept == [(0, {"val_bits_per_byte": 1.5})] and math.isnan(state.validations[0]["val_loss"])

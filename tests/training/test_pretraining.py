@@ -69,7 +69,7 @@ def test_another_loss_and_validator_change_no_line_of_the_loop(shards, tmp_path)
     trainer = Trainer.from_shards(
         MODEL, TRAIN, shards, runtime=RUNTIME, state=tmp_path, loss=squares, validator=squares
     )
-    before = sum(p.square().sum() for p in trainer.open().state.model.parameters()).item()
+    before = sum(p.square().sum() for p in trainer.session().state.model.parameters()).item()
     result = trainer.fit()
     after = sum(p.square().sum() for p in result.model.parameters()).item()
     assert result.curve[0]["loss"] == pytest.approx(before, rel=1e-5) and after < before

@@ -121,7 +121,7 @@ def test_dropout_differs_between_the_ranks_and_from_step_to_step(shards, tmp_pat
         trainer = Trainer(
             model, TRAIN, DataLoader(shards, 8, 32), world=world, runtime=runtime, state=tmp_path / str(rank)
         )
-        session = trainer.open()
+        session = trainer.session()
         session.state.step = step
         trainer.skipped.decisions = [SkipDecision(step=0, reason="", batches=list(range(8 - step)))]  # always batch 8
         return session.step(session.state)[0]

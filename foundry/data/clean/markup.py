@@ -73,8 +73,10 @@ def _is_code_line(line: str) -> bool:
 def strip_html(text: str, treatment: Treatment = "auto") -> str:
     """The text without tags and with entities decoded.
 
-    Args: text: running text. treatment: `auto` leaves code and mentions of tags as they are; `strip` removes every
-        known element, for a source that is only web text; `keep` changes nothing.
+    Args:
+        text: running text.
+        treatment: `auto` leaves code and mentions of tags as they are; `strip` removes every known element, for a
+            source that is only web text; `keep` changes nothing.
     """
     if treatment == "keep" or ("<" not in text and "&" not in text):
         return text
