@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from foundry.models.transformer import MiniLLM
-from foundry.utils.device import settle_vector_math
 from foundry.utils.targets import IGNORE
 
 LOGITS = 1 << 24  # that exist at a time: 64 MiB
@@ -36,7 +35,6 @@ def score_documents(
         The nats (float64) and the number of scored tokens (int64) of each document. The model's mode and all random
         generators are as before.
     """
-    settle_vector_math()
     device = model.tok_embeddings.weight.device
     chunk = max(1, LOGITS // model.cfg.vocab_size)
     nats, counts = np.zeros(documents), np.zeros(documents, np.int64)

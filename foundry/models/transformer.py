@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from foundry.config import ModelConfig
 from foundry.models.components import MLP, FlashAttention, LayerCache, RMSNorm, precompute_freqs_cis, visible
 from foundry.models.loss import linear_cross_entropy, soft_cap
+from foundry.utils.device import settle_vector_math
 from foundry.utils.targets import IGNORE
 
 
@@ -62,6 +63,7 @@ class MiniLLM(nn.Module):
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
+        settle_vector_math()
         self.cfg = cfg
         self.tok_embeddings = nn.Embedding(cfg.vocab_size, cfg.dim)
         self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))

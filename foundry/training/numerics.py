@@ -24,7 +24,6 @@ from foundry.utils.device import (
     local_processes,
     native_bfloat16,
     quote_library_folders,
-    settle_vector_math,
 )
 from foundry.utils.distributed import World
 from foundry.utils.log import get_logger
@@ -125,7 +124,6 @@ def numerics(runtime: Runtime, world: World) -> Iterator[None]:
             # cuBLAS reads it with its first product; without it products on several streams differ from run to run.
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
             stack.callback(os.environ.pop, "CUBLAS_WORKSPACE_CONFIG")
-        settle_vector_math()
         stack.enter_context(_onednn(world.device.type == "cpu" and faster_float32()))
         yield
 

@@ -18,17 +18,19 @@ if TYPE_CHECKING:
 
 @functools.cache
 def settle_vector_math() -> None:
-    """Has MKL choose its code path for exp, log and similar functions on one thread; to be called before any tensor.
+    """Has MKL choose its code path for exp, sin and similar functions on one thread; every new MiniLLM calls it.
 
-    Otherwise its threads choose at the same time, during the first large tensor, and in about one process of twenty a
-    thread computed its part by another code path, whose last bits differ: half of the rows of the first logsumexp
-    (MKL 2024.2, an Intel CPU with AMX, two threads).
+    Otherwise its threads choose at the same time, during the first large tensor, and in some processes a thread
+    computes its part by another code path (MKL 2024.2, an Intel CPU with AMX, two threads): half of the rows of the
+    first logsumexp had other last bits in about one process of twenty; the first cos and sin of transformers' rotary
+    embedding were so far off that logits differed by 1e-3, and the proof of an export failed.
     """
     import torch
 
-    one = torch.ones(1)
-    for function in (torch.exp, torch.expm1, torch.log, torch.log1p, torch.sin, torch.cos, torch.tanh, torch.erf):
-        function(one)
+    for dtype in (torch.float32, torch.float64):
+        one = torch.ones(1, dtype=dtype, device="cpu")  # also inside `torch.device("meta")`
+        for function in (torch.exp, torch.expm1, torch.log, torch.log1p, torch.sin, torch.cos, torch.tanh, torch.erf):
+            function(one)
 
 
 def get_device(name: str = "auto") -> torch.device:

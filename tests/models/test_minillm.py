@@ -1,6 +1,8 @@
 """MiniLLM equals an independent implementation, sees only earlier tokens, and counts its own parameters."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -237,3 +239,20 @@ def test_import_of_the_package_loads_nothing_heavy_and_the_public_names_are_ther
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("cpu ")
+
+
+@pytest.mark.parametrize("context", ["", "with torch.device('meta'): "])
+def test_a_model_has_mkl_choose_its_functions_before_two_threads_could(context):
+    """In a process of its own, in which nothing was computed yet: sin and exp run on one element, on the CPU."""
+    code = f"""
+import torch
+from foundry.config import ModelConfig
+from foundry.models import MiniLLM
+seen = []
+for name in ("sin", "exp"):
+    real = getattr(torch, name)
+    setattr(torch, name, lambda x, real=real, name=name: (seen.append((name, x.numel(), x.device.type)), real(x))[1])
+{context}MiniLLM(ModelConfig(vocab_size=50, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=16))
+assert seen[:2] == [("exp", 1, "cpu"), ("sin", 1, "cpu")], seen
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
