@@ -26,9 +26,13 @@ def die_with_parent(sig: int = signal.SIGTERM) -> None:
 
 
 def as_worker() -> None:
-    """Makes this process a worker of a pool: it ends with its parent, and on Ctrl-C without a traceback of its own."""
+    """Makes this process a worker of a pool: it ends with its parent, and on Ctrl-C without a traceback of its own.
+
+    A job that ignores Ctrl-C, as a shell starts one in the background, has workers that ignore it too.
+    """
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class StopSignal:
