@@ -1,5 +1,6 @@
 """Checkpoints: written in the background, kept as promised, never lost to a full disk."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -363,3 +364,25 @@ def test_processes_with_the_whole_state_do_not_wait_for_each_other(peers):
     assert writers(1, divided=False).together(lambda: "mine") == ["mine"] and groups == []
     alone = module.Writers(World(0, 1, torch.device("cpu")), True)
     assert alone.together(lambda: "mine") == ["mine"] and alone.main(lambda: "main") == "main" and groups == []
+
+
+def test_the_folder_or_the_checkpoint_of_another_run_is_refused(shards, tmp_path, caplog):
+    def made():
+        return Trainer.from_shards(MODEL, TRAIN, shards, runtime=RUNTIME, state=tmp_path)
+
+    trainer = made()
+    trainer.fit()
+    caplog.set_level("INFO", logger="foundry")
+    assert made().session().state.step == 12 and "resumes from the checkpoint of step 12" in caplog.text
+    path = trainer.folder / "identity.json"
+    kept = path.read_text()
+    path.write_text(json.dumps({**json.loads(kept), "seed": 2}))
+    with pytest.raises(CheckpointError, match=r"(?s)belongs to run .*seed: 2 there, 1 now"):
+        made().fit()
+    path.write_text(kept)
+    state = trainer.session().state
+    state.identity = {**state.identity, "seed": 3}
+    trainer.checkpoints.save(13, *state.state_dict())
+    trainer.checkpoints.wait()
+    with pytest.raises(CheckpointError, match=r"(?s)the checkpoint belongs to run .*seed: 3 there, 1 now"):
+        made().session()

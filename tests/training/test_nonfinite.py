@@ -1,6 +1,7 @@
 """A loss or gradient that is not finite is found before it changes anything; `train.on_nonfinite` says what follows."""
 
 import json
+import threading
 from contextlib import nullcontext
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from foundry.config import CheckpointError, FoundryError, ModelConfig, Runtime, TrainConfig
 from foundry.models.facts import SkipDecision
 from foundry.training import Trainer
+from foundry.training import checkpoints as module
 from foundry.training import numerics as arithmetic
 from foundry.training.pretraining import NextToken
 from foundry.training.state import WINDOW, TrainState
@@ -107,6 +109,22 @@ def test_rollback_returns_to_a_checkpoint_and_passes_over_the_window(shards, tmp
     assert same(weights(again.fit()), weights(result))
     again_from_scratch = made(shards, tmp_path / "c", {batch}, **options).fit()
     assert same(weights(again_from_scratch), weights(result))
+
+
+def test_a_rollback_removes_the_checkpoints_of_the_trajectory_that_it_leaves(shards, tmp_path, monkeypatch):
+    """One of them that is still being written is waited for. A kill right after must not resume from any of them."""
+    trainer = made(shards, tmp_path, on_nonfinite="rollback", rollback_steps=4)
+    trainer.checkpoints.keep = 9
+    session = trainer.session()
+    for step in (3, 7):
+        session.state.step = step
+        trainer.checkpoints.save(step, *session.state.state_dict())
+    written, go = module.write_marker, threading.Event()
+    monkeypatch.setattr(module, "write_marker", lambda *a: (go.wait(0.5), written(*a))[1])
+    session.state.step = 8
+    trainer.checkpoints.save(8, *session.state.state_dict())
+    trainer.recovery(session.state, "the loss is nan", lambda: None)  # skips steps 6 to 9: back to step 5 or earlier
+    assert session.state.step == 3 and trainer.checkpoints.steps() == [0, 3]
 
 
 def test_tensorboard_shows_what_was_written_last_however_soon_the_writers_follow_each_other(tmp_path):
