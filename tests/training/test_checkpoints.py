@@ -386,3 +386,28 @@ def test_the_folder_or_the_checkpoint_of_another_run_is_refused(shards, tmp_path
     trainer.checkpoints.wait()
     with pytest.raises(CheckpointError, match=r"(?s)the checkpoint belongs to run .*seed: 3 there, 1 now"):
         made().session()
+
+
+def test_the_checkpoints_that_a_run_could_begin_from_are_those_of_the_stable_part_newest_first(shards, tmp_path):
+    """Of 20 steps, 10 are stable; runs of 12 and 18 steps share 6 and 9 of them."""
+
+    def run(steps, saved, **train):
+        config = SHORT.model_copy(update={"steps": steps, **train})
+        trainer = Trainer.from_shards(MODEL, config, shards, runtime=RUNTIME, state=tmp_path)
+        trainer.folder.mkdir(parents=True)
+        (trainer.folder / "identity.json").write_text(json.dumps(trainer.identity))
+        for step in saved:
+            (trainer.folder / f"checkpoints/step-{step:08d}").mkdir(parents=True)
+        return trainer
+
+    mine = longer(shards, tmp_path)
+    a, b = run(12, (3, 6, 8, 12)), run(18, (6, 9, 10))
+    run(14, (5,), lr=1e-4)  # another recipe
+    skips = run(16, (4,))
+    (skips.folder / "skipped.json").write_text("[]")  # read other batches
+    for name, text in (("list", "[]"), ("damaged", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "identity.json").write_text(text)
+    found = mine.run_folder.shorter_runs()
+    same = sorted([(6, a.folder), (6, b.folder)], key=lambda c: c[1].name)
+    assert found == [(9, b.folder), *same, (3, a.folder)]
