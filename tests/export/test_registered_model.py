@@ -304,8 +304,8 @@ def test_the_gate_promotes_what_the_paired_comparison_calls_better_and_says_why_
     pq.write_table(
         mine.set_column(mine.column_names.index("nats"), "nats", nats), root / "artifacts/evaluation/documents.parquet"
     )
-    anew = register_export(cfg, root)
-    assert anew.champion and anew.reason.endswith("against version 3, which was scored again on this test text")
+    again = register_export(cfg, root)
+    assert again.champion and again.reason.endswith("against version 3, which was scored again on this test text")
 
 
 def test_a_backup_has_every_versions_files_tags_and_aliases(project, cfg, registered, tmp_path):
