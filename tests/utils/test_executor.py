@@ -78,12 +78,12 @@ def test_a_missing_ray_cluster_is_reported():
 
 
 INTERRUPTED = """
-import signal, sys, time
+import os, signal, sys, time
 from foundry.config.schema import Runtime
 from foundry.utils.executor import map_tasks
 
 def wait(seconds, task):
-    print("working", flush=True)
+    os.write(1, b"working\\n")  # one write per line: two processes share the pipe
     time.sleep(seconds)
 
 if __name__ == "__main__":
