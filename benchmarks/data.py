@@ -1,4 +1,4 @@
-"""The data room against its peers, both sides in one run, taking turns; medians.
+"""The data room against its peers, both sides in one run.
 
     python -m benchmarks.data filters --peers /path/to/venv/bin/python
     python -m benchmarks.data duplicates --peers /path/to/venv/bin/python
@@ -15,14 +15,15 @@ from __future__ import annotations
 import argparse
 import importlib
 
-SIDES = ("filters", "duplicates", "encode", "loader", "memory")
+WHAT = ("filters", "duplicates", "encode", "loader", "memory")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("side", choices=SIDES)
-    args, rest = parser.parse_known_args()
-    importlib.import_module(f"benchmarks.data_{args.side}").main(rest)
+    parser.add_argument("what", choices=WHAT)
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="see python -m benchmarks.data WHAT --help")
+    args = parser.parse_args()
+    importlib.import_module(f"benchmarks.data_{args.what}").main(args.options)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 import orjson
 
 from benchmarks.corpus_for_data import clean_texts
+from benchmarks.rounds import Measure, add_rounds, take_turns
 from foundry.data.clean.dedup import BANDS, NEIGHBOURS, band_keys, comparable, drop_near, equal_pairs, jaccard, shingles
 from foundry.data.text.words import gram_words
 
@@ -71,6 +72,12 @@ def ours(folder: Path, out: Path, pool: ProcessPoolExecutor) -> Removal:
     return Removal(time.perf_counter() - start, [r["id"] for r in kept])
 
 
+def theirs(python: str, source: Path, work: Path) -> Removal:
+    command = [python, str(Path(__file__).with_name("peer_duplicates.py")), str(source), str(work)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return Removal(**json.loads(done.stdout.splitlines()[-1]))
+
+
 def plant(folder: Path, project: Path, megabytes: float) -> tuple[float, list[str], dict[str, str]]:
     """Writes four jsonl files; returns their megabytes, all ids, and {planted: the document that it resembles}."""
     rng = random.Random(1)
@@ -98,7 +105,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--peers", required=True, help="a Python with datatrove (see python -m benchmarks.data --help)")
     parser.add_argument("--project", type=Path, default=Path(), help="a project whose clean stage has run")
     parser.add_argument("--megabytes", type=float, default=10.0)
-    parser.add_argument("--rounds", type=int, default=3)
+    add_rounds(parser, 3)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(2) as pool:
         tmp = Path(name)
@@ -106,22 +113,16 @@ def main(argv: list[str]) -> None:
         source.mkdir()
         size, ids, planted = plant(source, args.project, args.megabytes)
         list(pool.map(_keys, [source / "0.jsonl"] * 4))  # modules loaded
-        sides: dict[str, list[Removal]] = {"foundry": [], "datatrove": []}
-        for r in range(args.rounds):
-            sides["foundry"].append(ours(source, tmp / "out.jsonl", pool))
-            script = Path(__file__).with_name("peer_duplicates.py")
-            command = [args.peers, str(script), str(source), str(tmp / f"work{r}")]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            sides["datatrove"].append(Removal(**json.loads(done.stdout.splitlines()[-1])))
-    print(f"{len(ids)} documents, {size:.1f} MB, {len(planted)} planted pairs, 2 processes, {args.rounds} rounds")
-    rates = {}
-    for side, runs in sides.items():
-        rates[side] = statistics.median(size / r.seconds for r in runs)
+        sides = {
+            "datatrove": lambda: theirs(args.peers, source, Path(tempfile.mkdtemp(dir=tmp))),
+            "foundry": lambda: ours(source, tmp / "out.jsonl", pool),
+        }
+        done = take_turns(sides, args.rounds, Measure("MB/s", more_is_better=True), lambda r: size / r.seconds)
+    notes = {}
+    for side, runs in done.results.items():
         dropped = set(ids) - set(runs[0].kept)
         recall = statistics.mean(bool({a, b} & dropped) for a, b in planted.items())
         precision = len(dropped & (planted.keys() | set(planted.values()))) / max(1, len(dropped))
-        print(
-            f"  {side:10} {rates[side]:8.2f} MB/s, {len(dropped)} dropped, "
-            f"recall {recall:.3f}, precision {precision:.3f}"
-        )
-    print(f"  ratio      {rates['foundry'] / rates['datatrove']:8.1f}")
+        notes[side] = f"{len(dropped)} dropped, recall {recall:.3f}, precision {precision:.3f}"
+    title = f"{len(ids)} documents, {size:.1f} MB, {len(planted)} planted pairs, 2 processes"
+    done.print(title, base="datatrove", notes=notes)

@@ -4,15 +4,13 @@ The baseline is `SentencePieceProcessor.encode(texts, num_threads=2)` on texts t
 side is the shard stage's path from parquet files to arrays of tokens, reading included: in one process, as a small
 corpus is encoded, and with two worker processes, with their start and without it. The text is a clean corpus repeated
 with mutations (in every copy one word in ten is another word of the corpus, and one in a hundred is a word that occurs
-nowhere else). The sides take turns; medians are printed with their spread, and the ids are compared.
+nowhere else). The ids are compared first.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import random
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sentencepiece import SentencePieceProcessor
 
+from benchmarks.rounds import Measure, add_rounds, take_turns
 from foundry.data.schema import COLUMNS
 from foundry.data.tokens import tokenize
 from foundry.data.tokens.shards import read_clean
@@ -67,55 +66,57 @@ def compare(tokenizer: Tokenizer, texts: list[str], folder: Path, rounds: int) -
     sp = SentencePieceProcessor(model_file=str(tokenizer.path))
     size = sum(len(t.encode()) for t in texts) / 1e6
     write_parts(folder, texts)
-    names = (
-        f"SentencePiece, {WORKERS} threads",
-        "foundry, 1 process",
-        f"foundry, {WORKERS} processes",
-        "foundry, processes running",
-    )
-    seen: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
+    check_ids(tokenizer, sp.encode(texts, num_threads=WORKERS), folder)
+
+    def theirs() -> float:
         begin = time.perf_counter()
-        expected = sp.encode(texts, num_threads=WORKERS)
-        seen[names[0]].append(size / (time.perf_counter() - begin))
-        tokenize.PARALLEL_FROM = 0  # the processes are started however small the text is
+        sp.encode(texts, num_threads=WORKERS)
+        return size / (time.perf_counter() - begin)
+
+    def encode(pool: tokenize.TokenizerPool) -> float:
         begin = time.perf_counter()
-        with tokenize.TokenizerPool(tokenizer, 1) as pool:
-            for block in pool.blocks(folder):
-                del block
-        seen[names[1]].append(size / (time.perf_counter() - begin))
+        for group in pool.groups(folder):
+            del group
+        return size / (time.perf_counter() - begin)
+
+    def cold(workers: int) -> float:
         begin = time.perf_counter()
-        with tokenize.TokenizerPool(tokenizer, WORKERS) as pool:
-            tokens = [block.tokens for block in pool.blocks(folder)]
-            seen[names[2]].append(size / (time.perf_counter() - begin))
-            begin = time.perf_counter()
-            for block in pool.blocks(folder):
-                del block
-            seen[names[3]].append(size / (time.perf_counter() - begin))
-        if turn == 0:
-            flat = (i for ids in expected for i in (tokenizer.bos_id, *ids, tokenizer.eos_id))
-            ours = np.concatenate(tokens)
-            same = np.array_equal(np.fromiter(flat, ours.dtype, sum(map(len, expected)) + 2 * len(expected)), ours)
-            if not same:
-                raise SystemExit("the ids differ")
-        del expected, tokens
-    base = statistics.median(seen[names[0]])
-    print(f"\n{f'{size:.0f} MB, {len(texts):,} documents, same ids':40}{'MB/s':>8}{'spread':>16}{'ratio':>8}")
-    for name, values in seen.items():
-        middle = statistics.median(values)
-        print(f"{name:40}{middle:8.1f}{f'{min(values):.1f} - {max(values):.1f}':>16}{middle / base:8.2f}", flush=True)
+        with tokenize.TokenizerPool(tokenizer, workers) as pool:
+            encode(pool)
+            return size / (time.perf_counter() - begin)
+
+    with tokenize.TokenizerPool(tokenizer, WORKERS) as running:
+        encode(running)
+        base = f"SentencePiece, {WORKERS} threads"
+        sides = {
+            base: theirs,
+            "foundry, 1 process": lambda: cold(1),
+            f"foundry, {WORKERS} processes": lambda: cold(WORKERS),
+            "foundry, processes running": lambda: encode(running),
+        }
+        done = take_turns(sides, rounds, Measure("MB/s", more_is_better=True))
+    done.print(f"{size:.0f} MB, {len(texts):,} documents, same ids", base)
+
+
+def check_ids(tokenizer: Tokenizer, expected: list[list[int]], folder: Path) -> None:
+    with tokenize.TokenizerPool(tokenizer, WORKERS) as pool:
+        ours = np.concatenate([group.tokens for group in pool.groups(folder)])
+    flat = (i for ids in expected for i in (tokenizer.bos_id, *ids, tokenizer.eos_id))
+    if not np.array_equal(np.fromiter(flat, ours.dtype, sum(map(len, expected)) + 2 * len(expected)), ours):
+        raise SystemExit("the ids differ")
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="data_encode", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="benchmarks.data encode", description=__doc__.split("\n")[0])
     parser.add_argument("--clean", type=Path, default=Path("data/clean"))
     parser.add_argument("--tokenizer", type=Path, default=Path("artifacts/tokenizer"))
     parser.add_argument("--megabytes", type=float, nargs="+", default=[16, 48])
-    parser.add_argument("--rounds", type=int, default=5)
+    add_rounds(parser, 5)
     args = parser.parse_args(argv)
     tokenizer = Tokenizer(args.tokenizer)
     texts = [row["text"] for rows in read_clean(args.clean / "train", ["text"]) for row in rows]
-    print(f"{tokenizer.kind}, {tokenizer.vocab_size} pieces; {os.cpu_count()} cores")
+    print(f"{tokenizer.kind}, {tokenizer.vocab_size} pieces")
+    tokenize.PARALLEL_FROM = 0  # the processes are started however small the text is
     with tempfile.TemporaryDirectory() as tmp:
         for megabytes in args.megabytes:
             compare(tokenizer, list(mutated(texts, megabytes, 1)), Path(tmp) / f"{megabytes:g}", args.rounds)

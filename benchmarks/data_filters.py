@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from benchmarks.corpus_for_data import web_like
 from benchmarks.peer_filters import SETS
+from benchmarks.rounds import Measure, add_rounds, take_turns
 from foundry.config.corpus import Clean
 from foundry.data.clean.rules import Rules
 
@@ -60,33 +61,29 @@ def ours(path: Path, n: int) -> Filtering:
     return Filtering(seconds, decisions)
 
 
+def theirs(python: str, path: Path) -> Filtering:
+    command = [python, str(Path(__file__).with_name("peer_filters.py")), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return Filtering(**json.loads(done.stdout.splitlines()[-1]))
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.data filters", description=__doc__)
     parser.add_argument("--peers", required=True, help="a Python with datatrove (see python -m benchmarks.data --help)")
     parser.add_argument("--project", type=Path, default=Path(), help="a project whose clean stage has run")
     parser.add_argument("--megabytes", type=float, default=4.0)
-    parser.add_argument("--rounds", type=int, default=3)
+    add_rounds(parser, 3)
     args = parser.parse_args(argv)
     texts = web_like(args.project, args.megabytes)
     size = sum(len(t.encode()) for t in texts) / 1e6
     with tempfile.TemporaryDirectory() as tmp:
         path = Path(tmp, "texts.json")
         path.write_text(json.dumps(texts), encoding="utf-8")
-        sides: dict[str, list[Filtering]] = {"foundry": [], "datatrove": []}
-        for _ in range(args.rounds):
-            sides["foundry"].append(ours(path, len(texts)))
-            script = Path(__file__).with_name("peer_filters.py")
-            done = subprocess.run([args.peers, str(script), str(path)], capture_output=True, text=True, check=True)
-            sides["datatrove"].append(Filtering(**json.loads(done.stdout.splitlines()[-1])))
-    rates = {name: statistics.median(size / r.seconds for r in runs) for name, runs in sides.items()}
-    print(
-        f"{len(texts)} documents, {size:.1f} MB, 2 processes, {args.rounds} rounds; all four sets one after the other"
-    )
-    for name, rate in rates.items():
-        print(f"  {name:10} {rate:8.2f} MB/s")
-    print(f"  ratio      {rates['foundry'] / rates['datatrove']:8.1f}")
-    mine, theirs = (sides[s][0].decisions for s in ("foundry", "datatrove"))
+        sides = {"datatrove": lambda: theirs(args.peers, path), "foundry": lambda: ours(path, len(texts))}
+        done = take_turns(sides, args.rounds, Measure("MB/s", more_is_better=True), lambda r: size / r.seconds)
+    done.print(f"{len(texts)} documents, {size:.1f} MB, 2 processes, all four sets", base="datatrove")
+    mine, other = (done.results[side][0].decisions for side in ("foundry", "datatrove"))
     for names in mine:
-        equal = statistics.mean(a == b for a, b in zip(mine[names], theirs[names], strict=True))
-        kept = statistics.mean(theirs[names])
+        equal = statistics.mean(a == b for a, b in zip(mine[names], other[names], strict=True))
+        kept = statistics.mean(other[names])
         print(f"  equal decisions {equal:.2%}, datatrove keeps {kept:.1%}: {names}")

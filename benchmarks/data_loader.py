@@ -3,23 +3,25 @@
 The baseline is nanoGPT's algorithm, written here from its description: for every batch the token file is memory-mapped
 again, a random place is drawn for each row, and two rows are cast to int64 and stacked. The other side is
 `foundry.DataLoader` on shards with the same tokens, in each way of packing. Batches of 16 x 256, x and y int64, 64 M
-random uint16 tokens, files in the page cache. The sides take turns; medians are printed with their spread. The loader's
-first batch (opening, hashing, planning) is not in the measured time; its time is printed.
+random uint16 tokens, files in the page cache. The loader's first batch (opening, hashing, planning) is not in the
+measured time; its time is printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.rounds import Measure, add_rounds, take_turns
 from foundry.data.tokens.index import ShardEntry, ShardIndex, SplitEntry
 from foundry.data.tokens.loader import DataLoader
 from foundry.utils.files import sha256_file
@@ -66,38 +68,32 @@ def nanogpt_get_batch(path: Path) -> Callable[[int], tuple[torch.Tensor, torch.T
     return get_batch
 
 
-def rate(batch: Callable[[int], tuple[torch.Tensor, torch.Tensor]], seconds: float, first: int) -> float:
-    """Millions of tokens per second."""
-    step, begin = first, time.perf_counter()
+def rate(batch: Callable[[int], tuple[torch.Tensor, torch.Tensor]], steps: Iterator[int], seconds: float) -> float:
+    """Millions of tokens per second, from where the turn before ended."""
+    n, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < seconds:
         for _ in range(50):
-            batch(step)
-            step += 1
-    return (step - first) * BATCH * SEQ_LEN / (time.perf_counter() - begin) / 1e6
+            batch(next(steps))
+        n += 50
+    return n * BATCH * SEQ_LEN / (time.perf_counter() - begin) / 1e6
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="data_loader", description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = argparse.ArgumentParser(prog="benchmarks.data loader", description=__doc__.split("\n")[0])
+    add_rounds(parser, 7)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each side in each round")
     parser.add_argument("--tokens", type=int, default=64_000_000)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as tmp:
         flat = make_tokens(Path(tmp) / "shards", args.tokens, seed=1)
-        sides = {"nanoGPT get_batch": nanogpt_get_batch(flat)}
+        batches = {"nanoGPT get_batch": nanogpt_get_batch(flat)}
         for packing in ("cut", "best_fit", "document"):
             begin = time.perf_counter()
             loader = DataLoader(Path(tmp) / "shards", BATCH, SEQ_LEN, packing=packing)
             loader.batch(0)
             spent = time.perf_counter() - begin
             print(f"foundry {packing}: first batch after {spent:.2f} s, padding {loader.padding:.2%}")
-            sides[f"foundry {packing}"] = loader.batch
-        seen: dict[str, list[float]] = {name: [] for name in sides}
-        for turn in range(args.rounds):
-            for name, batch in sides.items():
-                seen[name].append(rate(batch, args.seconds, turn * 100_000))
-    base = statistics.median(seen["nanoGPT get_batch"])
-    print(f"\n{'batches of 16 x 256':24}{'M tokens/s':>12}{'spread':>18}{'ratio':>8}")
-    for name, values in seen.items():
-        middle = statistics.median(values)
-        print(f"{name:24}{middle:12.1f}{f'{min(values):.1f} - {max(values):.1f}':>18}{middle / base:8.1f}")
+            batches[f"foundry {packing}"] = loader.batch
+        sides = {name: partial(rate, batch, count(), args.seconds) for name, batch in batches.items()}
+        done = take_turns(sides, args.rounds, Measure("M tokens/s", more_is_better=True))
+    done.print("batches of 16 x 256", base="nanoGPT get_batch")

@@ -1,14 +1,14 @@
 """Peak memory and time of clean, train_tokenizer and shard on growing corpora, made by repetition with mutations.
 
 Memory is that of a stage's whole process tree (Pss: shared pages once, memory-mapped files included), sampled ten times
-per second.
+per second. A round builds every stage from nothing; the rounds are compared by the time of all stages together.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +21,7 @@ import psutil
 import yaml
 
 from benchmarks.corpus_for_data import mutated
+from benchmarks.rounds import SECONDS, add_rounds, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("download", "clean", "train_tokenizer", "shard")
@@ -57,7 +58,7 @@ def measure_stage(stage: str, folder: Path) -> Usage:
     return Usage(time.perf_counter() - start, peak)
 
 
-def measure(project: Path, megabytes: float, workers: int) -> dict[str, Usage]:
+def build(project: Path, megabytes: float, workers: int) -> dict[str, Usage]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "corpus").mkdir()
@@ -76,11 +77,18 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--project", type=Path, default=Path(), help="a project whose clean stage has run")
     parser.add_argument("--megabytes", type=float, nargs="+", default=[20, 200, 2000])
     parser.add_argument("--workers", type=int, default=2)
+    add_rounds(parser, 2)
     args = parser.parse_args(argv)
-    print(f"{'MB':>6} " + " ".join(f"{s:>24}" for s in STAGES))
     for size in args.megabytes:
-        row = measure(args.project.resolve(), size, args.workers)
-        cells = (f"{u.seconds:7.1f} s {size / u.seconds:5.1f} MB/s {u.peak / 2**20:5.0f} MiB" for u in row.values())
-        print(f"{size:6.0f} " + " ".join(cells), flush=True)
-        numbers = {stage: [round(u.seconds, 2), u.peak] for stage, u in row.items()}
-        print(json.dumps({"megabytes": size, **numbers}), file=sys.stderr, flush=True)
+        side = f"{size:g} MB"
+        done = take_turns(
+            {side: lambda size=size: build(args.project.resolve(), size, args.workers)},
+            args.rounds,
+            SECONDS,
+            lambda stages: sum(usage.seconds for usage in stages.values()),
+        )
+        done.print("all stages", base=side)
+        for stage in STAGES:
+            each = [stages[stage] for stages in done.results[side]]
+            seconds, peak = statistics.median(u.seconds for u in each), max(u.peak for u in each)
+            print(f"  {stage:16}{seconds:8.1f} s {size / seconds:6.1f} MB/s {peak / 2**20:6.0f} MiB", flush=True)

@@ -3,13 +3,12 @@
     python -m benchmarks.noop [--rounds 5]      (in a project whose pipeline is up to date)
 
 The other side is a repository of seven stages with the same numbers of dependencies and outputs, whose commands only
-`touch` their outputs. The sides take turns.
+`touch` their outputs.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ import time
 from pathlib import Path
 
 import yaml
+
+from benchmarks.rounds import SECONDS, add_rounds, take_turns
 
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-q"]
 
@@ -53,19 +54,16 @@ def seconds(folder: str | Path) -> float:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--rounds", type=int, default=5)
+    add_rounds(p, 5)
     rounds = p.parse_args().rounds
     status = subprocess.run([sys.executable, "-m", "dvc", "status", "-q"])
     if status.returncode:
         raise SystemExit("the pipeline is not up to date: run `dvc repro` first")
     with tempfile.TemporaryDirectory() as tmp:
         make_toy(Path(tmp))
-        times = [(seconds("."), seconds(tmp)) for _ in range(rounds)]
-    ours, toy = (statistics.median(t) for t in zip(*times, strict=True))
-    print(
-        f"no-op repro {ours:.2f} s, the same graph with empty stages {toy:.2f} s, ratio {ours / toy:.2f} "
-        f"(medians of {rounds})"
-    )
+        sides = {"this project": lambda: seconds("."), "the same graph, empty stages": lambda: seconds(tmp)}
+        done = take_turns(sides, rounds, SECONDS)
+    done.print("`dvc repro` with nothing to do", base="the same graph, empty stages")
 
 
 if __name__ == "__main__":

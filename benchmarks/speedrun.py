@@ -1,7 +1,7 @@
 """Time to quality: seconds of training until a peer's bits per byte, all sides on the same text in one run.
 
     python -m benchmarks.speedrun --project DIR [--seconds 300] [--budgets 5 10 20 40 80]
-        [--nanochat DIR] [--litgpt DIR]
+        [--nanochat DIR] [--litgpt DIR] [--rounds 1]
 
 `--project` is a folder in which `dvc repro shard` has run: every side trains on its training text and is scored on its
 whole test text, every byte once. The peers (see `speedrun_peers`):
@@ -13,7 +13,7 @@ whole test text, every byte once. The peers (see `speedrun_peers`):
 Ours is the project's own recipe (`params.yaml`, exportable), by the project's own trainer, once per budget: the
 schedule of a training spans its budget. Only training steps are timed. What that leaves out is printed beside it:
 start-up, compiling, and for the BPE sides the tokenizer and the encoding of the corpus, from the project's timings. One
-seed.
+seed. A round trains every side; rounds are compared by their steps per second.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from benchmarks.rounds import Measure, add_rounds, take_turns
 from benchmarks.speedrun_peers import PEERS, Result, train_and_score
 from foundry.config import Config, Runtime, load_params
 from foundry.utils.allocator import keep_memory
@@ -113,6 +116,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[5, 10, 20, 40, 80], help="of ours")
     parser.add_argument("--nanochat", type=Path, help="a checkout")
     parser.add_argument("--litgpt", type=Path, help="a checkout; what it imports must be installed")
+    add_rounds(parser, 1)
     parser.add_argument("--side", choices=["ours", *PEERS])
     args = parser.parse_args()
     if args.side:
@@ -126,30 +130,43 @@ def main() -> None:
             result = train_and_score(peer, text, args.seconds)
         print(json.dumps(asdict(result)))
         return
-    half = len(args.budgets) // 2
-    mine = [turn("ours", args.project, b) for b in args.budgets[:half]]
-    theirs = {"readme": turn("readme", args.project, args.seconds)}
-    mine += [turn("ours", args.project, b) for b in args.budgets[half:]]
+    sides = {f"ours {b:g} s": partial(turn, "ours", args.project, b) for b in args.budgets}
+    sides["readme"] = partial(turn, "readme", args.project, args.seconds)
     for name in ("expert", "nanochat", "litgpt"):
         if name == "expert" or getattr(args, name):
-            theirs[name] = turn(name, args.project, args.seconds / 5, getattr(args, name, None))
+            sides[name] = partial(turn, name, args.project, args.seconds / 5, getattr(args, name, None))
+    done = take_turns(sides, args.rounds, Measure("steps/s", more_is_better=True), lambda r: r.steps / r.seconds)
+    done.print("trainings", base="readme")
     timings = [json.loads(x) for x in (args.project / ".foundry/timings.jsonl").read_text().splitlines()]
     before = sum(
         [t["startup_s"] + t["work_s"] for t in timings if t["stage"] == s][-1] for s in ("train_tokenizer", "shard")
     )
     print(f"not in the measured time of the BPE sides: tokenizer and encoding, {before:.1f} s once")
-    for name, result in theirs.items():
-        target = result.bits_per_byte
-        training, process = (seconds_to(mine, target, of) for of in (lambda r: r.seconds, lambda r: r.process))
-        if training is None:
-            print(f"{name}: ours did not reach {target:.4f} in the given budgets")
-            continue
-        extra = before if name == "readme" else 0.0  # the other sides need the same pieces
-        print(
-            f"{name}: its {target:.4f} bits per byte after {result.seconds:.0f} s take ours {training:.1f} s: "
-            f"{result.seconds / training:.1f} times less; whole processes, tokenizer included: "
-            f"{result.process / (process + extra):.1f} times"
-        )
+    for name in [side for side in sides if side in PEERS]:
+        report(name, done.results, before if name == "readme" else 0.0)  # the other sides need the same pieces
+
+
+def report(name: str, results: dict[str, list[Result]], extra: float) -> None:
+    """Prints the median and the best of how many times less ours need until the peer's quality.
+
+    Args:
+        extra: seconds that only ours need before the training.
+    """
+    training, process = [], []
+    for number, peer in enumerate(results[name]):
+        mine = [each[number] for side, each in results.items() if side not in PEERS]
+        seconds = seconds_to(mine, peer.bits_per_byte, lambda r: r.seconds)
+        if seconds is None:
+            print(f"{name}: ours did not reach {peer.bits_per_byte:.4f} in the given budgets")
+            return
+        training.append(peer.seconds / seconds)
+        process.append(peer.process / (seconds_to(mine, peer.bits_per_byte, lambda r: r.process) + extra))
+    bits = statistics.median(r.bits_per_byte for r in results[name])
+    print(
+        f"{name}: {bits:.4f} bits per byte after {results[name][0].seconds:.0f} s; ours need "
+        f"{statistics.median(training):.1f} times less (best {max(training):.1f}); whole processes, tokenizer "
+        f"included: {statistics.median(process):.1f} (best {max(process):.1f})"
+    )
 
 
 if __name__ == "__main__":

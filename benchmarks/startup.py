@@ -4,7 +4,7 @@
 
 A stage's start-up is the time before its work begins: the interpreter and the imports of its module. Each round starts
 every stage's module in a fresh process that ends where the work would begin; the other side imports torch, mlflow,
-prefect and pandera in each stage, as a pipeline does that does not care. Medians of the sums are printed.
+prefect and pandera in each stage, as a pipeline does that does not care: its turn is one such process, seven times.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import subprocess
 import sys
 import time
 
+from benchmarks.rounds import SECONDS, add_rounds, take_turns
+
 STAGES = ("download", "clean", "train_tokenizer", "shard", "train", "evaluate", "export")
 
 
@@ -24,24 +26,24 @@ def seconds(code: str) -> float:
     return time.perf_counter() - begin
 
 
+def ours() -> dict[str, float]:
+    """Seconds of each stage."""
+    return {s: seconds(f"import stages.{s}; from foundry.config import load_params; load_params()") for s in STAGES}
+
+
+def naive() -> dict[str, float]:
+    return dict.fromkeys(STAGES, seconds("import torch, mlflow, prefect, pandera.pyarrow"))
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--rounds", type=int, default=3)
+    add_rounds(p, 3)
     rounds = p.parse_args().rounds
-    each: dict[str, list[float]] = {s: [] for s in STAGES}
-    naive: list[float] = []
-    for _ in range(rounds):
-        for stage in STAGES:
-            each[stage].append(seconds(f"import stages.{stage}; from foundry.config import load_params; load_params()"))
-        naive.append(seconds("import torch, mlflow, prefect, pandera.pyarrow"))
-    for stage, values in each.items():
-        print(f"{stage:16s} {statistics.median(values):6.2f} s")
-    total = statistics.median(map(sum, zip(*each.values(), strict=True)))
-    other = statistics.median(naive) * len(STAGES)
-    print(
-        f"sum              {total:6.2f} s; with every tool imported in each stage {other:.2f} s, "
-        f"ratio {other / total:.1f}"
-    )
+    sides = {"this project": ours, "every tool in each stage": naive}
+    done = take_turns(sides, rounds, SECONDS, lambda each: sum(each.values()))
+    for stage in STAGES:
+        print(f"{stage:16} {statistics.median(each[stage] for each in done.results['this project']):6.2f} s")
+    done.print("start-up of the seven stages", base="this project")
 
 
 if __name__ == "__main__":

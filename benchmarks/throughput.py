@@ -2,7 +2,7 @@
 
     python -m benchmarks.throughput [--size laptop S M L] [--rounds 5] [--seconds 8]
 
-Sides, each in a process of its own; they take turns, medians are printed with their spread:
+Sides, each in a process of its own:
 
   nanogpt   nanoGPT's algorithm as its README runs it on a CPU (GPT-2 blocks with LayerNorm and GELU, learned positions,
             float32, eager, AdamW, batches cut at random from a memory-mapped file), written here from its description
@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.rounds import Measure, add_rounds, take_turns
 from foundry.config import ModelConfig
 from foundry.config.profiles import profile_config
 from foundry.models.accounting import train_flops_per_token
@@ -242,7 +244,7 @@ def main() -> None:
 
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--size", choices=SIZES, nargs="+", default=["laptop"])
-    p.add_argument("--rounds", type=int, default=5)
+    add_rounds(p, 5)
     p.add_argument("--seconds", type=float, default=8.0)
     p.add_argument("--side", choices=SIDES)
     p.add_argument("--folder", type=Path)
@@ -263,29 +265,21 @@ def compare(size: str, rounds: int, seconds: float, folder: str) -> None:
         )
         for name in SIDES
     }
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in children}
-    for _ in range(rounds):
-        for name, child in children.items():  # one works, the others wait on their stdin
-            child.stdin.write("go\n")
-            child.stdin.flush()
-            seen[name].append(json.loads(last_json(child)))
+
+    def turn(child) -> tuple[float, float]:  # one works, the others wait on their stdin
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        return json.loads(last_json(child))
+
+    sides = {name: partial(turn, child) for name, child in children.items()}
+    done = take_turns(sides, rounds, Measure("tokens/s", more_is_better=True), lambda result: result[0])
     for child in children.values():
         child.stdin.close()
         child.wait()
-    flops = train_flops_per_token(config(size).model)
-    print(
-        f"{size}: {SIZES[size][1]} tokens per step, median of {rounds} rounds; "
-        "share of the peak by this model's operations"
-    )
-    for name, values in seen.items():
-        speeds = [v for v, _ in values]
-        ratios = [v / w for (v, _), (w, _) in zip(values, seen["nanogpt"], strict=True)]
-        share = "n/a" if name == "nanogpt" else f"{statistics.median(v * flops / p for v, p in values):.2f}"
-        print(
-            f"  {name:8} {statistics.median(speeds):9,.0f} tokens/s ({min(speeds):,.0f} to {max(speeds):,.0f})"
-            f"  {statistics.median(ratios):5.2f} times nanoGPT  {share} of the peak",
-            flush=True,
-        )
+    flops = train_flops_per_token(config(size).model)  # of our model, so not of nanoGPT's
+    shares = {n: statistics.median(v * flops / p for v, p in r) for n, r in done.results.items() if n != "nanogpt"}
+    notes = {name: f"{share:.2f} of the peak" for name, share in shares.items()}
+    done.print(f"{size}: {SIZES[size][1]} tokens per step", base="nanogpt", notes=notes)
 
 
 def last_json(child) -> str:

@@ -2,21 +2,21 @@
 
     python -m benchmarks.tracking [--rounds 8] [--steps 40]
 
-One process trains the default profile's model on random words. The sides take turns of so many steps, and take turns to
-begin: with everything that a run has (spool, uploader thread to a SQLite store, system metrics) and with nothing. A
-point is logged as often as `train.log_interval` says, as in a run. Target: under 1 %. The uploader's start (importing
-mlflow, making the run) happens once per run and is not in the measured time; what it does while metrics arrive is.
+One process trains the default profile's model on random words. The sides take turns of so many steps: with everything
+that a run has (spool, uploader thread to a SQLite store, system metrics) and with nothing. A point is logged as often
+as `train.log_interval` says, as in a run. Target: under 1 %. The uploader's start (importing mlflow, making the run)
+happens once per run and is not in the measured time; what it does while metrics arrive is.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.rounds import Measure, Rounds, add_rounds, take_turns
 from benchmarks.throughput import config, make_data
 from foundry.tracking import Tracker
 from foundry.utils.allocator import keep_memory
@@ -38,7 +38,7 @@ class Training:
         self.state = self.session.state
 
     def turn(self, steps: int, tracker: Tracker | None) -> float:
-        """Trains so many steps; returns seconds per step."""
+        """Trains so many steps; returns milliseconds per step."""
         begin = time.perf_counter()
         for _ in range(steps):
             loss, norm, factor = self.session.step(self.state)
@@ -48,39 +48,27 @@ class Training:
                 timed = dict.fromkeys(("tokens_per_second", "gflops", "seconds", "share_of_peak"), now)
                 values = {"loss": loss, "grad_norm": norm, "lr": factor, "bits_per_byte": loss, **timed}
                 tracker.log(self.state.step, values)
-        return (time.perf_counter() - begin) / steps
+        return 1000 * (time.perf_counter() - begin) / steps
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--rounds", type=int, default=8, help="turns of each side (default: %(default)s)")
+    add_rounds(p, 8)
     p.add_argument("--steps", type=int, default=40, help="steps of a turn (default: %(default)s)")
     args = p.parse_args()
     keep_memory()
     with tempfile.TemporaryDirectory() as tmp:
         os.environ["DVC_ROOT"] = tmp
         make_data(config("laptop"), Path(tmp))
-        measure(Path(tmp), args.rounds, args.steps)
+        done = measure(Path(tmp), args.rounds, args.steps)
+    done.print(f"{args.steps} steps of training", base="without tracking")
+    print(f"cost of tracking: {done.ratio('with tracking', 'without tracking') - 1:+.2%} (target < {TARGET:.0%})")
 
 
-def measure(folder: Path, rounds: int, steps: int) -> None:
+def measure(folder: Path, rounds: int, steps: int) -> Rounds[float]:
     from foundry.training.numerics import numerics
 
     training = Training(folder)
-    with numerics(training.trainer.runtime, training.trainer.world):
-        training.turn(5, None)
-        pairs = [pair(training, folder, i, steps) for i in range(rounds)]
-    none, tracked = (statistics.median(t) for t in zip(*pairs, strict=True))
-    cost = statistics.median(b / a for a, b in pairs) - 1
-    print(
-        f"{1000 * none:.2f} ms per step without tracking, {1000 * tracked:.2f} ms with it "
-        f"(medians of {rounds} turns of {steps} steps): {cost:+.2%} "
-        f"(median of the pairs' ratios; target < {TARGET:.0%})"
-    )
-
-
-def pair(training: Training, folder: Path, number: int, steps: int) -> tuple[float, float]:
-    """Seconds per step without tracking and with it; every second pair begins with the other side."""
 
     def tracked() -> float:
         state = folder / "tracked" / "run"
@@ -91,11 +79,10 @@ def pair(training: Training, folder: Path, number: int, steps: int) -> tuple[flo
                 time.sleep(0.05)
             return training.turn(steps, tracker)
 
-    if number % 2:
-        with_it = tracked()
-        return training.turn(steps, None), with_it
-    without = training.turn(steps, None)
-    return without, tracked()
+    with numerics(training.trainer.runtime, training.trainer.world):
+        training.turn(5, None)
+        sides = {"without tracking": lambda: training.turn(steps, None), "with tracking": tracked}
+        return take_turns(sides, rounds, Measure("ms/step", more_is_better=False))
 
 
 if __name__ == "__main__":

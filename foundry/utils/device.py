@@ -6,7 +6,7 @@ import functools
 import os
 import platform
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from foundry.config import ConfigError
 
@@ -102,12 +102,28 @@ def device_name(device: torch.device) -> str:
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    return processor().name
+
+
+class Processor(NamedTuple):
+    """A processor's name and its instruction sets as the kernel spells them: `avx2`, `avx512_bf16`, `amx_bf16`."""
+
+    name: str
+    flags: frozenset[str]
+
+
+def processor() -> Processor:
+    """The processor of this machine; where the kernel does not list its instruction sets, there are none."""
+    facts: dict[str, str] = {}
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as f:
-            names = [line.partition(":")[2].strip() for line in f if line.startswith("model name")]
+            for line in f:
+                key, _, value = line.partition(":")
+                facts.setdefault(key.strip(), value.strip())
     except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+        pass
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return Processor(name, frozenset(facts.get("flags", facts.get("Features", "")).split()))
 
 
 def device_memory(device: torch.device) -> int | None:
