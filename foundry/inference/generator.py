@@ -13,6 +13,7 @@ import torch
 
 from foundry.config import ConfigError
 from foundry.inference.cache import KVCache
+from foundry.inference.decoder import Decoder
 from foundry.inference.sampling import Sampling, choose, is_integer
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
@@ -30,6 +31,7 @@ class Generator:
 
     Attributes:
         barred: ids that are never generated: control symbols but the end symbol, and the unknown token.
+        fixed_shapes: whether tokens after the prompt go through a `Decoder`; so on CUDA, where it replays a graph.
 
     Raises:
         ConfigError: (a `ValueError`) if model and tokenizer have different vocabularies, or there is no such device.
@@ -47,6 +49,8 @@ class Generator:
         banned = [i for i in range(tokenizer.vocab_size) if i == UNK_ID or tokenizer.is_control(i)]
         self.barred = [i for i in banned if i != tokenizer.eos_id]
         self._barred = torch.tensor(self.barred, device=self.device)
+        self.fixed_shapes = self.device.type == "cuda"
+        self._idle: list[Decoder] = []  # one per text that was generated at the same time as others
 
     def generate_ids(
         self,
@@ -96,19 +100,40 @@ class Generator:
     @torch.inference_mode()
     def _run(self, ids: list[int], n: int, how: Sampling, generator: torch.Generator) -> Iterator[int]:
         context = self.model.cfg.max_seq_len
-        cache = KVCache(self.model.cfg, 1, self.device, self.model.tok_embeddings.weight.dtype)
+        decoder = self._idle_decoder() if self.fixed_shapes else None
+        dtype = self.model.tok_embeddings.weight.dtype
+        cache = decoder.cache if decoder else KVCache(self.model.cfg, 1, self.device, dtype)
         new = ids
-        for _ in range(n):
-            if cache.length + len(new) > context:
-                cache.clear()
-                new = ids[-(context // 2) :]
-            logits = self.model(torch.tensor([new], device=self.device), cache=cache)[0][0, -1]
-            token = choose(logits.index_fill(0, self._barred, float("-inf")), how, generator)
-            if token == self.tokenizer.eos_id:
-                return
-            yield token
-            ids.append(token)
-            new = [token]
+        try:
+            for _ in range(n):
+                if cache.length + len(new) > context:
+                    cache.clear()
+                    new = ids[-(context // 2) :]
+                tokens = torch.tensor([new], device=self.device)
+                if decoder and len(new) == 1:
+                    logits = decoder.step(tokens)[0]
+                else:
+                    logits = self.model(tokens, cache=cache)[0][0, -1]
+                token = choose(logits.index_fill(0, self._barred, float("-inf")), how, generator)
+                if token == self.tokenizer.eos_id:
+                    return
+                yield token
+                ids.append(token)
+                new = [token]
+        finally:
+            if decoder:
+                self._idle.append(decoder)
+
+    def _idle_decoder(self) -> Decoder:
+        """A decoder that no other text uses; it begins a text."""
+        try:
+            decoder = self._idle.pop()
+        except IndexError:  # not asked beforehand: another thread may take the last one
+            decoder = Decoder(self.model)
+        if not decoder.fits():
+            decoder = Decoder(self.model)
+        decoder.start()
+        return decoder
 
     def stream(self, prompt: str = "", *, cut: bool = False, **options) -> Iterator[str]:
         """The continuation in parts, each as soon as its characters are complete.

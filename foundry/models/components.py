@@ -96,6 +96,11 @@ class CausalSelfAttention(nn.Module):
         self.wo = nn.Linear(cfg.n_heads * cfg.head_dim, cfg.dim, bias=False)
         self.q_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
         self.k_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
+        self.packed: Tensor | None = None  # `input_weights` as one matrix while a decoder's step runs
+
+    def input_weights(self) -> tuple[Tensor, ...]:
+        """The matrices that the input is multiplied by."""
+        return self.wq.weight, self.wk.weight, self.wv.weight
 
     def forward(
         self, x: Tensor, freqs_cis: Tensor, cache: LayerCache | None = None, mask: Tensor | None = None
@@ -109,7 +114,8 @@ class CausalSelfAttention(nn.Module):
         """
         B, T, _ = x.shape
         # One product instead of three: 1.18 times the training throughput of separate ones (measured on 2 cores).
-        qkv = F.linear(x, torch.cat((self.wq.weight, self.wk.weight, self.wv.weight)))
+        packed = self.packed
+        qkv = F.linear(x, torch.cat(self.input_weights()) if packed is None else packed)
         kv = self.n_kv_heads * self.head_dim
         q, k, v = qkv.split((self.n_heads * self.head_dim, kv, kv), dim=-1)
         q, k = q.view(B, T, self.n_heads, -1), k.view(B, T, self.n_kv_heads, -1)
@@ -147,13 +153,14 @@ class FlashAttention(CausalSelfAttention):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
 
 
-def visible(T: int, S: int, start: int, device: torch.device, window: int = 0) -> Tensor:
+def visible(T: int, S: int, start: int | Tensor, device: torch.device, window: int = 0) -> Tensor:
     """Whether the query at position start + t may look at position s: bool (T, S).
 
     Args:
+        start: a number, or an int64 tensor with one.
         window: how many positions a query sees, its own included; 0: all up to its own.
     """
-    s, t = torch.arange(S, device=device)[None, :], torch.arange(start, start + T, device=device)[:, None]
+    s, t = torch.arange(S, device=device)[None, :], start + torch.arange(T, device=device)[:, None]
     return (s <= t) & (s > t - window) if window else s <= t
 
 
@@ -165,7 +172,13 @@ class MLP(nn.Module):
         self.w_gate = nn.Linear(cfg.dim, cfg.ffn_dim, bias=False)
         self.w_up = nn.Linear(cfg.dim, cfg.ffn_dim, bias=False)
         self.w_down = nn.Linear(cfg.ffn_dim, cfg.dim, bias=False)
+        self.packed: Tensor | None = None  # `input_weights` as one matrix while a decoder's step runs
+
+    def input_weights(self) -> tuple[Tensor, ...]:
+        """The matrices that the input is multiplied by."""
+        return self.w_gate.weight, self.w_up.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = F.linear(x, torch.cat((self.w_gate.weight, self.w_up.weight))).chunk(2, dim=-1)
+        packed = self.packed
+        gate, up = F.linear(x, torch.cat(self.input_weights()) if packed is None else packed).chunk(2, dim=-1)
         return self.w_down(F.silu(gate) * up)
