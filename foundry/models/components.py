@@ -8,13 +8,18 @@ renames weights and never permutes them.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundry.config import ModelConfig
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+    AttentionMask = Tensor | BlockMask
 
 
 class LayerCache(Protocol):
@@ -103,14 +108,15 @@ class CausalSelfAttention(nn.Module):
         return self.wq.weight, self.wk.weight, self.wv.weight
 
     def forward(
-        self, x: Tensor, freqs_cis: Tensor, cache: LayerCache | None = None, mask: Tensor | None = None
+        self, x: Tensor, freqs_cis: Tensor, cache: LayerCache | None = None, mask: AttentionMask | None = None
     ) -> Tensor:
         """(B, T, C) → (B, T, C).
 
         Args:
             freqs_cis: rotations (T, D // 2) of the positions of x.
             cache: keys and values of the tokens before; it grows by T.
-            mask: bool, broadcast to (B, 1, T, S), true where a query may look; None: at itself and all before it.
+            mask: bool, broadcast to (B, 1, T, S), true where a query may look, or `document_blocks`; None: at itself
+                and all before it.
         """
         B, T, _ = x.shape
         # One product instead of three: 1.18 times the training throughput of separate ones (measured on 2 cores).
@@ -130,7 +136,7 @@ class CausalSelfAttention(nn.Module):
         y_BHTD = self.attend(q, k, v, start, mask)
         return self.wo(y_BHTD.transpose(1, 2).reshape(B, T, -1))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, mask: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, mask: AttentionMask | None) -> Tensor:
         """Queries (B, H, T, D) from position `start` on attend to keys and values (B, K, S, D) from position 0 on."""
         mask = visible(q.shape[2], k.shape[2], start, q.device) if mask is None else mask
         groups = self.n_heads // self.n_kv_heads
@@ -143,11 +149,16 @@ class CausalSelfAttention(nn.Module):
 class FlashAttention(CausalSelfAttention):
     """The same attention through PyTorch's fused kernel (FlashAttention, Dao et al. 2022, arXiv:2205.14135)."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, mask: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, mask: AttentionMask | None) -> Tensor:
         T, S = q.shape[2], k.shape[2]
         gqa = self.n_heads != self.n_kv_heads
         if mask is None and T == S:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+        if not (mask is None or isinstance(mask, Tensor)):
+            from torch.nn.attention.flex_attention import flex_attention
+
+            # Normalised queries and keys are of another type under autocast, which does not know this function.
+            return flex_attention(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask, enable_gqa=gqa)
         if mask is None and T > 1:
             mask = visible(T, S, start, q.device)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
@@ -162,6 +173,25 @@ def visible(T: int, S: int, start: int | Tensor, device: torch.device, window: i
     """
     s, t = torch.arange(S, device=device)[None, :], start + torch.arange(T, device=device)[:, None]
     return (s <= t) & (s > t - window) if window else s <= t
+
+
+def document_blocks(segments: Tensor, window: int = 0) -> BlockMask:
+    """What `visible` and equal document numbers allow, as FlexAttention takes it (Dong et al. 2024, arXiv:2412.05496).
+
+    Blocks of 128 queries and 128 keys that no pair of a document touches are not computed.
+
+    Args:
+        segments: int (B, T), the number of each token's document.
+        window: how many positions a query sees, its own included; 0: all up to its own.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def may_look(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        seen = (s <= t) & (segments[b, t] == segments[b, s])
+        return seen & (s > t - window) if window else seen
+
+    B, T = segments.shape
+    return create_block_mask(may_look, B, None, T, T, device=segments.device)
 
 
 class MLP(nn.Module):

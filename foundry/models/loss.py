@@ -61,6 +61,8 @@ class _Head(torch.autograd.Function):
             grad_w = torch.zeros(weight.shape, dtype=torch.float32, device=x.device) if train else None
             total = torch.zeros((), dtype=sum_dtype(x.device), device=x.device)
             nats = torch.zeros_like(total)
+            on_cuda = x.device.type == "cuda"
+            pieces = torch.arange(len(weight), device=x.device) if on_cuda and train else None
             for x_i, y_i, g_i in zip(
                 x.split(chunk), targets.split(chunk), grad_x.split(chunk) if train else x.split(chunk), strict=True
             ):
@@ -79,7 +81,10 @@ class _Head(torch.autograd.Function):
                 d = (logits - lse).exp_()
                 if z_loss:
                     d *= 1 + 2 * z_loss * lse
-                d.scatter_add_(1, index, d.new_full((), -1.0).expand(index.shape))
+                if pieces is None:
+                    d.scatter_add_(1, index, d.new_full((), -1.0).expand(index.shape))
+                else:  # CUDA's deterministic scatter sorts the indices, and no compiler joins it with its neighbours
+                    d -= (pieces == index).to(d.dtype)
                 d *= valid
                 if slope is not None:
                     d *= slope
