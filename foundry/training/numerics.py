@@ -99,7 +99,9 @@ def thread_count(runtime: Runtime) -> int:
 def numerics(runtime: Runtime, world: World) -> Iterator[None]:
     """Threads and deterministic kernels for the run; the former settings come back.
 
-    On a GPU an operation that has no deterministic kernel warns, on a CPU it raises.
+    An operation that has no deterministic kernel raises, on Apple's GPUs it warns. On CUDA a mere warning would also
+    leave the attention's backward pass as it is by default, which differs from run to run (torch 2.13,
+    attention_backward.cu).
     """
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -109,7 +111,7 @@ def numerics(runtime: Runtime, world: World) -> Iterator[None]:
             torch.are_deterministic_algorithms_enabled(),
             warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
         )
-        torch.use_deterministic_algorithms(True, warn_only=world.device.type != "cpu")
+        torch.use_deterministic_algorithms(True, warn_only=world.device.type == "mps")
         # It would write NaN into every fresh tensor, for nothing: no kernel here reads memory that it did not write.
         stack.callback(
             setattr,
@@ -168,11 +170,14 @@ def wants_compile(runtime: Runtime, precision: torch.dtype, flops: float, device
     return True, ""
 
 
-def compiled(function: Callable) -> Callable:
+def compiled(function: Callable, device: torch.device) -> Callable:
+    """The function, compiled for the shapes that it is called with."""
     # The rotations' table is complex; reading it is not compiled, and costs nothing.
     warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex")
     quote_library_folders()
-    return torch.compile(function, dynamic=False)
+    # On CUDA inductor would time several versions of a sum and take the fastest: another one in the next process.
+    options = {"options": {"deterministic": True}} if device.type == "cuda" else {}
+    return torch.compile(function, dynamic=False, **options)
 
 
 def environment(runtime: Runtime, world: World, execution: Execution) -> dict[str, Any]:

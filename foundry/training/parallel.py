@@ -40,19 +40,25 @@ class Parallel:
     Args:
         mode: `ddp` or `fsdp`; with one process both are the model as it is.
         loss: see `protocols.Loss`.
+        precision: of the products. With FSDP and bfloat16 the layers' weights are exchanged in it, and their gradients
+            in float32; embedding, last norm and head stay in float32, as the residual stream does.
     """
 
-    def __init__(self, model: MiniLLM, world: World, mode: str, loss: Loss) -> None:
+    def __init__(
+        self, model: MiniLLM, world: World, mode: str, loss: Loss, precision: torch.dtype = torch.float32
+    ) -> None:
         self.world, self.mode = world, mode if world.size > 1 else "alone"
         self.module: nn.Module = Applied(model, loss)
         if self.mode == "ddp":
             ids = [world.device.index] if world.device.type == "cuda" else None
             self.module = nn.parallel.DistributedDataParallel(self.module, device_ids=ids)
         elif self.mode == "fsdp":
-            from torch.distributed.fsdp import fully_shard
+            from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+            half = precision if precision == torch.bfloat16 else None
+            policy = MixedPrecisionPolicy(half, torch.float32 if half else None, cast_forward_inputs=False)
             for block in model.layers:
-                fully_shard(block)
+                fully_shard(block, mp_policy=policy)
             fully_shard(self.module)
 
     @property
@@ -118,16 +124,15 @@ def from_part(part: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def clip_gradients(params: list[nn.Parameter], limit: float) -> float:
-    """Scales the gradients to a global norm of at most `limit` (0: no limit).
+def gradient_norm(grads: list[Tensor]) -> Tensor:
+    """The global norm of gradients, a scalar on their device, the same on every process."""
+    return joined(nn.utils.get_total_norm(grads))
+
+
+def clip_gradients(grads: list[Tensor], norm: float, limit: float) -> None:
+    """Scales gradients of a global norm to one of at most `limit` (0: no limit).
 
     Gradients whose norm is not finite are left as they are.
-
-    Returns:
-        the norm before scaling, the same on every process.
     """
-    grads = [p.grad for p in params if p.grad is not None]
-    norm = joined(nn.utils.get_total_norm(grads)).item()
-    if limit and math.isfinite(norm) and norm > limit:
+    if 0 < limit < norm < math.inf:
         torch._foreach_mul_(grads, limit / (norm + 1e-6))
-    return norm

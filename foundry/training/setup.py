@@ -83,7 +83,8 @@ def open_session(
         model = MiniLLM(model_config)
     model = model.to(world.device).train()
     model.recompute = runtime.recompute
-    parallel = Parallel(model, world, runtime.parallel, loss)
+    model.block_masks = execution.compiled and world.device.type == "cuda" and model_config.head_dim >= 16
+    parallel = Parallel(model, world, runtime.parallel, loss, execution.precision)
     forward = forward_of(parallel, world, execution)
     step = TrainStep(config, seed, world, loader, loss, skipped, parallel, forward, execution.micro_rows)
     scaler = torch.amp.GradScaler(world.device.type, enabled=execution.precision == torch.float16)
@@ -99,7 +100,7 @@ def forward_of(parallel: Parallel, world: World, execution: Execution) -> Callab
         with autocast:
             return parallel.module(*batch)
 
-    return compiled(forward) if execution.compiled else forward
+    return compiled(forward, world.device) if execution.compiled else forward
 
 
 def log_setup(fingerprint: str, plan: Plan, runtime: Runtime, world: World, execution: Execution) -> None:

@@ -1,9 +1,9 @@
 """The one state object of training (law 3): what is saved is loaded, and nothing else is needed to resume.
 
-It has the step, weights, optimizer state, gradient scaler, random generators (Python, NumPy, torch, CUDA), the loss
-curve, the window that spikes are measured against and the time spent. The loader has no state: its batch is a function
-of the step. Nor has dropout: its generator is seeded in every step from (seed, step, rank), so that a run resumes
-exactly on every rank.
+It has the step, weights, optimizer state, gradient scaler, random generators (Python, NumPy, torch: CPU and GPU), the
+loss curve, the window that spikes are measured against and the time spent. The loader has no state: its batch is a
+function of the step. Nor has dropout: its generator is seeded in every step from (seed, step, rank), so that a run
+resumes exactly on every rank.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class TrainState:
     """Everything that changes while training.
 
     Attributes:
+        device: of the weights.
         step: optimizer steps done.
         curve: rows of the loss curve so far.
         validations: rows of the validations so far.
@@ -41,6 +42,7 @@ class TrainState:
         self, model: MiniLLM, optimizers: Optimizers, scaler: torch.amp.GradScaler, identity: dict[str, Any]
     ) -> None:
         self.model, self.optimizers, self.scaler, self.identity = model, optimizers, scaler, identity
+        self.device = next(iter(model.parameters()), torch.empty(0)).device
         self._weights = {k: box for k, v in model.state_dict().items() if (box := box_of(v))}
         self.step = 0
         self.curve: list[dict[str, float]] = []
@@ -58,8 +60,8 @@ class TrainState:
             "rng/torch": torch.get_rng_state(),
             "rng/numpy": torch.from_numpy(keys.astype(np.int64)),
         }
-        if torch.cuda.is_available():
-            tensors |= {f"rng/cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+        if self.device.type == "cuda":
+            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
         values = {
             "identity": self.identity,
             **{name: getattr(self, name) for name in self.NAMES},
@@ -108,9 +110,8 @@ class TrainState:
         kind, pos, has_gauss, cached = values["rng"]["numpy"]
         np.random.set_state((kind, parts["rng"]["numpy"].numpy().astype(np.uint32), pos, has_gauss, cached))
         torch.set_rng_state(parts["rng"]["torch"])
-        cuda = [parts["rng"][f"cuda{i}"] for i in range(sum(k.startswith("cuda") for k in parts["rng"]))]
-        if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(cuda)
+        if self.device.type == "cuda" and "cuda" in parts["rng"]:
+            torch.cuda.set_rng_state(parts["rng"]["cuda"], self.device)
 
     def watch(self, loss: float) -> float | None:
         """Adds a loss to the window; returns how many standard deviations a spike is above the window, else None."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from foundry.config import TrainConfig
 from foundry.models.loss import sum_dtype
-from foundry.training.parallel import Parallel, clip_gradients
+from foundry.training.parallel import Parallel, clip_gradients, gradient_norm
+from foundry.training.prefetch import Batches
 from foundry.training.protocols import Loader, Loss
 from foundry.training.skipped import SkippedBatches
 from foundry.training.state import TrainState
@@ -48,6 +49,7 @@ class TrainStep:
     ) -> None:
         self.config, self.seed, self.world, self.loader, self.loss = config, seed, world, loader, loss
         self.skipped, self.parallel, self.forward, self.micro_rows = skipped, parallel, forward, micro_rows
+        self.batches = Batches(loader, world.device, config.document_mask)
 
     def __call__(self, state: TrainState) -> tuple[float, float, float]:
         """One optimizer step: (loss in nats per token, gradient norm, learning-rate factor).
@@ -57,8 +59,7 @@ class TrainStep:
         Raises:
             NotFinite: before anything was changed.
         """
-        tensors = self.loader.tensors(self.skipped.batch(state.step), self.config.document_mask)
-        batch = [t if t is None else t.to(self.world.device) for t in tensors]
+        batch = self.batches.take(self.skipped.batch(state.step))
         torch.manual_seed(step_seed(self.seed, state.step, self.world.rank))
         valid = self.world.sum(self.loss.count(*batch))
         factor = state.optimizers.set_lr(state.step)
@@ -71,13 +72,18 @@ class TrainStep:
                 loss, reported = self.forward(*(p if p is None else p[i] for p in parts))
                 state.scaler.scale(loss * (self.parallel.gradient_scale / valid)).backward()
             total += reported.detach()
-        mean = (self.world.sum(total) / valid).item()
-        if not math.isfinite(mean):
-            raise NotFinite(f"the loss is {mean}")
+        if state.step + 1 < self.config.steps:
+            self.batches.prepare(self.skipped.batch(state.step + 1))
         state.scaler.unscale_(state.optimizers)
-        norm = clip_gradients([p for p in state.model.parameters() if p.requires_grad], self.config.grad_clip)
+        grads = [p.grad for p in state.model.parameters() if p.grad is not None]
+        # The only place where the host waits for the device: for both numbers at once.
+        mean, norm = torch.stack((self.world.sum(total) / valid, gradient_norm(grads).to(total.dtype))).tolist()
+        if not math.isfinite(mean):
+            _forget(state.scaler)
+            raise NotFinite(f"the loss is {mean}")
         if math.isfinite(norm):
-            state.scaler.step(state.optimizers)
+            clip_gradients(grads, norm, self.config.grad_clip)
+            state.optimizers.step()  # what the scaler would do after another look at the gradients
             state.scaler.update()
         elif not _lowered(state.scaler):
             raise NotFinite(f"the gradient's norm is {norm} (loss {mean:.4f})")
@@ -101,3 +107,8 @@ def _lowered(scaler: torch.amp.GradScaler) -> bool:
         return True
     scaler.update(scale)
     return False
+
+
+def _forget(scaler: torch.amp.GradScaler) -> None:
+    """The scaler forgets gradients that are not used; its scale stays as it was."""
+    scaler.update(scaler.get_scale())

@@ -40,7 +40,7 @@ class World:
         import torch
         import torch.distributed as dist
 
-        t = torch.tensor(int(flag), device=self.device)
+        t = torch.tensor(int(flag))  # on the CPU, by gloo: no process waits for its GPU
         dist.all_reduce(t, op=dist.ReduceOp.MAX)
         return bool(t.item())
 
@@ -151,7 +151,10 @@ def lost_peer_errors(here: World) -> Iterator[None]:
 
 @contextmanager
 def world(runtime: Runtime) -> Iterator[World]:
-    """Joins the process group that torchrun made (NCCL on CUDA, else gloo); without torchrun, a group of one."""
+    """Joins the process group that torchrun made; without torchrun, a group of one.
+
+    Tensors on CUDA are exchanged by NCCL, all others by gloo.
+    """
     device = get_device(runtime.device)
     if "RANK" not in os.environ:
         yield World(0, 1, device)
@@ -162,7 +165,9 @@ def world(runtime: Runtime) -> Iterator[World]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device)
     finally:

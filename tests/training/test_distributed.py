@@ -1,4 +1,4 @@
-"""Several processes on the CPU (gloo): they train, resume and stop as one process does. NCCL was never run."""
+"""Several processes on the CPU (gloo): they train, resume and stop as one process does; tests/cuda has NCCL."""
 
 import json
 import math
