@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from foundry.config import ModelConfig
 
-STATE_BYTES = 16  # per weight in training: itself, its gradient and two moments in float32
-
 
 def count_params(cfg: ModelConfig, non_embedding: bool = False) -> int:
     """The number of weights of `MiniLLM(cfg)`; a test compares it with the module's own count."""
-    attention = cfg.dim * cfg.head_dim * (2 * cfg.n_heads + 2 * cfg.n_kv_heads)
-    layer = attention + 3 * cfg.dim * cfg.ffn_dim
     embedding = cfg.vocab_size * cfg.dim
-    total = cfg.n_layers * layer + norm_params(cfg) + embedding * (1 if cfg.tie_embeddings else 2)
+    total = cfg.n_layers * _matrices_of_a_layer(cfg) + norm_params(cfg) + embedding * (1 if cfg.tie_embeddings else 2)
     return total - embedding if non_embedding else total
 
 
@@ -34,23 +30,69 @@ def train_flops_per_token(cfg: ModelConfig) -> int:
 
 
 def train_memory_bytes(
-    cfg: ModelConfig, micro_rows: int, half: bool, recompute: bool = False, chunk: int = 1024
+    cfg: ModelConfig,
+    micro_rows: int,
+    half: bool,
+    recompute: bool = False,
+    chunk: int = 1024,
+    *,
+    compiled: bool = False,
+    muon: bool = True,
+    accumulates: bool = False,
+    divided: int = 1,
 ) -> int:
-    """Estimates the memory of training in one process, in bytes.
+    """Estimates the most memory that training takes at a time in one process, in bytes.
 
-    It consists of weights, gradients and two moments in float32, and of the activations of a micro-batch that a
-    backward pass needs: what the operations of this model keep per token and layer.
+    Weights and moments in float32 are always there. Beside them are, at the end of a forward pass, what its backward
+    pass needs and a chunk of logits; in the optimizer, the gradients and what Muon makes of the largest group of equal
+    matrices. The larger sum counts. Each term was found by measuring the allocator (torch 2.13) with one size changed.
 
     Args:
         micro_rows: sequences of a micro-batch.
         half: whether activations have 16 bits.
         recompute: whether the backward pass computes the activations of a block again.
         chunk: tokens whose logits exist at a time.
+        compiled: whether torch.compile decides what is kept: it computes norms and SwiGLU again.
+        muon: whether the matrices of the layers have one moment, not two.
+        accumulates: whether a step has several micro-batches: gradients are then there in the forward pass.
+        divided: processes among which FSDP divides weights, gradients and moments.
     """
-    tokens, width = micro_rows * cfg.max_seq_len, 2 if half else 4
-    kv = cfg.n_kv_heads * cfg.head_dim
-    # Norms and residuals; q and output; k and v; the inner layers of the feed-forward layer.
-    layer = 6 * cfg.dim + 3 * cfg.dim + 4 * kv + 4 * cfg.ffn_dim
-    kept = cfg.n_layers * cfg.dim + layer if recompute else cfg.n_layers * layer
-    head = 3 * min(tokens, chunk) * cfg.vocab_size * 4 + 2 * cfg.vocab_size * cfg.dim * 4
-    return STATE_BYTES * count_params(cfg) + tokens * kept * width + head
+    weights, width = count_params(cfg), 2 if half else 4
+    matrices = cfg.n_layers * _matrices_of_a_layer(cfg)
+    tokens = micro_rows * cfg.max_seq_len
+    always = 12 * weights - (4 * matrices if muon else 0)
+    layer = tokens * _kept_per_token(cfg, width, compiled) + width * _matrices_of_a_layer(cfg)
+    table = cfg.vocab_size * cfg.dim
+    last = tokens * ((10 if compiled else 16) * cfg.dim + 16)  # the last norm, the gradient of its result, the batch
+    head = min(tokens, chunk) * cfg.vocab_size * (8 if compiled else 12) + (4 + width % 4) * table
+    passes = cfg.n_layers * layer + last + head
+    if recompute:  # the inputs of all layers, and either the head or one layer with its gradients
+        again = layer + 8 * table + tokens * ((8 * cfg.dim + 3 * width * cfg.ffn_dim) if compiled else 10 * cfg.dim)
+        passes = cfg.n_layers * tokens * 4 * cfg.dim + max(last + head, again)
+    gradients = 4 * weights // divided
+    update = gradients + (18 * _largest_group(cfg) if muon else 0)
+    return always // divided + max(passes + (gradients if accumulates else 0), update)
+
+
+def _matrices_of_a_layer(cfg: ModelConfig) -> int:
+    return cfg.dim * cfg.head_dim * (2 * cfg.n_heads + 2 * cfg.n_kv_heads) + 3 * cfg.dim * cfg.ffn_dim
+
+
+def _kept_per_token(cfg: ModelConfig, width: int, compiled: bool) -> int:
+    """Bytes that the backward pass of a layer needs of a token.
+
+    The residual before and between its parts; inputs of the products; queries, keys, values and the result of the
+    attention with its normaliser; the inner activations of the feed-forward layer.
+    """
+    heads = cfg.n_heads + cfg.n_kv_heads
+    inner = heads * cfg.head_dim
+    norms = (4 + width) * inner + 4 * heads if cfg.qk_norm and not compiled else 0
+    stream, gated = (8, 3) if compiled else (16, 4)
+    residual = (stream + 2 * width) * cfg.dim + 8
+    return residual + 3 * width * inner + 4 * cfg.n_heads + norms + gated * width * cfg.ffn_dim
+
+
+def _largest_group(cfg: ModelConfig) -> int:
+    """Elements of the largest group of equal matrices, which Muon takes together."""
+    queries = cfg.n_heads * cfg.head_dim
+    return cfg.n_layers * cfg.dim * max(2 * cfg.ffn_dim, queries * (2 if queries == cfg.dim else 1))

@@ -73,7 +73,15 @@ def forecast(cfg: Config, root: Path, origin: str, shards: Path | None) -> Forec
         per_epoch = cfg.train.steps * cfg.train.tokens_per_step
     rows = max(1, (cfg.runtime.micro_batch_tokens or MICRO_BATCH_TOKENS) // cfg.model.max_seq_len)
     memory = {
-        name: train_memory_bytes(cfg.model, rows, half, cfg.runtime.recompute, cfg.runtime.loss_chunk)
+        name: train_memory_bytes(
+            cfg.model,
+            rows,
+            half,
+            cfg.runtime.recompute,
+            cfg.runtime.loss_chunk,
+            muon=cfg.train.optimizer == "muon",
+            accumulates=cfg.train.tokens_per_step > rows * cfg.model.max_seq_len,
+        )
         for name, half in (("float32", False), ("bfloat16", True))
     }
     plan = make_plan(cfg.model, cfg.train, per_epoch)

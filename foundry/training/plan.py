@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry.config import ConfigError, ModelConfig, Runtime, TrainConfig
-from foundry.models.accounting import STATE_BYTES, count_params, train_flops_per_token, train_memory_bytes
+from foundry.models.accounting import count_params, train_flops_per_token, train_memory_bytes
 from foundry.utils.log import get_logger
 
 
@@ -91,6 +91,7 @@ def check_plan(
     folder: Path,
     *,
     precision: str,
+    compiled: bool,
     processes: int,
     memory: int | None,
     pinned: frozenset[int] = frozenset(),
@@ -99,6 +100,7 @@ def check_plan(
 
     Args:
         precision: what `runtime.precision` came to on the device: float32, bfloat16 or float16.
+        compiled: whether the run is.
         processes: that train together.
         memory: bytes that one of them may use on its device; None if unknown.
         pinned: steps whose checkpoints are never removed.
@@ -122,9 +124,17 @@ def check_plan(
         )
     if problems:
         raise ConfigError("training cannot start:" + "".join(f"\n  - {p}" for p in problems))
-    needs = train_memory_bytes(model, micro_rows, precision != "float32", runtime.recompute, runtime.loss_chunk)
-    if divided:
-        needs -= int(STATE_BYTES * plan.params * (1 - 1 / processes))
+    needs = train_memory_bytes(
+        model,
+        micro_rows,
+        precision != "float32",
+        runtime.recompute,
+        runtime.loss_chunk,
+        compiled=compiled,
+        muon=train.optimizer == "muon",
+        accumulates=train.tokens_per_step > processes * micro_rows * model.max_seq_len,
+        divided=processes if divided else 1,
+    )
     if memory and needs > memory:
         get_logger().warning(
             "training may need %.1f GiB, its device has %.1f for each process: set runtime.recompute, or lower "

@@ -33,6 +33,7 @@ from foundry.training.checkpoints import Checkpoints
 from foundry.training.identity import check_same, fingerprint, identity
 from foundry.training.numerics import environment, numerics
 from foundry.training.observer import Observer
+from foundry.training.out_of_memory import out_of_memory_errors
 from foundry.training.parallel import joined
 from foundry.training.plan import check_batch, check_plan, make_plan
 from foundry.training.pretraining import HeldOutText, NextToken
@@ -134,6 +135,7 @@ class Trainer:
         self.folder = (state or state_dir() / "train") / self.fingerprint
         precision, micro_rows = precision_and_rows(self.runtime, self.world, data_loader)
         self.plan = make_plan(self.model_config, self.config, data_loader.tokens_per_epoch)
+        self.execution = resolve(self.runtime, self.world, precision, micro_rows, self.plan)
         pinned = frozenset({stable_steps(self.config)} | ({0} if self.config.on_nonfinite == "rollback" else set()))
         check_plan(
             self.plan,
@@ -142,7 +144,8 @@ class Trainer:
             self.runtime,
             micro_rows,
             self.folder,
-            precision=str(precision).removeprefix("torch."),
+            precision=self.execution.precision_name,
+            compiled=self.execution.compiled,
             processes=self.world.size,
             memory=device_memory(self.world.device),
             pinned=pinned,
@@ -153,7 +156,6 @@ class Trainer:
             held_out = Shards(data_loader.shards.folder, "val")
             validator = HeldOutText(held_out, self.config.eval_tokens, context, chunk)
         self.validator = validator
-        self.execution = resolve(self.runtime, self.world, precision, micro_rows, self.plan)
         self.skipped = SkippedBatches(self.folder / SKIPPED)
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints",
@@ -201,6 +203,7 @@ class Trainer:
             LockError: if another process trains this run.
             CheckpointError: if its folder or checkpoint is of another run, or no checkpoint is left to roll back to.
             FoundryError: if a loss or gradient is not finite and the policy is to halt; that step changed no weight.
+                If the device has not enough memory for a step; the message names what to lower.
         """
         with ExitStack() as stack:
             if self.world.main:
@@ -210,7 +213,8 @@ class Trainer:
             stack.enter_context(numerics(self.runtime, self.world))
             session = self.session()
             observer = self._observer(session.state, stack)
-            with lost_peer_errors(self.world):
+            rows, seq_len = self.execution.micro_rows, self.loader.seq_len
+            with lost_peer_errors(self.world), out_of_memory_errors(self.runtime, rows, seq_len):
                 try:
                     self._loop(session, stop, observer)
                 finally:

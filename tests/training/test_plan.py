@@ -63,27 +63,45 @@ def test_the_memory_estimate_is_near_what_a_step_takes():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         model.summed_loss(x, x, chunk=256)
     seen = sum(n for k, n in kept.items() if k not in weights)
-    fixed = 16 * sum(p.numel() for p in model.parameters())
-    estimate = train_memory_bytes(cfg, 8, False, chunk=256)
+    fixed = 12 * sum(p.numel() for p in model.parameters())
+    estimate = train_memory_bytes(cfg, 8, False, chunk=256, muon=False)
     assert 0.6 < (fixed + seen) / estimate < 1.4
-    assert train_memory_bytes(cfg, 8, False, True, 256) < estimate
+    assert train_memory_bytes(cfg, 8, False, True, 256, muon=False) < estimate
 
 
 def test_the_memory_estimate_adds_up_by_hand():
-    """12 tokens x 3 layers x 108: 6 + 3 widths of 8, 4 of 4 for keys and values, 4 of 5 for the feed-forward layer."""
+    """12 tokens, 3 layers of 312 weights with width 8, 8 + 4 of queries and keys, 4 heads and an inner width of 5."""
     from foundry.models import MiniLLM
 
-    cfg = ModelConfig(vocab_size=10, dim=8, n_layers=3, n_heads=4, n_kv_heads=2, ffn_dim=5, max_seq_len=6)
-    state = 16 * sum(p.numel() for p in MiniLLM(cfg).parameters())
-    head = 2 * 10 * 8 * 4
-    for options, kept, logits in (
-        ({"half": False, "chunk": 7}, 12 * 3 * 108 * 4, 3 * 7 * 10 * 4),
-        ({"half": True, "chunk": 7}, 12 * 3 * 108 * 2, 3 * 7 * 10 * 4),
-        ({"half": False, "recompute": True}, 12 * (3 * 8 + 108) * 4, 3 * 12 * 10 * 4),
+    cfg = ModelConfig(
+        vocab_size=10, dim=8, n_layers=3, n_heads=4, n_kv_heads=2, ffn_dim=5, max_seq_len=6, qk_norm=False
+    )
+    weights = sum(p.numel() for p in MiniLLM(cfg).parameters())
+    adamw, muon = 12 * weights, 12 * weights - 4 * 3 * 312
+    update = 4 * weights + 18 * 3 * 8 * 16  # query and output matrices are as large, and more than the inner ones
+    layer = 12 * (24 * 8 + 8 + 12 * 12 + 4 * 4 + 16 * 5) + 4 * 312
+    last, head = 12 * (16 * 8 + 16), 4 * 80 + 12 * 7 * 10
+    half = 12 * (20 * 8 + 8 + 6 * 12 + 4 * 4 + 8 * 5) + 2 * 312
+    compiled = 12 * (12 * 8 + 8 + 6 * 12 + 4 * 4 + 6 * 5) + 2 * 312
+    normed = half + 12 * (6 * 12 + 4 * 6)
+    assert 3 * layer + last + head > update
+    for options, expected in (
+        ({}, muon + 3 * layer + last + head),
+        ({"muon": False}, adamw + 3 * layer + last + head),
+        ({"accumulates": True}, muon + 4 * weights + 3 * layer + last + head),
+        ({"half": True}, muon + 3 * half + last + head + 2 * 80),
+        ({"half": True, "compiled": True}, muon + 3 * compiled + 12 * (10 * 8 + 16) + 6 * 80 + 8 * 7 * 10),
+        ({"recompute": True}, muon + update),  # the optimizer needs more than the passes
+        ({"recompute": True, "muon": False}, adamw + 3 * 12 * 4 * 8 + layer + 8 * 80 + 12 * 10 * 8),
+        ({"divided": 4}, muon // 4 + 3 * layer + last + head),
     ):
-        assert train_memory_bytes(cfg, 2, **options) == state + kept + head + logits, options
+        assert train_memory_bytes(cfg, 2, **{"half": False, "chunk": 7, **options}) == expected, options
+    with_norms = cfg.model_copy(update={"qk_norm": True})
+    more = 3 * (2 * 2) * 12 + 3 * (normed - half)  # the weights of the norms with their moments, and what they keep
+    assert train_memory_bytes(with_norms, 2, True, chunk=7) == muon + 3 * half + last + head + 2 * 80 + more
     long = cfg.model_copy(update={"max_seq_len": 2000})  # 1,024 logits at a time, unless the caller says otherwise
-    assert train_memory_bytes(long, 1, False) == state + 2000 * 3 * 108 * 4 + head + 3 * 1024 * 10 * 4
+    more = train_memory_bytes(long, 1, False) - train_memory_bytes(long, 1, False, chunk=1000)
+    assert more == 24 * 12 * 10
 
 
 def test_an_untied_head_is_counted_once_in_the_operations():
@@ -140,12 +158,13 @@ def test_a_plan_in_words():
 
 
 def test_what_an_fsdp_process_needs_is_told_to_the_byte(tmp_path, caplog):
-    """Of the 16 bytes a weight of states, each of three processes has a third."""
+    """Of weights, moments and gradients each of three processes has a third."""
     get_logger().propagate = True
     plan, runtime = make_plan(MODEL, TRAIN, 10_000), Runtime(parallel="fsdp")
     for processes, precision in ((1, "float32"), (3, "float32"), (3, "bfloat16")):
-        needs = train_memory_bytes(MODEL, 8, precision != "float32", runtime.recompute, runtime.loss_chunk)
-        needs -= 16 * plan.params - 16 * plan.params // processes
+        needs = train_memory_bytes(
+            MODEL, 8, precision != "float32", runtime.recompute, runtime.loss_chunk, divided=processes
+        )
         for memory, warned in ((needs + 1, False), (needs - 1, True), (None, False)):
             caplog.clear()
             checked(plan, runtime, tmp_path, memory=memory, processes=processes, precision=precision)
@@ -167,7 +186,7 @@ def test_a_run_that_has_all_its_checkpoints_needs_no_room(tmp_path):
 
 
 def checked(plan, runtime, folder, **resolved):
-    known = {"precision": "float32", "processes": 1, "memory": None}
+    known = {"precision": "float32", "compiled": False, "processes": 1, "memory": None}
     check_plan(plan, MODEL, TRAIN, runtime, 8, folder, **{**known, **resolved})
 
 
