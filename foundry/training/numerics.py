@@ -18,6 +18,7 @@ import torch
 
 from foundry.config import ConfigError, Runtime
 from foundry.utils.device import (
+    CUBLAS_WORKSPACE,
     compile_problem,
     cpu_cores,
     device_name,
@@ -123,8 +124,7 @@ def numerics(runtime: Runtime, world: World) -> Iterator[None]:
         stack.callback(torch.set_flush_denormal, _flushes_denormals())
         torch.set_flush_denormal(True)
         if world.device.type == "cuda" and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
-            # cuBLAS reads it with its first product; without it products on several streams differ from run to run.
-            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = CUBLAS_WORKSPACE  # who gave the device may not have set it
             stack.callback(os.environ.pop, "CUBLAS_WORKSPACE_CONFIG")
         stack.enter_context(_onednn(world.device.type == "cpu" and faster_float32()))
         yield
@@ -202,5 +202,8 @@ def environment(runtime: Runtime, world: World, execution: Execution) -> dict[st
 
 
 def variables() -> dict[str, str | None]:
-    """The environment variables that choose other kernels in torch and its libraries; None: not set."""
-    return {name: os.environ.get(name) for name in VARIABLES}
+    """The environment variables that choose other kernels in torch and its libraries; None: not set, or as always."""
+    found = {name: os.environ.get(name) for name in VARIABLES}
+    if found["CUBLAS_WORKSPACE_CONFIG"] == CUBLAS_WORKSPACE:
+        found["CUBLAS_WORKSPACE_CONFIG"] = None  # every run on CUDA has it
+    return found

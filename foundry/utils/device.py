@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from foundry.config import Runtime
 
 
+CUBLAS_WORKSPACE = ":4096:8"  # with it products on several streams do not differ from run to run
+
+
 @functools.cache
 def settle_vector_math() -> None:
     """Has MKL choose its code path for exp, sin and similar functions on one thread; every new MiniLLM calls it.
@@ -53,6 +56,9 @@ def get_device(name: str = "auto") -> torch.device:
         raise ConfigError(
             f"device {name!r} does not exist: this machine has {torch.cuda.device_count()} CUDA devices, counted from 0"
         )
+    if kind == "cuda":
+        # torch reads it with the first product of a process; a training refuses products that may differ without it.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     return torch.device(name)
 
 

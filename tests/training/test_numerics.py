@@ -252,6 +252,14 @@ def test_a_variable_that_chooses_other_kernels_is_recorded_and_warned_of(shards,
     assert f"the environment sets {name}=AVX2" in caplog.text
 
 
+def test_a_variable_that_every_run_on_cuda_has_is_not_told(monkeypatch):
+    found = []
+    for value in (":4096:8", ":16:8"):
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", value)
+        found.append(module.variables()["CUBLAS_WORKSPACE_CONFIG"])
+    assert found == [None, ":16:8"]
+
+
 def test_the_recorded_environment_names_the_device_and_the_threads_of_one_process(shards, tmp_path, monkeypatch):
     monkeypatch.setattr("foundry.training.numerics.cpu_cores", lambda: 8)
     assert started(shards, tmp_path / "one", threads=0)["threads"] == 8

@@ -8,9 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from foundry.utils.device import compile_problem, peak_flops
+from foundry.utils.device import compile_problem, get_device, peak_flops
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_cuda_is_asked_for_products_that_do_not_differ_before_the_first_one(monkeypatch):
+    """By whatever chooses it; what the user set stays."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = []
+    for name, before in (("cpu", None), ("auto", None), ("cuda:1", None), ("cuda", ":16:8")):
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", before or "")
+        if before is None:
+            monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+        get_device(name)
+        found.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+    assert found == [None, ":4096:8", ":4096:8", ":16:8"]
 
 
 @pytest.mark.parametrize(
