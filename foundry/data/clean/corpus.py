@@ -49,7 +49,7 @@ from foundry.data.read.streams import Limits
 from foundry.data.read.units import plan_units
 from foundry.data.schema import PartWriter, doc_id
 from foundry.data.splits import SPLITS, split_of
-from foundry.data.text.words import gram_words
+from foundry.data.text.grams import read_words
 from foundry.utils.cleaning_report import CleaningReport
 from foundry.utils.executor import map_tasks, worker_count
 from foundry.utils.files import atomic_dir, make_folder, remove_dir, sha256_file, sha256_json, state_dir, write_array
@@ -316,16 +316,20 @@ class Cleaning(Outcome):
         names = _names_of_copies(self.ids)
         with ExitStack() as stack:
             writers = {s: stack.enter_context(PartWriter(folder / s)) for s in SPLITS}
-            i = 0
+            start = 0
             for n in self.prepared:
                 source = self.job.source_of(n).name
                 for batch in read_texts(self.job, n, ["text", "lang", "domain"]):
-                    for text, lang, domain in zip(*(c.to_pylist() for c in batch.columns), strict=True):
-                        if not self.dropped[i]:
-                            split = self.splits[i]
-                            writers[split].add(names.get(i) or _name(self.ids[i]), text, source, lang)
-                            self.statistics.add(n, source, split, text, lang, domain)
-                        i += 1
+                    kept = np.flatnonzero(~self.dropped[start : start + len(batch)])
+                    documents = start + kept
+                    start += len(batch)
+                    batch = batch.take(kept)
+                    splits = [self.splits[i] for i in documents.tolist()]
+                    self.statistics.add(n, source, np.array(splits, str), batch)
+                    columns = (documents.tolist(), self.ids[documents].tolist(), splits)
+                    texts, languages = (batch.column(c).to_pylist() for c in ("text", "lang"))
+                    for i, id, split, text, lang in zip(*columns, texts, languages, strict=True):
+                        writers[split].add(names.get(i) or f"{id:016x}", text, source, lang)
 
 
 def compare(job: Job, places: np.ndarray) -> np.ndarray:
@@ -337,11 +341,11 @@ def compare(job: Job, places: np.ndarray) -> np.ndarray:
     for unit, rows in wanted.items():
         start = 0
         for batch in read_texts(job, unit, ["text"]):
-            texts = batch.column(0)
-            for row in (r for r in rows if start <= r < start + len(texts)):
-                text = texts[row - start].as_py().decode()
-                sets[unit, row] = shingles(comparable(text, gram_words(text)))
-            start += len(texts)
+            here = [row for row in rows if start <= row < start + len(batch)]
+            texts = [batch.column(0)[row - start].as_py().decode() for row in here]
+            for row, text, words in zip(here, texts, read_words(texts), strict=True):
+                sets[unit, row] = shingles(comparable(text, words))
+            start += len(batch)
     return np.array([jaccard(sets[a, b], sets[c, d]) for a, b, c, d in places.tolist()])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from foundry.config import ConfigError
-from foundry.data.text.grams import gram_hashes
+from foundry.data.text.grams import gram_hashes, hashes_of_numbers
 from foundry.data.text.words import gram_words
 from foundry.utils.inputs import find_inputs
 
@@ -40,11 +40,15 @@ class Contamination:
                     found.append(gram_hashes(words, n))
         self._grams = np.unique(np.concatenate(found))
 
-    def shared(self, words: list[str]) -> int:
-        """How many of a document's n-grams the evaluation sets contain."""
-        if len(words) < self.n or not len(self._grams):
+    def shared(self, numbers: np.ndarray) -> int:
+        """How many of a document's n-grams the evaluation sets contain.
+
+        Args:
+            numbers: the `word_numbers` of the document.
+        """
+        if len(numbers) < self.n or not len(self._grams):
             return 0
-        return int(np.isin(gram_hashes(words, self.n), self._grams).sum())
+        return int(np.isin(hashes_of_numbers(numbers, self.n), self._grams).sum())
 
 
 def _texts(path: Path) -> Iterator[str]:

@@ -16,12 +16,14 @@ memory. The library rensa computes the signatures.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import accumulate, pairwise
 
 import numpy as np
 
-from foundry.data.text.grams import gram_hashes
+from foundry.data.text.grams import Words, hashes_of_numbers, word_numbers
+from foundry.data.text.words import casefolded, spaced_runs
 from foundry.utils.splitmix import GAMMA
 
 BANDS, ROWS = 28, 4
@@ -33,31 +35,32 @@ _SORT_BYTES = 40  # of memory per value of a pass: the value, its number, its ra
 Column = Callable[[], Iterator[np.ndarray]]  # reads a column of all documents in their order, in pieces
 
 
-def exact_key(text: str) -> bytes:
-    """16 bytes, the same for texts that differ only in case and white space."""
-    return hashlib.sha256(" ".join(text.split()).casefold().encode()).digest()[:16]
+def exact_key(squeezed: str) -> bytes:
+    """16 bytes, the same for texts that differ only in case and white space.
+
+    Args:
+        squeezed: the text as `words.squeezed` gives it.
+    """
+    return hashlib.sha256(casefolded(squeezed)).digest()[:16]
 
 
-def shingles(words: list[str]) -> np.ndarray:
-    """The distinct hashes (sorted uint64) of the shingles of a document, given as its words."""
-    return np.unique(gram_hashes(words, SHINGLE))
+def shingles(numbers: np.ndarray) -> np.ndarray:
+    """The distinct hashes (sorted uint64) of the shingles of a document, given as the numbers of its words."""
+    return np.unique(hashes_of_numbers(numbers, SHINGLE))
 
 
-def comparable(text: str, words: list[str]) -> list[str]:
-    """The words by which a document is compared with others.
+def comparable(text: str, words: Words) -> np.ndarray:
+    """The numbers of the words by which a document is compared with others.
 
     They are its `gram_words` if those make up at least a third of the text. A text that is mostly signs (Morse code,
     tables in ASCII art, emoji) is compared by its runs of characters between white space, or by single characters if it
     has fewer than five runs: the few words of such a text say nothing about the rest.
-
-    Args:
-        text: the document.
-        words: `units(text)`.
     """
+    text = spaced_runs(text)
+    if 3 * words.chars >= len(text) - text.count(" "):
+        return words.numbers
     runs = text.split()
-    if 3 * sum(map(len, words)) >= sum(map(len, runs)):
-        return words
-    return runs if len(runs) >= SHINGLE else list("".join(runs))
+    return word_numbers(runs if len(runs) >= SHINGLE else list("".join(runs)))
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
@@ -68,11 +71,11 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return both / (len(a) + len(b) - both)
 
 
-def band_keys(documents: list[list[str]]) -> np.ndarray:
+def band_keys(documents: list[np.ndarray]) -> np.ndarray:
     """Keys by which candidates are found: two documents are a candidate pair if they share the key of a band.
 
     Args:
-        documents: the words of each, from `comparable`.
+        documents: what `comparable` gives for each.
 
     Returns:
         (documents, BANDS) uint64.
@@ -84,7 +87,8 @@ def band_keys(documents: list[list[str]]) -> np.ndarray:
     np.cumsum([len(p) for p in pieces], out=offsets[1:])
     flat = np.concatenate(pieces) if pieces else np.empty(0, np.uint64)
     rows = rensa.RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, BANDS * ROWS, SEED).to_rows()
-    bands = np.array(rows, np.uint64).reshape(len(documents), BANDS, ROWS)
+    values = b"".join([array("I", row).tobytes() for row in rows])  # of 32 bits
+    bands = np.frombuffer(values, np.uint32).reshape(len(documents), BANDS, ROWS)
     keys = np.zeros(bands.shape[:2], np.uint64)
     for r in range(ROWS):  # four values mixed into one by multiply and shift; overflow is intended
         keys = (keys ^ bands[:, :, r]) * GAMMA
@@ -92,13 +96,13 @@ def band_keys(documents: list[list[str]]) -> np.ndarray:
     return keys
 
 
-def _shingle_hashes(documents: list[list[str]]) -> list[np.ndarray]:
-    """`gram_hashes` of many documents, computed over all their words at once."""
-    ends = np.cumsum([len(words) for words in documents]).tolist()
-    together = gram_hashes(list(chain.from_iterable(documents)), SHINGLE)
+def _shingle_hashes(documents: list[np.ndarray]) -> list[np.ndarray]:
+    """`hashes_of_numbers` of many documents, computed over all their words at once."""
+    together = hashes_of_numbers(np.concatenate([np.empty(0, np.uint64), *documents]), SHINGLE)
+    ends = accumulate(map(len, documents), initial=0)
     return [
-        together[end - len(words) : end - SHINGLE + 1] if len(words) >= SHINGLE else gram_hashes(words, SHINGLE)
-        for words, end in zip(documents, ends, strict=True)
+        together[start : end - SHINGLE + 1] if end - start >= SHINGLE else hashes_of_numbers(numbers, SHINGLE)
+        for numbers, (start, end) in zip(documents, pairwise(ends), strict=True)
     ]
 
 

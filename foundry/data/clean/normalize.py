@@ -19,6 +19,8 @@ import unicodedata
 from functools import cache
 from typing import Any
 
+from foundry.data.text.words import is_printed
+
 _LINE_ENDS = re.compile("\r\n?|[\v\f\x85\u2028\u2029]")
 _SPACES = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000\u2581]")
 _INVISIBLE = re.compile(
@@ -43,14 +45,27 @@ def _ftfy() -> tuple[Any, Any]:
 # A wrongly decoded character is two or more of the characters that single-byte encodings have (all below U+2C00), the
 # last of which may have become a plain space; or it is a C1 control.
 _SUSPECT = re.compile("[\x80-\u2bff\ufffd]{2}|[\xc2\xc3] |[\x80-\x9f]|\x1b")
+_LINES_FOR_ASCII = b"\n" * 128 + bytes(range(128, 256))
 
 
 def fix_mojibake(text: str) -> str:
     """Repairs text that was decoded wrongly (ftfy). Only lines with suspect characters are examined."""
-    if (text.isascii() and "\x1b" not in text) or not _SUSPECT.search(text):
+    if not _is_suspect(text):
         return text
     fix, config = _ftfy()
     return "\n".join(fix(line, config) if _SUSPECT.search(line) else line for line in text.split("\n"))
+
+
+def _is_suspect(text: str) -> bool:
+    """Whether `_SUSPECT` matches anywhere. It is searched for in what is left without the ASCII characters."""
+    if "\x1b" in text:
+        return True
+    if text.isascii():
+        return False
+    if "\xc2 " in text or "\xc3 " in text:
+        return True
+    runs = b"\n".join(text.encode("utf-8", "surrogatepass").translate(_LINES_FOR_ASCII).split())
+    return _SUSPECT.search(runs.decode("utf-8", "surrogatepass")) is not None
 
 
 def without_meta_space(text: str) -> str:
@@ -62,7 +77,7 @@ def without_meta_space(text: str) -> str:
 def normalize(text: str) -> str:
     """Line ends, spaces, invisible characters and NFC. It is idempotent."""
     # A printable text contains none of the spaces, line ends and invisible characters that the patterns look for.
-    if not text.replace("\n", "").isprintable():
+    if not is_printed(text):
         text = _INVISIBLE.sub("", _SPACES.sub(" ", _LINE_ENDS.sub("\n", text)))
     text = text.replace("\u2581", " ")
     if not text.isascii():

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from foundry.data.clean.unit import Job, UnitResult
 
@@ -23,15 +25,27 @@ class Statistics:
     chars: Counter[int] = field(default_factory=Counter)  # by the bit length of the number of characters
     domains: Counter[str] = field(default_factory=Counter)
 
-    def add(self, unit: int, source: str, split: str, data: bytes, lang: str, domain: str) -> None:
-        self.kept[unit] += 1
-        self.documents[split, source] += 1
-        self.bytes[split, source] += len(data)
-        self.languages[lang] += 1
-        self.language_bytes[lang] += len(data)
-        self.chars[len(data.decode()).bit_length()] += 1
-        if domain:
-            self.domains[domain] += 1
+    def add(self, unit: int, source: str, splits: np.ndarray, batch: pa.RecordBatch) -> None:
+        """Adds documents of a unit.
+
+        Args:
+            splits: of each document: str.
+            batch: their columns text, lang and domain.
+        """
+        text, lang, domain = batch.columns
+        sizes = pc.binary_length(text).to_numpy()
+        self.kept[unit] += len(batch)
+        for split in np.unique(splits).tolist():
+            self.documents[split, source] += int((splits == split).sum())
+            self.bytes[split, source] += int(sizes[splits == split].sum())
+        languages = lang.to_numpy(zero_copy_only=False)
+        for name, count in Counter(languages.tolist()).items():
+            self.languages[name] += count
+            self.language_bytes[name] += int(sizes[languages == name].sum())
+        lengths = np.frexp(pc.utf8_length(text.cast(pa.large_string())).to_numpy())[1]  # the exponent is the bit length
+        for bits, count in zip(*(x.tolist() for x in np.unique(lengths, return_counts=True)), strict=True):
+            self.chars[bits] += count
+        self.domains.update(filter(None, domain.to_pylist()))
 
 
 @dataclass(frozen=True)

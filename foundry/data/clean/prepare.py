@@ -7,12 +7,12 @@ have are removed: what is judged by the final text then waits for it. See `unit`
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -25,18 +25,20 @@ from foundry.data.clean.language import identify
 from foundry.data.clean.markup import Treatment, strip_html
 from foundry.data.clean.normalize import fix_mojibake, normalize, without_meta_space
 from foundry.data.clean.repeats import PIECES, limits, piece_hashes, without
-from foundry.data.clean.rules import Judgement, Rules, Verdict
+from foundry.data.clean.rules import Rules, Verdict
 from foundry.data.clean.scrub import scrub
 from foundry.data.clean.unit import SAMPLES, TEXTS, Dropped, Job, Repaired, Samples, UnitResult, read_texts
 from foundry.data.read.encoding import guess_encoding
 from foundry.data.read.records import EXCERPT, Bad, Document
 from foundry.data.read.units import read_unit
 from foundry.data.schema import doc_id
-from foundry.data.text.words import gram_words
+from foundry.data.text.grams import Words, read_words
+from foundry.data.text.words import squeezed
 from foundry.utils.files import atomic_write, write_array
 
 FOREIGN = 1 << 14  # bytes of a unit that its encoding is guessed from
 BATCH_DOCUMENTS, BATCH_BYTES = 1024, 8 << 20
+JUDGED_DOCUMENTS, JUDGED_CHARS = 256, 1 << 20  # that are judged at once
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,28 @@ def prepare_unit(job: Job, task: Preparation) -> UnitResult:
     params, source = job.params, job.source_of(task.number)
     rules, eval_sets = _tools(job.root, params.model_dump_json())
     notes = _Notes()
+    counted = [kind for kind, limit in limits(params).items() if limit]
     hashes: dict[str, list[int]] = {kind: [] for kind in PIECES}
     foreign = bytearray()
+    waiting: list[Text] = []
+    size = 0  # characters of those that wait
     with (
         _text_writer(job, task.number, "arrow", notes, eval_sets, final=not job.counts_repeats) as texts,
         atomic_write(job.path(task.number, "bad.jsonl"), "w") as bad,
     ):
+
+        def judge() -> None:
+            """Applies the rules to the documents that wait, and writes those that pass."""
+            for item, judgement in zip(waiting, rules.apply_all([(x.text, x.lang) for x in waiting]), strict=True):
+                text = judgement.text
+                if judgement.verdict:
+                    notes.drop(judgement.verdict, item.file, item.record, text)
+                    continue
+                texts.add(item if text is item.text else item._replace(text=text), judgement.words)
+                for kind in counted:
+                    hashes[kind] += sorted(piece_hashes(text, *PIECES[kind]))
+            waiting.clear()
+
         for item in read_unit(job.raw, job.sources, job.units[task.number], job.limits):
             if not foreign or (len(foreign) < FOREIGN and b"\0" not in item.sample + foreign):
                 foreign += item.sample  # of UTF-16, whose line ends are cut in the middle, only the first record
@@ -77,17 +95,18 @@ def prepare_unit(job: Job, task: Preparation) -> UnitResult:
             notes.result.documents += 1
             notes.result.in_chars[len(item.text).bit_length()] += 1
             text = _repaired(item, params, source.html, notes)
-            lang, judgement = _judged(item, text, source.lang, params, rules)
-            text = judgement.text
-            if judgement.verdict:
-                notes.drop(judgement.verdict, item.file, item.record, text)
-                continue
-            texts.add(Text(text, item.record, item.file, lang, _domain(item.url)), judgement.words)
-            for kind, limit in limits(params).items():
-                if limit:
-                    hashes[kind] += sorted(piece_hashes(text, *PIECES[kind]))
+            lang, verdict = _language(item, text, source.lang, params)
+            if verdict:
+                notes.drop(verdict, item.file, item.record, text)
+            else:
+                waiting.append(Text(text, item.record, item.file, lang, _domain(item.url)))
+                size += len(text)
+            if len(waiting) == JUDGED_DOCUMENTS or size >= JUDGED_CHARS:
+                judge()
+                size = 0
             if notes.result.documents == task.most:
                 break
+        judge()
     if foreign:
         notes.result.encoding = guess_encoding(bytes(foreign)) or ""
     if job.counts_repeats:
@@ -113,7 +132,7 @@ def finish_unit(job: Job, number: int) -> UnitResult:
     least = job.params.min_chars
     notes = _Notes()
     with _text_writer(job, number, "final.arrow", notes, eval_sets, final=True) as texts:
-        for batch in read_texts(job, number, list(Text.__annotations__), "arrow"):
+        for batch in read_texts(job, number, list(Text._fields), "arrow"):
             for row in batch.to_pylist():
                 file, record = row["file"], row["record"]
                 before = text = row["text"].decode()
@@ -125,7 +144,7 @@ def finish_unit(job: Job, number: int) -> UnitResult:
                 if len(text) < least:
                     notes.drop(Verdict("too_short", "min_chars", len(text), least), file, record, before)
                     continue
-                texts.add(Text(**{**row, "text": text}), gram_words(text))
+                texts.add(Text(**{**row, "text": text}), *read_words([text]))
     result = notes.finish(marker)
     job.path(number, "arrow").unlink()
     return result
@@ -178,19 +197,17 @@ def _repaired(item: Document, params: Clean, treatment: Treatment, notes: _Notes
     if item.repaired:
         notes.result.repaired["invalid_utf8"] += 1
 
-    def step(kind: str, repair: Callable[[str], str]) -> None:
-        nonlocal text
-        before, text = text, repair(text)
-        if text != before:
-            notes.repair(kind, item.file, item.record, before, text)
-
-    if params.fix_mojibake:
-        step("mojibake", fix_mojibake)
-    if params.strip_html:
-        step("html", lambda text: strip_html(text, treatment))
+    if params.fix_mojibake and (fixed := fix_mojibake(text)) != text:
+        notes.repair("mojibake", item.file, item.record, text, fixed)
+        text = fixed
+    if params.strip_html and (stripped := strip_html(text, treatment)) != text:
+        notes.repair("html", item.file, item.record, text, stripped)
+        text = stripped
     if params.normalize:
         text = text.strip()  # white space around a text is not worth an example
-        step("normalized", normalize)
+        if (normal := normalize(text)) != text:
+            notes.repair("normalized", item.file, item.record, text, normal)
+            text = normal
     text = without_meta_space(text)
     if params.scrub:
         before = text
@@ -202,28 +219,29 @@ def _repaired(item: Document, params: Clean, treatment: Treatment, notes: _Notes
     return text
 
 
-def _judged(item: Document, text: str, lang: str, params: Clean, rules: Rules) -> tuple[str, Judgement]:
-    """The language of a repaired text, which is the source's unless it has to be identified, and what the rules say."""
+def _language(item: Document, text: str, lang: str, params: Clean) -> tuple[str, Verdict | None]:
+    """The language of a repaired text, which is the source's unless it has to be identified, and why the text is
+    dropped for its language or its bytes (None: it is not)."""
     score = 1.0
     if params.languages or (lang == "und" and params.identify_language):
         lang, score = identify(text, params.min_language_score)
     if item.repaired and params.invalid_utf8 == "reject":
-        return lang, Judgement(text, [], Verdict("invalid_utf8", "invalid_utf8", 1, 0))
+        return lang, Verdict("invalid_utf8", "invalid_utf8", 1, 0)
     if params.languages and lang not in params.languages:
-        verdict = Verdict("language", f"languages ({lang})", round(score, 3), params.min_language_score)
-        return lang, Judgement(text, [], verdict)
-    return lang, rules.apply(text, lang)
+        return lang, Verdict("language", f"languages ({lang})", round(score, 3), params.min_language_score)
+    return lang, None
 
 
 def _domain(url: str) -> str:
+    if not url:
+        return ""
     try:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(NamedTuple):
     """A document that passed the rules; the fields are columns of `TEXTS`."""
 
     text: str
@@ -255,18 +273,19 @@ class _TextWriter:
     def __init__(self, writer: Any, notes: _Notes, eval_sets: Contamination | None, near: bool) -> None:
         self._writer, self._notes, self._eval_sets, self._near = writer, notes, eval_sets, near
         self._rows: list[tuple] = []
-        self._words: list[list[str]] = []
+        self._numbers: list[np.ndarray] = []
         self._bytes = 0
 
-    def add(self, item: Text, words: list[str]) -> None:
-        if self._eval_sets and (shared := self._eval_sets.shared(words)):
+    def add(self, item: Text, words: Words) -> None:
+        if self._eval_sets and (shared := self._eval_sets.shared(words.numbers)):
             verdict = Verdict("contaminated", f"{self._eval_sets.n}-grams of evaluation sets", shared, 0)
             self._notes.drop(verdict, item.file, item.record, item.text)
             return
         data = item.text.encode()
-        key = int.from_bytes(exact_key(item.text)[:8], "little")
-        self._rows.append((data, item.record, item.file, item.lang, item.domain, int(doc_id(data), 16), key))
-        self._words.append(comparable(item.text, words) if self._near else [])
+        key = int.from_bytes(exact_key(squeezed(item.text))[:8], "little")
+        self._rows.append((data, *item[1:], int(doc_id(data), 16), key))
+        if self._near:
+            self._numbers.append(comparable(item.text, words))
         self._bytes += len(data)
         if len(self._rows) == BATCH_DOCUMENTS or self._bytes >= BATCH_BYTES:
             self.flush()
@@ -275,7 +294,7 @@ class _TextWriter:
         if not self._rows:
             return
         columns = [pa.array(c, f.type) for c, f in zip(zip(*self._rows, strict=True), TEXTS, strict=False)]
-        keys = band_keys(self._words) if self._near else np.zeros((len(self._rows), BANDS), np.uint64)
+        keys = band_keys(self._numbers) if self._near else np.zeros((len(self._rows), BANDS), np.uint64)
         columns.append(pa.FixedSizeListArray.from_arrays(pa.array(keys.ravel()), BANDS))
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=TEXTS))
-        self._rows, self._words, self._bytes = [], [], 0
+        self._rows, self._numbers, self._bytes = [], [], 0

@@ -8,31 +8,70 @@ n-grams share a hash with a probability of 2^-64.
 from __future__ import annotations
 
 import hashlib
+from array import array
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
+from foundry.data.text.runs import RunTable
+from foundry.data.text.words import characters, spaced_words
 from foundry.utils.splitmix import GAMMA, mix
 
-MAX_CACHED = 1 << 20  # distinct words that are kept; bounds the memory for an endless stream of texts
+
+class Words(NamedTuple):
+    """The `gram_words` of a document.
+
+    Attributes:
+        spaced: with spaces between them, in UTF-8; `chars`: their characters.
+        numbers: the `word_numbers`.
+    """
+
+    spaced: bytes
+    chars: int
+    numbers: np.ndarray
+
+    def names(self) -> list[str]:
+        return self.spaced.decode("utf-8", "surrogatepass").split()
 
 
-class _Numbers(dict):
-    """word → 64-bit number, the same in every process (Python's own hash is not)."""
+class _WordTable(RunTable):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = array("Q")
 
-    def __missing__(self, word: str) -> int:
-        if len(self) >= MAX_CACHED:
-            self.clear()
-        number = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-        self[word] = number
-        return number
+    def add(self, run: bytes) -> None:
+        """Gives a word 64 bits that are the same in every process (Python's own hash is not)."""
+        self.numbers.append(int.from_bytes(hashlib.blake2b(run, digest_size=8).digest(), "little"))
 
 
-_numbers = _Numbers()
+_table = _WordTable()
+
+
+def _read(documents: list[bytes]) -> tuple[np.ndarray, list[int]]:
+    """(the numbers of the words of documents that have spaces between them, where each document begins, and the
+    end)"""
+    global _table
+    if _table.full:
+        _table = _WordTable()
+    runs = _table.read(documents)
+    return np.frombuffer(_table.numbers, np.uint64)[runs.numbers], runs.ends.tolist()
 
 
 def word_numbers(words: list[str]) -> np.ndarray:
-    """uint64 (words,): the number of each word."""
-    return np.fromiter(map(_numbers.__getitem__, words), np.uint64, len(words))
+    """uint64 (words,): the number of each word; a word contains no space."""
+    return _read([" ".join(words).encode("utf-8", "surrogatepass")])[0]
+
+
+def read_words(texts: Sequence[str]) -> list[Words]:
+    """The words of each text."""
+    spaced = [spaced_words(text) for text in texts]
+    numbers, ends = _read(spaced)
+    return [
+        Words(s, characters(s) - s.count(b" "), numbers[start:end])
+        for s, (start, end) in zip(spaced, pairwise(ends), strict=True)
+    ]
 
 
 def gram_hashes(words: list[str], n: int) -> np.ndarray:
@@ -45,13 +84,37 @@ def gram_hashes(words: list[str], n: int) -> np.ndarray:
     Returns:
         uint64 (max(1, words - n + 1),); empty if there are no words.
     """
-    if not words:
-        return np.empty(0, np.uint64)
-    numbers = word_numbers(words)
-    n = min(n, len(numbers))
+    return hashes_of_numbers(word_numbers(words), n)
+
+
+def hashes_of_numbers(numbers: np.ndarray, n: int) -> np.ndarray:
+    """`gram_hashes` of the document whose words have these numbers."""
+    return mix(_polynomials(numbers, min(n, len(numbers)))) if len(numbers) else np.empty(0, np.uint64)
+
+
+def _polynomials(numbers: np.ndarray, n: int) -> np.ndarray:
+    """The polynomial of each n-gram, not mixed yet: uint64 (words - n + 1,)."""
     count = len(numbers) - n + 1
     out = numbers[:count].copy()
     for k in range(1, n):  # overflow is intended, and NumPy warns of it only for scalars
         out *= GAMMA
         out += numbers[k : k + count]
-    return mix(out)
+    return out
+
+
+def may_repeat(documents: list[np.ndarray], n: int, times: int) -> set[int]:
+    """Which of up to 2^16 documents may have an n-gram `times` times: all that do, and hardly any other.
+
+    One sort serves all documents: the number of the document is in the upper 16 bits, its hash in the others.
+
+    Args:
+        documents: the `word_numbers` of each.
+        times: at least 2.
+    """
+    numbers = np.concatenate([np.empty(0, np.uint64), *documents])
+    if len(numbers) < n + times - 1:
+        return set()
+    places = np.repeat(np.arange(len(documents), dtype=np.uint64), [len(d) for d in documents])[: len(numbers) - n + 1]
+    keys = np.sort(_polynomials(numbers, n) >> np.uint64(16) | places << np.uint64(48))
+    again = keys[times - 1 :] == keys[: len(keys) - times + 1]
+    return set((keys[times - 1 :][again] >> np.uint64(48)).tolist())
