@@ -23,7 +23,7 @@ import orjson
 from benchmarks.corpus_for_data import clean_texts
 from benchmarks.rounds import Measure, add_rounds, take_turns
 from foundry.data.clean.dedup import BANDS, NEIGHBOURS, band_keys, comparable, drop_near, equal_pairs, jaccard, shingles
-from foundry.data.text.words import gram_words
+from foundry.data.text.grams import read_words
 
 CHUNK = 256
 
@@ -34,13 +34,17 @@ def _read(path: Path) -> list[str]:
 
 def _keys(path: Path) -> np.ndarray:
     texts = _read(path)
-    return np.concatenate(
-        [band_keys([comparable(t, gram_words(t)) for t in texts[i : i + CHUNK]]) for i in range(0, len(texts), CHUNK)]
-    )
+    chunks = (texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK))
+    return np.concatenate([band_keys(_numbers(chunk)) for chunk in chunks])
+
+
+def _numbers(texts: list[str]) -> list[np.ndarray]:
+    return [comparable(text, words) for text, words in zip(texts, read_words(texts), strict=True)]
 
 
 def _compare(task: list[tuple[str, str]]) -> list[float]:
-    return [jaccard(*(shingles(comparable(t, gram_words(t))) for t in pair)) for pair in task]
+    sets = [shingles(numbers) for numbers in _numbers([text for pair in task for text in pair])]
+    return [jaccard(a, b) for a, b in zip(sets[::2], sets[1::2], strict=True)]
 
 
 class Removal(NamedTuple):

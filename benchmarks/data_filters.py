@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.corpus_for_data import web_like
-from benchmarks.peer_filters import SETS
+from benchmarks.peer_filters import SETS, TASK
 from benchmarks.rounds import Measure, add_rounds, take_turns
 from foundry.config.corpus import Clean
 from foundry.data.clean.rules import Rules
@@ -38,7 +38,7 @@ def _judge(task: tuple[int, int, tuple[str, ...]]) -> list[bool]:
             "max_top_ngram_ratio": 1.0,
         }
         _rules[names] = Rules(Clean(**off, **{n: {"enabled": True} for n in names}), Path())
-    return [_rules[names].apply(t, "en")[2] is None for t in _texts[start:stop]]
+    return [judgement.verdict is None for judgement in _rules[names].apply_all([(t, "en") for t in _texts[start:stop]])]
 
 
 class Filtering(NamedTuple):
@@ -49,7 +49,7 @@ class Filtering(NamedTuple):
 
 
 def ours(path: Path, n: int) -> Filtering:
-    cuts = [*range(0, n, 25), n]
+    cuts = [*range(0, n, TASK), n]
     with ProcessPoolExecutor(2, initializer=_load, initargs=(str(path),)) as pool:
         list(pool.map(_judge, [(0, 5, SETS)] * 4))
         decisions = {}

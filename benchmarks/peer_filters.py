@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 
 SETS = ("gopher_quality", "gopher_repetition", "c4", "fineweb")
+TASK = 100  # documents that a process gets at once
 TEXTS = []
 _made = {}
 
@@ -43,7 +44,7 @@ def load(path):
 def main():
     load(sys.argv[1])
     n = len(TEXTS)
-    cuts = [*range(0, n, 25), n]
+    cuts = [*range(0, n, TASK), n]
     with ProcessPoolExecutor(2, initializer=load, initargs=(sys.argv[1],)) as pool:
         list(pool.map(judge, [(0, 5, SETS)] * 4))  # models loaded
         decisions = {}
