@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from foundry.config import ConfigError
-from foundry.data.text.grams import gram_hashes, hashes_of_numbers
-from foundry.data.text.words import gram_words
+from foundry.data.text.grams import hashes_of_numbers, stream_words
 from foundry.utils.inputs import find_inputs
 
 
@@ -34,10 +33,9 @@ class Contamination:
         self.n = n
         found = [np.empty(0, np.uint64)]
         for path in (p for pattern in patterns for p in find_inputs(pattern, root, "clean.decontaminate")):
-            for text in _texts(path):
-                words = gram_words(text)
-                if len(words) >= n:
-                    found.append(gram_hashes(words, n))
+            for words in stream_words(_texts(path)):
+                if len(words.numbers) >= n:
+                    found.append(hashes_of_numbers(words.numbers, n))
         self._grams = np.unique(np.concatenate(found))
 
     def shared(self, numbers: np.ndarray) -> int:

@@ -133,6 +133,7 @@ def finish_unit(job: Job, number: int) -> UnitResult:
     notes = _Notes()
     with _text_writer(job, number, "final.arrow", notes, eval_sets, final=True) as texts:
         for batch in read_texts(job, number, list(Text._fields), "arrow"):
+            left: list[Text] = []
             for row in batch.to_pylist():
                 file, record = row["file"], row["record"]
                 before = text = row["text"].decode()
@@ -144,7 +145,9 @@ def finish_unit(job: Job, number: int) -> UnitResult:
                 if len(text) < least:
                     notes.drop(Verdict("too_short", "min_chars", len(text), least), file, record, before)
                     continue
-                texts.add(Text(**{**row, "text": text}), *read_words([text]))
+                left.append(Text(**{**row, "text": text}))
+            for item, words in zip(left, read_words([item.text for item in left]), strict=True):
+                texts.add(item, words)
     result = notes.finish(marker)
     job.path(number, "arrow").unlink()
     return result
