@@ -97,10 +97,10 @@ def test_orthogonalize_brings_singular_values_near_one_and_keeps_the_singular_ve
         assert off.abs().max() < 1e-3
 
 
-def newton_schulz(g):
+def newton_schulz(g, iterations):
     """The quintic iteration of Jordan et al. 2024 in float64, matrix by matrix, always of the shape it has."""
     x = g.double() / g.double().norm()
-    for _ in range(5):
+    for _ in range(iterations):
         s = x @ x.T
         x = 3.4445 * x - 4.7750 * (s @ x) + 2.0315 * (s @ s @ x)
     return x
@@ -112,17 +112,10 @@ def test_orthogonalize_is_five_iterations_of_each_matrix_whatever_its_scale(shap
     for scale in (1.0, 1e-4, 1e4):
         u = orthogonalize(g * scale)
         for matrix, got in zip(g, u, strict=True):
-            torch.testing.assert_close(got.double(), newton_schulz(matrix), atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(got.double(), newton_schulz(matrix, 5), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(orthogonalize(g, 2)[0].double(), newton_schulz(g[0], 2), atol=1e-4, rtol=1e-3)
     zero = orthogonalize(torch.zeros(1, *shape))
     assert torch.equal(zero, torch.zeros_like(zero))
-
-
-@pytest.mark.parametrize("shape", [(64, 160), (160, 64), (96, 96)])
-def test_in_bfloat16_the_update_differs_by_about_one_percent(shape):
-    g = torch.randn(4, *shape, generator=torch.Generator().manual_seed(2))
-    exact, half = orthogonalize(g), orthogonalize(g.bfloat16())
-    assert half.dtype == torch.bfloat16
-    assert 0 < (half.float() - exact).norm() / exact.norm() < 0.03
 
 
 @pytest.mark.parametrize("options", [{"momentum": 0.8, "weight_decay": 0.1}, {}])
@@ -138,7 +131,7 @@ def test_muon_is_momentum_then_nesterov_orthogonalized_scaled_and_decayed(shape,
         a.grad = torch.randn(shape, generator=rng)
         g = a.grad.double()
         m = momentum * m + (1 - momentum) * g
-        update = newton_schulz((1 - momentum) * g + momentum * m)
+        update = newton_schulz((1 - momentum) * g + momentum * m, 5)
         expected = expected * (1 - 0.02 * decay) - 0.02 * max(1, shape[0] / shape[1]) ** 0.5 * update
         muon.step()
         torch.testing.assert_close(a.detach().double(), expected, atol=1e-5, rtol=1e-5)
@@ -180,12 +173,6 @@ def test_a_parameter_that_fits_no_group_is_refused(name, shape):
     setattr(model.get_submodule(holder), last, torch.nn.Parameter(torch.zeros(shape)))
     with pytest.raises(ValueError, match=rf"no optimizer group takes the parameters {name}: add a rule"):
         Optimizers(model, TrainConfig())
-
-
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_muon_multiplies_in_the_precision_of_the_run(precision):
-    muon, _ = Optimizers(MiniLLM(TINY), TrainConfig(optimizer="muon"), precision)
-    assert muon.dtype == precision
 
 
 def test_norms_and_embeddings_are_not_decayed():

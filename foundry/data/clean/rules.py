@@ -97,25 +97,36 @@ class Rules:
 
     def apply_all(self, documents: list[tuple[str, str]]) -> list[Judgement]:
         """Judges up to `MAX_DOCUMENTS` texts with their languages, each on its own; what can be is computed at once."""
-        out = [Judgement(text, None, self._apply_cheap_rules(text)) for text, _ in documents]
-        left = [i for i, judgement in enumerate(out) if not judgement.verdict]
         p = self.params
+        texts = [text for text, _ in documents]
+        verdicts = list(map(self._apply_cheap_rules, texts))
+        words: list[Words | None] = [None] * len(texts)
+
+        def left() -> list[int]:
+            return [i for i, verdict in enumerate(verdicts) if not verdict]
+
+        def read(numbers: list[int]) -> None:
+            for i, of_text in zip(numbers, read_words([texts[i] for i in numbers]), strict=True):
+                words[i] = of_text
+
         if p.max_top_ngram_ratio < 1:
-            words = read_words([out[i].text for i in left])
-            repetitive = may_repeat([w.numbers for w in words], TOP_NGRAM, MIN_COUNT)
-            for k, (i, of_text) in enumerate(zip(left, words, strict=True)):
-                out[i] = out[i]._replace(words=of_text)
-                if k in repetitive and (share := top_ngram_ratio(of_text.names())) > p.max_top_ngram_ratio:
+            read(numbers := left())
+            for k in may_repeat([words[i].numbers for i in numbers], TOP_NGRAM, MIN_COUNT):
+                if (share := top_ngram_ratio(words[numbers[k]].names())) > p.max_top_ngram_ratio:
                     verdict = Verdict("repeated_ngrams", "max_top_ngram_ratio", share, p.max_top_ngram_ratio)
-                    out[i] = out[i]._replace(verdict=verdict)
-            left = [i for i in left if not out[i].verdict]
-        after = self._apply_web_rules([(out[i].text, documents[i][1]) for i in left])
-        for i, (text, verdict) in zip(left, after, strict=True):
-            out[i] = Judgement(text, out[i].words if text == out[i].text else None, verdict)
-        left = [i for i in left if not out[i].verdict and out[i].words is None]
-        for i, of_text in zip(left, read_words([out[i].text for i in left]), strict=True):
-            out[i] = out[i]._replace(words=of_text)
-        return [self._apply_block_lists(judgement) for judgement in out]
+                    verdicts[numbers[k]] = verdict
+        numbers = left()
+        after = self._apply_web_rules([(texts[i], documents[i][1]) for i in numbers])
+        for i, (text, verdict) in zip(numbers, after, strict=True):
+            if text != texts[i]:
+                texts[i], words[i] = text, None
+            verdicts[i] = verdict
+        read([i for i in left() if words[i] is None])
+        if self._blocked:
+            for i in left():
+                if found := self._blocked.find(texts[i], words[i].names()):
+                    verdicts[i] = Verdict("blocked", found, 1, 0)
+        return list(map(Judgement, texts, words, verdicts))
 
     def _apply_cheap_rules(self, text: str) -> Verdict | None:
         p = self.params
@@ -128,12 +139,6 @@ class Rules:
         if p.max_dup_line_ratio < 1 and (share := dup_line_ratio(text)) > p.max_dup_line_ratio:
             return Verdict("duplicate_lines", "max_dup_line_ratio", share, p.max_dup_line_ratio)
         return None
-
-    def _apply_block_lists(self, judgement: Judgement) -> Judgement:
-        if judgement.verdict or not self._blocked:
-            return judgement
-        found = self._blocked.find(judgement.text, judgement.words.names())
-        return judgement._replace(verdict=Verdict("blocked", found, 1, 0)) if found else judgement
 
     def _apply_web_rules(self, documents: list[tuple[str, str]]) -> Iterator[tuple[str, Verdict | None]]:
         """The published rules: (text without the lines that C4's rules drop, why it is dropped) of each document."""
