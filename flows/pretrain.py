@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.settings import environment, project_root
+from foundry.config import FoundryError
 
-os.environ.update(environment(project_root()))  # before prefect is imported, which then reads its settings
+try:
+    os.environ.update(environment(project_root()))  # before prefect is imported, which then reads its settings
+except FoundryError as e:
+    sys.exit(f"error: {e}")
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
@@ -33,7 +37,7 @@ from flows.outcome import RunFailed, fail_with_message
 from flows.runner import die_with_parent, end_with_worker
 from flows.stages import StageRunner, foundry_command, run_graph
 from flows.workspace import KEPT, Workspace, commit_of, one_at_a_time, prune, workspace
-from foundry.config import ConfigError, FoundryError, load_params, parse_yaml
+from foundry.config import ConfigError, load_params, parse_yaml
 from foundry.utils.flow_runs import BuildNote, StageOutcome
 
 OWN_SESSION = "FOUNDRY_OWN_SESSION"

@@ -5,7 +5,10 @@ No telemetry, the servers' files under `.foundry/`, and the programs of this Pyt
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+
+from foundry.config import MissingPackageError
 
 
 def project_root() -> Path:
@@ -14,7 +17,13 @@ def project_root() -> Path:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """This process's environment with the project's settings."""
+    """This process's environment with the project's settings.
+
+    Raises:
+        MissingPackageError: if Prefect is not installed.
+    """
+    if find_spec("prefect") is None:
+        raise MissingPackageError("prefect", "ui")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     fixed = {
         "PATH": path,

@@ -12,6 +12,7 @@ from foundry.commands import custody, data, evaluation, export, generation, para
 from foundry.commands.arguments import project_of_here
 from foundry.config import FoundryError
 from foundry.config.version import VERSION
+from foundry.utils.extras import missing_package
 from foundry.utils.log import setup_logging
 
 TOPICS = (parameters, training, data, evaluation, generation, registry, custody, export, runs, upkeep)
@@ -43,6 +44,11 @@ def main(argv: list[str] | None = None) -> None:
     except FoundryError as e:
         text = str(e)
         print(f"error: {text if len(text) <= LONGEST else f'{text[:LONGEST]} …'}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except ModuleNotFoundError as e:
+        if (missing := missing_package(e)) is None:
+            raise
+        print(f"error: {missing}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)

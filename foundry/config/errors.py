@@ -33,6 +33,27 @@ class VocabularyError(ConfigError):
         )
 
 
+class MissingPackageError(ConfigError):
+    """A package that an extra of foundry-lm installs is not installed, or cannot be imported.
+
+    Attributes:
+        package: its name.
+        extra: the extra of pyproject.toml that installs it.
+        reason: what Python reported; empty if the package is simply not there.
+    """
+
+    def __init__(self, package: str, extra: str, reason: str = "") -> None:
+        super().__init__(package, extra, reason)
+        self.package, self.extra, self.reason = package, extra, reason
+
+    def __str__(self) -> str:
+        reason = f" ({self.reason})" if self.reason else ""
+        return (
+            f"{self.package} is not installed{reason}: make setup extras={self.extra}, "
+            f"or pip install 'foundry-lm[{self.extra}]' -c constraints.txt"
+        )
+
+
 class DataError(FoundryError):
     """Input data or a shard is missing, damaged or empty, or does not have its recorded hash."""
 

@@ -225,8 +225,7 @@ class Evaluate(Section):
     )
     harness: list[str] = Field(
         default_factory=list,
-        description="names of tasks of lm-evaluation-harness; they may need the internet and "
-        "pip install 'foundry-lm[eval]'",
+        description="names of tasks of lm-evaluation-harness; they may need the internet and `make setup extras=eval`",
     )
     harness_limit: int = Field(0, ge=0, le=10**9, description="examples per task of evaluate.harness; 0: all")
     prompts: list[str] = Field(
@@ -298,7 +297,7 @@ class Runtime(Section):
     downloads: int = Field(4, ge=1, le=256, description="number of parallel downloads")
     workers: int = Field(0, ge=0, le=4096, description="number of processes that clean and tokenize; 0: one per core")
     executor: Literal["local", "ray"] = Field(
-        "local", description="where these processes run; ray needs pip install 'foundry-lm[ray]'"
+        "local", description="where these processes run; ray needs `make setup extras=ray`"
     )
     ray_address: str | None = Field(
         None, description="HOST:PORT of an existing Ray cluster; null: start one on this machine"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foundry.config import ConfigError, DataError, UnreachableError
+from foundry.config import ConfigError, DataError, MissingPackageError, UnreachableError
 from foundry.utils.evaluation_report import HarnessMetric, HarnessScore
 from foundry.utils.network import is_transient
 
@@ -36,7 +36,8 @@ def run_harness(
         {task: its score}.
 
     Raises:
-        ConfigError: if the harness is not installed or does not know a task.
+        MissingPackageError: if the harness is not installed.
+        ConfigError: if it does not know a task.
         UnreachableError: if the publisher of a task's data does not answer.
         DataError: if the data of a task cannot be loaded, or the harness fails on it.
     """
@@ -47,9 +48,7 @@ def run_harness(
         from lm_eval.tasks import TaskManager
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as e:
-        raise ConfigError(
-            f"lm-evaluation-harness is not installed ({e}): pip install 'foundry-lm[eval]' -c constraints.txt"
-        ) from None
+        raise MissingPackageError("lm-evaluation-harness", "eval", str(e)) from None
     manager = TaskManager(include_path=str(include) if include else None)
     if unknown := sorted(set(names) - set(manager.all_tasks)):
         raise ConfigError(

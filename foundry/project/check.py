@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from foundry.config import Config, ConfigError, FoundryError
+from foundry.config import Config, ConfigError, FoundryError, MissingPackageError
 from foundry.config.load import listing
 from foundry.utils.device import get_device
 
@@ -91,7 +91,7 @@ def checked(cfg: Config, root: Path, origin: str) -> Findings:
 def _problems(cfg: Config, root: Path) -> Iterator[str]:
     for o in OPTIONAL:
         if o.wanted(cfg) and find_spec(o.module) is None:
-            yield f"{o.key}: {o.module} is not installed: pip install 'foundry-lm[{o.extra}]' -c constraints.txt"
+            yield f"{o.key}: {MissingPackageError(o.module, o.extra)}"
     for call in _calls(cfg, root):
         try:
             call()

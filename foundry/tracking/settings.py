@@ -19,6 +19,7 @@ from foundry.config import ConfigError, Runtime
 from foundry.tracking.address import own_store, resolve, sqlite_path, sqlite_uri
 from foundry.tracking.description import EXPERIMENT_NOTE
 from foundry.tracking.names import NOTE
+from foundry.utils.extras import missing_package
 from foundry.utils.files import state_dir
 from foundry.utils.locks import exclusive
 
@@ -89,13 +90,17 @@ def connect(uri: str) -> MlflowClient:
 
     Raises:
         ConfigError: for an address that can never work.
+        MissingPackageError: if MLflow is not installed.
         Exception: MLflow's own errors, SQLAlchemy's and those of the network.
     """
     uri = resolve(uri)
     prepare_environment()
     import logging
 
-    from mlflow import MlflowClient
+    try:
+        from mlflow import MlflowClient
+    except ModuleNotFoundError as e:
+        raise (missing_package(e) or e) from None
 
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from foundry.config import ConfigError
+from foundry.config import MissingPackageError
 from foundry.utils.events import Callback, CheckpointSaved, MetricsCallback, RolledBack, StepDone, Validated
 from foundry.utils.files import make_folder, write_text
 from foundry.utils.log import get_logger, progress
@@ -84,16 +84,14 @@ class TensorBoard(MetricsCallback):
         step: the step that the run starts from; what the folder has of later steps is hidden.
 
     Raises:
-        ConfigError: if TensorBoard is not installed.
+        MissingPackageError: if TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise ConfigError(
-                "runtime.tensorboard is set, but TensorBoard is not installed: pip install 'foundry-lm[tensorboard]'"
-            ) from None
+            raise MissingPackageError("tensorboard", "tensorboard", "runtime.tensorboard is set") from None
 
         def new(step: int) -> SummaryWriter:
             # Readers take the files in the order of their names, in which only the second of their making is in order.

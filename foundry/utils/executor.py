@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
-from foundry.config import ConfigError, FoundryError
+from foundry.config import ConfigError, FoundryError, MissingPackageError
 from foundry.config.schema import Runtime
 from foundry.utils.device import cpu_cores
 from foundry.utils.process import as_worker
@@ -134,7 +134,7 @@ def _ray(function: Callable[[Any, Any], Any], context: Any, tasks: Sequence[Any]
     try:
         import ray
     except ImportError:
-        raise ConfigError("runtime.executor is ray, which is not installed: pip install 'foundry-lm[ray]'") from None
+        raise MissingPackageError("ray", "ray", "runtime.executor is ray") from None
 
     started_here = not ray.is_initialized()
     if started_here:

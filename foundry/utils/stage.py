@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from foundry.config import Config, FoundryError, UnreachableError, load_params
+from foundry.utils.extras import missing_package
 from foundry.utils.files import state_dir
 from foundry.utils.log import setup_logging
 from foundry.utils.process import die_with_parent
@@ -47,6 +48,11 @@ def run_stage(name: str, work: Callable[[Config, logging.Logger], None]) -> None
     except FoundryError as e:
         print(f"error in stage {name}: {e}", file=sys.stderr, flush=True)
         raise SystemExit(os.EX_TEMPFAIL if isinstance(e, UnreachableError) else 1) from None
+    except ModuleNotFoundError as e:
+        if (missing := missing_package(e)) is None:
+            raise
+        print(f"error in stage {name}: {missing}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print(f"stage {name} was stopped by Ctrl-C; the same command runs it again", file=sys.stderr, flush=True)
         raise SystemExit(128 + signal.SIGINT) from None
