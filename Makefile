@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+ready = $(patsubst %,$(VENV)/.ready-%,$(1))
 # Settings of the project: no telemetry from any tool; the programs of .venv before others.
 export DVC_NO_ANALYTICS := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
@@ -21,51 +21,51 @@ help: ## show this list
 	@echo "usage: make TARGET [profile=smoke|laptop|gpu-124m|gpu-1b]"
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
-setup: $(READY) ## create .venv and install the pinned dependencies (skipped when nothing changed)
+setup: $(call ready,$(or $(extras),repro)) ## create .venv and install what `repro` needs, or extras="dev ..." of pyproject.toml
 
-$(READY): pyproject.toml constraints.txt
+# Each marker says that an extra is complete (scripts/install.py); an extra marks those that it contains as well.
+$(VENV)/.ready-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
 		f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	@command -v git >/dev/null || { echo "git is needed: install it and run the same command again" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	@test -x $(BIN)/python -a -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
 		{ echo "could not create $(VENV): on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
-	@echo "installing pinned dependencies into $(VENV) (some minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $(READY)
+	@echo "installing pinned dependencies into $(VENV): $*"
+	@$(BIN)/python -m scripts.install $(if $(installer),--installer $(installer)) $*
 
-repro: $(READY) ## rebuild what changed: download ... export (dvc repro); profile=NAME switches first
+repro: $(call ready,repro) ## rebuild what changed: download ... export (dvc repro); profile=NAME switches first
 	@if [ -n "$(profile)" ]; then foundry profile "$(profile)"; fi
 	@foundry check
 	@dvc --wait-for-lock repro
 	@python -m flows.remember
 
-test: $(READY) ## the test suite, in two processes
+test: $(call ready,dev) ## the test suite, in two processes
 	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-coverage: $(READY) ## the test suite, and the lines that no test runs (child processes included); fails under 85 %
+coverage: $(call ready,dev) ## the test suite, and the lines that no test runs (child processes included); fails under 85 %
 	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
-mutants: $(READY) ## mutation testing: how often a test notices a small change (sample=200 seed=1 files="foundry/...")
+mutants: $(call ready,dev) ## mutation testing: how often a test notices a small change (sample=200 seed=1 files="foundry/...")
 	@python -m scripts.mutants $(if $(sample),--sample $(sample)) $(if $(seed),--seed $(seed)) $(files)
 
-ui: $(READY) ## Prefect server, worker and MLflow on loopback; Ctrl-C stops them (prefect_port=, mlflow_port=, webhook=)
+ui: $(call ready,ui) ## Prefect server, worker and MLflow on loopback; Ctrl-C stops them (prefect_port=, mlflow_port=, webhook=)
 	@python -m flows.ui $(if $(prefect_port),--prefect-port $(prefect_port)) \
 		$(if $(mlflow_port),--mlflow-port $(mlflow_port)) $(if $(webhook),--webhook "$(webhook)")
 
-deploy: $(READY) ## register the flows of prefect.yaml with a server (webhook=URL is called for late and failed runs)
+deploy: $(call ready,ui) ## register the flows of prefect.yaml with a server (webhook=URL is called for late and failed runs)
 	@python -m flows.deploy $(if $(webhook),--webhook "$(webhook)")
 
-lint: $(READY) ## ruff and the import rules
+lint: $(call ready,lint) ## ruff and the import rules
 	@ruff check .
 	@ruff format --check .
 	@lint-imports --no-cache
 
 .PHONY: chaos
-chaos: $(READY) ## kill real builds at random moments for ten minutes, and compare every byte (minutes=60, seed=N)
+chaos: $(call ready,dev) ## kill real builds at random moments for ten minutes, and compare every byte (minutes=60, seed=N)
 	@FOUNDRY_CHAOS_MINUTES="$(or $(minutes),10)" FOUNDRY_CHAOS_SEED="$(seed)" \
 		python -m pytest -q -s -o timeout=0 tests/test_chaos.py
 
-bench: $(READY) ## the measured claims, with both sides (some minutes; run nothing else meanwhile)
+bench: $(call ready,ui) ## the measured claims, with both sides (some minutes; run nothing else meanwhile)
 	@python -m benchmarks.startup
 	@python -m benchmarks.noop
 	@python -m benchmarks.throughput
@@ -74,10 +74,10 @@ bench: $(READY) ## the measured claims, with both sides (some minutes; run nothi
 	@python -m benchmarks.tracking
 
 .PHONY: reproducible remote push
-reproducible: $(READY) ## build two clean clones in different environments and compare every byte (stages="...")
+reproducible: $(call ready,repro) ## build two clean clones in different environments and compare every byte (stages="...")
 	@python -m scripts.reproducible $(stages)
 
-remote: $(READY) ## share results: url=/mnt/team/foundry, or url=s3://BUCKET/foundry [endpoint=http://HOST:PORT]
+remote: $(call ready,remote) ## share results: url=/mnt/team/foundry, or url=s3://BUCKET/foundry [endpoint=http://HOST:PORT]
 	@test -n "$(url)" || { echo "url= is missing: make remote url=/mnt/team/foundry," \
 		"or url=s3://BUCKET/foundry [endpoint=http://HOST:PORT]" >&2; exit 2; }
 	@case "$(endpoint)|$(url)" in "|"*|*"|s3://"*) ;; \
@@ -86,7 +86,7 @@ remote: $(READY) ## share results: url=/mnt/team/foundry, or url=s3://BUCKET/fou
 	@if [ -n "$(endpoint)" ]; then dvc remote modify store endpointurl "$(endpoint)"; fi
 	@echo "now: make push; a colleague: dvc pull && dvc repro, or dvc repro --pull"
 
-push: $(READY) ## send what was built, and DVC's run cache with its files, to the remote
+push: $(call ready,remote) ## send what was built, and DVC's run cache with its files, to the remote
 	@python -m scripts.push
 
 clean: ## remove .venv and built files; data, models, .foundry and the DVC cache stay

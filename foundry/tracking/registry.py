@@ -310,7 +310,10 @@ def _log_files(client: MlflowClient, c: Candidate, model: LoggedModel, run_id: s
                 input_example=["The "],
                 model_config={"device": "auto"},
                 artifacts={"export": _readable(c.export_dir), "scores": _readable(c.scores)},
-                pip_requirements=[f"{p}=={installed(p).split('+')[0]}" for p in (*REQUIREMENTS, "mlflow")],
+                pip_requirements=[
+                    *(f"{p}=={installed(p).split('+')[0]}" for p in REQUIREMENTS),
+                    f"mlflow=={installed('mlflow-skinny')}",  # a part of mlflow, of the same version
+                ],
             )
         client.log_model_artifacts(model.model_id, str(path))
     linked = client.get_run(run_id).outputs

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from distributions import hidden, modules_without
 
 from foundry.utils.locks import exclusive
 
@@ -102,7 +103,8 @@ def repro(folder, *args, ok=True):
 def built(base):
     """(folder, what `dvc repro` printed) of a project whose pipeline has run.
 
-    Its path has a space and non-ASCII letters. It is built once for all processes that test in parallel.
+    Its path has a space and non-ASCII letters. It is built once for all processes that test in parallel, with what
+    `make repro` installs and nothing else.
 
     Args:
         base: a folder that these processes share.
@@ -112,7 +114,8 @@ def built(base):
     with exclusive(base / "built" / "lock", wait=None):
         if not printed.exists():
             make_clone(folder)
-            printed.write_text(repro(folder))
+            only = hidden(base / "built" / "inject", modules_without("repro"))
+            printed.write_text(run(folder, "dvc", "--wait-for-lock", "repro", **only)[1])
     return folder, printed.read_text()
 
 
