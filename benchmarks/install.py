@@ -5,7 +5,7 @@
 A side is an extra of pyproject.toml and an installer; its ratio is to the last one. A turn is what the first
 `make repro` or `make test` does on a bare machine: it creates the environment and calls `scripts.install`. Most of the
 time goes to the network, so that figures of different days cannot be compared. The megabytes are those of the
-environment.
+environment. pip compiles what it installs, uv only if PYTHONDONTWRITEBYTECODE is set.
 """
 
 from __future__ import annotations

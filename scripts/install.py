@@ -104,7 +104,9 @@ def uv_command() -> tuple[list[str], dict[str, str]]:
         raise ValueError("pip could not install uv")
     # Packages that are built from source get the pinned setuptools, too.
     pinned = ["-c", CONSTRAINTS, "--build-constraint", CONSTRAINTS]
-    return ["uv", "pip", "install", "--quiet", "--python", sys.executable, *pinned, *arguments], env
+    # pip compiles what it installs; Python itself compiles only what is imported, at the first import, if it may.
+    compiled = ["--compile-bytecode"] if sys.dont_write_bytecode else []
+    return ["uv", "pip", "install", "--quiet", "--python", sys.executable, *compiled, *pinned, *arguments], env
 
 
 def install(extras: list[str], installer: str) -> int:

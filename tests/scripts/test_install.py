@@ -62,6 +62,14 @@ def commands(monkeypatch):
     return called, codes
 
 
+@pytest.mark.parametrize("may_write", [True, False])
+def test_uv_compiles_only_where_python_may_not_do_it_later(commands, monkeypatch, may_write):
+    called, _ = commands
+    monkeypatch.setattr(sys, "dont_write_bytecode", not may_write)
+    assert install.install(["a"], "uv") == 0
+    assert ("--compile-bytecode" in called[-1]) != may_write
+
+
 def test_uv_installs_and_takes_the_versions_of_constraints(commands):
     called, _ = commands
     assert install.install(["a", "b"], "uv") == 0
