@@ -11,17 +11,24 @@ _U = np.uint64
 
 def finalize(x: np.ndarray | int) -> np.ndarray:
     """The generator's output function: a bijection of uint64."""
-    with np.errstate(over="ignore"):
-        z = np.asarray(x, _U)
-        z = (z ^ (z >> _U(30))) * _FIRST
-        z = (z ^ (z >> _U(27))) * _SECOND
-        return z ^ (z >> _U(31))
+    return _finalized(np.array(x, _U, ndmin=1)).reshape(np.shape(x))[()]
 
 
 def mix(x: np.ndarray | int) -> np.ndarray:
     """The generator's first output from the state `x`: uint64 → uint64."""
-    with np.errstate(over="ignore"):
-        return finalize(np.asarray(x, _U) + GAMMA)
+    state = np.array(x, _U, ndmin=1)
+    state += GAMMA
+    return _finalized(state).reshape(np.shape(x))[()]
+
+
+def _finalized(z: np.ndarray) -> np.ndarray:
+    """`finalize`, in place. An array of at least one dimension, because numpy warns when a scalar overflows."""
+    z ^= z >> _U(30)
+    z *= _FIRST
+    z ^= z >> _U(27)
+    z *= _SECOND
+    z ^= z >> _U(31)
+    return z
 
 
 def key(seed: int, *parts: int) -> int:

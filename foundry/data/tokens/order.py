@@ -28,12 +28,14 @@ def permute(i: np.ndarray, n: int, k: int) -> np.ndarray:
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     mask = _U((1 << half) - 1)
     shift = _U(half)
-    x = np.asarray(i, _U).copy()
-    outside = np.ones(x.shape, bool)
-    while outside.any():  # the network permutes [0, 4^half), at most 4n + 4 wide: a few walks at most on average
-        left, right = x[outside] >> shift, x[outside] & mask
-        for r in range(ROUNDS):
-            left, right = right, left ^ (mix(right ^ mix(_U(k) ^ _U(r + 1))) & mask)
-        x[outside] = (left << shift) | right
-        outside &= x >= _U(n)
-    return x.astype(np.int64)
+    keys = mix(_U(k) ^ np.arange(1, ROUNDS + 1, dtype=_U))
+    places = np.array(i, _U).reshape(-1)
+    walking = np.arange(len(places))
+    while len(walking):  # the network permutes [0, 4^half), at most 4n + 4 wide: a few walks at most on average
+        x = places[walking]
+        left, right = x >> shift, x & mask
+        for round_key in keys:
+            left, right = right, left ^ (mix(right ^ round_key) & mask)
+        places[walking] = x = (left << shift) | right
+        walking = walking[x >= _U(n)]
+    return places.reshape(np.shape(i)).astype(np.int64)
