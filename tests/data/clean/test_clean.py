@@ -1,6 +1,7 @@
 """The clean stage: every loss is counted, splits do not leak, the bytes are always the same."""
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -228,6 +229,40 @@ def test_schema_accepts_what_is_right_and_names_what_is_not():
     ):
         with pytest.raises(DataError):
             check_documents(bad, "part")
+
+
+ODD = {
+    "doc_id": ["0" * 16, "0" * 16 + "\n", "0" * 15, "\uff10" * 16, "A" * 16, None],
+    "text": ["a", "é", "", None],
+    "source": ["s", "s.9_-", "s\n", "-s", "", None],
+    "lang": ["en", "", None],
+    "n_bytes": [1, 2, 0, -1, None],
+}
+
+
+def test_what_is_accepted_without_pandera_is_what_pandera_accepts():
+    """Every combination of the odd values; a table of two equal rows, whose ids are not unique; and no rows."""
+    accepted = 0
+    for values in itertools.product(*ODD.values()):
+        some = table(**dict(zip(ODD, values, strict=True)))
+        if schema._certainly_clean(some):
+            schema.clean_documents().validate(some)
+            assert not schema._certainly_clean(pa.concat_tables([some, some]))
+            accepted += 1
+    assert accepted == 4  # two texts with their sizes, two sources
+    assert schema._certainly_clean(table()[:0])
+
+
+def test_clean_documents_are_checked_without_the_import_of_pandera():
+    code = """
+import sys, pyarrow as pa
+from foundry.data.schema import COLUMNS, check_documents
+row = {"doc_id": "0" * 16, "text": "a", "source": "s", "lang": "en", "n_bytes": 1}
+check_documents(pa.Table.from_pylist([row], schema=COLUMNS), "x")
+print("pandera" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_failed_check_names_the_rows_that_fail_it():
