@@ -140,6 +140,7 @@ def scripts():
 @pytest.mark.parametrize("command", scripts(), ids=" ".join)
 def test_every_script_explains_itself(monkeypatch, capsys, command):
     monkeypatch.setattr(sys, "argv", ["", *command[1:], "--help"])
+    monkeypatch.delitem(sys.modules, f"benchmarks.{command[0]}", raising=False)  # another test may have imported it
     with pytest.raises(SystemExit) as done:
         runpy.run_module(f"benchmarks.{command[0]}", run_name="__main__", alter_sys=True)
     printed = capsys.readouterr().out
