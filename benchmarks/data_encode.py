@@ -1,10 +1,11 @@
 """Encoding against SentencePiece's own batch encoding, the same ids, both sides in one run.
 
 The baseline is `SentencePieceProcessor.encode(texts, num_threads=2)` on texts that are already in memory; the other
-side is the shard stage's path from parquet files to arrays of tokens, reading included: in one process, as a small
-corpus is encoded, and with two worker processes, with their start and without it. The text is a clean corpus repeated
-with mutations (in every copy one word in ten is another word of the corpus, and one in a hundred is a word that occurs
-nowhere else). The ids are compared first.
+side is the shard stage's path from parquet files to arrays of tokens, reading included: with one thread and with two,
+as a small corpus is encoded, and with two worker processes, as a large one is, with their start and without it. But for
+the last, every turn is cold: no word has been encoded before. The text is a clean corpus repeated with mutations (in
+every copy one word in ten is another word of the corpus, and one in a hundred is a word that occurs nowhere else). The
+ids are compared first.
 """
 
 from __future__ import annotations
@@ -79,20 +80,23 @@ def compare(tokenizer: Tokenizer, texts: list[str], folder: Path, rounds: int) -
             del group
         return size / (time.perf_counter() - begin)
 
-    def cold(workers: int) -> float:
+    def cold(workers: int, processes: bool = False) -> float:
+        tokenize.PROCESSES_FROM = 0 if processes else 1 << 62
         begin = time.perf_counter()
         with tokenize.TokenizerPool(tokenizer, workers) as pool:
             encode(pool)
             return size / (time.perf_counter() - begin)
 
+    tokenize.PROCESSES_FROM = 0
     with tokenize.TokenizerPool(tokenizer, WORKERS) as running:
         encode(running)
         base = f"SentencePiece, {WORKERS} threads"
         sides = {
             base: theirs,
-            "foundry, 1 process": lambda: cold(1),
-            f"foundry, {WORKERS} processes": lambda: cold(WORKERS),
-            "foundry, processes running": lambda: encode(running),
+            "foundry, 1 thread": lambda: cold(1),
+            f"foundry, {WORKERS} threads": lambda: cold(WORKERS),
+            f"foundry, {WORKERS} processes": lambda: cold(WORKERS, processes=True),
+            f"foundry, {WORKERS} processes running": lambda: encode(running),
         }
         done = take_turns(sides, rounds, Measure("MB/s", more_is_better=True))
     done.print(f"{size:.0f} MB, {len(texts):,} documents, same ids", base)
@@ -116,7 +120,6 @@ def main(argv: list[str]) -> None:
     tokenizer = Tokenizer(args.tokenizer)
     texts = [row["text"] for rows in read_clean(args.clean / "train", ["text"]) for row in rows]
     print(f"{tokenizer.kind}, {tokenizer.vocab_size} pieces")
-    tokenize.PARALLEL_FROM = 0  # the processes are started however small the text is
     with tempfile.TemporaryDirectory() as tmp:
         for megabytes in args.megabytes:
             compare(tokenizer, list(mutated(texts, megabytes, 1)), Path(tmp) / f"{megabytes:g}", args.rounds)

@@ -4,7 +4,7 @@ Natural text repeats its words, so each distinct word is encoded once. A word is
 change the result: a BPE merge joins two neighbours into a piece of the vocabulary, so where no piece contains the
 characters a, b side by side, no merge ever joins a|b, and what happens on one side never affects the other. The pairs
 are read from the trained vocabulary; nothing is assumed about how it was trained. The search for cuts, the grouping of
-equal words and the gathering of ids are array operations.
+equal words and the gathering of ids are array operations, which run beside each other in several threads.
 
 This is not true of every model, and SentencePiece itself encodes the text of the others: unigram models (their best
 path is a sum of 32-bit floats from the start of the text, so rounding, and with it a near tie, depends on the text
@@ -14,17 +14,19 @@ one token) and models that rewrite their input. The first texts are encoded both
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from foundry.config import DataError
 from foundry.tokenizers.tokenizer import Tokenizer
 
-SLICE_BYTES = 4 << 20  # text that is encoded at once
+SLICE_BYTES = 2 << 20  # text that is encoded at once
 MAX_WORDS = 1 << 19  # cached words; when there are more, the cache is emptied
 MAX_WORD_BYTES = 64  # longer words are not worth caching
 CHECKED_BYTES = 1 << 18  # of the first texts, which are encoded both ways
@@ -48,16 +50,16 @@ class CutTables(NamedTuple):
     """Where a word may begin.
 
     Attributes:
-        ascii_cuts: whether a cut between two ASCII bytes is safe, by `before << 8 | after`: bool (65536,).
+        ascii_cuts: whether a cut between two ASCII bytes is safe, by `before << 8 | after`: 65536 times 0 or 1, uint8.
         joined: whether a piece may join two characters, by the hash of the pair: bool (2 ** _HASH_BITS,).
     """
 
-    ascii_cuts: np.ndarray
+    ascii_cuts: pa.Array
     joined: np.ndarray
 
 
 class Encoder:
-    """Encodes many texts; the ids are always those of `Tokenizer.encode`.
+    """Encodes many texts; the ids are always those of `Tokenizer.encode`. Several threads may use one encoder.
 
     Args:
         tokenizer: the trained tokenizer.
@@ -73,7 +75,8 @@ class Encoder:
         self._unchecked = CHECKED_BYTES
         if self.by_words:
             self._tables = _cut_tables(tokenizer)
-            self._empty_cache()
+            self._known: dict[bytes, bytes] = {}  # words and their ids
+            self._filling = threading.Lock()
 
     def encode(self, texts: pa.Array) -> EncodedTexts:
         """Ids of texts, without begin and end symbols.
@@ -132,35 +135,30 @@ class Encoder:
         begins = np.flatnonzero(cut).astype(np.int32)
         edges = pa.py_buffer(np.append(begins, np.int32(len(data))))
         words = pa.Array.from_buffers(pa.binary(), len(begins), [None, edges, pa.py_buffer(data)]).dictionary_encode()
-        rows = self._rows(words.dictionary.to_pylist())[words.indices.to_numpy()]
-        counts = self._counts[rows]
-        ends = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(counts, out=ends[1:])
-        ids = self._ids[np.repeat(self._starts[rows] - ends[:-1], counts) + np.arange(ends[-1])]
+        encoded = pa.array(self._encoded(words.dictionary.to_pylist()), pa.large_binary())
+        _, ends, ids = encoded.take(words.indices).buffers()
+        ends = np.frombuffer(ends, np.int64)[: len(begins) + 1] // self.dtype.itemsize
+        ids = np.frombuffer(ids or b"", self.dtype)[: ends[-1]]
         return EncodedTexts(ids, ends[np.searchsorted(begins, starts)])
 
-    def _rows(self, words: list[bytes]) -> np.ndarray:
-        """The row of each word in the cache; new words are encoded and cached."""
-        if len(self._starts) > MAX_WORDS or len(self._ids) > 8 * MAX_WORDS:
-            self._empty_cache()
-        rows = [self._known.get(w, -1) for w in words]
-        new = [i for i, row in enumerate(rows) if row < 0]
-        if new:
-            ids, ends = _flat(self.tokenizer.encode_batch([_text(words[i]) for i in new]), self.dtype)
-            first = len(self._starts)
-            self._starts = np.append(self._starts, len(self._ids) + ends[:-1])
-            self._counts = np.append(self._counts, np.diff(ends))
-            self._ids = np.append(self._ids, ids)
-            for row, i in enumerate(new, first):
-                rows[i] = row
-                if len(words[i]) <= MAX_WORD_BYTES:  # a longer one has a row only for this call
-                    self._known[words[i]] = row
-        return np.array(rows, np.int64)
-
-    def _empty_cache(self) -> None:
-        self._known: dict[bytes, int] = {}
-        self._starts, self._counts = np.empty(0, np.int64), np.empty(0, np.int64)
-        self._ids = np.empty(0, self.dtype)
+    def _encoded(self, words: list[bytes]) -> list[bytes]:
+        """The ids of each of some different words, as bytes; new words are encoded and cached."""
+        encoded = list(map(self._known.get, words))
+        if None in encoded:
+            with self._filling:  # what another thread has encoded meanwhile is not encoded again
+                new = [i for i, e in enumerate(encoded) if e is None]
+                for i in new:
+                    encoded[i] = self._known.get(words[i])
+                new = [i for i in new if encoded[i] is None]
+                ids, ends = _flat(self.tokenizer.encode_batch([_text(words[i]) for i in new]), self.dtype)
+                data, ends = ids.tobytes(), (ends * self.dtype.itemsize).tolist()
+                if len(self._known) > MAX_WORDS:
+                    self._known.clear()
+                for i, (a, b) in zip(new, pairwise(ends), strict=True):
+                    encoded[i] = data[a:b]
+                    if len(words[i]) <= MAX_WORD_BYTES:
+                        self._known[words[i]] = encoded[i]
+        return encoded
 
     def _check(self, data: np.ndarray, starts: np.ndarray, ids: np.ndarray, ends: np.ndarray) -> None:
         """Compares the ids of the first texts with SentencePiece's own."""
@@ -226,26 +224,27 @@ def _cut_tables(tokenizer: Tokenizer) -> CutTables:
         joined[_pair_hash(a, b)] = True
         both = (a < 128) & (b < 128)
         cuts[a[both], b[both]] = False
-    return CutTables(cuts.reshape(-1), joined)
+    return CutTables(pa.array(cuts.reshape(-1).view(np.uint8)), joined)
 
 
 def _cuts(data: np.ndarray, tables: CutTables) -> np.ndarray:
     """Whether a word may begin at each byte of UTF-8 text; where texts are joined, the caller adds cuts."""
-    cut = np.zeros(len(data), bool)
+    cut = np.ones(len(data), bool)
     if not len(data):
         return cut
-    cut[0] = True
     pairs = data[:-1].astype(np.uint16)
     pairs <<= 8
     pairs |= data[1:]
-    np.take(tables.ascii_cuts, pairs, out=cut[1:])
+    # numpy would take them by 64-bit indices, in three times the time.
+    cut[1:] = pc.take(tables.ascii_cuts, pa.array(pairs), boundscheck=False).to_numpy().view(bool)
     beyond = data >= 0x80
     if not beyond.any():
         return cut
     near = beyond.copy()  # characters beyond ASCII and their neighbours
     near[1:] |= beyond[:-1]
     near[:-1] |= beyond[1:]
-    at = np.flatnonzero(near & ((data & 0xC0) != 0x80))
+    at = np.flatnonzero(near)
+    at = at[data[at] & 0xC0 != 0x80]
     points, sizes = _code_points(data, at)
     points[points == _META_SPACE] = _SPACE
     adjacent = at[:-1] + sizes[:-1] == at[1:]

@@ -1,4 +1,4 @@
-"""Work that is divided into tasks: a pure function mapped over them by processes of this machine, or by Ray.
+"""Work that is divided into tasks: a pure function mapped over them by threads, by processes, or by Ray.
 
 Results come in the order of the tasks, for any number of workers and any order of completion. The function gets a
 context that is sent to each worker only once, and results that are large go to files. Ray workers need the same file
@@ -12,7 +12,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
@@ -104,6 +104,23 @@ def map_tasks(
     else:
         with WorkerPool(workers, context) as pool:
             yield from pool.map(function, tasks)
+
+
+def map_in_threads(
+    function: Callable[[Any], Any], tasks: Iterable[Any], workers: int, ahead: int = AHEAD
+) -> Iterator[Any]:
+    """`function(task)` of each task, in their order, by threads: they start at once and share memory, but only what
+    releases Python's lock (array operations, reading) runs beside each other.
+
+    Args:
+        ahead: tasks per thread that are submitted before the oldest result is taken.
+    """
+    threads = ThreadPoolExecutor(workers)
+    try:
+        for future in _in_order(partial(threads.submit, function), tasks, ahead * workers):
+            yield future.result()
+    finally:
+        threads.shutdown(wait=True, cancel_futures=True)
 
 
 def _in_order(submit: Callable[[Any], Any], tasks: Iterable[Any], most: int) -> Iterator[Any]:

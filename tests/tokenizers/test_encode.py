@@ -1,6 +1,7 @@
 """Encoding by words gives exactly SentencePiece's ids; where it cannot, SentencePiece encodes the text."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -144,7 +145,19 @@ def test_the_cache_is_bounded_and_its_limits_change_no_id(models, limits, monkey
     for _ in range(2):
         assert_same(models["bpe"], texts, encoder)
     if limits.get("SLICE_BYTES") == 64:
-        assert len(encoder._starts) < 40 + 64
+        assert len(encoder._known) < 40 + 64
+
+
+@pytest.mark.parametrize("limits", [{}, {"MAX_WORDS": 40, "SLICE_BYTES": 64}])
+def test_threads_share_an_encoder_and_its_words(models, limits, monkeypatch):
+    """The cache is filled, read and emptied by four threads at once."""
+    for name, value in limits.items():
+        monkeypatch.setattr(encode, name, value)
+    encoder, texts = Encoder(models["bpe"]), [pa.array(texts_of(seed, 40)) for seed in range(24)]
+    expected = [Encoder(models["bpe"]).encode(some) for some in texts]
+    with ThreadPoolExecutor(4) as threads:
+        for found, right in zip(threads.map(encoder.encode, texts), expected, strict=True):
+            assert np.array_equal(found.ids, right.ids) and np.array_equal(found.starts, right.starts)
 
 
 def test_arrays_may_be_slices_and_large(models):

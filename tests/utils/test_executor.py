@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from foundry.config import FoundryError
 from foundry.config.schema import Runtime
-from foundry.utils.executor import WorkerPool, map_tasks
+from foundry.utils.executor import WorkerPool, map_in_threads, map_tasks
 
 
 def _double(context, task):
@@ -53,6 +54,26 @@ def test_only_a_few_tasks_are_taken_before_their_results_are():
         for number, result in enumerate(pool.map(_slow_first, tasks())):
             assert result == number and len(taken) <= min(40, number + 2 * 2 + 1)
     assert len(taken) == 40
+
+
+def test_threads_give_results_in_order_take_few_tasks_and_raise_what_the_function_raises():
+    taken, ended = [], []
+
+    def tasks():
+        for i in range(40):
+            taken.append(i)
+            yield i
+
+    def slow_first(task):
+        time.sleep(0.2 * (task == 0))
+        ended.append(task)
+        return task
+
+    for number, result in enumerate(map_in_threads(slow_first, tasks(), 2, ahead=2)):
+        assert result == number and len(taken) <= min(40, number + 2 * 2 + 1)
+    assert len(taken) == 40 and ended[0] != 0  # beside each other
+    with pytest.raises(FoundryError, match="task 7 is wrong"):
+        list(map_in_threads(partial(_refuse, None), [7], 2))
 
 
 def test_one_pool_maps_again_and_its_workers_are_set_up_once():

@@ -90,7 +90,6 @@ def test_a_vocabulary_beyond_16_bits_is_stored_in_32(clean, tokenizer, tmp_path,
 def test_the_same_bytes_again_and_for_every_number_of_workers_and_row_groups(
     shards, clean, tokenizer, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("foundry.data.tokens.tokenize.PARALLEL_FROM", 0)
     write_shards(clean, tokenizer, PARAMS, tmp_path / "again")
     assert tree(tmp_path / "again") == tree(shards)
     columns = COLUMNS.names
@@ -99,13 +98,14 @@ def test_the_same_bytes_again_and_for_every_number_of_workers_and_row_groups(
         for split in rows:
             write_parts(tmp_path / f"clean{groups}" / split, rows[split], groups)
     seen = []
-    for groups, workers in ((7, 1), (7, 3), (1000, 1)):
+    for groups, workers, processes_from in ((7, 1, 1 << 30), (7, 3, 1 << 30), (7, 3, 0), (1000, 1, 0)):
+        monkeypatch.setattr("foundry.data.tokens.tokenize.PROCESSES_FROM", processes_from)
         count = []
-        out = tmp_path / f"{groups}-{workers}"
+        out = tmp_path / f"{groups}-{workers}-{processes_from}"
         write_shards(tmp_path / f"clean{groups}", tokenizer, PARAMS, out, count.append, workers)
         assert sum(count) == sum(map(len, rows.values()))
         seen.append(tree(out))
-    assert seen[0] == seen[1] == seen[2] and len(seen[0]) > 6
+    assert seen[0] == seen[1] == seen[2] == seen[3] and len(seen[0]) > 6
 
 
 def test_wrong_clean_parts_are_refused(clean, tokenizer, tmp_path):
@@ -132,7 +132,7 @@ def test_wrong_clean_parts_are_refused(clean, tokenizer, tmp_path):
 
 
 def test_a_killed_worker_is_reported_and_leaves_nothing(clean, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr("foundry.data.tokens.tokenize.PARALLEL_FROM", 0)
+    monkeypatch.setattr("foundry.data.tokens.tokenize.PROCESSES_FROM", 0)
     monkeypatch.setattr("foundry.data.tokens.tokenize.encode_group", _die)
     with pytest.raises(FoundryError, match="was killed"):
         write_shards(clean, tokenizer, PARAMS, tmp_path / "s", workers=2)
