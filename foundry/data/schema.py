@@ -101,7 +101,7 @@ def check_documents(table: pa.Table, where: str, first_row: int = 0) -> None:
 def _certainly_clean(table: pa.Table) -> bool:
     """Whether the model of clean documents surely accepts a table; if not, pandera decides, and names what is wrong.
 
-    Without the import, which took longer in each worker process than encoding 20 MB.
+    Without the import of pandera, which took 0.9 s in each worker process.
     """
     if any(column.null_count for column in table.columns):
         return False
