@@ -46,7 +46,10 @@ def exact_key(squeezed: str) -> bytes:
 
 def shingles(numbers: np.ndarray) -> np.ndarray:
     """The distinct hashes (sorted uint64) of the shingles of a document, given as the numbers of its words."""
-    return np.unique(hashes_of_numbers(numbers, SHINGLE))
+    hashes = np.sort(hashes_of_numbers(numbers, SHINGLE))
+    first = np.ones(len(hashes), bool)
+    np.not_equal(hashes[1:], hashes[:-1], out=first[1:])
+    return hashes[first]  # `np.unique`, which hashes its values first, takes eight times as long
 
 
 def comparable(text: str, words: Words) -> np.ndarray:
