@@ -88,7 +88,8 @@ def open_session(
     forward = forward_of(parallel, world, execution)
     step = TrainStep(config, seed, world, loader, loss, skipped, parallel, forward, execution.micro_rows)
     scaler = torch.amp.GradScaler(world.device.type, enabled=execution.precision == torch.float16)
-    return Session(TrainState(model, Optimizers(model, config), scaler, identity), step, parallel)
+    optimizers = Optimizers(model, config, execution.precision)
+    return Session(TrainState(model, optimizers, scaler, identity), step, parallel)
 
 
 def forward_of(parallel: Parallel, world: World, execution: Execution) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -3,12 +3,13 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from foundry.config import ModelConfig, TrainConfig
 from foundry.models import MiniLLM
-from foundry.training.optimizer import Muon, Optimizers, orthogonalize
+from foundry.training.optimizer import POLYNOMIALS, Muon, Optimizers, orthogonalize
 from foundry.training.parallel import clip_gradients, gradient_norm
 from foundry.training.plan import make_plan
 from foundry.training.schedule import lr_factor, stable_steps
@@ -84,38 +85,77 @@ def test_gradients_are_scaled_to_the_limit_of_their_global_norm_and_no_further()
     assert norm == math.inf and kept == [math.inf, 1.0]
 
 
+def best_quintic(low, high):
+    """The odd polynomial of degree 5 that is nearest to 1 on [low, high], by Remez' exchange of four points."""
+    q, r, error = (3 * low + high) / 4, (low + 3 * high) / 4, math.inf
+    while True:
+        rows = [[t, t**3, t**5, sign] for t, sign in ((low, 1), (q, -1), (r, 1), (high, -1))]
+        before, (a, b, c, error) = error, np.linalg.solve(rows, np.ones(4))
+        if abs(before - error) < 1e-14:
+            return a, b, c
+        root = math.sqrt(9 * b * b - 20 * a * c)
+        q, r = (math.sqrt((-3 * b + sign * root) / (10 * c)) for sign in (-1, 1))
+
+
+def polar_express(low, count, cushion=0.02407, safety=1.01):
+    """Algorithm 1 of Amsel et al. 2025: each polynomial is the best one for the interval that the last one left."""
+    found, high = [], 1.0
+    for number in range(count):
+        a, b, c = best_quintic(max(low, cushion * high), high)
+        ends = [a * t + b * t**3 + c * t**5 for t in (low, high)]
+        a, b, c = (2 / sum(ends) * k for k in (a, b, c))  # centred on 1
+        low = a * low + b * low**3 + c * low**5
+        high = 2 - low
+        s = safety if number < count - 1 else 1.0
+        found.append((a / s, b / s**3, c / s**5))
+    return found, low
+
+
+def test_the_polynomials_are_those_of_the_polar_express():
+    expected, low = polar_express(1e-3, 4)
+    np.testing.assert_allclose(POLYNOMIALS, expected, atol=6e-5)
+    assert low > 0.43  # what is left of a singular value of a thousandth of the norm; the largest is 2 - low
+
+
 def test_orthogonalize_brings_singular_values_near_one_and_keeps_the_singular_vectors():
     torch.manual_seed(0)
     for shape in ((3, 16, 40), (2, 40, 16)):
         g = torch.randn(shape)
         u = orthogonalize(g)
         s = torch.linalg.svdvals(u)
-        assert s.min() > 0.6 and s.max() < 1.3
+        assert s.min() > 0.43 and s.max() < 1.57
         U, _, Vh = torch.linalg.svd(g, full_matrices=False)
         core = U.mT @ u @ Vh.mT
         off = core - torch.diag_embed(core.diagonal(dim1=-2, dim2=-1))
         assert off.abs().max() < 1e-3
 
 
-def newton_schulz(g, iterations):
-    """The quintic iteration of Jordan et al. 2024 in float64, matrix by matrix, always of the shape it has."""
-    x = g.double() / g.double().norm()
-    for _ in range(iterations):
+def newton_schulz(g, polynomials=POLYNOMIALS):
+    """The iteration in float64, matrix by matrix, always of the shape it has."""
+    x = g.double() / (1.01 * g.double().norm())
+    for a, b, c in polynomials:
         s = x @ x.T
-        x = 3.4445 * x - 4.7750 * (s @ x) + 2.0315 * (s @ s @ x)
+        x = a * x + b * (s @ x) + c * (s @ s @ x)
     return x
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
-def test_orthogonalize_is_five_iterations_of_each_matrix_whatever_its_scale(shape):
+def test_orthogonalize_is_the_iteration_of_each_matrix_whatever_its_scale(shape):
     g = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     for scale in (1.0, 1e-4, 1e4):
         u = orthogonalize(g * scale)
         for matrix, got in zip(g, u, strict=True):
-            torch.testing.assert_close(got.double(), newton_schulz(matrix, 5), atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(orthogonalize(g, 2)[0].double(), newton_schulz(g[0], 2), atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(got.double(), newton_schulz(matrix), atol=1e-4, rtol=1e-3)
     zero = orthogonalize(torch.zeros(1, *shape))
     assert torch.equal(zero, torch.zeros_like(zero))
+
+
+@pytest.mark.parametrize("shape", [(64, 160), (160, 64), (96, 96)])
+def test_in_bfloat16_the_update_differs_by_about_one_percent(shape):
+    g = torch.randn(4, *shape, generator=torch.Generator().manual_seed(2))
+    exact, half = orthogonalize(g), orthogonalize(g.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert 0 < (half.float() - exact).norm() / exact.norm() < 0.03
 
 
 @pytest.mark.parametrize("options", [{"momentum": 0.8, "weight_decay": 0.1}, {}])
@@ -131,14 +171,16 @@ def test_muon_is_momentum_then_nesterov_orthogonalized_scaled_and_decayed(shape,
         a.grad = torch.randn(shape, generator=rng)
         g = a.grad.double()
         m = momentum * m + (1 - momentum) * g
-        update = newton_schulz((1 - momentum) * g + momentum * m, 5)
+        update = newton_schulz((1 - momentum) * g + momentum * m)
         expected = expected * (1 - 0.02 * decay) - 0.02 * max(1, shape[0] / shape[1]) ** 0.5 * update
         muon.step()
         torch.testing.assert_close(a.detach().double(), expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(still, before)
 
 
-def test_muon_follows_torchs_muon():
+def test_muon_with_the_first_published_polynomials_follows_torchs_muon(monkeypatch):
+    """Jordan et al. 2024 used one polynomial five times, and torch still does."""
+    monkeypatch.setattr("foundry.training.optimizer.POLYNOMIALS", ((3.4445, -4.7750, 2.0315),) * 5)
     torch.manual_seed(0)
     a = torch.nn.Parameter(torch.randn(24, 16))
     b = torch.nn.Parameter(a.detach().clone())
@@ -173,6 +215,12 @@ def test_a_parameter_that_fits_no_group_is_refused(name, shape):
     setattr(model.get_submodule(holder), last, torch.nn.Parameter(torch.zeros(shape)))
     with pytest.raises(ValueError, match=rf"no optimizer group takes the parameters {name}: add a rule"):
         Optimizers(model, TrainConfig())
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_muon_multiplies_in_the_precision_of_the_run(precision):
+    muon, _ = Optimizers(MiniLLM(TINY), TrainConfig(optimizer="muon"), precision)
+    assert muon.dtype == precision
 
 
 def test_norms_and_embeddings_are_not_decayed():
