@@ -70,24 +70,25 @@ class _Head(torch.autograd.Function):
                 index = y_i.clamp(min=0).unsqueeze(1)
                 logits = soft_cap(F.linear(x_i, w).float(), cap)
                 lse = logits.logsumexp(1, keepdim=True)
-                nats_i = ((lse - logits.gather(1, index)) * valid).sum(dtype=total.dtype)
+                at_target = logits.gather(1, index)
+                nats_i = ((lse - at_target) * valid).sum(dtype=total.dtype)
                 nats += nats_i
                 total += nats_i
                 if z_loss:
                     total += z_loss * (lse.square() * valid).sum(dtype=total.dtype)
                 if not train:
                     continue
-                slope = 1 - (logits / cap).square() if cap else None
-                d = (logits - lse).exp_()
-                if z_loss:
-                    d *= 1 + 2 * z_loss * lse
-                if pieces is None:
-                    d.scatter_add_(1, index, d.new_full((), -1.0).expand(index.shape))
+                factor = valid * (1 + 2 * z_loss * lse) if z_loss else valid
+                d = (logits - lse).exp_() * factor
+                d_target = (at_target - lse).exp_() * factor - valid.float()
+                if cap:
+                    d = d * (1 - (logits / cap).square())
+                    d_target = d_target * (1 - (at_target / cap).square())
+                kept = torch.float32 if half else x.dtype
+                if pieces is None:  # last, so that the compiler makes one pass of all before
+                    d = d.to(kept).scatter_(1, index, d_target.to(kept))
                 else:  # CUDA's deterministic scatter sorts the indices, and no compiler joins it with its neighbours
-                    d -= (pieces == index).to(d.dtype)
-                d *= valid
-                if slope is not None:
-                    d *= slope
+                    d = torch.where(pieces == index, d_target, d).to(kept)
                 if half:
                     # A probability below 6e-8 is 0 in float16: first scale the largest entry to near the end of its
                     # range.
@@ -96,7 +97,6 @@ class _Head(torch.autograd.Function):
                     g_i.copy_(_float32_product(d, w) / scale)
                     grad_w += _float32_product(d.T, x_i) / scale
                     continue
-                d = d.to(x.dtype)
                 torch.mm(d, w, out=g_i)
                 if x.dtype == torch.float32:
                     grad_w.addmm_(d.T, x_i)
