@@ -1,17 +1,18 @@
 """Every millisecond of a training step.
 
-    python -m benchmarks.step [--size laptop S M L] [--steps 30]
+    python -m benchmarks.step [--size laptop S M L] [--steps 20] [--compile auto|always|never]
 
-The first table divides the wall clock of the project's own step: each part is timed where the step calls it, and what
-is left is the step's own Python. Validations, checkpoints and callbacks are measured as in a run and divided by the
-steps between them. The second table divides the forward and backward pass by what torch's profiler sees: the kinds of
-kernels, one line each, and the time in which no kernel runs. Both are medians; compiling and the first steps are not
-in them. Shares of the peak are of the largest product of matrices measured in the same process.
+The first table divides the time of the project's own step, as the trainer runs it: each part is timed where the step
+calls it, and the rest is the step's own Python. The callbacks of every run are timed beside it; a validation and a
+checkpoint are divided by the steps between two of them in the default recipe. The second table divides the forward and
+the backward pass among the kernels that torch's profiler sees. All figures are medians over the steps, without the
+first ones and without compiling.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -25,27 +26,35 @@ from unittest.mock import patch
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.rounds import machine
 from benchmarks.throughput import SIZES, config, make_data
 from foundry.models.accounting import train_flops_per_token
 from foundry.training import Trainer
 from foundry.training import step as step_module
+from foundry.training.callbacks import LogLines, ProgressBar
 from foundry.training.numerics import numerics
+from foundry.training.observer import Observer
 from foundry.training.setup import Session
 from foundry.utils.allocator import keep_memory
 from foundry.utils.device import peak_flops
 
-KINDS = {  # of the kernels in the forward and backward pass: the first kind whose word is in the kernel's name
-    "products of matrices": ("mm", "linear", "matmul", "_mkl", "mkldnn"),
-    "attention": ("attention", "flash"),
-    "fused by the compiler": ("fused",),
-    "embedding": ("embedding", "index", "gather", "scatter"),
-    "softmax of the head": ("exp", "logsumexp", "softmax", "log", "amax", "max"),
-    "conversions and copies": ("copy", "_to", "clone", "cat", "contiguous", "zero_", "fill_"),
+FIRST = 4  # steps that are not measured
+OPTIMIZERS = {"Muon", "AdamW"}
+# Kernels of the forward and backward pass. A kernel belongs to the first kind of which its name contains a word.
+KINDS = {
+    "fused attention": ("scaled_dot_product",),
+    "fused: softmax and loss of the head": ("logsumexp", "scatter"),
+    "fused: SwiGLU": ("fused", "silu"),
+    "fused: rotary embedding": ("fused", "cat"),
+    "fused: norms": ("fused", "rsqrt"),
+    "fused: softmax of attention": ("fused", "softmax"),
+    "fused: everything else": ("fused",),
+    "embedding": ("index",),
 }
 
 
 class Clock:
-    """Seconds of the parts of a step, by name; one list entry per step."""
+    """Seconds of the parts of a step, by name: one entry per step."""
 
     def __init__(self) -> None:
         self.steps: dict[str, list[float]] = defaultdict(list)
@@ -66,44 +75,141 @@ class Clock:
 
         return call
 
-    def step_done(self) -> None:
+    def step_done(self, measured: bool) -> None:
         for name, seconds in self._now.items():
-            self.steps[name].append(seconds)
+            if measured:
+                self.steps[name].append(seconds)
         self._now.clear()
 
     def median(self, name: str) -> float:
         return statistics.median(self.steps[name])
 
 
-def parts_of(session: Session, clock: Clock, steps: int) -> None:
-    """Does steps whose parts are timed: loader, forward, backward, clipping, each optimizer."""
+def time_parts(session: Session, observer: Observer, clock: Clock, steps: int) -> None:
+    """Runs steps and times the loader, the passes, clipping, each optimizer, and the callbacks."""
     step, state = session.step, session.state
     step.loader.tensors = clock.timed("loader", step.loader.tensors)
     step.forward = clock.timed("forward and loss", step.forward)
     for optimizer in state.optimizers:
         optimizer.step = clock.timed(type(optimizer).__name__, optimizer.step)
     backward = clock.timed("backward", torch.Tensor.backward)
-    clip = clock.timed("norm and clipping", step_module.clip_gradients)
-    with patch.object(torch.Tensor, "backward", backward), patch.object(step_module, "clip_gradients", clip):
-        for number in range(3 + steps):
-            with clock.part("whole step"):
-                step(state)
+    norm = clock.timed("gradient norm", step_module.gradient_norm)
+    clip = clock.timed("clipping", step_module.clip_gradients)
+    with (
+        patch.object(torch.Tensor, "backward", backward),
+        patch.object(step_module, "gradient_norm", norm),
+        patch.object(step_module, "clip_gradients", clip),
+    ):
+        for number in range(FIRST + steps):
+            with clock.part("step"):
+                loss, norm, factor = step(state)
             state.step += 1
-            if number >= 3:
-                clock.step_done()
-            else:
-                clock._now.clear()
+            with clock.part("callbacks"):
+                observer.step(loss, norm, step.config.lr * factor, last=False)
+            clock.step_done(measured=number >= FIRST)
 
 
-def kernels_of(session: Session, steps: int) -> dict[str, float]:
-    """Seconds per step of each kind of kernel in forward and backward passes, as torch's profiler sees them."""
+def time_kernels(session: Session, vocab_size: int, steps: int) -> dict[str, float]:
+    """Seconds per step of each kind of kernel, the optimizers' left out."""
+    step, state = session.step, session.state
+    for optimizer in state.optimizers:
+        optimizer.step = lambda: None
     found: dict[str, float] = defaultdict(float)
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         for _ in range(steps):
-            session.step(session.state)
-            session.state.step += 1
-    for event in profiler.key_averages():
-        name = event.key.lower()
-        kind = next((k for k, words in KINDS.items() if any(w in name for w in words)), "everything else")
+            step(state)
+            state.step += 1
+    for event in profiler.key_averages(group_by_input_shape=True):
+        kind = kind_of(event.key, event.input_shapes, vocab_size)
         found[kind] += event.self_cpu_time_total / 1e6 / steps
     return found
+
+
+def kind_of(name: str, shapes: list, vocab_size: int) -> str:
+    """What a kernel is for, by its name and the shapes that it gets."""
+    if name in ("aten::mm", "aten::addmm"):
+        return "products of the head" if any(vocab_size in shape for shape in shapes) else "products of the layers"
+    if name in ("aten::bmm", "aten::baddbmm"):
+        return "products of attention"
+    for kind, words in KINDS.items():
+        if all(word in name for word in words) or (kind.endswith("head") and any(word in name for word in words)):
+            return kind
+    return "everything else: Python, dispatch, copies"
+
+
+def table(title: str, rows: dict[str, float], whole: float) -> None:
+    """Prints rows of seconds as milliseconds and as shares of the whole, the largest first."""
+    wide = max(len(title), *map(len, rows)) + 2
+    print(f"\n{title:{wide}}{'ms':>9}{'share':>8}")
+    for name, seconds in sorted(rows.items(), key=lambda row: -row[1]):
+        print(f"{name:{wide}}{1e3 * seconds:9.2f}{seconds / whole:8.1%}")
+    print(f"{'sum':{wide}}{1e3 * sum(rows.values()):9.2f}{sum(rows.values()) / whole:8.1%}", flush=True)
+
+
+def measure(size: str, steps: int, compiling: str, data: Path) -> None:
+    """Both tables of one size."""
+    cfg = config(size)
+    recipe = cfg.train
+    runtime = cfg.runtime.model_copy(update={"compile": compiling})
+    with tempfile.TemporaryDirectory() as state:
+        trainer = Trainer.from_shards(cfg.model, recipe, data, runtime=runtime, state=Path(state))
+        with numerics(trainer.runtime, trainer.world):
+            session = trainer.session()
+            peak = peak_flops(trainer.world.device, trainer.execution.precision)
+            flops = train_flops_per_token(cfg.model)
+            callbacks = [ProgressBar(recipe.steps, 0), LogLines()]
+            observer = Observer(
+                session.state,
+                recipe,
+                trainer.world,
+                callbacks,
+                flops_per_token=flops,
+                bytes_per_token=4.0,
+                peak_flops=peak,
+            )
+            clock = Clock()
+            time_parts(session, observer, clock, steps)
+            observer.end()
+            trainer.validate(session)  # compiles
+            with clock.part("validation"):
+                trainer.validate(session)
+            with clock.part("checkpoint"):
+                trainer.save_checkpoint(Path(state) / "checkpoint")
+            clock.step_done(measured=True)
+            kernels = time_kernels(session, cfg.model.vocab_size, steps)
+    step = clock.median("step")
+    named = {name: clock.median(name) for name in clock.steps if name not in ("step", "validation", "checkpoint")}
+    parts = {**named, "the step's own Python, copies of the batch": step + named["callbacks"] - sum(named.values())}
+    parts["validation / steps between two"] = clock.median("validation") / recipe.eval_interval
+    parts["checkpoint / steps between two"] = clock.median("checkpoint") / runtime.checkpoint_interval
+    whole = sum(parts.values())
+    tokens = recipe.tokens_per_step
+    print(
+        f"\n{size}: {tokens} tokens per step, {trainer.execution.precision_name}, "
+        f"{'compiled' if trainer.execution.compiled else 'not compiled'}, {torch.get_num_threads()} threads; "
+        f"{tokens / whole:,.0f} tokens/s, {tokens * flops / whole / peak:.0%} of the peak ({peak / 1e9:,.0f} GFLOP/s)"
+    )
+    table("parts of a step", parts, whole)
+    optimizer = sum(parts.get(name, 0.0) for name in OPTIMIZERS)
+    print(f"optimizers: {optimizer / whole:.1%} of a step")
+    table("kernels of the passes, in the profiler", kernels, sum(kernels.values()))
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--size", choices=SIZES, nargs="+", default=["laptop"])
+    p.add_argument("--steps", type=int, default=20, help="measured steps of each table (default: %(default)s)")
+    p.add_argument("--compile", choices=("auto", "always", "never"), default="auto")
+    args = p.parse_args()
+    # Names the compiler's kernels in the profile, which changes nothing else of them.
+    os.environ["TORCHINDUCTOR_CPP_ENABLE_KERNEL_PROFILE"] = "1"
+    keep_memory()
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        make_data(config("laptop"), Path(folder))
+        for size in args.size:
+            measure(size, args.steps, args.compile, Path(folder) / "shards")
+
+
+if __name__ == "__main__":
+    main()

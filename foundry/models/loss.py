@@ -79,7 +79,7 @@ class _Head(torch.autograd.Function):
                 if not train:
                     continue
                 factor = valid * (1 + 2 * z_loss * lse) if z_loss else valid
-                d = (logits - lse).exp_() * factor
+                d = (logits - lse).exp_().mul_(factor)
                 d_target = (at_target - lse).exp_() * factor - valid.float()
                 if cap:
                     d = d * (1 - (logits / cap).square())
