@@ -174,8 +174,8 @@ class FlashAttention(CausalSelfAttention):
         T, S = q.shape[2], k.shape[2]
         gqa = self.n_heads != self.n_kv_heads
         if mask is None and T == S:
-            if q.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= PRODUCTS_UP_TO and torch.is_grad_enabled():
-                return causal_products(q, k, v)
+            if v.device.type == "cpu" and v.dtype == torch.bfloat16 and T <= PRODUCTS_UP_TO and torch.is_grad_enabled():
+                return causal_products(q.to(v.dtype), k.to(v.dtype), v)
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
         if not (mask is None or isinstance(mask, Tensor)):
             from torch.nn.attention.flex_attention import flex_attention

@@ -17,9 +17,9 @@ from foundry.config import TrainConfig
 from foundry.training.parallel import divided_like, from_part, joined
 from foundry.training.schedule import lr_factor
 
-# Polynomials a x + b x^3 + c x^5 that, one after the other, bring singular values from [0.001, 1] as near to 1 as four of
-# them can (Polar Express, Amsel et al. 2025, arXiv:2505.16932; a test computes them again). All but the last are made for
-# values 1 % larger than they are, which rounding could otherwise let grow.
+# Polynomials a x + b x^3 + c x^5 that, one after the other, bring singular values from [0.001, 1] as near to 1 as four
+# of them can (Polar Express, Amsel et al. 2025, arXiv:2505.16932; a test computes them again). All but the last are
+# made for values 1 % larger than they are, which rounding could otherwise let grow.
 POLYNOMIALS = (
     (8.2052, -22.9021, 16.4609),
     (4.0664, -2.8612, 0.5184),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from foundry.config import ModelConfig
 from foundry.models import MiniLLM
 from foundry.models.accounting import count_params
-from foundry.models.components import CausalSelfAttention, FlashAttention, visible
+from foundry.models.components import CausalSelfAttention, FlashAttention, causal_products, visible
 from foundry.models.loss import linear_cross_entropy, soft_cap, sum_dtype
 
 pytestmark = pytest.mark.numeric
@@ -127,6 +127,61 @@ def test_with_document_masks_another_document_in_the_row_changes_nothing(tokens)
     # Rotary positions depend only on distances: a document in the middle of a row gives the logits that it gives by
     # itself.
     torch.testing.assert_close(a[:, 10:19], by_itself, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_attention_as_products_equals_the_fused_kernel_and_so_do_its_gradients(kv_heads, dtype, close):
+    """Compared with float64; in bfloat16 the fused kernel's own error is as large."""
+    rng = torch.Generator().manual_seed(0)
+    q, k, v, grad = (torch.randn(3, n, 24, 16, generator=rng, dtype=torch.float64) for n in (4, kv_heads, kv_heads, 4))
+
+    def run(attend, dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in (q, k, v)]
+        out = attend(*leaves)
+        return [out, *torch.autograd.grad(out, leaves, grad.to(dtype))]
+
+    def fused(q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    for got, expected in zip(run(causal_products, dtype), run(fused, torch.float64), strict=True):
+        assert got.dtype == dtype
+        assert (got.double() - expected).norm() / expected.norm() < close
+
+
+def test_short_contexts_are_trained_as_products_in_bfloat16_on_a_cpu_only(monkeypatch):
+    calls = []
+    real = causal_products
+    monkeypatch.setattr(
+        "foundry.models.components.causal_products", lambda *qkv: calls.append(qkv[0].dtype) or real(*qkv)
+    )
+    model = MiniLLM(ModelConfig(vocab_size=50, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=16))
+    tokens = torch.arange(16)[None]
+    model.hidden(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            model.hidden(tokens)
+        assert calls == []
+        model.hidden(tokens)
+        assert calls == [torch.bfloat16]
+        monkeypatch.setattr("foundry.models.components.PRODUCTS_UP_TO", 15)
+        model.hidden(tokens)
+    assert calls == [torch.bfloat16]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_head_multiplies_in_the_precision_of_the_run(precision, monkeypatch):
+    """The residual stream is in float32; a head that multiplied in its type would take most of a step."""
+    seen = []
+    head = linear_cross_entropy
+    monkeypatch.setattr(
+        "foundry.models.transformer.linear_cross_entropy", lambda x, *a, **k: seen.append(x.dtype) or head(x, *a, **k)
+    )
+    model = MiniLLM(ModelConfig(vocab_size=50, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=16))
+    tokens = torch.arange(16)[None]
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        model.summed_loss(tokens, tokens, chunk=8)[0].backward()
+    assert seen == [precision]
 
 
 def test_masks_give_the_same_in_the_fused_and_the_written_out_attention():
