@@ -17,15 +17,9 @@ from foundry.config import TrainConfig
 from foundry.training.parallel import divided_like, from_part, joined
 from foundry.training.schedule import lr_factor
 
-# Polynomials a x + b x^3 + c x^5 that, one after the other, bring singular values from [0.001, 1] as near to 1 as four
-# of them can (Polar Express, Amsel et al. 2025, arXiv:2505.16932; a test computes them again). All but the last are
-# made for values 1 % larger than they are, which rounding could otherwise let grow.
-POLYNOMIALS = (
-    (8.2052, -22.9021, 16.4609),
-    (4.0664, -2.8612, 0.5184),
-    (3.9096, -2.8234, 0.5250),
-    (3.3184, -2.4885, 0.5100),
-)
+# a x + b x^3 + c x^5, five times, brings singular values to between 0.7 and 1.2 (Jordan et al. 2024, "Muon: An
+# optimizer for hidden layers in neural networks"). docs/en/recipe.md has what was tried in its place.
+POLYNOMIAL, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
 def orthogonalize(x: Tensor) -> Tensor:
@@ -37,15 +31,16 @@ def orthogonalize(x: Tensor) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    x = x / (1.01 * x.norm(dim=(-2, -1), keepdim=True)).clamp(min=1e-7)
-    for a, b, c in POLYNOMIALS:
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    a, b, c = POLYNOMIAL
+    for _ in range(ITERATIONS):
         s = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized (Jordan et al. 2024, "Muon: An optimizer for hidden layers"). Only for matrices.
+    """Momentum, orthogonalized (Jordan et al. 2024). Only for matrices.
 
     torch has a Muon of its own. This one orthogonalizes matrices of one shape together and works under FSDP.
 

@@ -3,13 +3,12 @@
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from foundry.config import ModelConfig, TrainConfig
 from foundry.models import MiniLLM
-from foundry.training.optimizer import POLYNOMIALS, Muon, Optimizers, orthogonalize
+from foundry.training.optimizer import Muon, Optimizers, orthogonalize
 from foundry.training.parallel import clip_gradients, gradient_norm
 from foundry.training.plan import make_plan
 from foundry.training.schedule import lr_factor, stable_steps
@@ -85,62 +84,30 @@ def test_gradients_are_scaled_to_the_limit_of_their_global_norm_and_no_further()
     assert norm == math.inf and kept == [math.inf, 1.0]
 
 
-def best_quintic(low, high):
-    """The odd polynomial of degree 5 that is nearest to 1 on [low, high], by Remez' exchange of four points."""
-    q, r, error = (3 * low + high) / 4, (low + 3 * high) / 4, math.inf
-    while True:
-        rows = [[t, t**3, t**5, sign] for t, sign in ((low, 1), (q, -1), (r, 1), (high, -1))]
-        before, (a, b, c, error) = error, np.linalg.solve(rows, np.ones(4))
-        if abs(before - error) < 1e-14:
-            return a, b, c
-        root = math.sqrt(9 * b * b - 20 * a * c)
-        q, r = (math.sqrt((-3 * b + sign * root) / (10 * c)) for sign in (-1, 1))
-
-
-def polar_express(low, count, cushion=0.02407, safety=1.01):
-    """Algorithm 1 of Amsel et al. 2025: each polynomial is the best one for the interval that the last one left."""
-    found, high = [], 1.0
-    for number in range(count):
-        a, b, c = best_quintic(max(low, cushion * high), high)
-        ends = [a * t + b * t**3 + c * t**5 for t in (low, high)]
-        a, b, c = (2 / sum(ends) * k for k in (a, b, c))  # centred on 1
-        low = a * low + b * low**3 + c * low**5
-        high = 2 - low
-        s = safety if number < count - 1 else 1.0
-        found.append((a / s, b / s**3, c / s**5))
-    return found, low
-
-
-def test_the_polynomials_are_those_of_the_polar_express():
-    expected, low = polar_express(1e-3, 4)
-    np.testing.assert_allclose(POLYNOMIALS, expected, atol=6e-5)
-    assert low > 0.43  # what is left of a singular value of a thousandth of the norm; the largest is 2 - low
-
-
 def test_orthogonalize_brings_singular_values_near_one_and_keeps_the_singular_vectors():
     torch.manual_seed(0)
     for shape in ((3, 16, 40), (2, 40, 16)):
         g = torch.randn(shape)
         u = orthogonalize(g)
         s = torch.linalg.svdvals(u)
-        assert s.min() > 0.43 and s.max() < 1.57
+        assert s.min() > 0.6 and s.max() < 1.3
         U, _, Vh = torch.linalg.svd(g, full_matrices=False)
         core = U.mT @ u @ Vh.mT
         off = core - torch.diag_embed(core.diagonal(dim1=-2, dim2=-1))
         assert off.abs().max() < 1e-3
 
 
-def newton_schulz(g, polynomials=POLYNOMIALS):
-    """The iteration in float64, matrix by matrix, always of the shape it has."""
-    x = g.double() / (1.01 * g.double().norm())
-    for a, b, c in polynomials:
+def newton_schulz(g):
+    """The quintic iteration of Jordan et al. 2024 in float64, matrix by matrix, always of the shape it has."""
+    x = g.double() / g.double().norm()
+    for _ in range(5):
         s = x @ x.T
-        x = a * x + b * (s @ x) + c * (s @ s @ x)
+        x = 3.4445 * x - 4.7750 * (s @ x) + 2.0315 * (s @ s @ x)
     return x
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
-def test_orthogonalize_is_the_iteration_of_each_matrix_whatever_its_scale(shape):
+def test_orthogonalize_is_five_iterations_of_each_matrix_whatever_its_scale(shape):
     g = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     for scale in (1.0, 1e-4, 1e4):
         u = orthogonalize(g * scale)
@@ -178,9 +145,7 @@ def test_muon_is_momentum_then_nesterov_orthogonalized_scaled_and_decayed(shape,
     assert torch.equal(still, before)
 
 
-def test_muon_with_the_first_published_polynomials_follows_torchs_muon(monkeypatch):
-    """Jordan et al. 2024 used one polynomial five times, and torch still does."""
-    monkeypatch.setattr("foundry.training.optimizer.POLYNOMIALS", ((3.4445, -4.7750, 2.0315),) * 5)
+def test_muon_follows_torchs_muon():
     torch.manual_seed(0)
     a = torch.nn.Parameter(torch.randn(24, 16))
     b = torch.nn.Parameter(a.detach().clone())
