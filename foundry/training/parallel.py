@@ -53,13 +53,16 @@ class Parallel:
             ids = [world.device.index] if world.device.type == "cuda" else None
             self.module = nn.parallel.DistributedDataParallel(self.module, device_ids=ids)
         elif self.mode == "fsdp":
+            import torch.distributed as dist
             from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+            # By itself FSDP takes the GPU where there is one, also for a model on the CPU.
+            mesh = dist.init_device_mesh(world.device.type, (dist.get_world_size(),))
             half = precision if precision == torch.bfloat16 else None
             policy = MixedPrecisionPolicy(half, torch.float32 if half else None, cast_forward_inputs=False)
             for block in model.layers:
-                fully_shard(block, mp_policy=policy)
-            fully_shard(self.module)
+                fully_shard(block, mesh=mesh, mp_policy=policy)
+            fully_shard(self.module, mesh=mesh)
 
     @property
     def divided(self) -> bool:
