@@ -43,9 +43,10 @@ def train_memory_bytes(
 ) -> int:
     """Estimates the most memory that training takes at a time in one process, in bytes.
 
-    Weights and moments in float32 are always there. Beside them are, at the end of a forward pass, what its backward
-    pass needs and a chunk of logits; in the optimizer, the gradients and what Muon makes of the largest group of equal
-    matrices. The larger sum counts. Each term was found by measuring the allocator (torch 2.13) with one size changed.
+    Weights and moments in float32 are always there. Beside them are, where the passes meet, what the backward pass
+    needs, and a chunk of logits or the first slopes; in the optimizer, the gradients and what Muon makes of the largest
+    group of equal matrices. The largest sum counts. Each term was found by measuring the allocator (torch 2.13) with
+    one size changed.
 
     Args:
         micro_rows: sequences of a micro-batch.
@@ -65,10 +66,15 @@ def train_memory_bytes(
     table = cfg.vocab_size * cfg.dim
     last = tokens * ((10 if compiled else 16) * cfg.dim + 16)  # the last norm, the gradient of its result, the batch
     head = min(tokens, chunk) * cfg.vocab_size * (8 if compiled else 12) + (4 + width % 4) * table
-    passes = cfg.n_layers * layer + last + head
-    if recompute:  # the inputs of all layers, and either the head or one layer with its gradients
-        again = layer + 8 * table + tokens * ((8 * cfg.dim + 3 * width * cfg.ffn_dim) if compiled else 10 * cfg.dim)
-        passes = cfg.n_layers * tokens * 4 * cfg.dim + max(last + head, again)
+    inner = width * cfg.ffn_dim
+    slopes = 6 * cfg.dim + (5 * inner // 2 if compiled else 2 * inner)  # of a layer's activations
+    back = tokens * (slopes if compiled else max(24 * cfg.dim, slopes)) + 8 * table  # 24: of the last norm
+    passes = cfg.n_layers * layer + max(last + head, back)
+    if recompute:  # of all layers their inputs only; the last one that is computed again finds the others' gradients
+        inputs = tokens * 4 * cfg.dim
+        others = max(cfg.n_layers * inputs, inputs + 4 * (matrices - matrices // cfg.n_layers))
+        again = others + layer + tokens * slopes + (8 if compiled else 4) * table
+        passes = max(cfg.n_layers * inputs + last + head, again)
     gradients = 4 * weights // divided
     update = gradients + (18 * _largest_group(cfg) if muon else 0)
     return always // divided + max(passes + (gradients if accumulates else 0), update)
