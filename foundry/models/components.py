@@ -184,6 +184,10 @@ class FlashAttention(CausalSelfAttention):
             return flex_attention(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask, enable_gqa=gqa)
         if mask is None and T > 1:
             mask = visible(T, S, start, q.device)
+        if gqa and q.is_cuda and T > 1:
+            # CUDA's only fused kernel that takes a mask knows no groups; without it all scores would be in memory.
+            k, v = (t[:, :, None].expand(-1, -1, q.shape[1] // t.shape[1], -1, -1).flatten(1, 2) for t in (k, v))
+            gqa = False
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
 
 
