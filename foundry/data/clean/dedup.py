@@ -23,7 +23,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from foundry.data.text.grams import Words, hashes_of_numbers, word_numbers
-from foundry.data.text.words import casefolded, spaced_runs
+from foundry.data.text.words import casefolded
 from foundry.utils.splitmix import GAMMA
 
 BANDS, ROWS = 28, 4
@@ -59,11 +59,13 @@ def comparable(text: str, words: Words) -> np.ndarray:
     tables in ASCII art, emoji) is compared by its runs of characters between white space, or by single characters if it
     has fewer than five runs: the few words of such a text say nothing about the rest.
     """
-    text = spaced_runs(text)
-    if 3 * words.chars >= len(text) - text.count(" "):
+    if 3 * words.chars >= len(text) - text.count(" "):  # which are at least as many as what is no white space
         return words.numbers
     runs = text.split()
-    return word_numbers(runs if len(runs) >= SHINGLE else list("".join(runs)))
+    signs = "".join(runs)
+    if 3 * words.chars >= len(signs):
+        return words.numbers
+    return word_numbers(runs if len(runs) >= SHINGLE else list(signs))
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
