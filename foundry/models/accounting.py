@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from foundry.config import ModelConfig
 
+PRODUCTS_UP_TO = 512  # tokens that a CPU attends to by `causal_products`
+
 
 def count_params(cfg: ModelConfig, non_embedding: bool = False) -> int:
     """The number of weights of `MiniLLM(cfg)`; a test compares it with the module's own count."""
@@ -40,6 +42,7 @@ def train_memory_bytes(
     muon: bool = True,
     accumulates: bool = False,
     divided: int = 1,
+    device: str = "cuda",
 ) -> int:
     """Estimates the most memory that training takes at a time in one process, in bytes.
 
@@ -57,12 +60,15 @@ def train_memory_bytes(
         muon: whether the matrices of the layers have one moment, not two.
         accumulates: whether a step has several micro-batches: gradients are then there in the forward pass.
         divided: processes among which FSDP divides weights, gradients and moments.
+        device: its kind; on a CPU attention to few tokens keeps its scores (see `causal_products`).
     """
     weights, width = count_params(cfg), 2 if half else 4
     matrices = cfg.n_layers * _matrices_of_a_layer(cfg)
     tokens = micro_rows * cfg.max_seq_len
     always = 12 * weights - (4 * matrices if muon else 0)
-    layer = tokens * _kept_per_token(cfg, width, compiled) + width * _matrices_of_a_layer(cfg)
+    products = half and device == "cpu" and cfg.max_seq_len <= PRODUCTS_UP_TO
+    scores = width * cfg.n_heads * cfg.max_seq_len if products else 0
+    layer = tokens * (_kept_per_token(cfg, width, compiled) + scores) + width * _matrices_of_a_layer(cfg)
     table = cfg.vocab_size * cfg.dim
     last = tokens * ((10 if compiled else 16) * cfg.dim + 16)  # the last norm, the gradient of its result, the batch
     head = min(tokens, chunk) * cfg.vocab_size * (8 if compiled else 12) + (4 + width % 4) * table

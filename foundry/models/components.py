@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundry.config import ModelConfig
+from foundry.models.accounting import PRODUCTS_UP_TO
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -144,9 +145,6 @@ class CausalSelfAttention(nn.Module):
         scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)
         scores = scores.float().masked_fill(~mask, float("-inf"))
         return scores.softmax(dim=-1).to(v.dtype) @ v
-
-
-PRODUCTS_UP_TO = 512  # tokens
 
 
 def causal_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -92,6 +92,7 @@ def check_plan(
     *,
     precision: str,
     compiled: bool,
+    device: str,
     processes: int,
     memory: int | None,
     pinned: frozenset[int] = frozenset(),
@@ -101,6 +102,7 @@ def check_plan(
     Args:
         precision: what `runtime.precision` came to on the device: float32, bfloat16 or float16.
         compiled: whether the run is.
+        device: its kind.
         processes: that train together.
         memory: bytes that one of them may use on its device; None if unknown.
         pinned: steps whose checkpoints are never removed.
@@ -134,6 +136,7 @@ def check_plan(
         muon=train.optimizer == "muon",
         accumulates=train.tokens_per_step > processes * micro_rows * model.max_seq_len,
         divided=processes if divided else 1,
+        device=device,
     )
     if memory and needs > memory:
         get_logger().warning(

@@ -146,6 +146,7 @@ class Trainer:
             self.folder,
             precision=self.execution.precision_name,
             compiled=self.execution.compiled,
+            device=self.world.device.type,
             processes=self.world.size,
             memory=device_memory(self.world.device),
             pinned=pinned,

@@ -93,6 +93,7 @@ def test_the_memory_estimate_adds_up_by_hand():
         ({"muon": False}, adamw + 3 * layer + back),
         ({"accumulates": True}, muon + 4 * weights + 3 * layer + back),
         ({"half": True}, muon + 3 * half + last + head + 2 * 80),
+        ({"half": True, "device": "cpu"}, muon + 3 * (half + 12 * 4 * 6 * 2) + last + head + 2 * 80),  # its scores
         ({"half": True, "compiled": True}, muon + 3 * compiled + 12 * (10 * 8 + 16) + 6 * 80 + 8 * 7 * 10),
         ({"recompute": True}, muon + update),  # the optimizer needs more than the passes
         ({"recompute": True, "muon": False}, adamw + again),
@@ -192,7 +193,7 @@ def test_a_run_that_has_all_its_checkpoints_needs_no_room(tmp_path):
 
 
 def checked(plan, runtime, folder, **resolved):
-    known = {"precision": "float32", "compiled": False, "processes": 1, "memory": None}
+    known = {"precision": "float32", "compiled": False, "device": "cuda", "processes": 1, "memory": None}
     check_plan(plan, MODEL, TRAIN, runtime, 8, folder, **{**known, **resolved})
 
 
