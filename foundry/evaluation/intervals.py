@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from foundry.utils.bootstrap import Interval, bootstrap, percentiles_95
+from foundry.utils.bootstrap import Interval, bootstrap_counts, percentiles_95
 
 
 def ratio_intervals(
@@ -19,14 +19,11 @@ def ratio_intervals(
     Returns:
         One interval per column; None for a column whose `below` is 0 in every document.
     """
-    n = len(above)
-
-    def ratios(drawn: np.ndarray) -> np.ndarray:
-        times = np.bincount(drawn, minlength=n).astype(np.float64)
+    parts = []
+    for times in bootstrap_counts(len(above), resamples, seed):
         over = times @ below
-        return np.divide(times @ above, over, out=np.full(len(over), np.nan), where=over > 0)
-
-    draws = bootstrap(ratios, n, resamples, seed)
+        parts.append(np.divide(times @ above, over, out=np.full(over.shape, np.nan), where=over > 0))
+    draws = np.concatenate(parts)
     out: list[Interval | None] = []
     for column in range(above.shape[1]):
         total = below[:, column].sum()

@@ -9,12 +9,14 @@ draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import numpy as np
 
 from foundry.utils.records import Record
+
+COUNTS = 1 << 20  # that exist at a time: 8 MiB
 
 
 class Interval(Record):
@@ -45,6 +47,21 @@ def bootstrap(
     """
     rng = np.random.default_rng(seed)
     return np.array([statistic(rng.integers(0, documents, documents)) for _ in range(resamples)], np.float64)
+
+
+def bootstrap_counts(documents: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each document is in each draw of `bootstrap`, for statistics that are sums over documents.
+
+    Yields:
+        float64 (some draws, documents); the draws in their order.
+    """
+    rng = np.random.default_rng(seed)
+    at_a_time = max(1, COUNTS // documents)
+    for first in range(0, resamples, at_a_time):
+        draws = min(at_a_time, resamples - first)
+        drawn = rng.integers(0, documents, (draws, documents)) + documents * np.arange(draws)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=draws * documents)
+        yield counts.reshape(draws, documents).astype(np.float64)
 
 
 def percentiles_95(draws: np.ndarray) -> tuple[float, float]:
