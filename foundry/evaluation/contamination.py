@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from foundry.data.text.words import gram_words
 from foundry.evaluation.intervals import ratio_interval
 from foundry.utils.evaluation_report import TrainingOverlap
 from foundry.utils.executor import map_tasks
+
+TEXTS = 256  # of the training text that are looked up at a time
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,23 @@ def _seen(context: tuple[np.ndarray, int, Callable[[Any], Iterable[str]]], part:
     """bool (known,): which of the known runs are in the documents of a part."""
     known, n, read = context
     seen = np.zeros(len(known), bool)
-    for text in read(part):
-        runs = _runs(text, n)
+    texts = iter(read(part))
+    while some := list(islice(texts, TEXTS)):
+        runs = _runs_of_all(some, n)
         at = np.minimum(np.searchsorted(known, runs), len(known) - 1)
         seen[at[known[at] == runs]] = True
     return seen
+
+
+def _runs_of_all(texts: list[str], n: int) -> np.ndarray:
+    """The runs of all texts together: those of the joined texts but for what begins in one and ends in another."""
+    words = [gram_words(text) for text in texts]
+    ends = np.cumsum([len(w) for w in words])
+    first = np.arange(ends[-1] - n + 1)
+    if not len(first):
+        return np.empty(0, np.uint64)
+    runs = gram_hashes(list(chain.from_iterable(words)), n)
+    return runs[first + n <= ends[np.searchsorted(ends, first, side="right")]]
 
 
 def _runs(text: str, n: int) -> np.ndarray:
