@@ -3,45 +3,77 @@
 The reports are reports/evaluate.json, report.html, samples.md, loss.png, calibration.csv and position.csv.
 """
 
+from __future__ import annotations
+
 import logging
 import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foundry.utils.allocator import keep_memory
 
 if __name__ == "__main__":
-    keep_memory()  # restarts the process, so it comes before torch is imported
+    keep_memory()  # restarts the process, so it comes before anything is computed
 
 import pyarrow.parquet as pq
 
 from foundry.config import Config
 from foundry.data.tokens.shards import Shards, part_files, read_clean
-from foundry.evaluation.continuations import samples_markdown
-from foundry.evaluation.full_evaluation import evaluate_model
-from foundry.evaluation.plots import TrainingCurves, plot_curves, write_plot_tables
-from foundry.evaluation.report_page import write_report_page
-from foundry.evaluation.tasks import write_tasks
-from foundry.models import MiniLLM, load_trained_model
-from foundry.models.training_report import read_training
+from foundry.evaluation.baselines import compressing, last_bytes
+from foundry.evaluation.documents import Documents, held_out
 from foundry.tokenizers import Tokenizer
 from foundry.utils.cleaning_report import read_cleaning
-from foundry.utils.device import prepare_device
-from foundry.utils.evaluation_report import EvaluationReport, HarnessScore
+from foundry.utils.evaluation_report import CompressedSize, EvaluationReport, HarnessScore
 from foundry.utils.files import atomic_dir, atomic_write, write_text
 from foundry.utils.stage import run_stage
+
+if TYPE_CHECKING:
+    from foundry.models import MiniLLM
 
 OUT = Path("artifacts/evaluation")
 
 
 def work(cfg: Config, log: logging.Logger) -> None:
+    tokenizer = Tokenizer("artifacts/tokenizer")
+    test = Shards("data/shards", "test", tokenizer_sha256=tokenizer.sha256)
+    rows = (row for part in read_clean("data/clean/test", ["doc_id", "text", "lang"]) for row in part)
+    documents = held_out(test, rows, cfg.evaluate.test_bytes)
+    if cfg.evaluate.baselines:
+        log.info("compressing the test text with xz, zstd and PPMd in the background")
+        text = b"".join(t.encode() + b"\n\n" for t in documents.texts)
+        compressor = compressing(last_bytes(part_files("data/clean/train")), text)
+    else:
+        compressor = nullcontext()
+    with compressor as compressed:
+        _evaluate(cfg, log, tokenizer, test, documents, compressed)
+
+
+def _evaluate(
+    cfg: Config,
+    log: logging.Logger,
+    tokenizer: Tokenizer,
+    test: Shards,
+    documents: Documents,
+    compressed: Callable[[], dict[str, CompressedSize]] | None,
+) -> None:
+    """Everything else; its imports load torch, for which the compressors do not wait."""
+    from foundry.evaluation.continuations import samples_markdown
+    from foundry.evaluation.full_evaluation import evaluate_model
+    from foundry.evaluation.plots import TrainingCurves, plot_curves, write_plot_tables
+    from foundry.evaluation.report_page import write_report_page
+    from foundry.evaluation.tasks import write_tasks
+    from foundry.models import load_trained_model
+    from foundry.models.training_report import read_training
+    from foundry.utils.device import prepare_device
+
     device = prepare_device(cfg.runtime)
     model, facts = load_trained_model("artifacts/model")
     model.to(device)
     log.info("evaluating on %s", device)
-    tokenizer = Tokenizer("artifacts/tokenizer")
-    test = Shards("data/shards", "test", tokenizer_sha256=tokenizer.sha256)
-    rows = (row for part in read_clean("data/clean/test", ["doc_id", "text", "lang"]) for row in part)
-    found = evaluate_model(model, facts, tokenizer, test, rows, part_files("data/clean/train"), cfg, log)
+    train_parts = part_files("data/clean/train")
+    found = evaluate_model(model, facts, tokenizer, test, documents, train_parts, cfg, log, compressed=compressed)
     report = found.report
     if cfg.evaluate.harness:
         report = report.model_copy(update={"harness": _harness(model, tokenizer, cfg, log)})

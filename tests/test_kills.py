@@ -20,6 +20,7 @@ from kills import every_kill
 from foundry.config import ModelConfig
 from foundry.data.fetch.lockfile import LockEntry, read_lock, write_lock
 from foundry.data.fetch.web import fetch_url
+from foundry.evaluation import baselines
 from foundry.models import MiniLLM, TrainingFacts, load_trained_model, save_model
 from foundry.models.files import weights_sha256
 from foundry.project import register
@@ -227,6 +228,21 @@ def test_a_registration_that_waits(tmp_path, monkeypatch):
         keep()
 
     every_kill(remove, checked, kept)
+
+
+def test_the_sizes_of_compressed_texts(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    folder, sizes = tmp_path / ".foundry/baselines", {"xz": [10, 5]}
+
+    def keep():
+        baselines.keep(folder / "a.json", sizes)
+
+    def check(place):
+        assert baselines.kept(folder / "a.json") in (None, sizes), place
+        keep()
+        assert baselines.kept(folder / "a.json") == sizes, place
+
+    every_kill(keep, check, lambda: cleared(tmp_path))
 
 
 @pytest.mark.parametrize("note", ["", "a note"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ import pyarrow as pa
 
 from foundry.config import Config
 from foundry.data.tokens.shards import Shards, read_texts
-from foundry.evaluation.baselines import baselines, last_bytes
-from foundry.evaluation.bits_per_byte import held_out
 from foundry.evaluation.contamination import SharedRuns, shared_runs, training_overlap
 from foundry.evaluation.continuations import KINDS, PromptSample, continue_prompts, variety
+from foundry.evaluation.documents import Documents
 from foundry.evaluation.held_out_scores import score_held_out, scored_text_sha256, uniform
 from foundry.evaluation.leak_probe import probe_leaks
 from foundry.evaluation.losses import losses_table
@@ -24,7 +23,7 @@ from foundry.evaluation.tasks import make_tasks, task_score
 from foundry.inference import Generator
 from foundry.models import MiniLLM, ModelFacts
 from foundry.tokenizers import Tokenizer
-from foundry.utils.evaluation_report import Contamination, EvaluationReport
+from foundry.utils.evaluation_report import CompressedSize, Contamination, EvaluationReport
 
 
 @dataclass(frozen=True)
@@ -47,27 +46,31 @@ def evaluate_model(
     facts: ModelFacts,
     tokenizer: Tokenizer,
     test: Shards,
-    rows: Iterable[dict[str, str]],
+    documents: Documents,
     train_parts: Sequence[Path],
     cfg: Config,
     log: logging.Logger,
     root: str | Path = ".",
+    compressed: Callable[[], dict[str, CompressedSize]] | None = None,
 ) -> Evaluation:
     """Evaluates a model, except for the tasks of lm-evaluation-harness.
 
     Args:
         model: on the device where everything is computed.
         facts: `config.json` of the trained model.
-        rows: doc_id, text and lang of the test split's clean documents.
+        test: the shards of the test split.
+        documents: those of the split that are scored.
         train_parts: the part files of the training split's clean text.
         root: the folder to which the patterns of `evaluate.task_files` are relative.
+        compressed: waits for the bits per byte of compressors on the same documents (`foundry.evaluation.baselines`);
+            None leaves them out.
 
     Raises:
         ConfigError: if a pattern of `task_files` matches no file.
-        DataError: if the test split is empty, a question is malformed, or the model sees its answers or is damaged.
+        DataError: if a question is malformed, or the model sees its answers or is damaged.
+        FoundryError: if a compressor died.
     """
     params, seed = cfg.evaluate, cfg.seed
-    documents = held_out(test, rows, params.test_bytes)
     made = make_tasks(params.tasks, documents, params.task_items, seed)
     for name in (k for k, v in made.items() if not v):
         log.warning("no question of the task %s could be made: the test documents are too few or too short", name)
@@ -95,10 +98,8 @@ def evaluate_model(
         if found:
             overlap = training_overlap(found[f"task {name}"], params.bootstrap, seed)
             task_scores[name] = task_scores[name].model_copy(update={"contamination": overlap})
-    if params.baselines:
-        log.info("compressing the same bytes with xz, zstd and PPMd")
-        text = b"".join(t.encode() + b"\n\n" for t in documents.texts)
-        measured["baselines"] = baselines(last_bytes(train_parts), text)
+    if compressed:
+        measured["baselines"] = compressed()
         measured["uniform"] = uniform(documents, scores.test.tokens, model.cfg.vocab_size)
     report = EvaluationReport(
         test=scores.test,

@@ -13,13 +13,21 @@ import numpy as np
 
 from foundry.config import Config, DataError
 from foundry.data.tokens.shards import Shards
-from foundry.evaluation.bits_per_byte import Documents, Scores, bits_per_byte_interval, perplexity, score
+from foundry.evaluation.bits_per_byte import Scores, bits_per_byte_interval, perplexity, score
 from foundry.evaluation.contamination import SharedRuns
-from foundry.evaluation.tokens import TokenScores, calibration, position_curve, score_tokens
+from foundry.evaluation.documents import Documents
+from foundry.evaluation.tokens import (
+    TokenScores,
+    calibration,
+    position_curve,
+    score_overlapping,
+    score_tokens,
+)
 from foundry.models import MiniLLM
 from foundry.utils.evaluation_report import Calibration, PartScore, PositionScore, SplitScore, UniformModels
 from foundry.utils.files import sha256_json
 
+SCORED_TWICE = 4096  # tokens, those of the first documents, which go through the model on two ways
 LENGTHS = (0, 500, 1000, 2000, 4000, 8000, 16000)  # bytes
 
 
@@ -52,10 +60,11 @@ def score_held_out(
         DataError: if the sum over tokens is not the sum over documents, or the model's probabilities are not finite.
     """
     T, resamples, seed = model.cfg.max_seq_len, cfg.evaluate.bootstrap, cfg.seed
-    scores = score(model, documents.tokens, T)
-    tokens = score_tokens(model, documents.tokens)
+    tokens, scores = score_tokens(model, documents.tokens)
     check_sums(scores, tokens)
-    overlap = score(model, documents.tokens, max(1, T // 2))
+    few = int(np.searchsorted(scores.tokens.cumsum(), SCORED_TWICE)) + 1
+    check_sums(score(model, documents.tokens[:few], T), tokens.of_first_documents(few))
+    overlap = score_overlapping(model, documents.tokens, tokens)
 
     def part(at: np.ndarray) -> PartScore:
         """The documents of a mask."""
@@ -97,7 +106,7 @@ def scored_text_sha256(test: Shards, documents: Documents) -> str:
 
 
 def check_sums(scores: Scores, tokens: TokenScores) -> None:
-    """Double entry: the same nats, summed by documents and by tokens, from two passes through the model.
+    """Double entry: the same nats, summed by documents and by tokens, on different ways.
 
     Raises:
         DataError: if they differ by more than the rounding of float32.

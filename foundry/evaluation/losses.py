@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from foundry.config import DataError
 
 if TYPE_CHECKING:
-    from foundry.evaluation.bits_per_byte import Documents, Scores
+    from foundry.evaluation.bits_per_byte import Scores
+    from foundry.evaluation.documents import Documents
 
 SCHEMA = pa.schema(
     {

@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,9 +25,11 @@ import numpy as np
 import yaml
 
 from foundry.data.tokens.documents import Window, batches
-from foundry.evaluation.bits_per_byte import BATCH_TOKENS, Documents
+from foundry.evaluation.bits_per_byte import BATCH_TOKENS
+from foundry.evaluation.documents import Documents
 from foundry.evaluation.intervals import ratio_interval
 from foundry.evaluation.questions import Question
+from foundry.evaluation.tokens import nats_of_few
 from foundry.models import MiniLLM
 from foundry.models.scoring import score_documents
 from foundry.tokenizers import Tokenizer
@@ -141,7 +144,8 @@ def answer(model: MiniLLM, tokenizer: Tokenizer, questions: Sequence[Question]) 
             first = max(0, context - 1)  # of the targets
             dropped = max(0, len(ids) - (T + 1))
             items.append(Window(len(items), np.array(ids[dropped:], np.int64), max(0, first - dropped)))
-    nats, _ = score_documents(model, batches(items, max(1, BATCH_TOKENS // T)), len(items))
+    parts = batches(items, max(1, BATCH_TOKENS // T))
+    nats, _ = score_documents(model, parts, len(items), nats_of=partial(nats_of_few, model))
     right, per_character = np.zeros(len(questions), bool), np.zeros(len(questions), bool)
     at = 0
     for q, question in enumerate(questions):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -12,6 +12,17 @@ from foundry.models.transformer import MiniLLM
 from foundry.utils.targets import IGNORE
 
 LOGITS = 1 << 24  # that exist at a time: 64 MiB
+POSITIONS = 512  # that a CPU computes at a time, see `in_cache`
+
+
+def in_cache(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Divides rows of tokens and targets (B, T) into parts whose activations and logits stay in a CPU's cache.
+
+    On a Xeon with AMX, 512 positions at a time took 0.8 times as long in the layers and 0.8 in head and softmax as
+    4,096 (dim 256, vocabulary 4,096), and gave the same bits. On a GPU there is one part: it needs large products.
+    """
+    rows = max(1, POSITIONS // x.shape[1]) if x.device.type == "cpu" else len(x)
+    yield from zip(x.split(rows), y.split(rows), strict=True)
 
 
 @torch.inference_mode()

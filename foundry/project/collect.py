@@ -96,6 +96,8 @@ def collect(cfg: Config, root: Path = Path("."), days: float = 7.0) -> Collected
         found.add(folder, why or _young(folder, days), "checkpoints of a training that nothing refers to")
     for log in sorted((state / "ui").glob("*.log.*")):
         found.add(log, _young(log, days), "a rotated log")
+    for sizes in sorted((state / "baselines").glob("*.json")):
+        found.add(sizes, _young(sizes, days), "sizes of compressed text that no evaluation asked for since")
     for left in _temporary(root):
         found.add(left, _young(left, TEMPORARY), "left by a process that was killed while it wrote")
     return found
@@ -218,7 +220,7 @@ def _registered(cfg: Config) -> list[dict[str, str]]:
 def _temporary(root: Path) -> Iterator[Path]:
     """Temporary files and folders of `foundry.utils.files` beside the outs and the checkpoints."""
     outs, state = ("data", "artifacts", "artifacts/tokenizer", "reports"), ".foundry"
-    for top in (*outs, state, f"{state}/train/*", f"{state}/train/*/checkpoints"):
+    for top in (*outs, state, f"{state}/baselines", f"{state}/train/*", f"{state}/train/*/checkpoints"):
         yield from sorted(root.glob(f"{top}/.*.tmp"))
 
 

@@ -159,7 +159,8 @@ def losses(side: Side, cfg: Config, root: Path) -> pa.Table:
     import numpy as np
 
     from foundry.data.tokens.shards import read_clean
-    from foundry.evaluation.bits_per_byte import Documents, score
+    from foundry.evaluation.bits_per_byte import score
+    from foundry.evaluation.documents import Documents
     from foundry.evaluation.losses import losses_table
     from foundry.utils.device import get_device
 

@@ -27,7 +27,7 @@ from foundry.utils.files import read_json
 from foundry.utils.locks import holder_of
 
 STATE = Path(".foundry")
-SIZED = ("train", "runs", "register", "downloads", "mlartifacts", "mlflow.db", "prefect", "ui")
+SIZED = ("train", "runs", "register", "downloads", "mlartifacts", "mlflow.db", "prefect", "ui", "baselines")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 from scoring import tiny
 
 from foundry.data.tokens.shards import Shards, read_clean
-from foundry.evaluation.bits_per_byte import held_out
+from foundry.evaluation.documents import held_out
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,18 @@
-"""Bits per byte: raw bytes, every token once, an interval that covers, compressors that agree with themselves."""
+"""Bits per byte: raw bytes, every token once, an interval that covers."""
 
-import lzma
 import math
 from contextlib import contextmanager
 from unittest import mock
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 
 from foundry.config import DataError, ModelConfig
 from foundry.data.tokens.shards import Shards, read_clean
-from foundry.evaluation.baselines import baselines, last_bytes, ppmd_sizes
-from foundry.evaluation.bits_per_byte import bits_per_byte, bits_per_byte_interval, held_out, perplexity, score
+from foundry.evaluation.bits_per_byte import bits_per_byte, bits_per_byte_interval, perplexity, score
+from foundry.evaluation.documents import held_out
 from foundry.evaluation.held_out_scores import scored_text_sha256
 from foundry.evaluation.intervals import ratio_interval, ratio_intervals
 from foundry.models import MiniLLM
@@ -150,31 +147,6 @@ def test_a_95_percent_interval_covers_the_truth_in_about_95_percent_of_trials():
     assert 180 <= hits <= 198  # 95 % of 200, within three standard errors for a percentile interval
 
 
-def test_compressors_need_fewer_bits_after_text_that_they_have_read():
-    rng = np.random.default_rng(1)
-    words = [bytes(rng.integers(97, 123, 6).tolist()) for _ in range(300)]
-    train = b" ".join(rng.choice(words, 4000).tolist())
-    test = b" ".join(rng.choice(words, 500).tolist())
-    got = baselines(train, test)
-    assert set(got) == {"xz", "zstd_22", "ppmd_order_6", "ppmd_order_8"}
-    for sizes in got.values():
-        assert 0 < sizes.given_train < 0.8 * sizes.alone
-    assert got["xz"].alone == round(8 * len(lzma.compress(test, preset=9 | lzma.PRESET_EXTREME)) / len(test), 4)
-
-
-def test_the_end_of_the_training_text_is_read_part_by_part(clean, tmp_path):
-    texts = [t for part in read_clean(clean / "train", ["text"]) for t in (r["text"] for r in part)]
-    whole = b"".join(t.encode() + b"\n\n" for t in texts)
-    for n in range(3):
-        rows = [{"text": t} for t in texts[n * 40 : (n + 1) * 40]]
-        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"part-{n}.parquet")
-    parts = sorted(tmp_path.iterdir())
-    for most in (1, 1000, len(whole) // 2, len(whole), len(whole) + 1):
-        assert last_bytes(parts, most) == whole[-most:]
-    parts[0].unlink()  # what is not needed is not read
-    assert last_bytes(parts, 1000) == whole[-1000:]
-
-
 def test_a_bounded_evaluation_takes_documents_evenly_by_their_bytes_only(model, documents, shards, clean):
     def rows():
         return (r for part in read_clean(clean / "test", ["doc_id", "text", "lang"]) for r in part)
@@ -216,15 +188,3 @@ def _largest_linear(seen):
     with mock.patch("foundry.models.transformer.F.linear", linear):
         yield
     seen.append(max(rows))
-
-
-def test_ppmd_sizes_are_those_of_a_stream_that_decodes():
-    import pyppmd
-
-    data = b"the boy boiled the broth in the big pot " * 50
-    encoder = pyppmd.Ppmd7Encoder(6, 1 << 20)
-    packed = encoder.encode(data) + encoder.flush()
-    assert pyppmd.Ppmd7Decoder(6, 1 << 20).decode(packed, len(data)) == data
-    assert ppmd_sizes(b"", data, 6) == (len(packed), len(packed))
-    with pytest.raises(ValueError, match="empty"):
-        baselines(b"abc", b"")

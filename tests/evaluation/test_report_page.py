@@ -10,6 +10,8 @@ from scoring import tiny
 
 from foundry.config import Config, Download
 from foundry.data.tokens.shards import Shards, part_files, read_clean
+from foundry.evaluation.baselines import compressing
+from foundry.evaluation.documents import held_out
 from foundry.evaluation.full_evaluation import evaluate_model
 from foundry.evaluation.plots import TrainingCurves
 from foundry.evaluation.report_page import write_report_page
@@ -25,7 +27,7 @@ EVIL = "<img src=x onerror=alert(1)>{{ 7 * 7 }}"
 
 
 @pytest.fixture(scope="module")
-def evaluation(shards, clean, tokenizer):
+def evaluation(shards, clean, tokenizer, tmp_path_factory):
     def texts(split):
         return (r["text"] for part in read_clean(clean / split, ["text"]) for r in part)
 
@@ -39,16 +41,16 @@ def evaluation(shards, clean, tokenizer):
     rows = [r for part in read_clean(clean / "test", ["doc_id", "text", "lang"]) for r in part]
     hashes = {"tokenizer_sha256": tokenizer.sha256, "index_sha256": "1" * 64, "weights_sha256": "0" * 64}
     facts = ModelFacts(fingerprint="f" * 16, **hashes, steps=10, tokens=640)
-    return evaluate_model(
-        tiny(max_seq_len=64),
-        facts,
-        tokenizer,
-        Shards(shards, "test"),
-        rows,
-        part_files(clean / "train"),
-        cfg,
-        get_logger(),
-    )
+    test = Shards(shards, "test")
+    documents = held_out(test, rows)
+    model, parts = tiny(max_seq_len=64), part_files(clean / "train")
+    train, text = (b"".join(t.encode() for t in texts(split)) for split in ("train", "test"))
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("DVC_ROOT", str(tmp_path_factory.mktemp("project")))
+        with compressing(train, text) as compressed:
+            return evaluate_model(
+                model, facts, tokenizer, test, documents, parts, cfg, get_logger(), compressed=compressed
+            )
 
 
 @pytest.fixture(scope="module")

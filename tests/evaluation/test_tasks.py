@@ -10,7 +10,8 @@ from scoring import tiny
 
 from foundry.config import ConfigError, DataError, Runtime, parse_config
 from foundry.evaluation import contamination, tasks
-from foundry.evaluation.bits_per_byte import Documents, bits_per_byte, score
+from foundry.evaluation.bits_per_byte import bits_per_byte, score
+from foundry.evaluation.documents import Documents
 from foundry.evaluation.questions import read_questions, read_task_files
 from foundry.utils.evaluation_report import TrainingOverlap
 from foundry.utils.log import get_logger
@@ -136,9 +137,11 @@ def test_the_shipped_questions_are_balanced():
     assert 15 < sum(q.label for q in questions) < 33
 
 
-def test_runs_of_words_are_found_exactly_where_the_training_text_has_them():
+@pytest.mark.parametrize("at_a_time", [1, 2, 256])
+def test_runs_of_words_are_found_exactly_where_the_training_text_has_them(monkeypatch, at_a_time):
+    monkeypatch.setattr(contamination, "TEXTS", at_a_time)
     words = [f"w{i}" for i in range(200)]
-    train = [" ".join(words[:100]), "an other text entirely", " ".join(words[100:])]
+    train = [" ".join(words[:100]), "an other text entirely", "", " ".join(words[100:])]
     seen = " ".join(words[10:30])  # 8 runs of 13
     half = " ".join(words[90:110])  # crosses two documents: each half has no run of 13
     got = contamination.shared_runs(

@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,12 +13,12 @@ from foundry.config import DataError
 from foundry.evaluation import held_out_scores
 from foundry.evaluation.bits_per_byte import Scores, score
 from foundry.evaluation.leak_probe import probe_leaks
-from foundry.evaluation.tokens import TokenScores, calibration, position_curve, score_tokens
+from foundry.evaluation.tokens import TokenScores, calibration, position_curve, score_overlapping, score_tokens
 from foundry.utils.evaluation_report import PositionScore
 
 
 def test_scores_of_tokens_equal_a_plain_computation(net, held):
-    got = score_tokens(net, held.tokens)
+    got, _ = score_tokens(net, held.tokens)
     seen, nats, best, right = [], [], [], []
     for d, tokens in enumerate(held.tokens):
         ids = torch.from_numpy(tokens.astype(np.int64))[:-1]
@@ -38,8 +39,46 @@ def test_scores_of_tokens_equal_a_plain_computation(net, held):
     assert (got.right[order] == [r[3] for r in mine]).mean() > 0.999  # a tie may fall either way
 
 
+def test_scores_of_documents_from_the_same_pass_equal_those_of_a_pass_of_their_own(net, held):
+    _, scores = score_tokens(net, held.tokens)
+    alone = score(net, held.tokens, 32)
+    np.testing.assert_allclose(scores.nats, alone.nats, rtol=2e-6)
+    assert (scores.tokens == alone.tokens).all()
+
+
+@pytest.mark.parametrize(("context", "most"), [(32, 0.6), (7, 0.95), (2, 0.6)])
+def test_windows_that_overlap_are_scored_as_if_nothing_was_known_but_only_where_they_see_more(context, most, held):
+    model = tiny(max_seq_len=context)
+    known, _ = score_tokens(model, held.tokens)
+    rows = []
+    with mock.patch.object(type(model), "hidden", autospec=True, side_effect=_counted(type(model).hidden, rows)):
+        got = score_overlapping(model, held.tokens, known)
+        fresh = sum(rows)
+        rows.clear()
+        expected = score(model, held.tokens, max(1, context // 2))
+    np.testing.assert_allclose(got.nats, expected.nats, rtol=2e-6)
+    assert (got.tokens == expected.tokens).all()
+    assert fresh <= most * sum(rows)
+
+
+def test_documents_of_one_window_are_not_scored_again(net, held):
+    short = [t[:20] for t in held.tokens]
+    known, scores = score_tokens(net, short)
+    with mock.patch.object(type(net), "hidden", side_effect=AssertionError):
+        got = score_overlapping(net, short, known)
+    np.testing.assert_allclose(got.nats, scores.nats, rtol=1e-12)
+
+
+def _counted(hidden, rows):
+    def counting(self, tokens, *args):
+        rows.append(tokens.numel())
+        return hidden(self, tokens, *args)
+
+    return counting
+
+
 def test_the_sum_over_tokens_is_the_sum_over_documents_and_a_wrong_one_is_refused(net, held):
-    scores, tokens = score(net, held.tokens, 32), score_tokens(net, held.tokens)
+    tokens, scores = score_tokens(net, held.tokens)
     held_out_scores.check_sums(scores, tokens)
     with pytest.raises(DataError, match="no number of it can be trusted"):
         held_out_scores.check_sums(Scores(scores.nats * 1.001, scores.tokens), tokens)

@@ -113,7 +113,8 @@ def test_the_worktree_of_a_dead_run_is_removed_and_that_of_a_living_one_is_kept(
 
 
 def test_rotated_logs_and_temporary_files_are_removed_when_they_are_old(root, capsys):
-    names = ["ui/worker.log", "ui/worker.log.1", "train/x/checkpoints/.step-00000004.abc.tmp/tensors.safetensors"]
+    names = ["baselines/new.json", "baselines/.new.abc.tmp", "baselines/old.json"]
+    names += ["ui/worker.log", "ui/worker.log.1", "train/x/checkpoints/.step-00000004.abc.tmp/tensors.safetensors"]
     for name in names:
         (root / ".foundry" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / ".foundry" / name).write_text("x")
@@ -122,8 +123,10 @@ def test_rotated_logs_and_temporary_files_are_removed_when_they_are_old(root, ca
     assert collected(capsys)[0] == {}
     age(root)
     os.utime(root / "data/.shards.abc.tmp", (OLD, OLD))
+    os.utime(root / ".foundry/baselines/new.json")
     free, _, _ = collected(capsys, "--yes")
     assert {"ui/worker.log.1", "data/.shards.abc.tmp", "train/x"} <= set(free)
+    assert {"baselines/old.json", "baselines/.new.abc.tmp"} <= set(free) and "baselines/new.json" not in free
     assert (root / ".foundry/ui/worker.log").exists() and not (root / "data/.shards.abc.tmp").exists()
 
 
