@@ -2,6 +2,11 @@
 
 import logging
 
+from foundry.utils.allocator import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # restarts the process, so it comes before torch is imported
+
 import numpy as np
 
 from foundry.config import Config, DataError, TrackingError

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,25 +64,29 @@ def prove(
     folder = Path(folder)
     model = model.float().cpu().eval()
     weights = prove_weights(folder, model)
-    hf_model, hf_tokenizer = _load_transformers(folder)
     generator = Generator(model, tokenizer, "cpu")
     continuations = [continuation(generator, prompt) for prompt in prompts]
-    token_ids = _prove_ids(hf_tokenizer, tokenizer, texts)
-    logits = _prove_logits(hf_model, model, tokenizer, texts, tolerance)
-    greedy = _prove_greedy(hf_model, generator, continuations, tolerance)
-    settings = prove_settings(folder, hf_model, hf_tokenizer, model, tokenizer)
-    del hf_model
-    source = folder / "model.safetensors"
     contexts = [row[0].tolist() for row in _contexts(model, tokenizer, texts)]
-    return Proof(
-        weights=weights,
-        token_ids=token_ids,
-        logits=logits,
-        greedy=greedy,
-        settings=settings,
-        gguf={kind: prove_gguf(path, kind, model.cfg, tokenizer, source) for kind, path in ggufs.items()},
-        llama_cpp=prove_llamacpp(ggufs, folder.parent, model, tokenizer, texts, contexts, continuations, tolerance),
-    )
+    source = folder / "model.safetensors"
+    # llama.cpp answers in processes of its own, while this one imports transformers.
+    with ThreadPoolExecutor(1) as beside:
+        scratch, asked = folder.parent, (texts, contexts, continuations)
+        llama_cpp = beside.submit(prove_llamacpp, ggufs, scratch, model, tokenizer, *asked, tolerance)
+        hf_model, hf_tokenizer = _load_transformers(folder)
+        token_ids = _prove_ids(hf_tokenizer, tokenizer, texts)
+        logits = _prove_logits(hf_model, model, tokenizer, texts, tolerance)
+        greedy = _prove_greedy(hf_model, generator, continuations, tolerance)
+        settings = prove_settings(folder, hf_model, hf_tokenizer, model, tokenizer)
+        del hf_model
+        return Proof(
+            weights=weights,
+            token_ids=token_ids,
+            logits=logits,
+            greedy=greedy,
+            settings=settings,
+            gguf={kind: prove_gguf(path, kind, model.cfg, tokenizer, source) for kind, path in ggufs.items()},
+            llama_cpp=llama_cpp.result(),
+        )
 
 
 def _load_transformers(folder: Path) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from foundry.export.gguf_read import load_gguf
 from foundry.export.proof import BitsPerByte, FormatCost, FormatCosts
 from foundry.models import MiniLLM
-from foundry.models.scoring import LOGITS, score_documents
+from foundry.models.scoring import LOGITS, in_cache, score_documents
 from foundry.utils.bootstrap import Interval, bootstrap, percentiles_95
 from foundry.utils.targets import IGNORE
 
@@ -91,10 +91,12 @@ def _score(model: MiniLLM, text: HeldOutText) -> _Scores:
 
     def nats_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         parts = []
-        for h, targets in zip(model.hidden(x).flatten(0, 1).split(chunk), y.flatten().split(chunk), strict=True):
-            logits = F.linear(h, model.head_weight).float()  # a soft cap is refused: see `foundry.export.exportable`
-            choices.append(logits.argmax(-1)[targets != IGNORE].cpu().numpy())
-            parts.append(F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none"))
+        for x_i, y_i in in_cache(x, y):
+            hidden = model.hidden(x_i).flatten(0, 1)
+            for h, targets in zip(hidden.split(chunk), y_i.flatten().split(chunk), strict=True):
+                logits = F.linear(h, model.head_weight).float()  # a soft cap is refused: `foundry.export.exportable`
+                choices.append(logits.argmax(-1)[targets != IGNORE].cpu().numpy())
+                parts.append(F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none"))
         return torch.cat(parts).view_as(y)
 
     nats, _ = score_documents(model, text.batches, len(text.n_bytes), nats_of=nats_of)
