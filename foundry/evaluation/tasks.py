@@ -17,21 +17,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from foundry.data.tokens.documents import Window, batches
-from foundry.evaluation.bits_per_byte import BATCH_TOKENS
+from foundry.data.tokens.documents import Window
+from foundry.evaluation.choices import choice_nats
 from foundry.evaluation.documents import Documents
 from foundry.evaluation.intervals import ratio_interval
 from foundry.evaluation.questions import Question
-from foundry.evaluation.tokens import nats_of_few
 from foundry.models import MiniLLM
-from foundry.models.scoring import score_documents
 from foundry.tokenizers import Tokenizer
 from foundry.utils.evaluation_report import TaskScore
 from foundry.utils.files import write_text
@@ -136,24 +133,23 @@ def answer(model: MiniLLM, tokenizer: Tokenizer, questions: Sequence[Question]) 
     White space that ends a context belongs to the choice, and the cut is made in the tokens of both together, as
     lm-evaluation-harness does.
     """
-    T, items = model.cfg.max_seq_len, []
-    for question in questions:
-        context = len(tokenizer.encode(question.context.rstrip(), bos=True))  # tokens
-        for choice in question.choices:
-            ids = tokenizer.encode(question.context + choice, bos=True)
-            first = max(0, context - 1)  # of the targets
-            dropped = max(0, len(ids) - (T + 1))
-            items.append(Window(len(items), np.array(ids[dropped:], np.int64), max(0, first - dropped)))
-    parts = batches(items, max(1, BATCH_TOKENS // T))
-    nats, _ = score_documents(model, parts, len(items), nats_of=partial(nats_of_few, model))
     right, per_character = np.zeros(len(questions), bool), np.zeros(len(questions), bool)
-    at = 0
-    for q, question in enumerate(questions):
-        cost = nats[at : at + len(question.choices)]
-        at += len(question.choices)
+    costs = choice_nats(model, [_windows(q, tokenizer, model.cfg.max_seq_len) for q in questions])
+    for q, (question, cost) in enumerate(zip(questions, costs, strict=True)):
         right[q] = int(np.argmin(cost)) == question.label
         per_character[q] = int(np.argmin(cost / [len(c) for c in question.choices])) == question.label
     return Answers(right, per_character)
+
+
+def _windows(question: Question, tokenizer: Tokenizer, T: int) -> list[Window]:
+    """Each choice after the context, in windows of at most `T` inputs."""
+    context, out = len(tokenizer.encode(question.context.rstrip(), bos=True)), []  # tokens
+    for number, choice in enumerate(question.choices):
+        ids = tokenizer.encode(question.context + choice, bos=True)
+        first = max(0, context - 1)  # of the targets
+        dropped = max(0, len(ids) - (T + 1))
+        out.append(Window(number, np.array(ids[dropped:], np.int64), max(0, first - dropped)))
+    return out
 
 
 def task_score(

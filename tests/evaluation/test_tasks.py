@@ -9,10 +9,14 @@ import torch
 from scoring import tiny
 
 from foundry.config import ConfigError, DataError, Runtime, parse_config
+from foundry.data.tokens.documents import Window, batches
 from foundry.evaluation import contamination, tasks
 from foundry.evaluation.bits_per_byte import bits_per_byte, score
+from foundry.evaluation.choices import choice_nats
 from foundry.evaluation.documents import Documents
-from foundry.evaluation.questions import read_questions, read_task_files
+from foundry.evaluation.questions import Question, read_questions, read_task_files
+from foundry.models import MiniLLM
+from foundry.models.scoring import score_documents
 from foundry.utils.evaluation_report import TrainingOverlap
 from foundry.utils.log import get_logger
 
@@ -97,6 +101,31 @@ def test_answers_equal_those_of_one_choice_at_a_time(held, tokenizer):
     score = tasks.task_score(model, tokenizer, questions, 200, 1)
     assert score.score == round(np.mean(plain), 4) and score.low <= score.score <= score.high
     assert score.chance == 0.25 and score.n == len(questions)
+
+
+@pytest.mark.parametrize("context", [256, 64, 12, 2])
+def test_nats_of_choices_equal_those_of_whole_windows_and_take_fewer_tokens(held, tokenizer, monkeypatch, context):
+    model = tiny(vocab_size=tokenizer.vocab_size, max_seq_len=context)
+    made = tasks.make_tasks(["cloze", "minimal_pairs"], held, 100, 1)
+    odd = [
+        Question("alike", "The", (" a", " a"), 0),  # what all choices share is never everything
+        Question("no context", "", ("The river", "A river", "The oven"), 0),
+    ]
+    asked = [tasks._windows(q, tokenizer, context) for q in (*made["cloze"], *made["minimal_pairs"], *odd)]
+    flat = [Window(i, w.tokens, w.first_scored) for i, w in enumerate(w for choices in asked for w in choices)]
+    expected, _ = score_documents(model, batches(flat, 8), len(flat))
+    read, hidden = [], MiniLLM.hidden
+
+    def counting(self, tokens, *args):
+        read.append(tokens.numel())
+        return hidden(self, tokens, *args)
+
+    monkeypatch.setattr(MiniLLM, "hidden", counting)
+    got = choice_nats(model, asked)
+    assert [len(g) for g in got] == [len(choices) for choices in asked]
+    np.testing.assert_allclose(np.concatenate(got), expected, rtol=2e-5)
+    if context == 256:  # which drops no beginning
+        assert sum(read) < 0.7 * sum(len(w.tokens) - 1 for w in flat)
 
 
 @pytest.mark.parametrize(
