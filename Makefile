@@ -73,6 +73,12 @@ bench: $(call ready,ui) ## the measured claims, with both sides (some minutes; r
 	@python -m benchmarks.data loader
 	@python -m benchmarks.tracking
 
+.PHONY: gpu
+# With the Python of .venv if there is one, else, or if PYTHON= is given, with that one and the packages that it has.
+GPU_PYTHON = $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON),$(firstword $(wildcard $(BIN)/python) $(PYTHON)))
+gpu: ## tests and measurements on an NVIDIA GPU, without any set-up (PYTHON=python3, only="tests train decode evaluate")
+	@"$(GPU_PYTHON)" -m benchmarks.gpu $(if $(only),--only $(only))
+
 .PHONY: reproducible remote push
 reproducible: $(call ready,repro) ## build two clean clones in different environments and compare every byte (stages="...")
 	@python -m scripts.reproducible $(stages)

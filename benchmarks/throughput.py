@@ -195,7 +195,7 @@ def turns(step, tokens: int, seconds: float):
         yield n * tokens / (time.perf_counter() - begin)
 
 
-def make_data(cfg, folder: Path) -> None:
+def make_data(cfg, folder: Path, documents: int = 3000) -> None:
     """Writes random words as shards and as a flat file: throughput does not depend on what the text says."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -208,8 +208,8 @@ def make_data(cfg, folder: Path) -> None:
 
     rng = np.random.default_rng(0)
     words = ["".join(map(chr, rng.integers(97, 123, rng.integers(2, 9)))) for _ in range(4000)]
-    texts = [" ".join(words[i] for i in (rng.zipf(1.3, 200) % 4000)) for _ in range(3000)]
-    for split, n in (("train", 2900), ("val", 50), ("test", 50)):
+    texts = [" ".join(words[i] for i in (rng.zipf(1.3, 200) % 4000)) for _ in range(documents)]
+    for split, n in (("train", documents - 100), ("val", 50), ("test", 50)):
         (folder / "clean" / split).mkdir(parents=True)
         rows = [
             {"doc_id": f"{i:016d}", "text": t, "source": "words", "lang": "en", "n_bytes": len(t)}
