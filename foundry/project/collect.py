@@ -98,6 +98,8 @@ def collect(cfg: Config, root: Path = Path("."), days: float = 7.0) -> Collected
         found.add(log, _young(log, days), "a rotated log")
     for sizes in sorted((state / "baselines").glob("*.json")):
         found.add(sizes, _young(sizes, days), "sizes of compressed text that no evaluation asked for since")
+    for file in sorted((state / "compile").glob("*.so")):
+        found.add(file, _young(file, days), "a compiled step that no training uses any more")
     for left in _temporary(root):
         found.add(left, _young(left, TEMPORARY), "left by a process that was killed while it wrote")
     return found
@@ -220,7 +222,7 @@ def _registered(cfg: Config) -> list[dict[str, str]]:
 def _temporary(root: Path) -> Iterator[Path]:
     """Temporary files and folders of `foundry.utils.files` beside the outs and the checkpoints."""
     outs, state = ("data", "artifacts", "artifacts/tokenizer", "reports"), ".foundry"
-    for top in (*outs, state, f"{state}/baselines", f"{state}/train/*", f"{state}/train/*/checkpoints"):
+    for top in (*outs, state, *(f"{state}/{t}" for t in ("baselines", "compile", "train/*", "train/*/checkpoints"))):
         yield from sorted(root.glob(f"{top}/.*.tmp"))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foundry.config import ModelConfig, Runtime, TrainConfig
 from foundry.models import MiniLLM
+from foundry.training.ahead import Library, compiles_ahead
 from foundry.training.numerics import Execution, compiled, precision_reason, wants_compile
 from foundry.training.optimizer import Optimizers
 from foundry.training.parallel import Parallel
@@ -20,10 +21,11 @@ from foundry.training.plan import Plan
 from foundry.training.protocols import Loader, Loss
 from foundry.training.skipped import SkippedBatches
 from foundry.training.state import TrainState
-from foundry.training.step import TrainStep
+from foundry.training.step import Backward, TrainStep
 from foundry.utils.allocator import allocator
 from foundry.utils.device import resolve_precision
 from foundry.utils.distributed import World
+from foundry.utils.files import state_dir
 from foundry.utils.log import get_logger
 
 MICRO_TOKENS = {"cpu": 4096}  # of a forward pass, where runtime.micro_batch_tokens does not say; other devices: 16,384
@@ -50,13 +52,16 @@ def precision_and_rows(runtime: Runtime, world: World, loader: Loader) -> tuple[
     return resolve_precision(runtime.precision, world.device), micro_rows
 
 
-def resolve(runtime: Runtime, world: World, precision: torch.dtype, micro_rows: int, plan: Plan) -> Execution:
+def resolve(
+    runtime: Runtime, world: World, precision: torch.dtype, micro_rows: int, plan: Plan, loss: Loss
+) -> Execution:
     """Decides whether to compile, which is tried first.
 
     Raises:
         ConfigError: if compiling is asked for and does not work here.
     """
-    is_compiled, why_not = wants_compile(runtime, precision, plan.flops, world.device)
+    ahead = compiles_ahead(world, runtime, precision, loss)
+    is_compiled, why_not = wants_compile(runtime, precision, plan.flops, world.device, ahead)
     return Execution(precision, micro_rows, is_compiled, why_not)
 
 
@@ -85,17 +90,24 @@ def open_session(
     model.recompute = runtime.recompute
     model.block_masks = execution.compiled and world.device.type == "cuda" and model_config.head_dim >= 16
     parallel = Parallel(model, world, runtime.parallel, loss, execution.precision)
-    forward = forward_of(parallel, world, execution)
-    step = TrainStep(config, seed, world, loader, loss, skipped, parallel, forward, execution.micro_rows)
     scaler = torch.amp.GradScaler(world.device.type, enabled=execution.precision == torch.float16)
+    if execution.compiled and compiles_ahead(world, runtime, execution.precision, loss):
+        backward = Library(parallel.module, autocast_of(world, execution), state_dir() / "compile")
+    else:
+        backward = Backward(forward_of(parallel, world, execution), scaler)
+    step = TrainStep(config, seed, world, loader, loss, skipped, parallel, backward, execution.micro_rows)
     optimizers = Optimizers(model, config, execution.precision)
     return Session(TrainState(model, optimizers, scaler, identity), step, parallel)
 
 
+def autocast_of(world: World, execution: Execution) -> torch.autocast:
+    """The context of a forward pass."""
+    return torch.autocast(world.device.type, execution.precision, enabled=execution.precision != torch.float32)
+
+
 def forward_of(parallel: Parallel, world: World, execution: Execution) -> Callable[..., tuple[Tensor, Tensor]]:
     """The loss of a batch (what is minimised, what is reported): under autocast, compiled as the run needs."""
-    precision = execution.precision
-    autocast = torch.autocast(world.device.type, precision, enabled=precision != torch.float32)
+    autocast = autocast_of(world, execution)
 
     def forward(*batch: Tensor | None) -> tuple[Tensor, Tensor]:
         with autocast:

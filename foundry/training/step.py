@@ -24,14 +24,36 @@ class NotFinite(Exception):
     """A loss or gradient norm that is not finite; nothing was changed by it."""
 
 
+class Backward:
+    """Adds the gradients of a micro-batch to those of the parameters, by autograd.
+
+    Args:
+        forward: the loss through `parallel`: (*batch) → (what is minimised, what is reported).
+    """
+
+    def __init__(self, forward: Callable[..., tuple[Tensor, Tensor]], scaler: torch.amp.GradScaler) -> None:
+        self.forward, self.scaler = forward, scaler
+
+    def __call__(self, factor: Tensor, *batch: Tensor | None) -> Tensor:
+        """
+        Args:
+            factor: of the gradients.
+
+        Returns:
+            what is reported of the loss, without the factor.
+        """
+        loss, reported = self.forward(*batch)
+        self.scaler.scale(loss * factor).backward()
+        return reported.detach()
+
+
 class TrainStep:
     """What a training does in each step.
 
     Args:
         loader, loss: see `protocols`.
         skipped: decides which batch a step reads.
-        forward: the loss through `parallel`, under autocast, compiled if the run is:
-            (*batch) → (what is minimised, what is reported).
+        backward: adds the gradients of a micro-batch: (their factor, *batch) → what is reported of the loss.
         micro_rows: sequences of a micro-batch.
     """
 
@@ -44,11 +66,11 @@ class TrainStep:
         loss: Loss,
         skipped: SkippedBatches,
         parallel: Parallel,
-        forward: Callable[..., tuple[Tensor, Tensor]],
+        backward: Callable[..., Tensor],
         micro_rows: int,
     ) -> None:
         self.config, self.seed, self.world, self.loader, self.loss = config, seed, world, loader, loss
-        self.skipped, self.parallel, self.forward, self.micro_rows = skipped, parallel, forward, micro_rows
+        self.skipped, self.parallel, self.backward, self.micro_rows = skipped, parallel, backward, micro_rows
         self.batches = Batches(loader, world.device, config.document_mask)
 
     def __call__(self, state: TrainState) -> tuple[float, float, float]:
@@ -69,9 +91,7 @@ class TrainStep:
         n = len(parts[0])
         for i in range(n):
             with self.parallel.accumulating(i == n - 1):
-                loss, reported = self.forward(*(p if p is None else p[i] for p in parts))
-                state.scaler.scale(loss * (self.parallel.gradient_scale / valid)).backward()
-            total += reported.detach()
+                total += self.backward(self.parallel.gradient_scale / valid, *(p if p is None else p[i] for p in parts))
         if state.step + 1 < self.config.steps:
             self.batches.prepare(self.skipped.batch(state.step + 1))
         state.scaler.unscale_(state.optimizers)

@@ -135,7 +135,9 @@ class Trainer:
         self.folder = (state or state_dir() / "train") / self.fingerprint
         precision, micro_rows = precision_and_rows(self.runtime, self.world, data_loader)
         self.plan = make_plan(self.model_config, self.config, data_loader.tokens_per_epoch)
-        self.execution = resolve(self.runtime, self.world, precision, micro_rows, self.plan)
+        chunk, context = self.runtime.loss_chunk, self.model_config.max_seq_len
+        self.loss = NextToken(chunk, self.config.z_loss) if loss is None else loss
+        self.execution = resolve(self.runtime, self.world, precision, micro_rows, self.plan, self.loss)
         pinned = frozenset({stable_steps(self.config)} | ({0} if self.config.on_nonfinite == "rollback" else set()))
         check_plan(
             self.plan,
@@ -151,8 +153,6 @@ class Trainer:
             memory=device_memory(self.world.device),
             pinned=pinned,
         )
-        chunk, context = self.runtime.loss_chunk, self.model_config.max_seq_len
-        self.loss = NextToken(chunk, self.config.z_loss) if loss is None else loss
         if validator is None:
             held_out = Shards(data_loader.shards.folder, "val")
             validator = HeldOutText(held_out, self.config.eval_tokens, context, chunk)

@@ -130,6 +130,18 @@ def test_rotated_logs_and_temporary_files_are_removed_when_they_are_old(root, ca
     assert (root / ".foundry/ui/worker.log").exists() and not (root / "data/.shards.abc.tmp").exists()
 
 
+def test_a_compiled_step_is_removed_when_no_training_has_used_it_for_some_days(root, capsys):
+    files = [root / ".foundry/compile" / name for name in ("a-1.so", "b-2.so", ".b-2.so.xyz.tmp", "lock")]
+    files[0].parent.mkdir(parents=True)
+    for file in files:
+        file.write_bytes(b"x" * 1000)
+    age(root)
+    files[0].touch()
+    free, stay, _ = collected(capsys, "--yes")
+    assert set(free) == {"compile/b-2.so", "compile/.b-2.so.xyz.tmp"} and "compile/a-1.so" in stay
+    assert {f.name for f in files[0].parent.iterdir()} == {"a-1.so", "lock"}
+
+
 def test_nothing_is_removed_while_references_are_unknown(root, capsys):
     training(root, "old")
     age(root)

@@ -164,14 +164,16 @@ def test_the_reason_of_a_precision(monkeypatch):
         ("always", torch.bfloat16, 1.0, "no compiler", None),
     ],
 )
-def test_when_a_run_is_compiled(monkeypatch, wish, precision, flops, problem, expected):
-    monkeypatch.setattr(module, "compile_problem", lambda device: problem)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_when_a_run_is_compiled(monkeypatch, ahead, wish, precision, flops, problem, expected):
+    monkeypatch.setattr(module, "compiler_problem" if ahead else "compile_problem", lambda *device: problem)
+    monkeypatch.setattr(module, "compile_problem" if ahead else "compiler_problem", lambda *device: "not asked")
     runtime, device = Runtime(compile=wish), torch.device("cpu")
     if expected is None:
         with pytest.raises(ConfigError, match="does not work here: no compiler"):
-            wants_compile(runtime, precision, flops, device)
+            wants_compile(runtime, precision, flops, device, ahead)
     else:
-        assert wants_compile(runtime, precision, flops, device) == expected
+        assert wants_compile(runtime, precision, flops, device, ahead) == expected
 
 
 def test_compiling_is_for_fixed_shapes_in_folders_of_any_name_and_without_a_warning_of_complex_numbers(monkeypatch):

@@ -13,7 +13,7 @@ from foundry.training.optimizer import Optimizers
 from foundry.training.parallel import Parallel
 from foundry.training.pretraining import NextToken
 from foundry.training.state import TrainState
-from foundry.training.step import TrainStep, _lowered
+from foundry.training.step import Backward, TrainStep, _lowered
 from foundry.utils.distributed import World
 from foundry.utils.splitmix import step_seed
 
@@ -52,7 +52,8 @@ def made(micro_rows=6, scaler=None, **train):
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
     state = TrainState(model, Optimizers(model, config), scaler, {})
     skipped = SimpleNamespace(batch=lambda step: step + 3)
-    return TrainStep(config, 3, ALONE, Loader(), loss, skipped, parallel, parallel.module, micro_rows), state
+    backward = Backward(parallel.module, scaler)
+    return TrainStep(config, 3, ALONE, Loader(), loss, skipped, parallel, backward, micro_rows), state
 
 
 def by_hand(model, number, masked):

@@ -14,7 +14,7 @@ from foundry.config import ConfigError, FoundryError, ModelConfig, Runtime, Trai
 from foundry.data.tokens.loader import DataLoader
 from foundry.models.facts import SkipDecision
 from foundry.training import Trainer
-from foundry.utils.device import compile_problem
+from foundry.utils.device import compiler_problem
 from foundry.utils.distributed import World
 from foundry.utils.events import MetricsCallback
 
@@ -154,7 +154,7 @@ def test_compiled_training_stays_near_eager_and_is_deterministic(shards, tmp_pat
         command = [sys.executable, str(RUNNER), str(shards), str(tmp_path / f"state-{name}"), str(tmp_path / name)]
         return subprocess.run([*command, "threads=2", "dropout=0", *pairs], capture_output=True, text=True)
 
-    if problem := compile_problem(torch.device("cpu")):
+    if problem := compiler_problem():
         done = run("a", "compile=always")
         assert (
             done.returncode == 1
@@ -179,14 +179,12 @@ def test_compiling_is_left_out_with_the_reason_where_it_does_not_work(shards, tm
 
     get_logger().propagate = True
     monkeypatch.setattr("foundry.training.numerics.COMPILE_FROM_FLOPS", 0.0)
-    monkeypatch.setattr(
-        "torch.compile", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("g++: error: no such compiler"))
-    )
+    monkeypatch.setenv("CXX", "/nowhere/g++")
     trainer = Trainer.from_shards(
         MODEL, TRAIN, shards, runtime=Runtime(device="cpu", precision="bfloat16"), state=tmp_path
     )
-    assert not trainer.execution.compiled and "no such compiler" in caplog.text
-    with pytest.raises(ConfigError, match=r"no such compiler.* runtime\.compile"):
+    assert not trainer.execution.compiled and "directory: '/nowhere/g++'" in caplog.text
+    with pytest.raises(ConfigError, match=r"/nowhere/g\+\+.* runtime\.compile"):
         Trainer.from_shards(MODEL, TRAIN, shards, runtime=Runtime(device="cpu", compile="always"), state=tmp_path)
 
 
