@@ -131,6 +131,7 @@ def test_a_later_process_compiles_nothing_and_computes_the_same_bits_also_from_a
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_library_is_kept_under_its_own_hash_and_found(tmp_path):
     graph = traced(simple, TENSORS)
     key = key_of(graph, TENSORS)
