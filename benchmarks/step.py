@@ -4,9 +4,10 @@
 
 The first table divides the time of the project's own step, as the trainer runs it: each part is timed where the step
 calls it, and the rest is the step's own Python. The callbacks of every run are timed beside it; a validation and a
-checkpoint are divided by the steps between two of them in the default recipe. The second table divides the forward and
-the backward pass among the kernels that torch's profiler sees. All figures are medians over the steps, without the
-first ones and without compiling.
+checkpoint are divided by the steps between two of them in the default recipe. All figures are medians over the steps,
+without the first ones and without compiling. The second table divides the forward and the backward pass among the
+kernels that torch's profiler sees, which is possible only where torch.compile compiled them: the same kernels as in the
+library of a run on one CPU (`foundry.training.ahead`), called in another way.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from foundry.training import step as step_module
 from foundry.training.callbacks import LogLines, ProgressBar
 from foundry.training.numerics import numerics
 from foundry.training.observer import Observer
-from foundry.training.setup import Session
+from foundry.training.setup import Session, forward_of
+from foundry.training.step import Backward
 from foundry.utils.allocator import keep_memory
 from foundry.utils.device import peak_flops
 
@@ -89,17 +91,12 @@ def time_parts(session: Session, observer: Observer, clock: Clock, steps: int) -
     """Runs steps and times the loader, the passes, clipping, each optimizer, and the callbacks."""
     step, state = session.step, session.state
     step.loader.tensors = clock.timed("loader", step.loader.tensors)
-    step.forward = clock.timed("forward and loss", step.forward)
+    step.backward = clock.timed("forward and backward pass", step.backward)
     for optimizer in state.optimizers:
         optimizer.step = clock.timed(type(optimizer).__name__, optimizer.step)
-    backward = clock.timed("backward", torch.Tensor.backward)
     norm = clock.timed("gradient norm", step_module.gradient_norm)
     clip = clock.timed("clipping", step_module.clip_gradients)
-    with (
-        patch.object(torch.Tensor, "backward", backward),
-        patch.object(step_module, "gradient_norm", norm),
-        patch.object(step_module, "clip_gradients", clip),
-    ):
+    with patch.object(step_module, "gradient_norm", norm), patch.object(step_module, "clip_gradients", clip):
         for number in range(FIRST + steps):
             with clock.part("step"):
                 loss, norm, factor = step(state)
@@ -109,18 +106,21 @@ def time_parts(session: Session, observer: Observer, clock: Clock, steps: int) -
             clock.step_done(measured=number >= FIRST)
 
 
-def time_kernels(session: Session, vocab_size: int, steps: int) -> dict[str, float]:
+def time_kernels(session: Session, trainer: Trainer, steps: int) -> dict[str, float]:
     """Seconds per step of each kind of kernel, the optimizers' left out."""
     step, state = session.step, session.state
     for optimizer in state.optimizers:
         optimizer.step = lambda: None
+    step.backward = Backward(forward_of(session.parallel, trainer.world, trainer.execution), state.scaler)
+    for _ in range(FIRST):
+        step(state)
     found: dict[str, float] = defaultdict(float)
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         for _ in range(steps):
             step(state)
             state.step += 1
     for event in profiler.key_averages(group_by_input_shape=True):
-        kind = kind_of(event.key, event.input_shapes, vocab_size)
+        kind = kind_of(event.key, event.input_shapes, trainer.model_config.vocab_size)
         found[kind] += event.self_cpu_time_total / 1e6 / steps
     return found
 
@@ -176,7 +176,7 @@ def measure(size: str, steps: int, compiling: str, data: Path) -> None:
             with clock.part("checkpoint"):
                 trainer.save_checkpoint(Path(state) / "checkpoint")
             clock.step_done(measured=True)
-            kernels = time_kernels(session, cfg.model.vocab_size, steps)
+            kernels = time_kernels(session, trainer, steps)
     step = clock.median("step")
     named = {name: clock.median(name) for name in clock.steps if name not in ("step", "validation", "checkpoint")}
     parts = {**named, "the step's own Python, copies of the batch": step + named["callbacks"] - sum(named.values())}
