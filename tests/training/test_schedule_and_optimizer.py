@@ -101,14 +101,14 @@ def newton_schulz(g):
     """The quintic iteration of Jordan et al. 2024 in float64, matrix by matrix, always of the shape it has."""
     x = g.double()
     x = x / (x @ x.T).norm().sqrt()
-    for _ in range(4):
+    for _ in range(3):
         s = x @ x.T
         x = 3.4445 * x - 4.7750 * (s @ x) + 2.0315 * (s @ s @ x)
     return x
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
-def test_orthogonalize_is_four_iterations_of_each_matrix_whatever_its_scale(shape):
+def test_orthogonalize_is_three_iterations_of_each_matrix_whatever_its_scale(shape):
     g = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     for scale in (1.0, 1e-4, 1e4):
         u = orthogonalize(g * scale)
