@@ -99,16 +99,15 @@ def test_orthogonalize_brings_singular_values_near_one_and_keeps_the_singular_ve
 
 def newton_schulz(g):
     """The quintic iteration of Jordan et al. 2024 in float64, matrix by matrix, always of the shape it has."""
-    x = g.double()
-    x = x / (x @ x.T).norm().sqrt()
-    for _ in range(3):
+    x = g.double() / g.double().norm()
+    for _ in range(5):
         s = x @ x.T
         x = 3.4445 * x - 4.7750 * (s @ x) + 2.0315 * (s @ s @ x)
     return x
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
-def test_orthogonalize_is_three_iterations_of_each_matrix_whatever_its_scale(shape):
+def test_orthogonalize_is_five_iterations_of_each_matrix_whatever_its_scale(shape):
     g = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     for scale in (1.0, 1e-4, 1e4):
         u = orthogonalize(g * scale)
@@ -146,12 +145,10 @@ def test_muon_is_momentum_then_nesterov_orthogonalized_scaled_and_decayed(shape,
     assert torch.equal(still, before)
 
 
-def test_muon_goes_where_torchs_muon_goes():
-    """torch runs five iterations in bfloat16 from the norm of the gradient: the same singular vectors, other values."""
+def test_muon_follows_torchs_muon():
     torch.manual_seed(0)
     a = torch.nn.Parameter(torch.randn(24, 16))
     b = torch.nn.Parameter(a.detach().clone())
-    first = a.detach().clone()
     ours = Muon([a], lr=0.02, momentum=0.95, weight_decay=0.1)
     theirs = torch.optim.Muon([b], lr=0.02, momentum=0.95, weight_decay=0.1, nesterov=True, adjust_lr_fn="original")
     for _ in range(5):
@@ -159,9 +156,9 @@ def test_muon_goes_where_torchs_muon_goes():
         a.grad, b.grad = g.clone(), g.clone()
         ours.step()
         theirs.step()
-    way, their_way = (p.detach().flatten() - first.flatten() for p in (a, b))
-    assert torch.nn.functional.cosine_similarity(way, their_way, dim=0) > 0.98
-    assert 0.9 < way.norm() / their_way.norm() < 1.1
+    # torch runs the iteration in bfloat16 (8 bits of mantissa), we in float32.
+    assert (a - b).abs().max() < 0.02 * 5 * 0.05
+    assert (a - b).norm() / (a - torch.zeros_like(a)).norm() < 0.01
 
 
 def test_every_parameter_is_in_exactly_one_group_and_an_unknown_one_is_refused():
