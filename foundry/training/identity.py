@@ -11,6 +11,10 @@ from typing import Any
 from foundry.config import CheckpointError, ModelConfig, TrainConfig
 from foundry.utils.files import sha256_json
 
+# Of the code that decides what a step computes. Whoever changes that raises it: otherwise a run would resume from a
+# checkpoint of the former code, and a finished one would not be trained again.
+ARITHMETIC = 2
+
 
 def identity(model: ModelConfig, train: TrainConfig, seed: int, data: dict[str, str]) -> dict[str, Any]:
     """Everything that makes a run this run and no other, as flat JSON values; `data`: the loader's identity."""
@@ -18,6 +22,7 @@ def identity(model: ModelConfig, train: TrainConfig, seed: int, data: dict[str, 
         **{f"model.{k}": v for k, v in model.model_dump(mode="json").items()},
         **{f"train.{k}": v for k, v in train.model_dump(mode="json").items()},
         "seed": seed,
+        "arithmetic": ARITHMETIC,
         **data,
     }
 

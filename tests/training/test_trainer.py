@@ -14,6 +14,7 @@ from foundry.config import ConfigError, FoundryError, ModelConfig, Runtime, Trai
 from foundry.data.tokens.loader import DataLoader
 from foundry.models.facts import SkipDecision
 from foundry.training import Trainer
+from foundry.training.identity import ARITHMETIC
 from foundry.utils.device import compiler_problem
 from foundry.utils.distributed import World
 from foundry.utils.events import MetricsCallback
@@ -205,3 +206,9 @@ def test_execution_settings_are_no_part_of_the_fingerprint(shards, tmp_path):
     base = fp()
     assert base == fp(runtime=Runtime(threads=7, precision="bfloat16", micro_batch_tokens=64))
     assert len({base, fp(seed=2), fp(train=TRAIN.model_copy(update={"lr": 1e-4}))}) == 3
+
+
+def test_a_run_of_the_former_code_is_another_run_and_is_not_resumed(shards, tmp_path, monkeypatch):
+    former = Trainer.from_shards(MODEL, TRAIN, shards, state=tmp_path)
+    monkeypatch.setattr("foundry.training.identity.ARITHMETIC", ARITHMETIC + 1)
+    assert Trainer.from_shards(MODEL, TRAIN, shards, state=tmp_path).folder != former.folder
