@@ -5,7 +5,8 @@ import torch
 from small_run import MODEL
 
 from foundry.data.tokens.shards import Shards, read_clean
-from foundry.evaluation.bits_per_byte import bits_per_byte, held_out, score
+from foundry.evaluation.bits_per_byte import bits_per_byte, score
+from foundry.evaluation.documents import held_out
 from foundry.evaluation.leak_probe import probe_leaks
 from foundry.export.huggingface import export_huggingface, import_huggingface
 from foundry.inference import Generator

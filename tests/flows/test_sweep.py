@@ -159,8 +159,8 @@ def test_a_search_that_cannot_work_is_refused_before_anything_starts(flow, toy):
         flow(options(space={"train.lr": {"choices": [0.001, -1]}}))
     with pytest.raises(ConfigError, match="warmup_steps"):  # in the first rung
         flow(options(method="halving", space={"train.lr": {"choices": [0.001, 0.002]}}, least=5))
-    with pytest.raises(ConfigError, match=r"train.steps=3000, more than the 2000 of.*3 times `least`, so least=666 "):
-        flow(options(method="halving", space={"train.lr": {"choices": [0.001, 0.002]}}, least=3000))
+    with pytest.raises(ConfigError, match=r"train.steps=6000, more than the 4000 of.*3 times `least`, so least=1333 "):
+        flow(options(method="halving", space={"train.lr": {"choices": [0.001, 0.002]}}, least=6000))
     with pytest.raises(ConfigError, match=r"train.steps=300, more than the 200 of a build"):  # with the overrides
         overrides = {"train.steps": 200, "runtime.tracking": False}
         flow(options(method="halving", space={"train.lr": {"choices": [0.001, 0.002]}}, least=300, others=overrides))

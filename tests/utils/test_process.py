@@ -77,6 +77,7 @@ def test_ctrl_c_ends_with_one_line_and_exit_code_130(ended, tmp_path, monkeypatc
 
 def test_a_worker_of_a_pool_ends_of_ctrl_c_without_a_traceback():
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whatever the tests started with
         "from foundry.utils.process import as_worker; as_worker(); print('up', flush=True); import time; time.sleep(60)"
     )
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
