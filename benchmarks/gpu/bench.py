@@ -53,7 +53,7 @@ class Bench:
         self.save(self)
 
     def attempt(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Does a piece of the part; if it fails, that is in the report and the part goes on."""
+        """Does a piece of the part; if it fails, the report says so and the part continues."""
         try:
             work(self, *arguments)
         except Exception:

@@ -2,7 +2,7 @@
 
 A side has a process of its own, so that a crash of CUDA, or a kernel that never ends, costs only that side. It is an
 object of a class in one of this package's modules; its methods take and return what JSON can say. What it prints goes
-to its log, whose end is told when it fails.
+to its log, whose end is reported when it fails.
 """
 
 from __future__ import annotations
