@@ -49,8 +49,7 @@ def work(cfg: Config, log: logging.Logger) -> None:
         len(held_out.n_bytes),
         device,
     )
-    parameters = cfg.model_dump(mode="json", exclude={"runtime"})
-    lineage = build_lineage(".", facts, parameters, read_index("data/shards").file_hashes())
+    lineage = build_lineage(".", facts, cfg.identity(), read_index("data/shards").file_hashes())
     record = export(
         "artifacts/export",
         model,

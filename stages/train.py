@@ -39,7 +39,7 @@ def work(cfg: Config, log: logging.Logger) -> None:
             run_name=f"{cfg.export.model_name}-{trainer.fingerprint[:8]}",
             fingerprint=trainer.fingerprint,
             params={
-                **cfg.model_dump(mode="json", exclude={"evaluate", "export", "runtime"}),
+                **{k: v for k, v in cfg.identity().items() if k not in ("evaluate", "export")},
                 **{k: trainer.identity[k] for k in ("index_sha256", "tokenizer_sha256")},
             },
             tags={STAGE: "train"},

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from foundry.config import Config
+from foundry.config.schema import EXECUTION
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -106,18 +107,19 @@ def test_parameters_are_exactly_the_sections_that_the_stage_reads(stage):
         for n in ast.walk(tree)
         if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == name
     }
-    read -= {"runtime", "model_dump"}  # execution keys are a dependency of nothing
+    read -= {*EXECUTION, "identity"}  # execution keys are a dependency of nothing
     known = set(STAGES[stage].get("params", []))
     if stage == "train":  # the tracker's run name is no result
         read -= {"export"}
-    # These pass the whole configuration on; the package reads what is named here, and `runtime`.
-    every = set(Config.model_fields) - {"runtime"}
+    # These pass the whole configuration on; the package reads what is named here, and execution keys.
+    every = set(Config.model_fields) - EXECUTION
     read |= {"evaluate": {"seed", "train.document_mask"}, "download": {"download"}, "export": every}.get(stage, set())
     assert known == read
 
 
-def test_runtime_is_a_dependency_of_no_stage():
-    assert all("runtime" not in s.get("params", []) for s in STAGES.values())
+def test_an_execution_section_is_a_dependency_of_no_stage():
+    assert {"runtime", "serving"} == EXECUTION
+    assert all(p.split(".")[0] not in EXECUTION for s in STAGES.values() for p in s.get("params", []))
 
 
 def test_every_file_dependency_is_made_by_an_earlier_stage():

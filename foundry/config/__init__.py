@@ -26,6 +26,7 @@ from foundry.config.schema import (
     Runtime,
     TrainConfig,
 )
+from foundry.config.serving import Serving
 
 __all__ = [
     "CheckpointError",
@@ -43,6 +44,7 @@ __all__ = [
     "MissingPackageError",
     "ModelConfig",
     "Runtime",
+    "Serving",
     "Shard",
     "Source",
     "TokenizerParams",

@@ -1,7 +1,8 @@
 """Typed parameters: one class per section of `params.yaml`; those of the data stages are in `corpus.py`.
 
 There are two kinds of keys (law 1). Identity keys change results: they are part of the fingerprint or of a stage's DVC
-parameters. Execution keys are in `Runtime` only: they decide where and how the work is done, and rerun nothing. The
+parameters. Execution keys are in the sections of `EXECUTION`: they decide where and how the work is done, and rerun
+nothing. The
 description of a field is its documentation: `foundry check --describe` prints it, and the forms of the flows show it. A
 failed check is an exception that names the rule; an unknown key is an error.
 """
@@ -21,9 +22,13 @@ from pydantic import (
 
 from foundry.config.corpus import Clean, Download, Shard, TokenizerParams
 from foundry.config.section import Name, Section, TaskPath, short_repr
+from foundry.config.serving import Serving
 
 # YAML has no tuples and no sets: a list is what a user writes.
 Pair = Annotated[tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+
+
+EXECUTION = frozenset({"runtime", "serving"})  # sections that no stage depends on
 
 
 class ModelConfig(Section):
@@ -337,6 +342,11 @@ class Config(Section):
     evaluate: Evaluate = Field(default_factory=Evaluate)
     export: Export = Field(default_factory=Export)
     runtime: Runtime = Field(default_factory=Runtime)
+    serving: Serving = Field(default_factory=Serving)
+
+    def identity(self) -> dict[str, Any]:
+        """The identity parameters, as JSON values: all sections but those of `EXECUTION`."""
+        return self.model_dump(mode="json", exclude=set(EXECUTION))
 
     @field_validator("train", mode="before")
     @classmethod

@@ -95,7 +95,7 @@ class Lineage(Record):
     """The content of `lineage.json`; the order of the fields is the order of its keys.
 
     Attributes:
-        parameters: identity parameters: all of `params.yaml` but `runtime`.
+        parameters: identity parameters: `Config.identity`.
     """
 
     model: ModelLink
@@ -131,7 +131,7 @@ def build_lineage(
 
     Args:
         facts: `config.json` of the trained model.
-        parameters: identity parameters: all of `params.yaml` but `runtime`.
+        parameters: identity parameters: `Config.identity`.
         shard_files: {path in `data/shards`: sha256} of the index; the readers of the shards compared them.
 
     Raises:

@@ -210,7 +210,7 @@ def _overrides(commit: str | None, parameters: dict[str, Any], root: Path) -> di
         committed = parse_config(parse_yaml(text, "params.yaml"), "params.yaml")
     except ConfigError:  # it is of another version of Foundry
         return {}
-    old, new = flatten(committed.model_dump(mode="json", exclude={"runtime"})), flatten(parameters)
+    old, new = flatten(committed.identity()), flatten(parameters)
     keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     return {k: Override(old.get(k, ""), new.get(k, "")) for k in keys}
 

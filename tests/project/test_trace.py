@@ -18,6 +18,7 @@ from scoring import tiny
 
 from foundry.cli import main
 from foundry.config import ConfigError, Export, ExportError, FoundryError, load_params, parse_config, read_yaml
+from foundry.config.schema import EXECUTION
 from foundry.data.tokens.index import read_index
 from foundry.export import export
 from foundry.export.lineage import REPORTS, build_lineage, read_lineage
@@ -55,7 +56,7 @@ def finished_project(tmp_path_factory, clean, shards, tokenizer):
     write_json(root / "artifacts/evaluation/tasks/cloze.jsonl", {"question": 1})
     for name in REPORTS:
         write_json(root / "reports" / name, {"of": name})
-    parameters = CFG.model_dump(mode="json", exclude={"runtime"})
+    parameters = CFG.identity()
     chain = build_lineage(root, facts, parameters, read_index(shards).file_hashes())
     report = example_evaluation(weights_sha256=facts.weights_sha256)
     cleaning = example_cleaning(example_source(**SOURCE, sha256=raw.sha256))
@@ -126,7 +127,7 @@ def test_the_chain_is_printed_from_the_folder_alone_down_to_the_raw_bytes_and_th
     assert chain["commit"] is None and chain["raw"][0]["files"][0]["sha256"] == raw
     lineage = list(json.loads((project / "artifacts/export/lineage.json").read_text()))
     assert list(chain) == ["export", *lineage, "commit", "overrides"]
-    assert chain["parameters"]["train"]["steps"] == CFG.train.steps and "runtime" not in chain["parameters"]
+    assert chain["parameters"]["train"]["steps"] == CFG.train.steps and EXECUTION.isdisjoint(chain["parameters"])
 
 
 def test_dvc_gives_the_folder_the_same_hash(project):
@@ -333,10 +334,10 @@ def test_parameters_that_a_chain_has_are_parameters_that_build_it_again(preset, 
         params |= {k: {**params.get(k, {}), **v} if isinstance(v, dict) else v for k, v in chosen.items()}
     cfg = parse_config(params)
     shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
-    parameters = json.loads(json.dumps(cfg.model_dump(mode="json", exclude={"runtime"})))
+    parameters = json.loads(json.dumps(cfg.identity()))
     reproduce._set_parameters(tmp_path / "params.yaml", parameters, {"threads": 3})
     again = load_params(tmp_path / "params.yaml")
-    assert again.model_dump(exclude={"runtime"}) == cfg.model_dump(exclude={"runtime"})
+    assert again.identity() == cfg.identity()
     assert again.runtime.threads == 3 and again.runtime.tracking is False
 
 
