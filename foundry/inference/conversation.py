@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TextIO
 
 from foundry.config import ConfigError
+from foundry.config.sampling import Sampling
 from foundry.inference.generator import Generator
-from foundry.inference.sampling import Sampling
 
 HELP = (
     "type a text to continue it (\\n is a line end); /temperature 0.8, /top_k 40, /top_p 0.95, /tokens 120 and /seed 7 "

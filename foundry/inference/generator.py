@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from foundry.config import ConfigError
+from foundry.config.sampling import Sampling, is_integer
 from foundry.inference.cache import KVCache
 from foundry.inference.decoder import Decoder
-from foundry.inference.sampling import Sampling, choose, is_integer
+from foundry.inference.sampling import Sampler
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.tokenizer import UNK_ID
@@ -48,7 +49,6 @@ class Generator:
         # Byte fallback makes the unknown token unnecessary.
         banned = [i for i in range(tokenizer.vocab_size) if i == UNK_ID or tokenizer.is_control(i)]
         self.barred = [i for i in banned if i != tokenizer.eos_id]
-        self._barred = torch.tensor(self.barred, device=self.device)
         self.fixed_shapes = self.device.type == "cuda"
         self._idle: list[Decoder] = []  # one per text that was generated at the same time as others
 
@@ -99,7 +99,10 @@ class Generator:
 
     @torch.inference_mode()
     def _run(self, ids: list[int], n: int, how: Sampling, generator: torch.Generator) -> Iterator[int]:
-        context = self.model.cfg.max_seq_len
+        context, size = self.model.cfg.max_seq_len, self.model.cfg.vocab_size
+        sampler = Sampler(
+            how, ids, vocab_size=size, generator=generator, end_ids=[self.tokenizer.eos_id], barred=self.barred
+        )
         decoder = self._idle_decoder() if self.fixed_shapes else None
         dtype = self.model.tok_embeddings.weight.dtype
         cache = decoder.cache if decoder else KVCache(self.model.cfg, 1, self.device, dtype)
@@ -114,10 +117,11 @@ class Generator:
                     logits = decoder.step(tokens)[0]
                 else:
                     logits = self.model(tokens, cache=cache)[0][0, -1]
-                token = choose(logits.index_fill(0, self._barred, float("-inf")), how, generator)
+                token = sampler.choose(logits)
                 if token == self.tokenizer.eos_id:
                     return
                 yield token
+                sampler.accept(token)
                 ids.append(token)
                 new = [token]
         finally:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from foundry.config import ConfigError, FoundryError
-from foundry.inference.sampling import Sampling, is_integer
+from foundry.config.sampling import Sampling, is_integer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,12 +49,21 @@ class Matcher(Protocol):
         """Whether the answer may end here: only then are the request's stop ids allowed."""
         ...
 
+    @property
+    def over(self) -> bool:
+        """Whether the answer is complete and nothing may follow: it ends here, with or without a stop id."""
+        ...
+
     def allowed(self) -> Tensor:
         """The tokens that may come next, stop ids aside: bool (V,). The engine only reads it."""
         ...
 
     def accept(self, token: int) -> None:
         """Takes the token that was chosen. It is not called with a stop id."""
+        ...
+
+    def copy(self) -> Matcher:
+        """The same state, which goes on independently."""
         ...
 
 
@@ -72,9 +81,8 @@ class Request:
 
     Args:
         ids: the prompt with its begin symbol, at least one token.
-        sampling: how each token is chosen.
+        sampling: how each token is chosen. No stop string is looked for before its `min_tokens` either.
         max_tokens: the largest number of new tokens, a stop id included; 0 only reads the prompt (for its scores).
-        min_tokens: no stop id is chosen and no stop string is looked for before so many new tokens.
         seed: in [0, 2^63); None draws a fresh one, which `Ticket.seed` says.
         stop: texts that end the answer; they are not part of it.
         stop_ids: tokens that end the answer; they are not part of it. Control symbols that are not stop ids, the
@@ -95,7 +103,6 @@ class Request:
     ids: tuple[int, ...]
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 100
-    min_tokens: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
@@ -108,11 +115,10 @@ class Request:
     def __post_init__(self) -> None:
         if not self.ids:
             raise ConfigError("the prompt has no token: give it at least its begin symbol")
-        for name in ("max_tokens", "min_tokens"):
-            if not (is_integer(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ConfigError(f"{name} must be an integer of at least 0, got {getattr(self, name)!r}")
-        if self.min_tokens > self.max_tokens:
-            raise ConfigError(f"min_tokens ({self.min_tokens}) must be at most max_tokens ({self.max_tokens})")
+        if not (is_integer(self.max_tokens) and self.max_tokens >= 0):
+            raise ConfigError(f"max_tokens must be an integer of at least 0, got {self.max_tokens!r}")
+        if self.sampling.min_tokens > self.max_tokens:
+            raise ConfigError(f"min_tokens ({self.sampling.min_tokens}) must be at most max_tokens ({self.max_tokens})")
         if not (self.seed is None or (is_integer(self.seed) and 0 <= self.seed < MAX_SEED)):
             raise ConfigError(f"seed must be None or an integer in [0, 2^63), got {self.seed!r}")
         for name in ("logprobs", "prompt_logprobs"):
