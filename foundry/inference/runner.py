@@ -1,0 +1,218 @@
+"""The model as the engine runs it: one forward pass for new tokens of many requests, in slots of one cache.
+
+All products of a step are over the tokens of all requests together. Attention is computed for each by itself, in shapes
+that depend on its own positions only: a token of an answer attends to the keys up to its own, a prompt is read in
+blocks that begin at multiples of `BLOCK`. A product's row does not depend on the other rows, nor does anything else
+here, so in float32 on a CPU the logits of a token are the same bits whatever else is in the step.
+
+This needs care with the functions of PyTorch: a kernel over a whole tensor treats its last elements, and those at the
+borders between threads, by other instructions. What is rounded correctly (sums, products, roots) does not mind; `silu`
+does, and gets each row by itself, see `_silu`.
+
+Shapes by suffix: N tokens of a step, C dim, H query heads, K key/value heads, D head dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foundry.inference.cache import BLOCK, SlotCache
+from foundry.models import MiniLLM
+from foundry.models.loss import soft_cap
+from foundry.models.transformer import Block
+
+Product = Callable[[Tensor], Tensor]
+SERIAL = 32768  # elements below which PyTorch computes an elementwise function on one thread
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New tokens of one slot in a step.
+
+    Args:
+        slot: of the cache.
+        start: the position of the first token.
+        ids: the tokens.
+        prompt: read in blocks; otherwise each token attends by itself, as tokens of an answer do.
+        wanted: for how many of the last tokens logits are returned.
+    """
+
+    slot: int
+    start: int
+    ids: Sequence[int]
+    prompt: bool
+    wanted: int
+
+
+class Layer:
+    """The weights of one block, those that are multiplied together as one matrix."""
+
+    def __init__(self, block: Block, pack: Callable[[Tensor], Product]) -> None:
+        attention, ffn = block.attention, block.ffn
+        self.attention_norm, self.ffn_norm = block.attention_norm, block.ffn_norm
+        self.qkv = pack(torch.cat(attention.input_weights()))
+        self.out = pack(attention.wo.weight)
+        self.gate_up = pack(torch.cat(ffn.input_weights()))
+        self.down = pack(ffn.w_down.weight)
+        self.head_norm: Tensor | None = None
+        if attention.q_norm is not None:
+            q, k = attention.q_norm.weight, attention.k_norm.weight
+            self.head_norm = torch.cat((q.expand(attention.n_heads, -1), k.expand(attention.n_kv_heads, -1)))
+
+
+class Runner:
+    """Runs a model for the engine.
+
+    Args:
+        model: on its device and in the type of its weights; it is put into evaluation mode.
+        slots: requests that can run at the same time.
+        pack: prepares a matrix (O, C) for products with (N, C); the result does not follow later changes of the model.
+
+    Attributes:
+        cache: keys and values of the slots.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: MiniLLM, slots: int, pack: Callable[[Tensor], Product] | None = None) -> None:
+        self.model, self.cfg = model.eval(), model.cfg
+        weight = model.tok_embeddings.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.cache = SlotCache(self.cfg, slots, self.device, self.dtype)
+        self._pack = pack or plain
+        angles = torch.view_as_real(model.freqs_cis)
+        cos, sin = angles.unbind(-1)
+        self._cos, self._sin = torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
+        self._mask = self._diagonal()
+        # The rows of one layer of the cache as a matrix: (keys and values, slots, heads, positions) by D.
+        self._rows = [kv.view(-1, self.cfg.head_dim) for kv in self.cache.kv]
+        K, S = self.cfg.n_kv_heads, self.cfg.max_seq_len
+        halves, heads = torch.arange(2)[:, None] * slots * K * S, torch.arange(K)[None] * S
+        self._kv_offsets = (halves + heads).flatten().to(self.device)
+        self.refresh()
+
+    @torch.inference_mode()
+    def refresh(self) -> None:
+        """Takes the model's weights as they are now."""
+        self._layers = [Layer(block, self._pack) for block in self.model.layers]
+        self._head = self._pack(self.model.head_weight)
+        self._seen = _state(self.model)
+
+    def stale(self) -> bool:
+        """Whether the model's weights were changed after they were taken, in place or by others in their place."""
+        return self._seen != _state(self.model)
+
+    @torch.inference_mode()
+    def forward(self, pieces: Sequence[Piece]) -> Tensor:
+        """Reads the pieces into the cache; returns the logits of the wanted tokens (R, V) in the order of the pieces.
+
+        Several pieces of one slot must follow each other.
+        """
+        cfg = self.cfg
+        ids, positions, slots, wanted = [], [], [], []
+        for p in pieces:
+            n = len(p.ids)
+            wanted.extend(range(len(ids) + n - p.wanted, len(ids) + n))
+            ids.extend(p.ids)
+            positions.extend(range(p.start, p.start + n))
+            slots.extend([p.slot] * n)
+        table = torch.tensor((ids, positions, slots), device=self.device)
+        at = table[1]
+        cos, sin = self._cos[at], self._sin[at]
+        rows = (table[2] * (cfg.n_kv_heads * cfg.max_seq_len) + at)[:, None] + self._kv_offsets
+        x = F.embedding(table[0], self.model.tok_embeddings.weight)
+        for i, layer in enumerate(self._layers):
+            x = self._block(x, layer, i, cos, sin, rows, pieces)
+        if not wanted:
+            return x.new_empty(0, cfg.vocab_size)
+        if len(wanted) < len(ids):
+            x = x[torch.tensor(wanted, device=self.device)]
+        return soft_cap(self._head(self.model.norm(x)), cfg.logit_softcap)
+
+    def _block(
+        self, x: Tensor, layer: Layer, i: int, cos: Tensor, sin: Tensor, rows: Tensor, pieces: Sequence[Piece]
+    ) -> Tensor:
+        cfg = self.cfg
+        H, K = cfg.n_heads, cfg.n_kv_heads
+        qkv = layer.qkv(layer.attention_norm(x)).view(len(x), H + 2 * K, -1)
+        qk = qkv[:, : H + K].float()
+        if layer.head_norm is not None:
+            scale = torch.rsqrt(qk.square().mean(-1, keepdim=True) + cfg.norm_eps)
+            qk = ((qk * scale).to(self.dtype) * layer.head_norm).float()
+        a, b = qk.chunk(2, dim=-1)
+        qkv[:, : H + K] = (qk * cos).add_(torch.cat((b, a), -1).mul_(sin))
+        self._rows[i].index_put_((rows,), qkv[:, H:])
+        y = torch.cat(self._attend(qkv[:, :H], i, pieces)) if len(x) > 1 else self._attend(qkv[:, :H], i, pieces)[0]
+        x = x + layer.out(y)
+        gate, up = layer.gate_up(layer.ffn_norm(x)).chunk(2, dim=-1)
+        return x + layer.down(_silu(gate) * up)
+
+    def _attend(self, q_NHD: Tensor, i: int, pieces: Sequence[Piece]) -> list[Tensor]:
+        """Parts (n, H * D) of the attention's output, in the order of the tokens."""
+        k_NKSD, v_NKSD = self.cache.kv[i]
+        window, parts, row = self.cfg.sliding_window, [], 0
+        for p in pieces:
+            k, v = k_NKSD[p.slot : p.slot + 1], v_NKSD[p.slot : p.slot + 1]
+            at, end = p.start, p.start + len(p.ids)
+            while at < end:
+                T = min(BLOCK - at % BLOCK, end - at) if p.prompt else 1
+                low = max(0, at + 1 - window) if window else 0
+                parts.append(self._attention(q_NHD[row : row + T], k[:, :, low : at + T], v[:, :, low : at + T]))
+                at, row = at + T, row + T
+        return parts
+
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention of the last T positions (T, H, D) to keys and values (1, K, S, D): (T, H * D).
+
+        The queries of a group of heads are rows of one product with its keys.
+        """
+        T, H, D = q.shape
+        K, S = k.shape[1], k.shape[2]
+        G = H // K
+        q = q.view(T, K, G, D).transpose(0, 1).reshape(1, K, T * G, D)
+        last = self.cfg.max_seq_len + T
+        mask = self._mask[: T * G, last - S : last] if T > 1 else None
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return y.view(K, T, G, D).transpose(0, 1).reshape(T, H * D)
+
+    def _diagonal(self) -> Tensor:
+        """What is added to the scores of a block's queries, for every number of keys before the block.
+
+        Row t * G + g is that of the block's token t, column max_seq_len + s that of the key s positions after the
+        block's first one.
+        """
+        cfg = self.cfg
+        t = torch.arange(BLOCK)[:, None]
+        s = torch.arange(-cfg.max_seq_len, BLOCK)[None]
+        seen = (s <= t) & (s > t - cfg.sliding_window) if cfg.sliding_window else s <= t
+        mask = torch.zeros(seen.shape).masked_fill(~seen, -math.inf).to(self.device, self.dtype)
+        return mask.repeat_interleave(cfg.n_heads // cfg.n_kv_heads, dim=0)
+
+
+def plain(weight: Tensor) -> Product:
+    """The product with a matrix as it is."""
+    if weight.device.type == "cpu":
+        linear = torch.ops.mkldnn._linear_pointwise
+        if weight.dtype == torch.float32:
+            return lambda x: linear(x if len(x) > 1 else x.expand(2, -1), weight, None, "none", [], "")[: len(x)]
+        return lambda x: linear(x, weight, None, "none", [], "")
+    return lambda x: F.linear(x, weight)
+
+
+def _silu(x: Tensor) -> Tensor:
+    """silu of (N, F), in place, where x is a part of wider rows: PyTorch then computes each row by itself.
+
+    At most `SERIAL` elements at a time, because threads would divide them in the middle of rows.
+    """
+    for part in x.split(max(1, SERIAL // x.shape[1])):
+        F.silu(part, inplace=True)
+    return x
+
+
+def _state(model: MiniLLM) -> list[tuple[int, int]]:
+    return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
