@@ -19,9 +19,9 @@ import numpy as np
 
 from foundry.config import ExportError
 from foundry.config.corpus import CHAT_MARKERS
-from foundry.export.huggingface import CHAT_TEMPLATE
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
+from foundry.tokenizers.chat import CHAT_TEMPLATE
 from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID, UNK_ID
 from foundry.utils.files import atomic_write, disk_errors, make_folder
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from foundry.config import ExportError, ModelConfig
 from foundry.config.corpus import CHAT_MARKERS
 from foundry.export.gguf_read import read_gguf
-from foundry.export.huggingface import CHAT_TEMPLATE
 from foundry.export.proof import GGUFProof
 from foundry.tokenizers import Tokenizer
+from foundry.tokenizers.chat import CHAT_TEMPLATE
 from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID, UNK_ID
 
 FORMATS = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # llama.cpp's general.file_type

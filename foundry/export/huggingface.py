@@ -3,8 +3,7 @@
 The weights are only renamed. What a loader needs to read the folder correctly was found by trying: both
 `rope_parameters` and `rope_theta` (transformers 4 ignores the first, silently), both `dtype` and `torch_dtype`,
 `PreTrainedTokenizerFast` (other classes rebuild the pipeline from their own defaults), merges in the order of
-SentencePiece's scores, `add_prefix_space: false`, and a chat template that begins with the begin symbol (llama.cpp adds
-it anyway) and marks the assistant's answers, and nothing else, for training.
+SentencePiece's scores, and `add_prefix_space: false`.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from foundry.config.corpus import CHAT_MARKERS
 from foundry.export.exportable import model_problems, refuse, tokenizer_problems
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
+from foundry.tokenizers.chat import CHAT_TEMPLATE
 from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID, UNK_ID
 from foundry.utils.files import atomic_write, read_json, write_json, write_tensors
 
@@ -35,13 +35,6 @@ _LAYER = {
     "ffn.w_down": "mlp.down_proj",
 }
 _QK_NORM = {"attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm"}
-
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 
 def tensor_names(cfg: ModelConfig) -> dict[str, str]:

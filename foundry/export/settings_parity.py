@@ -16,7 +16,6 @@ import torch
 from foundry.config import ExportError, ModelConfig
 from foundry.config.corpus import CHAT_MARKERS
 from foundry.export.huggingface import (
-    CHAT_TEMPLATE,
     generation_config,
     import_huggingface,
     model_config,
@@ -27,6 +26,7 @@ from foundry.export.llamacpp_child import ServerSettings
 from foundry.export.proof import SettingsProof, WeightsProof
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
+from foundry.tokenizers.chat import CHAT_TEMPLATE
 from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID, UNK_ID
 from foundry.utils.files import read_json, sha256_file
 

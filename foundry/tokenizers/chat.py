@@ -1,0 +1,71 @@
+"""Chat: the one template, and the one encoder from a conversation to ids.
+
+`CHAT_TEMPLATE` is for those who render a conversation as text (transformers, llama.cpp); `encode_chat` gives the ids
+that transformers' `apply_chat_template` gives for it, with one difference: a control symbol that somebody typed into a
+message stays text, where a rendered template makes it the symbol. So a message can neither end itself nor begin
+another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from foundry.config import ConfigError
+from foundry.config.corpus import CHAT_MARKERS
+
+if TYPE_CHECKING:
+    from foundry.tokenizers.tokenizer import Tokenizer
+
+BEGIN, END = CHAT_MARKERS  # of a turn
+ROLES = ("system", "user", "assistant")
+
+# It begins with the begin symbol (llama.cpp adds it anyway) and marks the assistant's answers, and nothing else, for
+# training.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+def encode_chat(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, answer: bool = True, open_last: bool = False
+) -> list[int]:
+    """Ids of a conversation; exactly one begin symbol, at the start.
+
+    Args:
+        answer: ends with the beginning of the assistant's turn.
+        open_last: leaves the last message without its end symbol, so that a model continues it; `answer` must be False.
+
+    Raises:
+        ConfigError: (a `ValueError`) for an unknown role, for text that is not valid Unicode, for both arguments at
+            once, and for `open_last` without a message.
+    """
+    if open_last and (answer or not messages):
+        raise ConfigError("open_last continues the last message: give one, and answer=False")
+    begin, end = tokenizer.id_of(BEGIN), tokenizer.id_of(END)
+    ids = [tokenizer.bos_id]
+    for i, message in enumerate(messages):
+        if message.role not in ROLES:
+            raise ConfigError(f"role must be one of {', '.join(ROLES)}, got {message.role!r}")
+        # One text between two symbols is encoded at once, as transformers does: a merge may cross the line end.
+        ids += [begin, *tokenizer.encode(f"{message.role}\n{message.content}")]
+        if not (open_last and i == len(messages) - 1):
+            ids += [end, *tokenizer.encode("\n")]
+    if answer:
+        ids += [begin, *tokenizer.encode("assistant\n")]
+    return ids
+
+
+def end_of_turn(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids that end an answer in a conversation: the end of the turn and the end of the text."""
+    return tokenizer.id_of(END), tokenizer.eos_id
