@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from foundry.config.serving import Serving
 from foundry.serving.keys import Keys
 from foundry.serving.version import Version
 
@@ -39,6 +40,7 @@ class Exchange:
         route: `/v1/completions` or `/v1/chat/completions`.
         key: name of the API key; None without keys.
         started: Unix time in seconds.
+        accepted_tokens, rejected_tokens: that speculation proposed and the model took, or did not.
         body: the request's JSON object as it was received.
         status: of the response; 499 if the client disconnected before the answer was complete.
     """
@@ -56,8 +58,8 @@ class Exchange:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
-    drafted: int
-    accepted: int
+    accepted_tokens: int
+    rejected_tokens: int
     status: int
 
 
@@ -80,7 +82,7 @@ class Observer(Protocol):
 class Server(Protocol):
     """What serves: the argument of `foundry.serving.app.build_app`."""
 
-    config: Any  # foundry.config.serving.Serving, when it has landed
+    config: Serving
     keys: Keys
     observer: Observer
 

@@ -6,8 +6,10 @@ Imports no torch and no web code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from foundry.serving.scores import TokenTexts
 from foundry.utils.bootstrap import Interval
 from foundry.utils.records import Record
 
@@ -63,6 +65,11 @@ class Version:
     facts: Facts
     loaded: int
     aliases: tuple[str, ...] = ()
+
+    @cached_property
+    def texts(self) -> TokenTexts:
+        """The tokens of the vocabulary as text."""
+        return TokenTexts(self.tokenizer)
 
     def answers_to(self, name: str) -> bool:
         """Whether a client that asks for the model `name` means this one."""
