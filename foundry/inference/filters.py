@@ -27,20 +27,25 @@ def top_k(scores: Floats, k: int) -> Bools:
 
 def top_p(weights: Floats, p: float) -> Bools:
     """The smallest set of the largest whose share reaches p (arXiv:1904.09751); of equal ones, those with lower ids."""
-    needed = p * float(weights.sum(dtype=np.float64))
-    return _largest_until(weights, needed, floor=0.5 * (1 - p) * float(weights.sum()) / len(weights))
-
-
-def _largest_until(weights: Floats, needed: float, floor: float) -> Bools:
-    """The largest weights whose sum reaches `needed`; those below `floor` together do not matter for it."""
-    keep = weights >= floor  # sorting is what costs: most tokens of a vocabulary are far too unlikely
-    ordered = np.sort(weights[keep])[::-1]
+    needed = p * float(_sum(weights))
+    ordered = np.sort(_largest(weights, needed))[::-1]
     last = min(int(np.searchsorted(np.cumsum(ordered, dtype=np.float64), needed)), len(ordered) - 1)
     threshold = ordered[last]
     keep = weights > threshold
     ties = np.flatnonzero(weights == threshold)
     keep[ties[: last + 1 - np.count_nonzero(keep)]] = True
     return keep
+
+
+def _largest(weights: Floats, needed: float) -> Floats:
+    """Some number of the largest whose sum reaches `needed`, in any order. To sort a vocabulary would cost most."""
+    n, size = len(weights), 128
+    while size < n:
+        largest = np.partition(weights, n - size)[n - size :]
+        if _sum(largest) >= needed:
+            return largest
+        size *= 8
+    return weights
 
 
 def min_p(weights: Floats, share: float) -> Bools:
@@ -50,10 +55,10 @@ def min_p(weights: Floats, share: float) -> Bools:
 
 def typical_p(scores: Floats, weights: Floats, p: float) -> Bools:
     """Those whose surprise is closest to the entropy until their share reaches p, and ties (arXiv:2202.00666)."""
-    total = weights.sum(dtype=np.float64)
-    surprise = np.log(total) + float(scores.max()) - scores.astype(np.float64)
-    distance = np.abs(surprise - np.dot(weights, surprise) / total)
-    order = np.argsort(distance, kind="stable")
+    total = _sum(weights)
+    below = scores - scores.max()  # surprise and entropy are the same constant above minus this and its mean
+    distance = np.abs(below - np.float32(_sum(weights * below) / total))
+    order = np.argsort(distance)
     last = min(int(np.searchsorted(np.cumsum(weights[order], dtype=np.float64), p * total)), len(order) - 1)
     return distance <= distance[order[last]]
 
@@ -62,7 +67,12 @@ def entropy_share(scores: Floats) -> float:
     """Entropy of softmax(scores) as a share of its largest possible value, ln N; 0 for a single candidate."""
     if len(scores) == 1:
         return 0.0
-    below = scores.astype(np.float64) - float(scores.max())
+    below = scores - scores.max()
     weights = np.exp(below)
-    total = weights.sum()
-    return float(np.clip((np.log(total) - np.dot(weights, below) / total) / np.log(len(scores)), 0.0, 1.0))
+    total = _sum(weights)
+    return float(np.clip((np.log(total) - _sum(weights * below) / total) / np.log(len(scores)), 0.0, 1.0))
+
+
+def _sum(values: Floats) -> np.float64:
+    """Not `np.dot`, whose BLAS may use threads and then sum in another order."""
+    return values.sum(dtype=np.float64)
