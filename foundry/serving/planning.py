@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foundry.config import ConfigError
+from foundry.config import ConfigError, MissingPackageError
 from foundry.config.sampling import PARAMETER, Sampling
 from foundry.config.serving import Serving
 from foundry.inference.request import Constraint, Request
@@ -260,8 +260,13 @@ def _too_long(message: str, wanted: Wanted) -> ApiError:
 def _constraint(version: Version, wanted: ResponseFormat | None) -> Constraint | None:
     if wanted is None or wanted.type == "text":
         return None
-    raise invalid(
-        f"response_format of type {wanted.type} is not supported by this server",
-        "response_format",
-        "unsupported_parameter",
-    )
+    try:
+        if wanted.type == "json_object":
+            return version.grammars.json_object()
+        if wanted.json_schema is None:
+            raise invalid("response_format of type json_schema needs json_schema with a schema", "response_format")
+        return version.grammars.json_schema(wanted.json_schema.schema_)
+    except MissingPackageError as e:
+        raise invalid(str(e), "response_format", "unsupported_parameter") from None
+    except ConfigError as e:
+        raise invalid(f"response_format: {e}", "response_format", "invalid_value") from None

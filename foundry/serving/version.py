@@ -14,6 +14,7 @@ from foundry.utils.bootstrap import Interval
 from foundry.utils.records import Record
 
 if TYPE_CHECKING:
+    from foundry.inference.constraints import Grammars
     from foundry.inference.request import Backend
     from foundry.tokenizers import Tokenizer
 
@@ -70,6 +71,17 @@ class Version:
     def texts(self) -> TokenTexts:
         """The tokens of the vocabulary as text."""
         return TokenTexts(self.tokenizer)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Makes the constraints of `response_format`.
+
+        Raises:
+            MissingPackageError: if the grammar library is not installed.
+        """
+        from foundry.inference.constraints import Grammars
+
+        return Grammars(self.tokenizer)
 
     def answers_to(self, name: str) -> bool:
         """Whether a client that asks for the model `name` means this one."""
