@@ -8,14 +8,26 @@ import io
 import signal
 import sys
 
-from foundry.commands import custody, data, evaluation, export, generation, parameters, registry, runs, training, upkeep
+from foundry.commands import (
+    custody,
+    data,
+    evaluation,
+    export,
+    generation,
+    parameters,
+    registry,
+    runs,
+    serving,
+    training,
+    upkeep,
+)
 from foundry.commands.arguments import project_of_here
 from foundry.config import FoundryError
 from foundry.config.version import VERSION
 from foundry.utils.extras import missing_package
 from foundry.utils.log import setup_logging
 
-TOPICS = (parameters, training, data, evaluation, generation, registry, custody, export, runs, upkeep)
+TOPICS = (parameters, training, data, evaluation, generation, serving, registry, custody, export, runs, upkeep)
 LONGEST = 6000  # characters of an error: an argument may have 100,000, and is often repeated in it
 
 

@@ -116,6 +116,7 @@ def export(
             index_sha256=facts.index_sha256,
             tokenizer_sha256=facts.tokenizer_sha256,
             weights_sha256=facts.weights_sha256,
+            bits_per_byte=report.test.bits_per_byte,
             proof=proof,
             quantised=costs,
             files=hash_files(tmp),

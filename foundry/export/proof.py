@@ -182,6 +182,8 @@ class ExportRecord(Record):
         fingerprint: of the training run.
         index_sha256: of the data index that it was trained on.
         weights_sha256: of the trained weights (`artifacts/model`), not of the exported file.
+        bits_per_byte: of the test documents, from the evaluation; None in exports of former versions of Foundry, which
+            stay in registries.
         quantised: None if no format was scored; the file then lacks the key.
         files: {path in the folder: sha256}.
     """
@@ -191,6 +193,7 @@ class ExportRecord(Record):
     index_sha256: str
     tokenizer_sha256: str
     weights_sha256: str
+    bits_per_byte: Interval | None = None
     proof: Proof
     quantised: FormatCosts | None = None
     files: dict[str, str]

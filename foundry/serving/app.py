@@ -126,7 +126,7 @@ class Gate:
     def _report(self, scope: Scope, call: Call) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
         self.server.observer.responded(scope["method"], route, call.status, call.seconds)
-        if route in ("/health", "/ready", "/metrics") and call.status < 400:
+        if route == "/ready" or (route in ("/health", "/metrics") and call.status < 400):
             return
         key = [f"key {call.key.name}"] if call.key else []
         notes = ", ".join([call.request_id, *key, *call.notes])

@@ -26,7 +26,8 @@ class Connection(H11Protocol):
 
     - `header_seconds`, from the first byte of a connection or request to the end of its headers;
     - `body_seconds`, from there to the end of the body, whether the application reads it or has refused it;
-    - `write_seconds`, as long as the answer does not fit the buffers of the operating system.
+    - `write_seconds`, in which the client has to read at least something of an answer that does not fit the buffers of
+      the operating system, also after its end and while the connection is closing.
     """
 
     limits: Serving
@@ -55,23 +56,41 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_reading()
-        self.resume_writing()
+        self._stop_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if not self.flow.write_paused:  # the answer to a further request would count as not read
+            self._stop_writing()
         super().data_received(data)
         self._watch_request()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch_request()
+        self._watch_writing()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._writing = self._writing or self.loop.call_later(self.limits.write_seconds, self._abort)
+        self._watch_writing()
 
     def resume_writing(self) -> None:
+        self._stop_writing()
         super().resume_writing()
+
+    def _watch_writing(self) -> None:
+        """Looks after `write_seconds` whether the client has read anything of what is in the buffer now."""
+        if self._writing is None and (left := self.transport.get_write_buffer_size()):
+            self._writing = self.loop.call_later(self.limits.write_seconds, self._check_writing, left)
+
+    def _check_writing(self, before: int) -> None:
+        self._writing = None
+        if self.transport.get_write_buffer_size() >= before:  # meanwhile the application has written nothing
+            self._abort()
+        else:
+            self._watch_writing()
+
+    def _stop_writing(self) -> None:
         if self._writing:
             self._writing.cancel()
             self._writing = None

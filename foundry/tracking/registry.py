@@ -15,7 +15,7 @@ import tempfile
 import urllib.parse
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -113,18 +113,19 @@ def register(candidate: Candidate, *, uri: str, experiment: str, decide: Decide)
 
 
 @contextmanager
-def reached(uri: str, what: str, then: str = "") -> Iterator[MlflowClient]:
+def reached(uri: str, what: str, then: str = "", *, alone: bool = True) -> Iterator[MlflowClient]:
     """Yields a client of the registry to one process at a time.
 
     Args:
         what: names the work in the error message.
         then: what to do about the error.
+        alone: False for work that only reads and need not wait for a registration.
 
     Raises:
         TrackingError: for every error of MLflow or the network inside the block; a `FoundryError` passes unchanged.
     """
     try:
-        with serialized("register"):
+        with serialized("register") if alone else nullcontext():
             client = connect(uri)
             with mlflow_at(uri):
                 yield client
