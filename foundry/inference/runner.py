@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foundry.inference.cache import BLOCK, SlotCache
+from foundry.inference.products import Product, pack
 from foundry.models import MiniLLM
 from foundry.models.loss import soft_cap
 from foundry.models.transformer import Block
 
-Product = Callable[[Tensor], Tensor]
 SERIAL = 32768  # elements below which PyTorch computes an elementwise function on one thread
 
 
@@ -79,12 +79,12 @@ class Runner:
     """
 
     @torch.inference_mode()
-    def __init__(self, model: MiniLLM, slots: int, pack: Callable[[Tensor], Product] | None = None) -> None:
+    def __init__(self, model: MiniLLM, slots: int, pack: Callable[[Tensor], Product] = pack) -> None:
         self.model, self.cfg = model.eval(), model.cfg
         weight = model.tok_embeddings.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.cache = SlotCache(self.cfg, slots, self.device, self.dtype)
-        self._pack = pack or plain
+        self._pack = pack
         angles = torch.view_as_real(model.freqs_cis)
         cos, sin = angles.unbind(-1)
         self._cos, self._sin = torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
@@ -192,16 +192,6 @@ class Runner:
         seen = (s <= t) & (s > t - cfg.sliding_window) if cfg.sliding_window else s <= t
         mask = torch.zeros(seen.shape).masked_fill(~seen, -math.inf).to(self.device, self.dtype)
         return mask.repeat_interleave(cfg.n_heads // cfg.n_kv_heads, dim=0)
-
-
-def plain(weight: Tensor) -> Product:
-    """The product with a matrix as it is."""
-    if weight.device.type == "cpu":
-        linear = torch.ops.mkldnn._linear_pointwise
-        if weight.dtype == torch.float32:
-            return lambda x: linear(x if len(x) > 1 else x.expand(2, -1), weight, None, "none", [], "")[: len(x)]
-        return lambda x: linear(x, weight, None, "none", [], "")
-    return lambda x: F.linear(x, weight)
 
 
 def _silu(x: Tensor) -> Tensor:
