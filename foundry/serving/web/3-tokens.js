@@ -13,9 +13,10 @@ function fromChat(entry) {
     top: (entry.top_logprobs || []).map((other) => [other.token, other.logprob]) };
 }
 
+/** In a completion the token itself is listed beside the alternatives even if it is not one of them. */
 function fromCompletion(logprobs) {
   return logprobs.tokens.map((text, i) => ({ text, bytes: bytesOf(text), p: logprobs.token_logprobs[i],
-    top: Object.entries(logprobs.top_logprobs?.[i] || {}).sort((a, b) => b[1] - a[1]) }));
+    top: Object.entries(logprobs.top_logprobs?.[i] || {}).sort((a, b) => b[1] - a[1]).slice(0, DATA.limits.alternatives) }));
 }
 
 /** The bytes of a token's text; a token that is a part of a character comes as bytes:\xe4, as in OpenAI's API. */
