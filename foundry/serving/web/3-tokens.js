@@ -134,16 +134,25 @@ function showCard(node) {
   current?.classList.remove("at");
   current = node;
   node.classList.add("at");
-  const tokens = tokensOf.get(node), card = $("card");
-  card.replaceChildren(...(tokens.length > 1 ? [make("p", {}, t("card_several", { n: tokens.length }))] : []),
+  const tokens = tokensOf.get(node);
+  $("card").replaceChildren(...(tokens.length > 1 ? [make("p", {}, t("card_several", { n: tokens.length }))] : []),
     ...tokens.slice(0, 4).flatMap(cardOf), make("p", {}, t("card_raw")));
-  card.hidden = false;
-  const box = [...node.getClientRects()].at(-1) || node.getBoundingClientRect();
-  const left = Math.min(Math.max(8, box.left - 16), window.innerWidth - card.offsetWidth - 8);
-  const below = box.bottom + 8 + card.offsetHeight < window.innerHeight;
-  card.style.left = `${left}px`;
-  card.style.top = `${Math.max(8, below ? box.bottom + 8 : box.top - card.offsetHeight - 8)}px`;
   node.setAttribute("aria-describedby", "card");
+  placeCard();
+}
+
+/** Puts the card below its token, or above it; a token that was scrolled away has none. */
+function placeCard() {
+  if (!current) return;
+  const card = $("card"), box = [...current.getClientRects()].at(-1), frame = $("view").getBoundingClientRect();
+  if (!box || box.bottom < Math.max(0, frame.top) || box.top > Math.min(window.innerHeight, frame.bottom)) {
+    hideCard();
+    return;
+  }
+  card.hidden = false;
+  const below = box.bottom + 8 + card.offsetHeight < window.innerHeight;
+  card.style.left = `${Math.min(Math.max(8, box.left - 16), document.documentElement.clientWidth - card.offsetWidth - 8)}px`;
+  card.style.top = `${Math.max(8, below ? box.bottom + 8 : box.top - card.offsetHeight - 8)}px`;
 }
 
 function hideCard() {
@@ -163,7 +172,7 @@ function followTokens(view) {
   view.addEventListener("pointerover", (event) => (tokenAt(event) ? showCard(tokenAt(event)) : hideCard()));
   view.addEventListener("pointerleave", hideCard);
   view.addEventListener("click", (event) => { if (tokenAt(event)) showCard(tokenAt(event)); });
-  view.addEventListener("scroll", hideCard);
+  document.addEventListener("scroll", placeCard, true);
   view.addEventListener("focusout", hideCard);
   view.addEventListener("keydown", (event) => {
     const text = event.target.closest?.(".text");
@@ -175,11 +184,9 @@ function followTokens(view) {
     const at = nodes.indexOf(current);
     const node = nodes[at < 0 ? (step > 0 ? 0 : nodes.length - 1) : Math.min(nodes.length - 1, Math.max(0, at + step))];
     node.scrollIntoView({ block: "nearest" });
-    requestAnimationFrame(() => {
-      showCard(node);
-      const [token] = tokensOf.get(node);
-      speech.say(token.p === null ? token.text : t("card_spoken", { token: token.text, p: percent(Math.exp(token.p)),
-        bits: number(bitsOf(token.p), 1) }));
-    });
+    showCard(node);
+    const [token] = tokensOf.get(node);
+    speech.say(token.p === null ? token.text : t("card_spoken", { token: token.text, p: percent(Math.exp(token.p)),
+      bits: number(bitsOf(token.p), 1) }));
   });
 }

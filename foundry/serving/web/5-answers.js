@@ -1,8 +1,8 @@
 /* An answer: asking for it, its text while it streams, and what can be done with it. */
 
-/** One answer of the model. `spans` has its text with the tokens; `lead` the scored prompt of `measure`. */
+/** One answer of the model; `spans` has its text with the tokens. */
 function newAnswer() {
-  return { text: "", spans: [], lead: [], finish: null, seed: null, id: null, index: 0, model: null, weights: null, usage: null,
+  return { text: "", spans: [], finish: null, seed: null, id: null, index: 0, model: null, weights: null, usage: null,
     seconds: 0, first: null, error: null, rating: 0, edited: false, path: null, request: null };
 }
 
@@ -128,24 +128,24 @@ function footNode(slot, answer, acts) {
     if (acts.edit) foot.append(iconButton("edit", "edit", acts.edit, { disabled: Boolean(running) }));
     if (acts.on) foot.append(iconButton("on", "go_on", acts.on, { disabled: Boolean(running) }));
   }
-  if (answer.request) foot.append(iconButton("code", "curl", () => copyText(asCurl(answer.path, repeatable(answer)))));
-  if (DATA.recording && answer.id && answer.text && !answer.edited) {
+  if (answer.request && !slot.measured) foot.append(iconButton("code", "curl", () => copyText(asCurl(answer.path, repeatable(answer)))));
+  if (DATA.recording && answer.id && answer.text && !slot.measured) {
     for (const [name, rating] of [["up", 1], ["down", -1]]) {
       foot.append(iconButton(name, `rate_${name}`, () => rate(answer, answer.rating === rating ? 0 : rating), { "aria-pressed": String(answer.rating === rating) }));
     }
   }
-  foot.append(numbersNode(answer));
+  foot.append(numbersNode(answer, slot.measured));
   return foot;
 }
 
 /** The request with the seed that gave this answer. */
 function repeatable(answer) {
-  const { stream, stream_options, n, ...rest } = answer.request;
+  const { stream, stream_options, n, best_of, ...rest } = answer.request;
   return answer.seed === null ? rest : { ...rest, seed: answer.seed };
 }
 
-function numbersNode(answer) {
-  const count = countOf([...answer.lead, ...answer.spans]), parts = [];
+function numbersNode(answer, measured) {
+  const count = countOf(answer.spans), parts = [];
   const say = (key, values, why) => parts.push(make("span", why ? { title: t(why) } : {}, t(key, values)));
   if (count.tokens) {
     say("n_tokens", { n: number(count.tokens) });
@@ -155,10 +155,10 @@ function numbersNode(answer) {
     say("n_bits", { n: number(count.bits / count.tokens, 2) }, "n_bits_long");
     say("n_bytes", { n: number(count.bits / count.bytes, 2) }, "n_bytes_long");
   }
-  if (answer.seed !== null) say("n_seed", { n: String(answer.seed) }, "n_seed_long");
+  if (answer.seed !== null && !measured) say("n_seed", { n: String(answer.seed) }, "n_seed_long");
   if (answer.weights && answer.weights !== answering) say("n_former", { n: answer.weights.slice(0, 12) }, "n_former_long");
   if (answer.edited) say("edited", {});
-  else if (answer.finish && answer.finish !== "error") say(`finish_${answer.finish}`, {}, answer.finish === "length" ? "finish_length_long" : null);
+  else if (answer.finish !== "error" && !measured) say(`finish_${answer.finish}`, {}, answer.finish === "length" ? "finish_length_long" : null);
   return make("span", { class: "numbers" }, ...parts);
 }
 
