@@ -1,8 +1,8 @@
 """The part `decode`: new tokens per second, greedy, in bfloat16, at the shapes of the GPU profiles.
 
 Sides, with one row: our generator, which replays a CUDA graph for every token; the same without fixed shapes, as on a
-CPU; transformers' `generate` as it is; and with a static cache, for which it compiles. With several rows: our decoder
-in a loop of greedy choices on the card, and `generate`. The models have the same shape and random weights; a text is a
+CPU; transformers' `generate` as it is; and with a static cache, for which it compiles. With several rows: our engine
+with as many requests at once, and `generate`. The models have the same shape and random weights; a text is a
 prompt of 32 tokens and so many new ones, and reading the prompt is in its time.
 """
 
@@ -89,6 +89,12 @@ class NoText:
 
     def is_control(self, token: int) -> bool:
         return False
+
+    def stream(self) -> NoText:
+        return self
+
+    def add(self, token: int) -> str:
+        return ""
 
 
 class _Side:
@@ -177,18 +183,19 @@ class Ours(_Side):
             self._generator.fixed_shapes = self.graph
         return list(self._generator.generate_ids(self.prompt(1)[0].tolist(), new, temperature=0.0))
 
-    @torch.inference_mode()
-    def _several(self, rows: int) -> torch.Tensor:
-        from foundry.inference.decoder import Decoder
+    def _several(self, rows: int) -> Any:
+        from foundry.config.sampling import Sampling
+        from foundry.inference.engine import Engine, deliver
+        from foundry.inference.request import Request
+        from foundry.inference.runner import Runner
 
-        if "_decoder" not in self.__dict__:
-            self._decoder = Decoder(self.model, rows)
-        self._decoder.start()
-        token = self.model(self.prompt(rows), cache=self._decoder.cache)[0][:, -1].argmax(-1, keepdim=True)
-        tokens = [token]
-        for _ in range(self.new - 1):
-            tokens.append(self._decoder.step(tokens[-1]).argmax(-1, keepdim=True))
-        return torch.cat(tokens, 1).cpu()
+        if "_batch" not in self.__dict__:
+            self._batch = Engine(Runner(self.model, rows), NoText(self.config.vocab_size), shared_tokens=0)
+        request = Request(tuple(self.prompt(1)[0].tolist()), Sampling(0.0), self.new)
+        for _ in range(rows):
+            self._batch.add(self._batch.answer(request, lambda event: None))
+        while not self._batch.idle:
+            deliver(self._batch.step())
 
 
 class Generate(_Side):

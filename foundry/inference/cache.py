@@ -37,9 +37,20 @@ class SlotCache:
     def __init__(self, cfg: ModelConfig, slots: int, device: torch.device | str, dtype: torch.dtype) -> None:
         self.slots, self.size = slots, cfg.max_seq_len
         shape = (cfg.n_layers, 2, slots, cfg.n_kv_heads, cfg.max_seq_len, cfg.head_dim)
-        # On a GPU, steps with fixed shapes multiply what is masked by zero, and that must be a number.
-        make = torch.empty if torch.device(device).type == "cpu" else torch.zeros
-        self.kv = make(shape, device=device, dtype=dtype)
+        self.kv = torch.empty(shape, device=device, dtype=dtype)
+        # The rows of one layer as a matrix: (keys and values, slots, heads, positions) by D.
+        self._flat = [kv.view(-1, cfg.head_dim) for kv in self.kv]
+        heads = torch.arange(cfg.n_kv_heads) * self.size
+        values = slots * cfg.n_kv_heads * self.size
+        self._heads, self._stride = torch.cat((heads, values + heads)).to(device), cfg.n_kv_heads * self.size
+
+    def rows(self, slot: Tensor, at: Tensor) -> Tensor:
+        """Where keys and values of tokens go, for `write`: (T, 2 * K) for slots and positions int64 (T,)."""
+        return (slot * self._stride + at)[:, None] + self._heads
+
+    def write(self, layer: int, rows: Tensor, kv: Tensor) -> None:
+        """Keys and values of tokens in one layer: (T, 2 * K, D)."""
+        self._flat[layer].index_put_((rows,), kv)
 
     def block(self, slot: int, start: int) -> Tensor:
         """A view of the keys and values of the block at a position: (L, 2, K, BLOCK, D)."""

@@ -1,113 +1,66 @@
-"""One token per row and step with shapes that never change, which a GPU replays as one captured CUDA graph.
+"""One token for each of the first slots, with shapes that never change, which a GPU replays as a captured CUDA graph.
 
 A decoding step of a small model is some hundred kernels of a few microseconds each, and to launch one takes the host as
 long as the GPU needs for it. A CUDA graph launches all of them with one call. What is captured must not depend on the
-number of tokens so far: every step attends to the whole key/value cache under a mask, and the position is a tensor.
+number of tokens so far: every step attends to whole slots under a mask, and the positions are tensors.
 
-The result is that of the model with an ordinary cache, except for the rounding of sums over masked positions. Without a
-GPU the same step runs without a graph; there the tests compare it.
+The result is that of the other steps, except for the rounding of sums over masked positions. Without a GPU the same
+step runs without a graph; there the tests compare it.
 
-Shapes by suffix: B batch, V vocabulary.
+Shapes by suffix: B rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foundry.inference.cache import KVCache, LayerKV
-from foundry.models import MiniLLM
-from foundry.models.components import visible
-from foundry.models.loss import soft_cap
+if TYPE_CHECKING:
+    from foundry.inference.runner import Piece, Runner
 
 WARM_UP = 2  # steps before the capture, in which libraries allocate their workspaces
 
 
-class _LayerAt:
-    """The cache of one layer as a step sees it: writes at the position that a tensor says, and returns all of it."""
-
-    length = 0  # unused: the mask says what is visible
-
-    def __init__(self, layer: LayerKV, position: Tensor) -> None:
-        self.layer, self.position = layer, position
-
-    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        self.layer.k.index_copy_(2, self.position, k)
-        self.layer.v.index_copy_(2, self.position, v)
-        return self.layer.k, self.layer.v
-
-
 class Decoder:
-    """Decoding steps of a model for a fixed number of rows, which all have the same position.
-
-    The weights of a layer that are multiplied together are kept as one matrix; `start` copies them from the model.
+    """Steps of a runner for its first slots, those without a request included.
 
     Args:
-        model: on its device, in evaluation mode.
-        batch: rows.
-
-    Attributes:
-        cache: keys and values; a prompt is read into it by the model itself.
+        rows: slots.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: MiniLLM, batch: int = 1) -> None:
-        weight = model.tok_embeddings.weight
-        self.model, self.device = model, weight.device
-        self.cache = KVCache(model.cfg, batch, self.device, weight.dtype)
-        self._places = _places(model)
-        self._tokens = torch.zeros(batch, 1, dtype=torch.int64, device=self.device)
-        self._position = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self._layers = [_LayerAt(layer, self._position) for layer in self.cache.layers]
-        self._packed = [tuple(torch.cat(part) for part in parts) for parts in self._parts()]
+    def __init__(self, runner: Runner, rows: int) -> None:
+        self.runner, self.rows, device = runner, rows, runner.device
+        self._tokens = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._slots = torch.arange(rows, device=device)
+        # A row without a request writes to the last position: it is written again before anything attends to it.
+        self._unused = torch.full((rows,), runner.cfg.max_seq_len - 1, dtype=torch.int64)
+        self._at = self._unused.to(device, copy=True)
         self._graph: torch.cuda.CUDAGraph | None = None
-        if self.device.type == "cuda":
+        if device.type == "cuda":
             self._capture()
 
-    def fits(self) -> bool:
-        """Whether the model's weights are where they were: a graph reads them at their addresses."""
-        return self._places == _places(self.model)
-
     @torch.inference_mode()
-    def start(self) -> None:
-        """Begins a text: empties the cache, and takes the weights as they are now."""
-        self.cache.clear()
-        for layer in self.cache.layers:
-            layer.k.zero_()  # what is left of a text with NaN would spoil a sum even where it is masked
-            layer.v.zero_()
-        for packed, parts in zip(self._packed, self._parts(), strict=True):
-            for whole, part in zip(packed, parts, strict=True):
-                torch.cat(part, out=whole)
-
-    @torch.inference_mode()
-    def step(self, tokens: Tensor) -> Tensor:
-        """Logits (B, V) after one more token per row; the next call overwrites them.
-
-        Args:
-            tokens: int64 (B, 1).
-
-        Raises:
-            ValueError: if the cache is full.
-        """
-        position, room = self.cache.length, self.model.cfg.max_seq_len
-        if position == room:
-            raise ValueError(f"{position + 1} tokens do not fit the cache of {room} (model.max_seq_len)")
+    def step(self, pieces: Sequence[Piece]) -> Tensor:
+        """Logits (R, V) after one token of each piece, in their order."""
+        tokens, at = torch.zeros(self.rows, dtype=torch.int64), self._unused.clone()
+        slots = [p.slot for p in pieces]
+        tokens[slots] = torch.tensor([p.ids[0] for p in pieces])
+        at[slots] = torch.tensor([p.start for p in pieces])
         self._tokens.copy_(tokens)
-        self._position.fill_(position)
+        self._at.copy_(at)
         if self._graph:
             self._graph.replay()
         else:
             self._logits = self._forward()
-        for layer in self.cache.layers:
-            layer.length += 1
-        return self._logits
+        return self._logits[slots]
 
     def _capture(self) -> None:
-        with torch.cuda.device(self.device):
+        with torch.cuda.device(self.runner.device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -120,30 +73,13 @@ class Decoder:
         self._graph = graph
 
     def _forward(self) -> Tensor:
-        model, cfg = self.model, self.model.cfg
-        freqs_cis = model.freqs_cis.index_select(0, self._position)
-        mask = visible(1, cfg.max_seq_len, self._position, self.device, cfg.sliding_window)
-        x = model.tok_embeddings(self._tokens)
-        with self._packing():
-            for block, layer in zip(model.layers, self._layers, strict=True):
-                x = block(x, freqs_cis, layer, mask)
-        return soft_cap(F.linear(model.norm(x[:, -1]), model.head_weight), cfg.logit_softcap)
+        runner, cfg = self.runner, self.runner.cfg
+        s, at = torch.arange(cfg.max_seq_len, device=runner.device)[None], self._at[:, None]
+        mask = (s <= at) & (s > at - cfg.sliding_window) if cfg.sliding_window else s <= at
 
-    def _parts(self) -> list[tuple[tuple[Tensor, ...], ...]]:
-        """Per layer, the weights that are multiplied together: of attention, of the feed-forward layer."""
-        return [(block.attention.input_weights(), block.ffn.input_weights()) for block in self.model.layers]
+        def attend(q: Tensor, i: int) -> Tensor:
+            k, v = runner.cache.kv[i, :, : self.rows]
+            q = q.view(self.rows, cfg.n_kv_heads, -1, cfg.head_dim)  # the queries of a group of heads are rows
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None]).flatten(1)
 
-    @contextmanager
-    def _packing(self) -> Iterator[None]:
-        blocks = self.model.layers
-        try:
-            for block, (attention, ffn) in zip(blocks, self._packed, strict=True):
-                block.attention.packed, block.ffn.packed = attention, ffn
-            yield
-        finally:
-            for block in blocks:
-                block.attention.packed = block.ffn.packed = None
-
-
-def _places(model: MiniLLM) -> list[int]:
-    return [p.data_ptr() for p in model.parameters()]
+        return runner.logits(runner.hidden(self._tokens, self._at, self._slots, attend))

@@ -63,6 +63,19 @@ class _Part:
     piece: Piece
 
 
+def deliver(events: Iterable[tuple[Answer, Event]]) -> None:
+    """Calls the listeners.
+
+    One that raises is reported in the log, and its request is cancelled.
+    """
+    for answer, event in events:
+        try:
+            answer.listener(event)
+        except Exception:
+            get_logger().exception("a listener of the engine failed; its request is cancelled")
+            answer.cancel()
+
+
 class Engine:
     """Answers requests step by step, in the thread that calls `step`. It is not safe for several threads.
 
@@ -154,11 +167,11 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[tuple[Answer, Event]]:
         """Computes one step; returns the events of the answers in their order."""
-        events: list[tuple[Answer, Event]] = []
-        self._end_early(events)
+        events = self.sweep()
         while self._waiting and self._free:
             answer = self._waiting.popleft()
             answer.slot = self._free.pop()
+            self.runner.begin(answer.slot)
             self._running.append(answer)
         parts = self._plan()
         if parts:
@@ -209,8 +222,9 @@ class Engine:
             accepted=self._accepted,
         )
 
-    def _end_early(self, events: list[tuple[Answer, Event]]) -> None:
-        """Ends what was cancelled or is late, in the queue and in the batch, and frees its slots."""
+    def sweep(self) -> list[tuple[Answer, Event]]:
+        """Ends what was cancelled or is late, in the queue and in the batch; `step` does it, too."""
+        events: list[tuple[Answer, Event]] = []
         now = time.monotonic()
 
         def reason(answer: Answer) -> FinishReason | None:
@@ -229,6 +243,7 @@ class Engine:
                 events.append((answer, answer.end))
         self._waiting = deque(a for a in self._waiting if not a.end)
         self._leave(events)
+        return events
 
     def _leave(self, events: list[tuple[Answer, Event]]) -> None:
         for answer in self._running:

@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foundry.inference.cache import BLOCK, SlotCache
-from foundry.inference.products import Product, pack
+from foundry.inference.decoder import Decoder
 from foundry.models import MiniLLM
 from foundry.models.loss import soft_cap
 from foundry.models.transformer import Block
 
+Product = Callable[[Tensor], Tensor]
 SERIAL = 32768  # elements below which PyTorch computes an elementwise function on one thread
 
 
@@ -73,27 +74,29 @@ class Runner:
         model: on its device and in the type of its weights; it is put into evaluation mode.
         slots: requests that can run at the same time.
         pack: prepares a matrix (O, C) for products with (N, C); the result does not follow later changes of the model.
+        fixed_shapes: whether steps without prompts go through a `Decoder`; None: on CUDA, where it replays a graph.
 
     Attributes:
         cache: keys and values of the slots.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: MiniLLM, slots: int, pack: Callable[[Tensor], Product] = pack) -> None:
+    def __init__(
+        self,
+        model: MiniLLM,
+        slots: int,
+        pack: Callable[[Tensor], Product] | None = None,
+        fixed_shapes: bool | None = None,
+    ) -> None:
         self.model, self.cfg = model.eval(), model.cfg
         weight = model.tok_embeddings.weight
         self.device, self.dtype = weight.device, weight.dtype
+        self.fixed_shapes = self.device.type == "cuda" if fixed_shapes is None else fixed_shapes
         self.cache = SlotCache(self.cfg, slots, self.device, self.dtype)
-        self._pack = pack
-        angles = torch.view_as_real(model.freqs_cis)
-        cos, sin = angles.unbind(-1)
+        self._pack = pack or plain
+        cos, sin = torch.view_as_real(model.freqs_cis).unbind(-1)
         self._cos, self._sin = torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
         self._mask = self._diagonal()
-        # The rows of one layer of the cache as a matrix: (keys and values, slots, heads, positions) by D.
-        self._rows = [kv.view(-1, self.cfg.head_dim) for kv in self.cache.kv]
-        K, S = self.cfg.n_kv_heads, self.cfg.max_seq_len
-        halves, heads = torch.arange(2)[:, None] * slots * K * S, torch.arange(K)[None] * S
-        self._kv_offsets = (halves + heads).flatten().to(self.device)
         self.refresh()
 
     @torch.inference_mode()
@@ -102,10 +105,20 @@ class Runner:
         self._layers = [Layer(block, self._pack) for block in self.model.layers]
         self._head = self._pack(self.model.head_weight)
         self._seen = _state(self.model)
+        self._decoders: dict[int, Decoder] = {}
 
     def stale(self) -> bool:
-        """Whether the model's weights were changed after they were taken, in place or by others in their place."""
+        """Whether the model's weights were changed after they were taken, in place or by others in their place.
+
+        A change through `.data` in place is not seen.
+        """
         return self._seen != _state(self.model)
+
+    def begin(self, slot: int) -> None:
+        """A slot gets another request."""
+        if self.fixed_shapes:
+            # Fixed shapes multiply what is masked by zero, which does not remove a NaN that damaged weights left.
+            self.cache.kv[:, :, slot].zero_()
 
     @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece]) -> Tensor:
@@ -113,7 +126,8 @@ class Runner:
 
         Several pieces of one slot must follow each other.
         """
-        cfg = self.cfg
+        if self.fixed_shapes and all(len(p.ids) == 1 and not p.prompt for p in pieces):
+            return self._decoder(1 + max(p.slot for p in pieces)).step(pieces)
         ids, positions, slots, wanted = [], [], [], []
         for p in pieces:
             n = len(p.ids)
@@ -121,39 +135,44 @@ class Runner:
             ids.extend(p.ids)
             positions.extend(range(p.start, p.start + n))
             slots.extend([p.slot] * n)
-        table = torch.tensor((ids, positions, slots), device=self.device)
-        at = table[1]
-        cos, sin = self._cos[at], self._sin[at]
-        rows = (table[2] * (cfg.n_kv_heads * cfg.max_seq_len) + at)[:, None] + self._kv_offsets
-        x = F.embedding(table[0], self.model.tok_embeddings.weight)
-        for i, layer in enumerate(self._layers):
-            x = self._block(x, layer, i, cos, sin, rows, pieces)
-        if not wanted:
-            return x.new_empty(0, cfg.vocab_size)
+        tokens, at, slot = torch.tensor((ids, positions, slots), device=self.device)
+        x = self.hidden(tokens, at, slot, lambda q, i: self._attend(q, i, pieces))
         if len(wanted) < len(ids):
-            x = x[torch.tensor(wanted, device=self.device)]
-        return soft_cap(self._head(self.model.norm(x)), cfg.logit_softcap)
+            x = x[torch.tensor(wanted, dtype=torch.int64, device=self.device)]
+        return self.logits(x) if wanted else x.new_empty(0, self.cfg.vocab_size)
 
-    def _block(
-        self, x: Tensor, layer: Layer, i: int, cos: Tensor, sin: Tensor, rows: Tensor, pieces: Sequence[Piece]
-    ) -> Tensor:
+    def hidden(self, tokens: Tensor, at: Tensor, slot: Tensor, attend: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """The residual stream (N, C) after all layers; keys and values go into the cache.
+
+        Args:
+            tokens: int64 (N,).
+            at, slot: int64 (N,), the place of each in the cache.
+            attend: queries (N, H, D) and the number of a layer to the attention's output (N, H * D).
+        """
         cfg = self.cfg
         H, K = cfg.n_heads, cfg.n_kv_heads
-        qkv = layer.qkv(layer.attention_norm(x)).view(len(x), H + 2 * K, -1)
-        qk = qkv[:, : H + K].float()
-        if layer.head_norm is not None:
-            scale = torch.rsqrt(qk.square().mean(-1, keepdim=True) + cfg.norm_eps)
-            qk = ((qk * scale).to(self.dtype) * layer.head_norm).float()
-        a, b = qk.chunk(2, dim=-1)
-        qkv[:, : H + K] = (qk * cos).add_(torch.cat((b, a), -1).mul_(sin))
-        self._rows[i].index_put_((rows,), qkv[:, H:])
-        y = torch.cat(self._attend(qkv[:, :H], i, pieces)) if len(x) > 1 else self._attend(qkv[:, :H], i, pieces)[0]
-        x = x + layer.out(y)
-        gate, up = layer.gate_up(layer.ffn_norm(x)).chunk(2, dim=-1)
-        return x + layer.down(_silu(gate) * up)
+        cos, sin = self._cos[at], self._sin[at]
+        rows = self.cache.rows(slot, at)
+        x = F.embedding(tokens, self.model.tok_embeddings.weight)
+        for i, layer in enumerate(self._layers):
+            qkv = layer.qkv(layer.attention_norm(x)).view(len(x), H + 2 * K, -1)
+            qk = qkv[:, : H + K].float()
+            if layer.head_norm is not None:
+                scale = torch.rsqrt(qk.square().mean(-1, keepdim=True) + cfg.norm_eps)
+                qk = ((qk * scale).to(self.dtype) * layer.head_norm).float()
+            a, b = qk.chunk(2, dim=-1)
+            qkv[:, : H + K] = (qk * cos).add_(torch.cat((b, a), -1).mul_(sin))
+            self.cache.write(i, rows, qkv[:, H:])
+            x = x + layer.out(attend(qkv[:, :H], i))
+            gate, up = layer.gate_up(layer.ffn_norm(x)).chunk(2, dim=-1)
+            x = x + layer.down(_silu(gate) * up)
+        return x
 
-    def _attend(self, q_NHD: Tensor, i: int, pieces: Sequence[Piece]) -> list[Tensor]:
-        """Parts (n, H * D) of the attention's output, in the order of the tokens."""
+    def logits(self, x: Tensor) -> Tensor:
+        """(N, C) to (N, V)."""
+        return soft_cap(self._head(self.model.norm(x)), self.cfg.logit_softcap)
+
+    def _attend(self, q_NHD: Tensor, i: int, pieces: Sequence[Piece]) -> Tensor:
         k_NKSD, v_NKSD = self.cache.kv[i]
         window, parts, row = self.cfg.sliding_window, [], 0
         for p in pieces:
@@ -164,7 +183,7 @@ class Runner:
                 low = max(0, at + 1 - window) if window else 0
                 parts.append(self._attention(q_NHD[row : row + T], k[:, :, low : at + T], v[:, :, low : at + T]))
                 at, row = at + T, row + T
-        return parts
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention of the last T positions (T, H, D) to keys and values (1, K, S, D): (T, H * D).
@@ -192,6 +211,23 @@ class Runner:
         seen = (s <= t) & (s > t - cfg.sliding_window) if cfg.sliding_window else s <= t
         mask = torch.zeros(seen.shape).masked_fill(~seen, -math.inf).to(self.device, self.dtype)
         return mask.repeat_interleave(cfg.n_heads // cfg.n_kv_heads, dim=0)
+
+    def _decoder(self, slots: int) -> Decoder:
+        """The decoder for the first slots: of a power of two, so that few graphs serve all numbers of answers."""
+        rows = min(1 << (slots - 1).bit_length(), self.cache.slots)
+        if rows not in self._decoders:
+            self._decoders[rows] = Decoder(self, rows)
+        return self._decoders[rows]
+
+
+def plain(weight: Tensor) -> Product:
+    """The product with a matrix as it is."""
+    if weight.device.type == "cpu":
+        linear = torch.ops.mkldnn._linear_pointwise
+        if weight.dtype == torch.float32:
+            return lambda x: linear(x if len(x) > 1 else x.expand(2, -1), weight, None, "none", [], "")[: len(x)]
+        return lambda x: linear(x, weight, None, "none", [], "")
+    return lambda x: F.linear(x, weight)
 
 
 def _silu(x: Tensor) -> Tensor:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import replace
 
 from foundry.inference.answer import Answer
-from foundry.inference.engine import Engine
-from foundry.inference.request import ClosedError, Event, Listener, QueueFullError, Request, Stats
+from foundry.inference.engine import Engine, deliver
+from foundry.inference.request import ClosedError, Listener, QueueFullError, Request, Stats
 from foundry.utils.log import get_logger
 
 
@@ -17,8 +16,7 @@ class Worker:
     """A `Backend`: one thread that steps an engine as long as there are requests.
 
     Every request that was taken gets exactly one `Finished`. An exception of the model ends the requests of its step
-    with an error; one of the engine itself ends all of them, and no more are taken. A listener that raises is reported
-    in the log, and its request is cancelled.
+    with an error; one of the engine itself ends all of them, and no more are taken.
 
     Args:
         engine: used only by this thread from now on.
@@ -71,7 +69,7 @@ class Worker:
     def _run(self) -> None:
         try:
             while self._take():
-                self._report(self._engine.step())
+                deliver(self._engine.step())
         except Exception as e:
             get_logger().exception("the engine stopped")
             with self._change:
@@ -79,7 +77,7 @@ class Worker:
                 for answer in self._arrived:
                     self._engine.add(answer)
                 self._arrived.clear()
-            self._report(self._engine.fail_all(f"the engine stopped: {self._failure}"))
+            deliver(self._engine.fail_all(f"the engine stopped: {self._failure}"))
 
     def _take(self) -> bool:
         """Waits for requests and gives them to the engine; False when the worker is closing and none is left."""
@@ -91,11 +89,3 @@ class Worker:
             while self._arrived:
                 self._engine.add(self._arrived.popleft())
             return True
-
-    def _report(self, events: Iterable[tuple[Answer, Event]]) -> None:
-        for answer, event in events:
-            try:
-                answer.listener(event)
-            except Exception:
-                get_logger().exception("a listener of the engine failed; its request is cancelled")
-                answer.cancel()

@@ -53,7 +53,7 @@ def run(*args: str) -> int:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--temperature", "1e300"], "temperature must be a number from 0 (greedy) to 1000"),
+        (["--temperature", "1e300"], "temperature must be a number in [0, 1000]"),
         (["--temperature", "nan"], "temperature must be"),
         (["--temperature", "-1"], "temperature must be"),
         (["--top-p", "0"], "top_p must be"),

@@ -1,56 +1,63 @@
 """Decoding with fixed shapes gives the tokens of the ordinary way. Without a graph: the CPU has none."""
 
 import itertools
+import random
 import threading
 
 import pytest
 import torch
+from engines import VARIANTS, ids_of, make_engine, random_model, run
 
-from foundry.config import ModelConfig
-from foundry.inference import Generator, KVCache
-from foundry.inference.decoder import Decoder
-from foundry.models import MiniLLM
+from foundry.config.sampling import Sampling
+from foundry.inference import Generator
+from foundry.inference.engine import Engine
+from foundry.inference.request import Request
+from foundry.inference.runner import Piece, Runner
 
 pytestmark = pytest.mark.numeric
-SHAPE = {"vocab_size": 400, "dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 48, "max_seq_len": 48}
-VARIANTS = [
-    {},
-    {"n_kv_heads": 4},
-    {"qk_norm": True},
-    {"sliding_window": 7},
-    {"logit_softcap": 3.0},
-    {"tie_embeddings": False},
-]
-
-
-def random_model(**changes):
-    torch.manual_seed(0)
-    model = MiniLLM(ModelConfig(**SHAPE | changes)).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.3)
-    return model
+CONTEXT = 160
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda c: next(iter(c), "plain"))
 @torch.inference_mode()
 def test_every_step_of_each_row_gives_the_logits_of_the_full_forward_pass(changes):
-    model, rows = random_model(**changes), 3
-    tokens = torch.randint(400, (rows, 48), generator=torch.Generator().manual_seed(1))
+    """Rows at different positions, not all of them in every step, and slots without a request among them."""
+    model, rng = random_model(**changes), random.Random(0)
+    tokens = torch.randint(400, (4, CONTEXT), generator=torch.Generator().manual_seed(1))
     expected = model(tokens)[0]
-    decoder = Decoder(model, rows)
-    decoder.start()
-    model(tokens[:, :20], cache=decoder.cache)
-    for t in range(20, 48):
-        torch.testing.assert_close(decoder.step(tokens[:, t : t + 1]), expected[:, t], atol=2e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="49 tokens do not fit the cache of 48"):
-        decoder.step(tokens[:, :1])
+    runner = Runner(model, 6, fixed_shapes=True)
+    ends = {0: 20, 2: 70, 3: 150}
+    for slot, end in ends.items():
+        runner.begin(slot)
+        runner.forward([Piece(slot, 0, tokens[slot, :end].tolist(), True, 0)])
+    while any(end < CONTEXT for end in ends.values()):
+        slots = [s for s, end in ends.items() if end < CONTEXT and rng.random() < 0.7]
+        if not slots:
+            continue
+        rng.shuffle(slots)
+        logits = runner.forward([Piece(s, ends[s], [tokens[s, ends[s]].item()], False, 1) for s in slots])
+        for row, s in zip(logits, slots, strict=True):
+            torch.testing.assert_close(row, expected[s, ends[s]], atol=5e-5, rtol=1e-4)
+            ends[s] += 1
+    assert set(runner._decoders) >= {1, 4} and set(runner._decoders) <= {1, 2, 4}
+
+
+def test_the_engine_writes_the_same_tokens_with_fixed_shapes(tokenizer):
+    model, rng = random_model(), random.Random(0)
+    requests = [
+        Request((1, *(rng.randrange(3, 400) for _ in range(rng.randrange(90)))), Sampling(t), 40, seed=i)
+        for i, t in enumerate([0.0, 1.0] * 10)
+    ]
+    fixed = Engine(Runner(model, 6, fixed_shapes=True), tokenizer)
+    assert [ids_of(e) for e in run(fixed, requests)] == [
+        ids_of(e) for e in run(make_engine(model, tokenizer, 6), requests)
+    ]
 
 
 @pytest.fixture
 def both(tokenizer):
     """A generator that works in the ordinary way, and one with fixed shapes, of one model."""
-    model = random_model()
+    model = random_model(max_seq_len=48)
     ordinary, fixed = Generator(model, tokenizer, "cpu"), Generator(model, tokenizer, "cpu")
     assert not ordinary.fixed_shapes
     fixed.fixed_shapes = True
@@ -69,10 +76,10 @@ def test_the_generator_writes_the_same_tokens_with_fixed_shapes_also_past_the_co
 def test_texts_that_are_written_in_turns_do_not_disturb_each_other(both):
     prompts = [[1, 5, 6], [1, 9], [1, 7, 7, 7]]
     alone = [list(both[0].generate_ids(p, 30, temperature=0.0)) for p in prompts]
-    turns = itertools.zip_longest(*(both[1].generate_ids(p, 30, temperature=0.0) for p in prompts))
-    together = [[t for t in column if t is not None] for column in zip(*turns, strict=True)]
-    assert together == alone and len({tuple(a) for a in alone}) == 3
-    assert len(both[1]._idle) == 3  # one for each text, kept for the next ones
+    for generator in both:
+        turns = itertools.zip_longest(*(generator.generate_ids(p, 30, temperature=0.0) for p in prompts))
+        together = [[t for t in column if t is not None] for column in zip(*turns, strict=True)]
+        assert together == alone and len({tuple(a) for a in alone}) == 3
 
 
 def test_texts_that_are_written_by_several_threads_do_not_disturb_each_other(both):
@@ -91,50 +98,51 @@ def test_texts_that_are_written_by_several_threads_do_not_disturb_each_other(bot
     assert got == alone
 
 
-def test_a_text_that_is_not_read_to_its_end_gives_its_decoder_back(both):
-    for _ in range(3):
-        tokens = both[1].generate_ids([1, 5], 30, temperature=0.0)
-        next(tokens)
-        tokens.close()
-    assert len(both[1]._idle) == 1
+def test_a_text_that_is_not_read_to_its_end_gives_its_place_back(both):
+    for generator in both:
+        for _ in range(10):  # more than there are places
+            tokens = generator.generate_ids([1, 5], 30, temperature=0.0)
+            next(tokens)
+            tokens.close()
+        stats = generator._made.stats()
+        assert (stats.running, stats.waiting) == (0, 0)
 
 
 def test_weights_that_change_between_two_texts_are_used(both):
     """In place, as an optimizer changes them; then replaced by others at another address."""
     ordinary, fixed = both
     texts = []
-    for change in (lambda w: w, lambda w: w.mul_(-1.5), lambda w: w.clone().mul_(2)):
+    for change in (lambda p: None, lambda p: p.mul_(-1.5), lambda p: setattr(p, "data", p.data.clone().mul_(2))):
         with torch.no_grad():
             for block in ordinary.model.layers:
                 for p in block.parameters():
-                    p.data = change(p.data)
+                    change(p)
         texts.append(list(fixed.generate_ids([1, 5, 6], 40, temperature=0.0)))
         assert texts[-1] == list(ordinary.generate_ids([1, 5, 6], 40, temperature=0.0))
+        assert texts[-1] == list(Generator(ordinary.model, ordinary.tokenizer, "cpu").generate_ids([1, 5, 6], 40, 0.0))
     assert len({tuple(t) for t in texts}) == 3
 
 
 @torch.inference_mode()
 def test_what_a_text_of_damaged_weights_left_in_the_cache_does_not_reach_the_next_one():
     model = random_model()
-    decoder = Decoder(model)
-    decoder.start()
     tokens = torch.tensor([[5, 6, 7]])
     expected = model(tokens)[0][0, -1]
-    for layer in decoder.cache.layers:
-        layer.v.fill_(float("nan"))
-    decoder.start()
-    model(tokens[:, :2], cache=decoder.cache)
-    torch.testing.assert_close(decoder.step(tokens[:, 2:])[0], expected, atol=2e-5, rtol=1e-5)
+    runner = Runner(model, 1, fixed_shapes=True)
+    runner.cache.kv.fill_(float("nan"))
+    runner.begin(0)
+    runner.forward([Piece(0, 0, [5, 6], True, 0)])
+    logits = runner.forward([Piece(0, 2, [7], False, 1)])
+    torch.testing.assert_close(logits[0], expected, atol=2e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
-def test_a_decoder_leaves_the_model_as_it_was():
+def test_a_runner_leaves_the_model_as_it_was():
     model = random_model()
-    tokens = torch.tensor([[5, 6, 7]])
-    before = model(tokens)[0]
-    decoder = Decoder(model)
-    decoder.start()
-    decoder.step(tokens[:, :1])
-    assert all(b.attention.packed is None and b.ffn.packed is None for b in model.layers)
-    assert torch.equal(model(tokens)[0], before)
-    assert torch.equal(model(tokens, cache=KVCache(model.cfg, 1))[0], before)
+    before = model(torch.tensor([[5, 6, 7]]))[0]
+    for fixed in (False, True):
+        runner = Runner(model, 2, fixed_shapes=fixed)
+        runner.begin(0)
+        runner.forward([Piece(0, 0, [5, 6, 7], True, 1)])
+        runner.forward([Piece(0, 3, [8], False, 1)])
+        assert torch.equal(model(torch.tensor([[5, 6, 7]]))[0], before)

@@ -57,18 +57,6 @@ def test_a_stream_joins_to_the_text_and_never_cuts_a_character(generator, seed):
     assert len(pieces) > 5
 
 
-def test_bytes_of_one_character_come_out_together(generator):
-    ids = generator.tokenizer.encode("a🙂b日")
-    assert len(ids) > 6  # spelt in bytes
-    assert list(generator._pieces(iter(ids))) == [*"a🙂b日"]
-
-
-def test_an_unfinished_character_is_left_out_and_never_shown_as_a_replacement(generator):
-    ids = generator.tokenizer.encode("ab日")
-    for cut in (1, 2):
-        assert "".join(generator._pieces(iter(ids[:-cut]))) == "ab"
-
-
 def test_a_stream_of_any_tokens_joins_to_what_the_tokenizer_decodes(generator):
     """Byte tokens in random order: valid characters, invalid ones, and both beside ordinary pieces."""
     tokenizer, rng = generator.tokenizer, random.Random(0)
