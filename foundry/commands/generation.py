@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from foundry.commands.arguments import Subparsers, TypedPath, add_command
 from foundry.config import load_params
+from foundry.config.sampling import PARAMETERS, READING, Parameter
 
 
 def generate(args: argparse.Namespace) -> None:
     from foundry.inference import Generator
-    from foundry.inference.conversation import converse
+    from foundry.inference.conversation import Settings, changed, converse
     from foundry.project.models import load_model_and_tokenizer
     from foundry.utils.device import get_device
 
@@ -20,11 +22,13 @@ def generate(args: argparse.Namespace) -> None:
     device = args.device or (load_params(args.params).runtime.device if os.path.exists(args.params) else "auto")
     placed = get_device(device)
     generator = Generator(*load_model_and_tokenizer(Path(args.model), args.tokenizer), placed)
+    given = {p.name: text for p in PARAMETERS if (text := getattr(args, p.name)) is not None}
+    how = changed(READING, given, generator.tokenizer)
     if args.prompt is None:
-        converse(generator)
+        converse(generator, settings=Settings(how, args.max_new_tokens, args.seed))
         return
-    options = {k: getattr(args, k) for k in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
-    pieces = generator.stream(prompt=args.prompt, **options)  # checks everything: an error comes before any text
+    # It checks everything, so that an error comes before any text.
+    pieces = generator.stream(args.prompt, max_new_tokens=args.max_new_tokens, seed=args.seed, **asdict(how))
     print(args.prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
@@ -41,7 +45,21 @@ def add_to(subparsers: Subparsers) -> None:
     s.add_argument("--tokenizer", action=TypedPath, default="artifacts/tokenizer", help=text)
     s.add_argument("--device", help="auto, cpu, cuda or mps (default: runtime.device of params.yaml)")
     s.add_argument("--max-new-tokens", type=int, default=120, help="default: %(default)s")
-    s.add_argument("--temperature", type=float, default=0.8, help="0 = greedy (default: %(default)s)")
-    s.add_argument("--top-k", type=int, default=0, help="0 = off (default)")
-    s.add_argument("--top-p", type=float, default=0.95, help="1 = off (default: %(default)s)")
     s.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
+    group = s.add_argument_group("sampling parameters", "docs/en/inference.md has their formulas.")
+    for p in PARAMETERS:
+        group.add_argument(f"--{p.name.replace('_', '-')}", metavar=_example(p), help=_explained(p))
+
+
+def _example(p: Parameter) -> str:
+    """The form of a value."""
+    return {"ids": "ID,ID", "words": "TEXT,TEXT", "bias": "ID=BIAS,ID=BIAS"}.get(p.kind, "VALUE")
+
+
+def _explained(p: Parameter) -> str:
+    default = getattr(READING, p.name)
+    facts = [f"range {p.range}"] if p.range else []
+    if default != p.off and p.off is not None:
+        facts.append(f"off {p.off:g}")
+    facts.append(f"default {default if default != () else 'none'}")
+    return f"{p.text} ({'; '.join(facts)})".replace("%", "%%")

@@ -117,7 +117,9 @@ class Parameter:
         return tuple(sorted(found.items()))
 
     def parsed(self, text: str) -> Any:
-        """The value of a text from a command line: `0.8`, `40`, ids as `5,7`, words as `5,7;9`, a bias as `5=-2,7=1`.
+        """The value of a text that was typed: `0.8`, `40`, ids as `5,7`, a bias as `5=-2,7=1`.
+
+        Words are typed as `one,another`; they are returned as texts, because only a tokenizer knows their ids.
 
         Raises:
             ConfigError: with the rule that the text breaks.
@@ -131,7 +133,7 @@ class Parameter:
                 case "ids":
                     value = [int(part) for part in _parts(text)]
                 case "words":
-                    value = [[int(part) for part in _parts(word)] for word in _parts(text, ";")]
+                    return tuple(_parts(text))
                 case "bias":
                     pairs = (part.split("=") for part in _parts(text))
                     value = [(int(token), float(bias)) for token, bias in pairs]
@@ -160,8 +162,8 @@ def _ids(value: object) -> tuple[int, ...] | None:
     return tuple(map(int, ids)) if all(map(_is_id, ids)) else None
 
 
-def _parts(text: str, by: str = ",") -> list[str]:
-    return text.split(by) if text.strip() else []
+def _parts(text: str) -> list[str]:
+    return text.split(",") if text.strip() else []
 
 
 def _parameter(
@@ -306,5 +308,10 @@ class Sampling:
         return max((*(token for token, _ in self.logit_bias), *self.top_p_reset_ids, *words), default=-1)
 
 
-PARAMETERS = tuple(Parameter(name=f.name, default=f.default, **f.metadata) for f in fields(Sampling))
+PARAMETERS: tuple[Parameter, ...] = tuple(
+    Parameter(name=f.name, default=f.default, **f.metadata) for f in fields(Sampling)
+)
 PARAMETER = {p.name: p for p in PARAMETERS}
+
+# What `foundry generate` begins with: the unlikely tokens of a small model make poor reading.
+READING = Sampling(temperature=0.8, top_p=0.95)

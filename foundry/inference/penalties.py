@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from foundry.tokenizers import Tokenizer
+
 Floats = NDArray[np.float32]
 
 
@@ -61,6 +63,14 @@ class Counts:
             output = self.output
             scores -= np.float32(presence) * (output > 0) + np.float32(frequency) * output
         logits[ids] = scores
+
+
+def forms_of(word: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """The ids of a word at the beginning of a text and after a space: bad words for `Sampling`.
+
+    A model may still spell the word in other pieces, or write it in another case.
+    """
+    return sorted({tuple(tokenizer.encode(form)) for form in (word, f" {word.lstrip(' ')}")})
 
 
 class BadWords:

@@ -10,6 +10,7 @@ from typing import Any
 from foundry.config import ConfigError, MissingPackageError
 from foundry.config.sampling import PARAMETER, Sampling
 from foundry.config.serving import Serving
+from foundry.inference.penalties import forms_of
 from foundry.inference.request import Constraint, Request
 from foundry.serving.errors import ApiError, invalid
 from foundry.serving.protocol import SEEDS, Options, ResponseFormat
@@ -194,14 +195,10 @@ def _sampling(version: Version, given: dict[str, Any]) -> Sampling:
 
 
 def _words(version: Version, words: list[Any]) -> list[Any]:
-    """Words that are texts as ids: at the beginning of a text and after a space."""
+    """Words that are texts as ids."""
     found: list[Any] = []
     for word in words:
-        if isinstance(word, str):
-            forms = {tuple(version.tokenizer.encode(w)) for w in (word, f" {word.lstrip(' ')}")}
-            found += [list(ids) for ids in sorted(forms)]
-        else:
-            found.append(word)
+        found += forms_of(word, version.tokenizer) if isinstance(word, str) else [word]
     return found
 
 

@@ -1,6 +1,5 @@
 """Generation equals the full forward pass, streams complete characters, and refuses invalid values."""
 
-import io
 import random
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 
 from foundry.config import ModelConfig
 from foundry.inference import Generator, KVCache
-from foundry.inference.conversation import converse
 from foundry.models import MiniLLM
 
 
@@ -134,30 +132,3 @@ def test_a_foreign_tokenizer_is_refused(tokenizer):
     )
     with pytest.raises(ValueError, match="399 tokens, the tokenizer 400"):
         Generator(model, tokenizer, "cpu")
-
-
-def test_a_conversation_sets_values_reports_mistakes_and_ends(generator):
-    out = io.StringIO()
-    lines = (
-        "/temperature 0\n/top_p 7\n/nothing\nThe salt\\n\n/tokens x\n/tokens 0\n/seed 3\n/show\n"
-        + "salt " * 200
-        + "\n/quit\nnot read\n"
-    )
-    converse(generator, io.StringIO(lines), out)
-    text = out.getvalue()
-    errors = (
-        "error: top_p must be",
-        "error: tokens must be an integer, got 'x'",
-        "error: tokens must be at least 1",
-        "error: the prompt has",
-    )
-    for shown in ("temperature = 0.0", "top_p = 0.95", "seed = 3", "more than the context of 48", *errors):
-        assert shown in text
-    assert generator.generate_text(prompt="The salt\n", max_new_tokens=120, temperature=0) in text
-    converse(generator, io.StringIO(""), out)
-
-
-def test_a_conversation_reads_standard_input_by_default(generator, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO("/tokens 3\nThe\n"))
-    converse(generator)
-    assert capsys.readouterr().out.count("> ") == 3
