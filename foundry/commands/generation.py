@@ -6,10 +6,15 @@ import argparse
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foundry.commands.arguments import Subparsers, TypedPath, add_command
-from foundry.config import load_params
+from foundry.config import ConfigError, DataError, load_params
 from foundry.config.sampling import PARAMETERS, READING, Parameter
+
+if TYPE_CHECKING:
+    from foundry.inference import Generator
+    from foundry.inference.request import Constraint
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -25,14 +30,29 @@ def generate(args: argparse.Namespace) -> None:
     given = {p.name: text for p in PARAMETERS if (text := getattr(args, p.name)) is not None}
     how = changed(READING, given, generator.tokenizer)
     if args.prompt is None:
+        if args.stop or args.json_schema:
+            raise ConfigError("--stop and --json-schema need a prompt: a conversation has neither")
         converse(generator, settings=Settings(how, args.max_new_tokens, args.seed))
         return
     # It checks everything, so that an error comes before any text.
-    pieces = generator.stream(args.prompt, max_new_tokens=args.max_new_tokens, seed=args.seed, **asdict(how))
+    options = {"max_new_tokens": args.max_new_tokens, "seed": args.seed, "stop": args.stop}
+    pieces = generator.stream(args.prompt, constraint=_constraint(args, generator), **options, **asdict(how))
     print(args.prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+
+
+def _constraint(args: argparse.Namespace, generator: Generator) -> Constraint | None:
+    if args.json_schema is None:
+        return None
+    from foundry.inference.constraints import Grammars
+
+    try:
+        text = Path(args.json_schema).read_text(encoding="utf-8")
+    except (OSError, ValueError) as e:
+        raise DataError(f"{args.json_schema} cannot be read as text in UTF-8: {e}") from None
+    return Grammars(generator.tokenizer).json_schema(text)
 
 
 def add_to(subparsers: Subparsers) -> None:
@@ -46,6 +66,9 @@ def add_to(subparsers: Subparsers) -> None:
     s.add_argument("--device", help="auto, cpu, cuda or mps (default: runtime.device of params.yaml)")
     s.add_argument("--max-new-tokens", type=int, default=120, help="default: %(default)s")
     s.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
+    s.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text; may be repeated")
+    text = "write JSON that is valid under the schema in this file; {} is any JSON"
+    s.add_argument("--json-schema", action=TypedPath, metavar="FILE", help=text)
     group = s.add_argument_group("sampling parameters", "docs/en/inference.md has their formulas.")
     for p in PARAMETERS:
         group.add_argument(f"--{p.name.replace('_', '-')}", metavar=_example(p), help=_explained(p))

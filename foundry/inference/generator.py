@@ -10,13 +10,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
 from foundry.config import ConfigError, FoundryError
 from foundry.config.sampling import Sampling, is_integer
 from foundry.inference.engine import Engine, deliver
-from foundry.inference.request import Delta, Event, Finished, Request
+from foundry.inference.request import Constraint, Delta, Event, Finished, Request
 from foundry.inference.runner import Runner
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
@@ -98,6 +99,8 @@ class Generator:
         cut: bool = False,
         max_new_tokens: int = 100,
         seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        constraint: Constraint | None = None,
         **sampling,
     ) -> Iterator[str]:
         """The continuation in parts, each as soon as its characters are complete.
@@ -108,6 +111,8 @@ class Generator:
             prompt: text to continue; the begin symbol is added before it. Chat markers in it are plain text.
             cut: read only the end of a prompt that does not fit the context, see `prompt_ids`; otherwise it is refused.
             max_new_tokens, seed: as for `generate_ids`.
+            stop: a text, or texts, that end the continuation and are not part of it.
+            constraint: a language that the continuation has to be in, see `foundry.inference.constraints`.
             sampling: fields of `Sampling`.
 
         Raises:
@@ -115,6 +120,8 @@ class Generator:
                 not valid Unicode.
         """
         request = self._request(self.prompt_ids(prompt, cut), Sampling(**sampling), max_new_tokens, seed)
+        texts = (stop,) if isinstance(stop, str) else tuple(stop)
+        request = replace(request, stop=texts, constraint=constraint)
         return (delta.text for delta in self._deltas(request) if delta.text)
 
     def generate_text(self, prompt: str = "", **options) -> str:

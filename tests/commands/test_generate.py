@@ -1,5 +1,7 @@
 """`foundry generate` and the commands that load a model: options first, then text, on the device that was asked for."""
 
+import io
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,6 +11,7 @@ import torch
 
 from foundry import cli
 from foundry.config import ModelConfig
+from foundry.config.sampling import PARAMETERS
 from foundry.models import MiniLLM, save_model
 
 PARAMS = "download: {sources: [{name: one, url: 'file:corpus/x'}]}\nruntime: {tracking: false, device: DEVICE}\n"
@@ -85,6 +88,46 @@ def test_a_trained_model_and_its_export_continue_alike(project, capsys, model):
     text = capsys.readouterr().out
     assert run("generate", "The salt", "--temperature", "0", "--max-new-tokens", "8") == 0
     assert capsys.readouterr().out == text and text.startswith("The salt") and len(text) > 10
+
+
+def test_every_sampling_parameter_is_an_option(project, capsys):
+    values = {"ids": "5,7", "words": "salt,water", "bias": "5=-2,7=1.5", "integer": "3", "number": "0.9"}
+    options = [f"--{p.name.replace('_', '-')}={values[p.kind]}" for p in PARAMETERS]
+    assert run("generate", "The", *options, "--max-new-tokens", "4", "--seed", "1") == 0
+    assert capsys.readouterr().out.startswith("The")
+    for p in PARAMETERS:
+        if p.kind != "words":
+            assert run("generate", "The", f"--{p.name.replace('_', '-')}=x") == 1
+            assert capsys.readouterr().err.startswith(f"error: {p.name} must be ")
+
+
+def test_a_stop_text_ends_the_continuation(project, capsys):
+    options = ["--temperature", "0", "--max-new-tokens", "12"]
+    assert run("generate", "The salt", *options) == 0
+    text = capsys.readouterr().out.removesuffix("\n").removeprefix("The salt")
+    stop = text[len(text) // 2 :][:2]
+    assert run("generate", "The salt", *options, "--stop", "never", "--stop", stop) == 0
+    assert capsys.readouterr().out == f"The salt{text[: text.index(stop)]}\n"
+
+
+def test_json_is_valid_under_the_schema_of_a_file(project, capsys):
+    (project / "schema.json").write_text(
+        '{"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3}'
+    )
+    assert run("generate", "", "--json-schema", "schema.json", "--max-new-tokens", "200", "--seed", "3") == 0
+    values = json.loads(capsys.readouterr().out)
+    assert 2 <= len(values) <= 3 and all(value in (True, False) for value in values)
+    (project / "schema.json").write_text('{"not": {}}')
+    assert run("generate", "", "--json-schema", "schema.json") == 1
+    assert capsys.readouterr().err.startswith('error: the JSON schema cannot be enforced: Unimplemented keys: ["not"]')
+
+
+def test_a_conversation_begins_with_the_options(project, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("/show\n"))
+    assert run("generate", "--top-k", "7", "--bad-words", "salt", "--seed", "5") == 0
+    assert "top_k = 7, top_p = 0.95, bad_words = ((" in capsys.readouterr().out
+    assert run("generate", "--stop", "x") == 1
+    assert "need a prompt" in capsys.readouterr().err
 
 
 def test_outside_of_a_project_only_the_model_matters(project, tmp_path, monkeypatch, capsys):
