@@ -104,6 +104,20 @@ class Server(Protocol):
         """Why new requests are refused now, as a sentence for a user; None if they are taken."""
         ...
 
+    def feedback(self, id: str, index: int, rating: Literal[-1, 0, 1], comment: str | None, key: str | None) -> None:
+        """Records what a person thought of an answer.
+
+        Args:
+            id: of the response.
+            index: of the choice in it.
+            rating: 1 is good, -1 is bad, 0 takes an earlier rating back.
+            key: name of the API key; None without keys.
+
+        Raises:
+            ApiError: 404 if the server does not record.
+        """
+        ...
+
     def metrics(self) -> bytes:
         """The metrics in the text format of Prometheus."""
         ...

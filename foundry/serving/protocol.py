@@ -210,6 +210,15 @@ class DetokenizeRequest(_In):
     tokens: Ids
 
 
+class FeedbackRequest(_In):
+    """The body of `/v1/feedback`: what a person thought of an answer."""
+
+    id: str = Field(min_length=1, max_length=128, description="of the response")
+    index: int = Field(0, ge=0, le=10_000, description="of the choice in the response")
+    rating: Literal[-1, 0, 1] = Field(description="1: good, -1: bad, 0: takes an earlier rating back")
+    comment: str | None = Field(None, max_length=4096)
+
+
 T = TypeVar("T", bound=_In)
 
 

@@ -15,7 +15,7 @@ from foundry.serving.forms import Form
 from foundry.serving.generation import Generation
 from foundry.serving.page import build_page
 from foundry.serving.planning import check_characters, check_ids
-from foundry.serving.protocol import DetokenizeRequest, TokenizeRequest, parse
+from foundry.serving.protocol import DetokenizeRequest, FeedbackRequest, TokenizeRequest, parse
 from foundry.serving.state import Call, Common
 from foundry.serving.version import Version
 from foundry.tokenizers.chat import encode_chat
@@ -61,6 +61,14 @@ def add_routes(app: FastAPI, common: Common) -> None:
         with server.hold(asked.model) as version:
             Call.of(request.scope).answered_by(version)
             return JSONResponse(await common.off_loop(_detokenize, version, asked))
+
+    @app.post("/v1/feedback", summary="Rate an answer of a server that records", openapi_extra=_body(FeedbackRequest))
+    async def feedback(request: Request) -> Response:
+        body = await read_object(request.scope, request.receive, common)
+        asked, _ = parse(FeedbackRequest, body)
+        key = Call.of(request.scope).key
+        server.feedback(asked.id, asked.index, asked.rating, asked.comment, key.name if key else None)
+        return JSONResponse({"object": "feedback", "id": asked.id, "index": asked.index, "rating": asked.rating})
 
     @app.get("/health", summary="Whether the process answers")
     async def health() -> Response:

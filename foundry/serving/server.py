@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Literal, Protocol
 
 from foundry.config import Serving
 from foundry.serving.errors import ApiError, unavailable
@@ -13,7 +13,7 @@ from foundry.serving.keeper import Change
 from foundry.serving.keys import Keys
 from foundry.serving.metrics import Metrics
 from foundry.serving.models import Models
-from foundry.serving.recording import RecordedExchange, RecordedFeedback, Recorder
+from foundry.serving.recording import RecordedExchange, Recorder, feedback
 from foundry.serving.version import Version
 from foundry.utils.log import get_logger
 
@@ -73,15 +73,11 @@ class Running:
         """See `interface.Server`."""
         return self.numbers.text()
 
-    def feedback(self, line: RecordedFeedback) -> None:
-        """Records what a person thought of an answer.
-
-        Raises:
-            ApiError: 404 if the server does not record.
-        """
+    def feedback(self, id: str, index: int, rating: Literal[-1, 0, 1], comment: str | None, key: str | None) -> None:
+        """See `interface.Server`."""
         if self._recorder is None:
             raise ApiError(404, "this server does not record: start it with serving.record", code="not_recorded")
-        self._recorder.add(line)
+        self._recorder.add(feedback(id, index, rating, comment, key))
 
     @staticmethod
     def _stopping() -> ApiError:

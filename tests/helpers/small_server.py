@@ -12,7 +12,7 @@ import uvicorn
 from foundry.config.serving import Serving
 from foundry.serving.app import build_app
 from foundry.serving.connection import Connection
-from foundry.serving.errors import unavailable, unknown_model
+from foundry.serving.errors import ApiError, unavailable, unknown_model
 from foundry.serving.keys import Keys
 from foundry.serving.version import Facts, Version
 
@@ -41,7 +41,7 @@ class SmallServer:
 
     def __init__(self, version=None, keys=None, **config):
         self.config, self.keys, self.observer = Serving(**config), keys or Keys(), Notes()
-        self.version, self.held = version, 0
+        self.version, self.held, self.ratings = version, 0, []
 
     @contextmanager
     def hold(self, model):
@@ -60,6 +60,11 @@ class SmallServer:
 
     def unready(self):
         return None if self.version else "the model is being loaded"
+
+    def feedback(self, *given):
+        if self.config.record is None:
+            raise ApiError(404, "this server does not record", code="not_recorded")
+        self.ratings.append(given)
 
     def metrics(self):
         return b"# TYPE foundry_up gauge\nfoundry_up 1\n"
