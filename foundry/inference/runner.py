@@ -24,11 +24,11 @@ from torch import Tensor
 
 from foundry.inference.cache import BLOCK, SlotCache
 from foundry.inference.decoder import Decoder
+from foundry.inference.products import Product, pack
 from foundry.models import MiniLLM
 from foundry.models.loss import soft_cap
 from foundry.models.transformer import Block
 
-Product = Callable[[Tensor], Tensor]
 SERIAL = 32768  # elements below which PyTorch computes an elementwise function on one thread
 
 
@@ -85,7 +85,7 @@ class Runner:
         self,
         model: MiniLLM,
         slots: int,
-        pack: Callable[[Tensor], Product] | None = None,
+        pack: Callable[[Tensor], Product] = pack,
         fixed_shapes: bool | None = None,
     ) -> None:
         self.model, self.cfg = model.eval(), model.cfg
@@ -93,7 +93,7 @@ class Runner:
         self.device, self.dtype = weight.device, weight.dtype
         self.fixed_shapes = self.device.type == "cuda" if fixed_shapes is None else fixed_shapes
         self.cache = SlotCache(self.cfg, slots, self.device, self.dtype)
-        self._pack = pack or plain
+        self._pack = pack
         cos, sin = torch.view_as_real(model.freqs_cis).unbind(-1)
         self._cos, self._sin = torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
         self._mask = self._diagonal()
@@ -218,16 +218,6 @@ class Runner:
         if rows not in self._decoders:
             self._decoders[rows] = Decoder(self, rows)
         return self._decoders[rows]
-
-
-def plain(weight: Tensor) -> Product:
-    """The product with a matrix as it is."""
-    if weight.device.type == "cpu":
-        linear = torch.ops.mkldnn._linear_pointwise
-        if weight.dtype == torch.float32:
-            return lambda x: linear(x if len(x) > 1 else x.expand(2, -1), weight, None, "none", [], "")[: len(x)]
-        return lambda x: linear(x, weight, None, "none", [], "")
-    return lambda x: F.linear(x, weight)
 
 
 def _silu(x: Tensor) -> Tensor:

@@ -130,13 +130,13 @@ def _load_trained(folder: Path, serving: Serving, device: str, source: str, vers
 
 def _engine(model: MiniLLM, tokenizer: Tokenizer, serving: Serving, device: str) -> Backend:
     from foundry.inference.engine import Engine
+    from foundry.inference.formats import in_format
     from foundry.inference.runner import Runner
     from foundry.inference.worker import Worker
     from foundry.utils.device import get_device
 
-    if serving.weights != "float32":
-        raise FoundryError(f"serving.weights: {serving.weights} has not landed yet")
-    runner = Runner(model.to(get_device(device)), serving.max_running)
+    model, pack = in_format(model.to(get_device(device)), serving.weights)
+    runner = Runner(model, serving.max_running, pack)
     return Worker(Engine(runner, tokenizer), serving.max_queue)
 
 
