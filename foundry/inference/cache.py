@@ -52,6 +52,14 @@ class SlotCache:
         """Keys and values of tokens in one layer: (T, 2 * K, D)."""
         self._flat[layer].index_put_((rows,), kv)
 
+    def keys_values(self, layer: int, slot: int, slots: int, low: int, end: int) -> tuple[Tensor, Tensor]:
+        """Views of keys and values of some slots at the positions from `low` to before `end`: (n, K, S, D) each."""
+        _, half, per_slot, per_head, D, _ = self.kv.stride()
+        # `as_strided` is one call where slices would be four; attention is called for every slot and layer.
+        size, stride = (slots, self.kv.shape[3], end - low, D), (per_slot, per_head, D, 1)
+        place = 2 * layer * half + slot * per_slot + low * D
+        return self.kv.as_strided(size, stride, place), self.kv.as_strided(size, stride, place + half)
+
     def block(self, slot: int, start: int) -> Tensor:
         """A view of the keys and values of the block at a position: (L, 2, K, BLOCK, D)."""
         return self.kv[:, :, slot, :, start : start + BLOCK]

@@ -9,7 +9,11 @@ What a request gives is a function of the request. In float32 on a CPU, its toke
 bits alone and among others, streamed or not, with its prompt copied from another request or computed, with and without
 speculation: rows of products do not depend on other rows, attention is computed for each request in shapes that its own
 positions decide, a prompt is divided at multiples of `BLOCK` whatever else is computed, and every request has its own
-random generator. On a GPU, the libraries choose a kernel by the number of rows, and the last bits follow it.
+random generator.
+
+In bfloat16 the same was measured on a processor with AMX: no bit of the logits differed in four companies of up to 32
+others, for three shapes up to dim 512. On a GPU, libraries choose a kernel by the number of rows, and the last bits
+follow it.
 """
 
 from __future__ import annotations
@@ -83,8 +87,8 @@ class Engine:
         runner: the model with its slots.
         tokenizer: of the same vocabulary.
         step_tokens: tokens of prompts that are read in one step at most, at least one block.
-        shared_tokens: tokens of prompts that are kept for requests that begin in the same way; None: two contexts per
-            slot.
+        shared_tokens: tokens of prompts that are kept for requests that begin in the same way; None: half of what the
+            slots have room for.
         drafter: guesses tokens for speculative decoding.
 
     Raises:
@@ -111,7 +115,7 @@ class Engine:
         # Byte fallback makes the unknown token unnecessary.
         self.barred = [i for i in range(cfg.vocab_size) if i == UNK_ID or tokenizer.is_control(i)]
         slots = runner.cache.slots
-        self._shared = SharedBlocks(2 * slots * self.context if shared_tokens is None else shared_tokens)
+        self._shared = SharedBlocks(slots * self.context // 2 if shared_tokens is None else shared_tokens)
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []  # in the order of their arrival
         self._free = list(range(slots - 1, -1, -1))

@@ -51,12 +51,27 @@ class Piece:
     wanted: int
 
 
+@dataclass(slots=True)
+class _Stretch:
+    """Tokens of a step whose attention is one call: T of one slot, or one each of several neighbouring slots.
+
+    They see the keys from position `low` to before `end`, apart from the mask among themselves.
+    """
+
+    row: int
+    T: int
+    slot: int
+    slots: int
+    low: int
+    end: int
+
+
 class Layer:
     """The weights of one block, those that are multiplied together as one matrix."""
 
     def __init__(self, block: Block, pack: Callable[[Tensor], Product]) -> None:
         attention, ffn = block.attention, block.ffn
-        self.attention_norm, self.ffn_norm = block.attention_norm, block.ffn_norm
+        self.attention_norm, self.ffn_norm = block.attention_norm.weight, block.ffn_norm.weight
         self.qkv = pack(torch.cat(attention.input_weights()))
         self.out = pack(attention.wo.weight)
         self.gate_up = pack(torch.cat(ffn.input_weights()))
@@ -136,7 +151,8 @@ class Runner:
             positions.extend(range(p.start, p.start + n))
             slots.extend([p.slot] * n)
         tokens, at, slot = torch.tensor((ids, positions, slots), device=self.device)
-        x = self.hidden(tokens, at, slot, lambda q, i: self._attend(q, i, pieces))
+        stretches = self._stretches(pieces)
+        x = self.hidden(tokens, at, slot, lambda q, i: self._attend(q, i, stretches))
         if len(wanted) < len(ids):
             x = x[torch.tensor(wanted, dtype=torch.int64, device=self.device)]
         return self.logits(x) if wanted else x.new_empty(0, self.cfg.vocab_size)
@@ -155,49 +171,66 @@ class Runner:
         rows = self.cache.rows(slot, at)
         x = F.embedding(tokens, self.model.tok_embeddings.weight)
         for i, layer in enumerate(self._layers):
-            qkv = layer.qkv(layer.attention_norm(x)).view(len(x), H + 2 * K, -1)
+            qkv = layer.qkv(self._norm(x, layer.attention_norm)).view(len(x), H + 2 * K, -1)
             qk = qkv[:, : H + K].float()
             if layer.head_norm is not None:
-                scale = torch.rsqrt(qk.square().mean(-1, keepdim=True) + cfg.norm_eps)
-                qk = ((qk * scale).to(self.dtype) * layer.head_norm).float()
+                qk = F.rms_norm(qk, qk.shape[-1:], None, cfg.norm_eps).mul_(layer.head_norm)
             a, b = qk.chunk(2, dim=-1)
             qkv[:, : H + K] = (qk * cos).add_(torch.cat((b, a), -1).mul_(sin))
             self.cache.write(i, rows, qkv[:, H:])
             x = x + layer.out(attend(qkv[:, :H], i))
-            gate, up = layer.gate_up(layer.ffn_norm(x)).chunk(2, dim=-1)
+            gate, up = layer.gate_up(self._norm(x, layer.ffn_norm)).chunk(2, dim=-1)
             x = x + layer.down(_silu(gate) * up)
         return x
 
     def logits(self, x: Tensor) -> Tensor:
         """(N, C) to (N, V)."""
-        return soft_cap(self._head(self.model.norm(x)), self.cfg.logit_softcap)
+        return soft_cap(self._head(self._norm(x, self.model.norm.weight)), self.cfg.logit_softcap)
 
-    def _attend(self, q_NHD: Tensor, i: int, pieces: Sequence[Piece]) -> Tensor:
-        k_NKSD, v_NKSD = self.cache.kv[i]
-        window, parts, row = self.cfg.sliding_window, [], 0
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.cfg.norm_eps)
+
+    def _stretches(self, pieces: Sequence[Piece]) -> list[_Stretch]:
+        """The calls of attention for a step.
+
+        Tokens of answers in neighbouring slots that have as many keys share a call; it computes each by itself.
+        """
+        window, found, row = self.cfg.sliding_window, [], 0
         for p in pieces:
-            k, v = k_NKSD[p.slot : p.slot + 1], v_NKSD[p.slot : p.slot + 1]
             at, end = p.start, p.start + len(p.ids)
             while at < end:
                 T = min(BLOCK - at % BLOCK, end - at) if p.prompt else 1
                 low = max(0, at + 1 - window) if window else 0
-                parts.append(self._attention(q_NHD[row : row + T], k[:, :, low : at + T], v[:, :, low : at + T]))
+                last = found[-1] if found else None
+                if (
+                    last
+                    and T == last.T == 1
+                    and last.slot + last.slots == p.slot
+                    and (last.low, last.end) == (low, at + 1)
+                ):
+                    last.slots += 1
+                else:
+                    found.append(_Stretch(row, T, p.slot, 1, low, at + T))
                 at, row = at + T, row + T
+        return found
+
+    def _attend(self, q_NHD: Tensor, i: int, stretches: Sequence[_Stretch]) -> Tensor:
+        """The attention's output (N, H * D). The queries of a group of heads are rows of one product with its keys."""
+        N, H, D = q_NHD.shape
+        K = self.cfg.n_kv_heads
+        G, context = H // K, self.cfg.max_seq_len
+        q_NKGD, parts = q_NHD.view(N, K, G, D), []
+        for s in stretches:
+            k, v = self.cache.keys_values(i, s.slot, s.slots, s.low, s.end)
+            if s.T == 1:
+                y = F.scaled_dot_product_attention(q_NKGD[s.row : s.row + s.slots], k, v)
+                parts.append(y.view(s.slots, H * D) if G == 1 else y.reshape(s.slots, H * D))
+            else:
+                q = q_NKGD[s.row : s.row + s.T].transpose(0, 1).reshape(1, K, s.T * G, D)
+                mask = self._mask[: s.T * G, context + s.T - (s.end - s.low) : context + s.T]
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+                parts.append(y.view(K, s.T, G, D).transpose(0, 1).reshape(s.T, H * D))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-    def _attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention of the last T positions (T, H, D) to keys and values (1, K, S, D): (T, H * D).
-
-        The queries of a group of heads are rows of one product with its keys.
-        """
-        T, H, D = q.shape
-        K, S = k.shape[1], k.shape[2]
-        G = H // K
-        q = q.view(T, K, G, D).transpose(0, 1).reshape(1, K, T * G, D)
-        last = self.cfg.max_seq_len + T
-        mask = self._mask[: T * G, last - S : last] if T > 1 else None
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return y.view(K, T, G, D).transpose(0, 1).reshape(T, H * D)
 
     def _diagonal(self) -> Tensor:
         """What is added to the scores of a block's queries, for every number of keys before the block.
@@ -225,7 +258,8 @@ def _silu(x: Tensor) -> Tensor:
 
     At most `SERIAL` elements at a time, because threads would divide them in the middle of rows.
     """
-    for part in x.split(max(1, SERIAL // x.shape[1])):
+    rows = max(1, SERIAL // x.shape[1])
+    for part in x.split(rows) if len(x) > rows else (x,):
         F.silu(part, inplace=True)
     return x
 
