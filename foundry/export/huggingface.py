@@ -8,6 +8,7 @@ SentencePiece's scores, and `add_prefix_space: false`.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from foundry.config import ExportError, ModelConfig
 from foundry.config.corpus import CHAT_MARKERS
 from foundry.export.exportable import model_problems, refuse, tokenizer_problems
 from foundry.models import MiniLLM
+from foundry.models.accounting import count_params
+from foundry.models.files import without_initialisation
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.chat import CHAT_TEMPLATE
 from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID, UNK_ID
@@ -247,21 +250,24 @@ def import_huggingface(folder: str | Path) -> tuple[MiniLLM, Tokenizer]:
     folder = Path(folder)
     cfg = _model_config(folder)
     weights, names = folder / "model.safetensors", tensor_names(cfg)
-    with torch.device("meta"):
-        expected = {names[k]: list(v.shape) for k, v in MiniLLM(cfg).state_dict().items()}
     try:
         with safe_open(weights, "pt") as f:
             shapes = {name: f.get_slice(name).get_shape() for name in f.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as e:
         raise ExportError(f"{weights} cannot be read ({e}): `foundry verify --repair` restores it") from None
+    # The file bounds what is allocated. Tensors without memory would do, too, but importing what they need takes a
+    # second, so they only name what is wrong.
+    fits = sum(math.prod(shape) for shape in shapes.values()) == count_params(cfg)
+    with without_initialisation() if fits else torch.device("meta"):
+        model = MiniLLM(cfg)
+    state = model.state_dict()
+    expected = {names[k]: list(v.shape) for k, v in state.items()}
     if odd := sorted(n for n in {*shapes, *expected} if shapes.get(n) != expected.get(n)):
         first = "; ".join(f"{n} is {shapes.get(n, 'missing')}, expected {expected.get(n, 'none')}" for n in odd[:3])
         raise ExportError(f"{weights} has other tensors than config.json describes: {first}")
     tokenizer = Tokenizer(folder / "tokenizer.model")
     if tokenizer.vocab_size != cfg.vocab_size:
         raise ExportError(f"{folder}: the model has {cfg.vocab_size} tokens, tokenizer.model {tokenizer.vocab_size}")
-    model = MiniLLM(cfg)
-    state = model.state_dict()
     with safe_open(weights, "pt") as f:
         for ours, theirs in names.items():
             state[ours].copy_(f.get_tensor(theirs))  # one at a time: the model does not have to fit into memory twice

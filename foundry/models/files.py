@@ -12,11 +12,21 @@ from typing import Any
 
 from pydantic import ValidationError
 from safetensors.torch import load
+from torch.overrides import TorchFunctionMode
 
 from foundry.config import DataError, ModelConfig
 from foundry.models.facts import ModelFacts, TrainingFacts
 from foundry.models.transformer import MiniLLM
 from foundry.utils.files import atomic_dir, read_json, sha256_file, write_json, write_tensors
+
+
+class without_initialisation(TorchFunctionMode):
+    """Leaves new weights as they are in memory: for a model whose tensors are all read from a file."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def weights_sha256(model: MiniLLM) -> str:
