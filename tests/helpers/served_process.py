@@ -11,6 +11,7 @@ import threading
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
 
 import torch
@@ -85,7 +86,7 @@ def write_params(root, **serving):
 @dataclass
 class Reply:
     status: int
-    headers: dict
+    headers: Message  # its keys are found in every spelling
     body: bytes
 
     @property
@@ -114,9 +115,9 @@ class Served:
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
-                return Reply(answer.status, dict(answer.headers), answer.read())
+                return Reply(answer.status, answer.headers, answer.read())
         except urllib.error.HTTPError as e:
-            return Reply(e.code, dict(e.headers), e.read())
+            return Reply(e.code, e.headers, e.read())
 
     def stop(self, sig=signal.SIGTERM, timeout=60):
         self.process.send_signal(sig)
