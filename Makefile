@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro test coverage mutants ui deploy lint bench clean
+.PHONY: help setup repro serve test coverage mutants ui deploy lint bench clean
 
 help: ## show this list
 	@echo "usage: make TARGET [profile=smoke|laptop|gpu-124m|gpu-1b]"
@@ -39,6 +39,9 @@ repro: $(call ready,repro) ## rebuild what changed: download ... export (dvc rep
 	@dvc --wait-for-lock repro
 	@python -m flows.remember
 
+serve: $(call ready,repro) ## serve the champion: OpenAI API and page on loopback; Ctrl-C stops it (model=, port=, weights=)
+	@exec foundry serve $(if $(model),"$(model)") $(if $(port),--port "$(port)") $(if $(weights),--weights "$(weights)")
+
 test: $(call ready,dev) ## the test suite, in two processes
 	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -48,9 +51,10 @@ coverage: $(call ready,dev) ## the test suite, and the lines that no test runs (
 mutants: $(call ready,dev) ## mutation testing: how often a test notices a small change (sample=200 seed=1 files="foundry/...")
 	@python -m scripts.mutants $(if $(sample),--sample $(sample)) $(if $(seed),--seed $(seed)) $(files)
 
-ui: $(call ready,ui) ## Prefect server, worker and MLflow on loopback; Ctrl-C stops them (prefect_port=, mlflow_port=, webhook=)
+ui: $(call ready,ui) ## Prefect server, worker and MLflow on loopback; Ctrl-C stops them (prefect_port=, mlflow_port=, serve_port=, webhook=)
 	@python -m flows.ui $(if $(prefect_port),--prefect-port $(prefect_port)) \
-		$(if $(mlflow_port),--mlflow-port $(mlflow_port)) $(if $(webhook),--webhook "$(webhook)")
+		$(if $(mlflow_port),--mlflow-port $(mlflow_port)) $(if $(serve_port),--serve-port $(serve_port)) \
+		$(if $(webhook),--webhook "$(webhook)")
 
 deploy: $(call ready,ui) ## register the flows of prefect.yaml with a server (webhook=URL is called for late and failed runs)
 	@python -m flows.deploy $(if $(webhook),--webhook "$(webhook)")

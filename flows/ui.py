@@ -1,4 +1,4 @@
-"""`make ui`: Prefect server, a worker and MLflow on loopback, until Ctrl-C.
+"""`make ui`: Prefect server, a worker, MLflow and, if it is asked for, `foundry serve` on loopback, until Ctrl-C.
 
 A lock allows one per project. Each child has its own session and is ended by its process group; it dies with this
 process, however that ends. Ports are checked before anything starts. A child that dies is reported and started again;
@@ -49,6 +49,7 @@ class Ui:
         deaths: when each child died.
         repaired: what a killed `make ui` had left, and what was done about it: one sentence each.
         locks: the locks of the project and of Prefect's folder.
+        serve_url: address of `foundry serve`; None if it was not asked for.
     """
 
     root: Path
@@ -59,6 +60,7 @@ class Ui:
     deaths: dict[str, list[float]] = field(default_factory=dict)
     repaired: list[str] = field(default_factory=list)
     locks: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    serve_url: str | None = None
 
     def log(self, name: str) -> Path:
         return self.root / ".foundry" / "ui" / f"{name}.log"
@@ -73,6 +75,8 @@ class Ui:
             return ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
         if name == "worker":
             return ["prefect", "worker", "start", "--pool", POOL, "--name", socket.gethostname()]
+        if name == "serve":
+            return ["foundry.cli", "serve", "--host", HOST, "--port", str(urllib.parse.urlsplit(self.serve_url).port)]
         store = own_store(self.root)
         files = ["--backend-store-uri", sqlite_uri(store), "--artifacts-destination", artifacts_of(store)]
         return ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1", *files]
@@ -206,11 +210,14 @@ def free_port(port: int, option: str) -> int:
         return s.getsockname()[1]
 
 
-def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000, webhook: str = "") -> Ui:
-    """Starts everything and waits until both servers answer.
+def start(
+    root: Path, prefect_port: int = 4200, mlflow_port: int = 5000, webhook: str = "", serve_port: int | None = None
+) -> Ui:
+    """Starts everything and waits until all servers answer.
 
     Args:
         webhook: an address that is called for runs that are late, fail or crash.
+        serve_port: also start `foundry serve` at this port; None: do not.
 
     Raises:
         LockError: if another one runs in this project; the message names its addresses.
@@ -223,7 +230,8 @@ def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000, webhook
         remove_addresses(root)
         prefect_port, mlflow_port = free_port(prefect_port, "prefect_port"), free_port(mlflow_port, "mlflow_port")
         urls = (f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}")
-        ui = Ui(root, *urls, repaired=repaired, locks=stack.pop_all())
+        serve_url = None if serve_port is None else f"http://{HOST}:{free_port(serve_port, 'serve_port')}"
+        ui = Ui(root, *urls, repaired=repaired, locks=stack.pop_all(), serve_url=serve_url)
     store = sqlite_uri(own_store(root))
     try:
         connect(store)  # creates a missing store under our lock: a training may do the same at this moment
@@ -235,6 +243,9 @@ def start(root: Path, prefect_port: int = 4200, mlflow_port: int = 5000, webhook
         ui.deployments = deploy(root, f"{ui.prefect_url}/api", webhook)
         ui.spawn("worker")
         ui.wait_for(f"{ui.mlflow_url}/health")
+        if ui.serve_url:
+            ui.spawn("serve")
+            ui.wait_for(f"{ui.serve_url}/ready")
     except BaseException:
         ui.stop()
         raise
@@ -279,6 +290,7 @@ def main() -> None:
     )
     parser.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s; 0 = any free one")
     parser.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s; 0 = any free one")
+    parser.add_argument("--serve-port", type=int, metavar="N", help="also start `foundry serve` at this port; 0 = any")
     parser.add_argument("--webhook", default="", metavar="URL", help="called for runs that are late, fail or crash")
     args = parser.parse_args()
     for signum in (signal.SIGTERM, signal.SIGHUP):
@@ -287,12 +299,14 @@ def main() -> None:
     print("starting Prefect and MLflow (some seconds) ...", flush=True)
     ui = None
     try:
-        ui = start(project_root(), args.prefect_port, args.mlflow_port, args.webhook)
+        ui = start(project_root(), args.prefect_port, args.mlflow_port, args.webhook, args.serve_port)
         query = urllib.parse.urlencode({"workflowType": "machine_learning"})
         for line in ui.repaired:
             say(line)
         print(f"Prefect   {ui.prefect_url}/deployments   {', '.join(ui.deployments)}")
         print(f"MLflow    {ui.mlflow_url}/#/experiments?{query}")
+        if ui.serve_url:
+            print(f"server    {ui.serve_url}/")
         print("a schedule is off until you switch it on; Ctrl-C stops everything; logs are in .foundry/ui/", flush=True)
         ui.watch()
     except FoundryError as e:

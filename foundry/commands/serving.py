@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry.commands.arguments import Subparsers, TypedPath, add_command
-from foundry.config import Config, ConfigError, Serving, load_params
+from foundry.config import Config, ConfigError, Runtime, Serving, load_params
 
 if TYPE_CHECKING:
     from foundry.serving.version import Version
@@ -52,14 +52,12 @@ def _run(config: Serving, device: str, cfg: Config | None) -> int:
     if source.startswith(ADDRESS):
         from foundry.tracking.settings import tracking_uri
 
-        registry = Registry(tracking_uri((cfg or _outside(source)).runtime))
+        if cfg is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+            raise ConfigError(f"{source}: run the command in a project, or set MLFLOW_TRACKING_URI")
+        registry = Registry(tracking_uri(cfg.runtime if cfg else Runtime()))
     server = Running(config, keys)
     keeper = Keeper(server.models, source, config, device, server.changed, registry, fallback)
     return serve(server, keeper, sock, lambda version, address: _announce(version, address, bool(len(keys))))
-
-
-def _outside(source: str) -> Config:
-    raise ConfigError(f"{source} is an address of a registry, which params.yaml names: run the command in a project")
 
 
 def _source(config: Serving, cfg: Config | None) -> tuple[str, Path | None]:
