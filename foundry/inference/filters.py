@@ -1,8 +1,8 @@
 """Filters of candidates: which tokens may still be drawn.
 
 Every function gets the N >= 1 candidates of one row and returns which of them stay, bool (N,), at least one. `scores`
-are logits divided by the temperature, float32 (N,); `weights` are exp(scores - largest score), float32 (N,), and so
-proportional to the probabilities. Sums over candidates are float64.
+are logits minus the largest one, divided by the temperature, float32 (N,); `weights` are exp(scores), float32 (N,), and
+so proportional to the probabilities. Sums over candidates are float64.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Bools = NDArray[np.bool_]
 
 def top_n_sigma(scores: Floats, n: float) -> Bools:
     """Logits of at least max - n standard deviations (of the population), as in llama.cpp (arXiv:2411.07641)."""
-    return scores >= scores.max() - np.float32(n * scores.std(dtype=np.float64))
+    return scores >= np.float32(-n * scores.std(dtype=np.float64))
 
 
 def top_k(scores: Floats, k: int) -> Bools:
@@ -56,8 +56,8 @@ def min_p(weights: Floats, share: float) -> Bools:
 def typical_p(scores: Floats, weights: Floats, p: float) -> Bools:
     """Those whose surprise is closest to the entropy until their share reaches p, and ties (arXiv:2202.00666)."""
     total = _sum(weights)
-    below = scores - scores.max()  # surprise and entropy are the same constant above minus this and its mean
-    distance = np.abs(below - np.float32(_sum(weights * below) / total))
+    # Surprise and entropy are the same constant minus the score and its mean.
+    distance = np.abs(scores - np.float32(_sum(weights * scores) / total))
     order = np.argsort(distance)
     last = min(int(np.searchsorted(np.cumsum(weights[order], dtype=np.float64), p * total)), len(order) - 1)
     return distance <= distance[order[last]]

@@ -31,6 +31,8 @@ from foundry.inference.filters import Bools, Floats
 from foundry.inference.penalties import BadWords, Counts
 from foundry.inference.request import Matcher
 
+LARGEST = 1e30  # no logit of a sound model is close to it
+LOWEST = np.float32(-1e30)  # a score whose sum and square are finite, and whose weight is 0
 BLOCK = 128  # candidates per partial sum of a draw
 
 
@@ -142,8 +144,7 @@ class Sampler:
             self._constrain(scores)
         elif self.count < how.min_tokens:
             scores[self._end_ids] = -np.inf
-        largest = scores.max()
-        if not np.isfinite(largest):  # NaN and infinity are larger than every number
+        if not abs(scores.max()) < LARGEST:  # NaN and infinity are larger than every number
             raise self._impossible(row)
         return scores
 
@@ -156,7 +157,7 @@ class Sampler:
             scores[self._end_ids] = end
 
     def _impossible(self, row: Floats) -> FoundryError:
-        if not np.isfinite(row).all():
+        if not abs(row.max()) < LARGEST:
             return FoundryError(
                 "the model's logits are NaN or infinite: its weights are damaged; restore them or train the model again"
             )
@@ -174,13 +175,16 @@ class Sampler:
         if (temperature := self._temperature(scores)) < GREEDY_BELOW:
             ids = scores.argmax(keepdims=True) if ids is None else ids[scores.argmax(keepdims=True)]
             return ids, np.ones(1, dtype=np.float32)
+        scores = scores - scores.max()  # first, so that the division cannot overflow for likely tokens
         if temperature != 1:
-            scores = scores / np.float32(temperature)
+            scores /= np.float32(temperature)
+        if ids is not None:
+            np.maximum(scores, LOWEST, out=scores)
         if how.top_n_sigma:
             ids, scores = _kept(filters.top_n_sigma(scores, how.top_n_sigma), ids, scores)
         if 0 < how.top_k < len(scores):
             ids, scores = _kept(filters.top_k(scores, how.top_k), ids, scores)
-        weights = np.exp(scores - scores.max())
+        weights = np.exp(scores)
         if self.top_p < 1:
             ids, scores, weights = _kept(filters.top_p(weights, self.top_p), ids, scores, weights)
         if how.min_p:

@@ -248,7 +248,7 @@ def test_a_greedy_choice_regards_what_comes_before_the_temperature_and_draws_no_
     assert s.choose(logits) == 3 and torch.equal(before, s.generator.get_state())
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 2e38])
 @pytest.mark.parametrize("options", [{"temperature": 0}, {}, {"top_k": 3, "repetition_penalty": 1.2}])
 def test_logits_that_are_not_numbers_are_refused(bad, options):
     with pytest.raises(FoundryError, match="weights are damaged"):
@@ -407,6 +407,7 @@ numbers = {
     if p.kind == "number"
 }
 rows = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=40).map(torch.tensor)
+wild = st.lists(st.floats(max_value=2.0**99, width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=9)
 
 
 def consistent(options):
@@ -425,6 +426,14 @@ def test_the_set_is_never_empty_and_the_choice_is_in_it(logits, options, output)
     s = sampler(len(logits), [0], [i % len(logits) for i in output], **options)
     p = s.distribution(logits)
     assert float(p.sum()) == pytest.approx(1, abs=1e-5) and (p >= 0).all() and p[s.choose(logits)] > 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(wild.map(torch.tensor), samplings, st.floats(1e-5, 1e-3))
+def test_not_even_wild_logits_and_tiny_temperatures_give_what_is_no_distribution(logits, options, temperature):
+    options["temperature"] = temperature if options.get("temperature", 1) < 1 else 1000.0
+    p = sampler(len(logits), [0], **options).distribution(logits)
+    assert float(p.sum()) == pytest.approx(1, abs=1e-5) and (p >= 0).all()
 
 
 @settings(max_examples=100, deadline=None)
