@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from foundry.serving.body import Disconnected
 from foundry.serving.errors import CLIENT_CLOSED, ApiError, internal, invalid, shown
 from foundry.serving.interface import Server
-from foundry.serving.routes import add_routes
+from foundry.serving.routes import add_routes, describe
 from foundry.serving.state import Call, Common
 from foundry.utils.log import get_logger
 
@@ -37,8 +37,9 @@ def build_app(server: Server) -> FastAPI:
         redirect_slashes=False,
     )
     add_routes(app, Common(server))
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(Gate, server=server)
+    app.add_middleware(Gate, server=server, paths=frozenset(getattr(r, "path", "") for r in app.routes))
     if server.config.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -66,8 +67,8 @@ class Gate:
     prompt, not even a path that is not in the table of routes.
     """
 
-    def __init__(self, app: ASGIApp, server: Server) -> None:
-        self.app, self.server = app, server
+    def __init__(self, app: ASGIApp, server: Server, paths: frozenset[str]) -> None:
+        self.app, self.server, self._paths = app, server, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -124,7 +125,8 @@ class Gate:
         await send({"type": "http.response.body", "body": content})
 
     def _report(self, scope: Scope, call: Call) -> None:
-        route = getattr(scope.get("route"), "path", "unknown")
+        path = scope["path"]  # it names the route if the request did not get as far as the router
+        route = getattr(scope.get("route"), "path", path if path in self._paths else "unknown")
         self.server.observer.responded(scope["method"], route, call.status, call.seconds)
         if route == "/ready" or (route in ("/health", "/metrics") and call.status < 400):
             return

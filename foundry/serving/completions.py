@@ -33,6 +33,7 @@ class CompletionForm(Form[CompletionRequest]):
         cls, version: Version, asked: CompletionRequest, sampling: dict[str, Any], config: Serving, deadline: float
     ) -> Plan:
         at_most(len(asked.prompt), config.max_prompts, "prompt", "max_prompts")
+        at_most(asked.n, config.max_n, "n", "max_n")
         best = asked.best_of or asked.n
         at_most(best, config.max_n, "best_of", "max_n")
         if best < asked.n:

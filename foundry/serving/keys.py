@@ -146,7 +146,7 @@ class Key:
             429,
             f"the key {self.name} allows {limit} a minute: send the request again in {wait:.1f} s",
             code="rate_limit_exceeded",
-            headers={"Retry-After": str(math.ceil(wait)), **self.headers()},
+            headers={"Retry-After": str(math.ceil(wait))},
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def plan(
     how = _sampling(version, sampling)
     stop_ids = (*wanted.stop_ids, *asked.stop_token_ids)
     _in_vocabulary(asked.stop_token_ids, version, "stop_token_ids")
-    constraint = _constraint(version, asked.response_format)
+    constraint = _constraint(version, asked.response_format, config)
     seed = secrets.randbelow(DRAWN) if asked.seed is None else asked.seed % SEEDS
     jobs = []
     most = 0
@@ -254,16 +255,21 @@ def _too_long(message: str, wanted: Wanted) -> ApiError:
     return invalid(message, wanted.param, "context_length_exceeded")
 
 
-def _constraint(version: Version, wanted: ResponseFormat | None) -> Constraint | None:
+def _constraint(version: Version, wanted: ResponseFormat | None, config: Serving) -> Constraint | None:
     if wanted is None or wanted.type == "text":
         return None
     try:
         if wanted.type == "json_object":
             return version.grammars.json_object()
         if wanted.json_schema is None:
-            raise invalid("response_format of type json_schema needs json_schema with a schema", "response_format")
-        return version.grammars.json_schema(wanted.json_schema.schema_)
-    except MissingPackageError as e:
-        raise invalid(str(e), "response_format", "unsupported_parameter") from None
+            raise invalid("response_format.json_schema is missing", "response_format", "missing_required_parameter")
+        schema = json.dumps(wanted.json_schema.schema_, ensure_ascii=False)
+        if (size := len(schema.encode())) > config.max_schema_bytes:
+            limit = f"at most {config.max_schema_bytes} are allowed (serving.max_schema_bytes)"
+            raise invalid(f"response_format has a schema of {size} bytes, {limit}", "response_format", "above_maximum")
+        return version.grammars.json_schema(schema)
+    except MissingPackageError:
+        why = "response_format is not supported: this server was installed without a grammar library"
+        raise invalid(why, "response_format", "unsupported_parameter") from None
     except ConfigError as e:
         raise invalid(f"response_format: {e}", "response_format", "invalid_value") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from foundry.config.sampling import PARAMETER
@@ -112,8 +112,22 @@ def _logit_bias(value: Any) -> Any:
         return value
 
 
-Prompts = Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(_prompts)]
-Strings = Annotated[tuple[str, ...], BeforeValidator(_strings)]
+# A body may have them in simpler forms, which is what `/openapi.json` describes.
+_TEXT, _IDS = {"type": "string"}, {"type": "array", "items": {"type": "integer"}}
+_TEXTS = {"type": "array", "items": _TEXT}
+_PART = {"type": "object", "properties": {"type": {"const": "text"}, "text": _TEXT}, "required": ["type", "text"]}
+_PROMPTS = {"anyOf": [_TEXT, _TEXTS, _IDS, {"type": "array", "items": _IDS}]}
+Prompts = Annotated[
+    tuple[str | tuple[int, ...], ...], BeforeValidator(_prompts), WithJsonSchema(_PROMPTS, mode="validation")
+]
+Strings = Annotated[
+    tuple[str, ...], BeforeValidator(_strings), WithJsonSchema({"anyOf": [_TEXT, _TEXTS]}, mode="validation")
+]
+Content = Annotated[
+    str,
+    BeforeValidator(_content),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _PART}]}, mode="validation"),
+]
 Ids = Annotated[tuple[int, ...], BeforeValidator(_ids)]
 
 
@@ -178,7 +192,7 @@ class ChatMessage(_In):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_content)]
+    content: Content
 
 
 class ChatRequest(Options):

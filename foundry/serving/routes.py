@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
+from foundry.config.sampling import PARAMETERS, Parameter
 from foundry.serving.body import read_object
 from foundry.serving.chat import ChatForm, messages_of
 from foundry.serving.completions import CompletionForm
@@ -15,7 +18,15 @@ from foundry.serving.forms import Form
 from foundry.serving.generation import Generation
 from foundry.serving.page import build_page
 from foundry.serving.planning import check_characters, check_ids
-from foundry.serving.protocol import DetokenizeRequest, FeedbackRequest, TokenizeRequest, parse
+from foundry.serving.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    FeedbackRequest,
+    Options,
+    TokenizeRequest,
+    parse,
+)
 from foundry.serving.state import Call, Common
 from foundry.serving.version import Version
 from foundry.tokenizers.chat import encode_chat
@@ -89,7 +100,7 @@ def _add_text(app: FastAPI, common: Common, form: type[Form[Any]], summary: str)
     async def generate() -> Response:
         return Generation(common, form)
 
-    app.post(form.route, summary=summary, openapi_extra=_body(form.kind, sampling=True))(generate)
+    app.post(form.route, summary=summary, openapi_extra=_body(form.kind))(generate)
 
 
 def _model(version: Version) -> dict[str, Any]:
@@ -122,7 +133,36 @@ def _detokenize(version: Version, asked: DetokenizeRequest) -> dict[str, Any]:
     return {"prompt": version.tokenizer.decode(asked.tokens)}
 
 
-def _body(kind: type[Any], sampling: bool = False) -> dict[str, Any]:
-    """The schema of a body for `/openapi.json`."""
-    schema = kind.model_json_schema(ref_template=f"#/components/schemas/{kind.__name__}-{{model}}")
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def _body(kind: type[BaseModel]) -> dict[str, Any]:
+    """A reference to the schema of a body, for `/openapi.json`."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The content of `/openapi.json`: FastAPI's, with the bodies, which are not read by FastAPI."""
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schemas: dict[str, Any] = {}
+    for kind in (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest, FeedbackRequest):
+        schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schema.pop("$defs", {})
+        if issubclass(kind, Options):
+            schema["properties"] |= {p.name: _sampling(p) for p in PARAMETERS}
+        schemas[kind.__name__] = schema
+    document["components"] = {"schemas": schemas}
+    for methods in document["paths"].values():
+        for route in methods.values():
+            route["responses"].pop("422", None)  # FastAPI's own status for bad values, which is 400 here
+    return document
+
+
+def _sampling(parameter: Parameter) -> dict[str, Any]:
+    kinds: dict[str, dict[str, Any]] = {
+        "number": {"type": "number"},
+        "integer": {"type": "integer"},
+        "ids": {"type": "array", "items": {"type": "integer"}},
+        "words": {"type": "array"},
+        "bias": {"type": "object", "additionalProperties": {"type": "number"}},
+    }
+    schema = {**kinds[parameter.kind], "description": f"{parameter.text} ({parameter.rule})"}
+    return schema if parameter.kind not in ("number", "integer") else {**schema, "default": parameter.default}

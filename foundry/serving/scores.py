@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from foundry.inference.request import Scored
     from foundry.tokenizers import Tokenizer
 
+LEADING = 0xC2  # the smallest byte that begins a character of several bytes
 LOWEST = -9999.0  # JSON has no infinity; the OpenAI API uses this number
 
 
@@ -66,9 +67,19 @@ class TextScores:
             names.append(name)
             logprobs.append(None if token.logprob is None else _number(token.logprob))
             tops.append(None if token.logprob is None else dict(sorted(top.items(), key=lambda item: -item[1])))
-            offsets.append(self._offset)
-            self._offset += len(self._stream.add(token.id))
+            offsets.append(self._place(token.id))
         return TextLogprobs(tokens=names, token_logprobs=logprobs, top_logprobs=tops, text_offset=offsets)
+
+    def _place(self, token: int) -> int:
+        """Where the text of the next token begins; for a part of a character, where the character begins."""
+        text, data = self._texts.of(token)
+        new = len(self._stream.add(token))
+        self._offset += new
+        if data is None or (len(data) == 1 and data[0] >= LEADING):  # no text, or its character is not complete yet
+            return self._offset
+        if len(data) == 1 and data[0] >= 0x80:
+            return self._offset - min(new, 1)
+        return self._offset - len(text)  # before it may be the remains of a character that it left incomplete
 
 
 def chat_scores(texts: TokenTexts, tokens: Sequence[Scored]) -> ChatLogprobs:
