@@ -1,5 +1,6 @@
 """The compiled step: the gradients of autograd, from a library that is made once and found by every later process."""
 
+import gc
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -142,6 +144,39 @@ def test_a_library_is_kept_under_its_own_hash_and_found(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
     (out,) = torch._C._aoti.AOTIModelContainerRunnerCpu(str(file), 1).run(TENSORS)
     assert out.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_build_compiles_the_wrapper_beside_the_kernels_and_nothing_else_but_the_constants(tmp_path, monkeypatch):
+    from torch._inductor import cpp_builder
+
+    run, started, commands = cpp_builder._run_compile_cmd, Event(), []
+
+    def watched(command, cwd):
+        commands.append(command)
+        if ".kernel.o" in command:
+            started.set()
+        elif command.endswith(".wrapper.o"):
+            assert started.wait(60), "the compiler of the kernels waits for that of the wrapper"
+        run(command, cwd)
+
+    monkeypatch.setattr(cpp_builder, "_run_compile_cmd", watched)
+    graph = traced(simple, TENSORS)
+    assert gc.isenabled()
+    build(tmp_path, "key", graph, TENSORS)
+    assert gc.isenabled() and started.is_set()
+    assert [" -c " in c for c in commands] == [True, True, True, False] and commands[0].endswith(".wrapper.o")
+
+    def failing(command, cwd):
+        if command.endswith(".wrapper.o"):
+            raise RuntimeError("the wrapper has an error")
+        run(command, cwd)
+
+    monkeypatch.setattr(cpp_builder, "_run_compile_cmd", failing)
+    with pytest.raises(Exception, match="the wrapper has an error"):
+        build(tmp_path / "other", "key", graph, TENSORS)
+    assert cpp_builder.run_compile_cmd.__name__ == "run_compile_cmd" and gc.isenabled()
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:9] + b"?" + b[10:]])
