@@ -109,8 +109,9 @@ class Shards:
         self.entries = self.index.splits[split].shards
         self._batches = [_open(folder / split / entry.file, entry) for entry in self.entries]
         columns = [b.column("tokens") for b in self._batches]
-        self.tokens: list[np.ndarray] = [c.values.to_numpy(zero_copy_only=True) for c in columns]
-        self.offsets: list[np.ndarray] = [c.offsets.to_numpy() for c in columns]
+        # Not `to_numpy`, which imports pandas (0.3 s) where it is installed; neither copies.
+        self.tokens: list[np.ndarray] = [np.from_dlpack(c.values) for c in columns]
+        self.offsets: list[np.ndarray] = [np.from_dlpack(c.offsets) for c in columns]
 
     def documents_at(self, shard: int, first: int, count: int) -> Iterator[DocumentSpan]:
         """The documents in `count` tokens of a shard, from its token `first`."""

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,12 @@ def test_the_index_counts_the_weights(shards):
 def test_tokens_are_mapped_not_copied(shards):
     tokens = Shards(shards, "train").tokens[0]
     assert tokens.dtype == np.uint16 and not tokens.flags.owndata and not tokens.flags.writeable
+
+
+def test_opening_shards_does_not_import_pandas(shards):
+    code = "import sys; from foundry.data.tokens.shards import Shards; Shards(sys.argv[1], 'train')"
+    check = "assert 'pyarrow' in sys.modules and 'pandas' not in sys.modules"
+    subprocess.run([sys.executable, "-c", f"{code}; {check}", str(shards)], check=True)
 
 
 def test_a_vocabulary_beyond_16_bits_is_stored_in_32(clean, tokenizer, tmp_path, monkeypatch):
