@@ -67,7 +67,7 @@ function percent(p) {
   const sign = language === "zh" ? "%" : " %";
   if (p >= 0.9995 && p < 1) return `> 99.9${sign}`;
   if (p > 0 && p < 0.00001) return `< 0.001${sign}`;
-  return `${number(100 * p, 20, { maximumSignificantDigits: 3, maximumFractionDigits: undefined })}${sign}`;
+  return `${number(100 * p, 20, { minimumSignificantDigits: 3, maximumSignificantDigits: 3 })}${sign}`;
 }
 
 function translatePage() {
@@ -130,9 +130,24 @@ const scroller = () => (getComputedStyle($("view")).overflowY === "visible" ? do
 const atEnd = () => scroller().scrollHeight - scroller().scrollTop - scroller().clientHeight < 80;
 const toEnd = () => { scroller().scrollTop = scroller().scrollHeight; };
 
-async function copyText(text) {
-  await navigator.clipboard.writeText(text);
-  speech.say(t("copied"));
+/** A button that copies a text and says so by its icon. */
+function copyButton(name, key, textOf) {
+  return iconButton(name, key, async (event) => {
+    const button = event.currentTarget, text = textOf();
+    if (navigator.clipboard) await navigator.clipboard.writeText(text);
+    else { // a page of another machine without TLS
+      const box = make("textarea", { class: "sr" });
+      box.value = text;
+      document.body.append(box);
+      box.select();
+      document.execCommand("copy");
+      box.remove();
+      button.focus();
+    }
+    speech.say(t("copied"));
+    button.replaceChildren(icon("check"));
+    setTimeout(() => button.replaceChildren(icon(name)), 1500);
+  });
 }
 
 function saveFile(name, kind, text) {

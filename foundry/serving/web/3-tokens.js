@@ -173,6 +173,7 @@ function followTokens(view) {
   view.addEventListener("pointerleave", hideCard);
   view.addEventListener("click", (event) => { if (tokenAt(event)) showCard(tokenAt(event)); });
   document.addEventListener("scroll", placeCard, true);
+  document.addEventListener("pointerdown", (event) => { if (!tokenAt(event)) hideCard(); });
   view.addEventListener("focusout", hideCard);
   view.addEventListener("keydown", (event) => {
     const text = event.target.closest?.(".text");

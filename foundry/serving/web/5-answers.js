@@ -124,11 +124,11 @@ function footNode(slot, answer, acts) {
   }
   if (acts.again) foot.append(iconButton("again", "again", acts.again, { disabled: Boolean(running) }));
   if (answer.text) {
-    foot.append(iconButton("copy", "copy", () => copyText(answer.text)));
+    foot.append(copyButton("copy", "copy", () => answer.text));
     if (acts.edit) foot.append(iconButton("edit", "edit", acts.edit, { disabled: Boolean(running) }));
     if (acts.on) foot.append(iconButton("on", "go_on", acts.on, { disabled: Boolean(running) }));
   }
-  if (answer.request && !slot.measured) foot.append(iconButton("code", "curl", () => copyText(asCurl(answer.path, repeatable(answer)))));
+  if (answer.request && !slot.measured) foot.append(copyButton("code", "curl", () => asCurl(answer.path, repeatable(answer))));
   if (DATA.recording && answer.id && answer.text && !slot.measured) {
     for (const [name, rating] of [["up", 1], ["down", -1]]) {
       foot.append(iconButton(name, `rate_${name}`, () => rate(answer, answer.rating === rating ? 0 : rating), { "aria-pressed": String(answer.rating === rating) }));
@@ -152,8 +152,8 @@ function numbersNode(answer, measured) {
     if (answer.seconds > answer.first && count.tokens > 1) {
       say("n_speed", { n: number((count.tokens - 1) / (answer.seconds - answer.first), 0) }, "n_speed_long");
     }
-    say("n_bits", { n: number(count.bits / count.tokens, 2) }, "n_bits_long");
-    say("n_bytes", { n: number(count.bits / count.bytes, 2) }, "n_bytes_long");
+    say("n_bits", { n: number(count.bits / count.tokens, 2, { minimumFractionDigits: 2 }) }, "n_bits_long");
+    say("n_bytes", { n: number(count.bits / count.bytes, 2, { minimumFractionDigits: 2 }) }, "n_bytes_long");
   }
   if (answer.seed !== null && !measured) say("n_seed", { n: String(answer.seed) }, "n_seed_long");
   if (answer.weights && answer.weights !== answering) say("n_former", { n: answer.weights.slice(0, 12) }, "n_former_long");

@@ -7,6 +7,7 @@ const model = () => models[0] || null;
 
 /** Reads /v1/models; while the server loads its model, again every second. */
 async function loadModels() {
+  const before = JSON.stringify(models);
   try {
     models = (await (await call("/v1/models")).json()).data || [];
     $("key-form").hidden = true;
@@ -22,12 +23,10 @@ async function loadModels() {
     setTimeout(loadModels, 1000);
     return;
   }
-  noticeModel(weightsOf(model()));
+  noticeModel(model().weights_sha256);
   chooseMode();
-  showAll();
+  if (JSON.stringify(models) !== before) showAll();
 }
-
-const weightsOf = (entry) => entry.weights_sha256 ?? entry.foundry?.weights_sha256 ?? null;
 
 /** Called with the weights that an answer or the list names: says so if they are others than before. */
 function noticeModel(weights) {
@@ -37,7 +36,7 @@ function noticeModel(weights) {
   if (before === null) return;
   notify("swap", t("swapped", { before: before.slice(0, 12), now: weights.slice(0, 12) }));
   speech.say(t("swapped_short"));
-  if (!model() || weightsOf(model()) !== weights) loadModels();
+  if (!model() || model().weights_sha256 !== weights) loadModels();
 }
 
 function askForKey() {
@@ -81,7 +80,7 @@ function renderFacts() {
   add("fact_name", entry.id);
   add("fact_source", entry.source);
   add("fact_version", entry.version);
-  add("fact_parameters", number(entry.parameters));
+  add("fact_size", t("n_weights", { n: number(entry.parameters) }));
   add("fact_context", t("n_tokens", { n: number(entry.context_length) }));
   add("fact_vocabulary", t("n_tokens", { n: number(entry.vocabulary) }));
   add("fact_license", entry.license ?? t("fact_unknown"));

@@ -13,7 +13,7 @@ function chooseMode() {
 }
 
 function setMode(mode) {
-  state.prompts[state.mode ?? mode] = $("prompt").value || state.prompts[mode];
+  state.prompts[state.mode ?? mode] = $("prompt").value;
   state.mode = mode;
   $("prompt").value = state.prompts[mode];
   showAll();
@@ -137,7 +137,7 @@ function chatNodes() {
     if (turn.editing) node.append(editorNode(turn, i));
     else if (turn.role === "user") {
       node.append(make("div", { class: "text", dir: "auto" }, turn.text), make("div", { class: "foot" },
-        iconButton("edit", "edit", () => editTurn(turn), { disabled: Boolean(running) }), iconButton("copy", "copy", () => copyText(turn.text))));
+        iconButton("edit", "edit", () => editTurn(turn), { disabled: Boolean(running) }), copyButton("copy", "copy", () => turn.text)));
     } else {
       node.append(answerNode(turn, null, { edit: () => editTurn(turn), again: () => {
         if (!settings()) return;
@@ -166,7 +166,7 @@ function completionNodes() {
 }
 
 function editTurn(turn) {
-  for (const other of state.chat) delete other.editing;
+  for (const other of state.chat) { delete other.editing; delete other.draft; }
   turn.editing = true;
   showAll();
   const box = $("view").querySelector(".editor textarea");
@@ -177,10 +177,12 @@ function editTurn(turn) {
 /** A user's message that is changed is asked again, and what came after it goes; an answer that is changed only stays so. */
 function editorNode(turn, i) {
   const box = make("textarea", { rows: Math.min(12, 2 + said(turn).split("\n").length), "aria-label": t("edit"), dir: "auto" });
-  box.value = said(turn);
-  const close = () => { delete turn.editing; showAll(); $("view").querySelectorAll(".turn")[i]?.querySelector('[data-act="edit"]')?.focus(); };
+  box.value = turn.draft ?? said(turn); // the page may be drawn again meanwhile
+  box.addEventListener("input", () => { turn.draft = box.value; });
+  const close = () => { delete turn.editing; delete turn.draft; showAll(); $("view").querySelectorAll(".turn")[i]?.querySelector('[data-act="edit"]')?.focus(); };
   const done = () => {
     delete turn.editing;
+    delete turn.draft;
     if (turn.role === "user") {
       const answer = turns.assistant();
       turn.text = box.value;
@@ -198,6 +200,7 @@ function editorNode(turn, i) {
     make("button", { type: "button", class: "main", on: { click: done } }, t(turn.role === "user" ? "edit_send" : "edit_keep")),
     make("button", { type: "button", class: "quiet", on: { click: close } }, t("cancel"))));
   editor.addEventListener("keydown", (event) => {
+    if (event.isComposing) return;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) done();
     else if (event.key === "Escape") close();
     else return;
@@ -224,7 +227,7 @@ function save() {
 
 function restore() {
   try { Object.assign(state, JSON.parse(kept.get(forThisTab, "state") || "{}")); } catch { /* of another version of the page */ }
-  for (const turn of state.chat) delete turn.editing;
+  for (const turn of state.chat) { delete turn.editing; delete turn.draft; }
   state.colours = kept.get(lasting, "colours") !== "no";
   if (state.mode) $("prompt").value = state.prompts[state.mode];
 }
@@ -312,6 +315,7 @@ function start() {
     });
   }
   document.addEventListener("keydown", (event) => {
+    if (event.isComposing) return; // the keys belong to an input method
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       send();

@@ -14,7 +14,7 @@ class Ticket:
         self.cancelled.set()
 
 
-class Scripted:
+class TextBackend:
     """Implements `foundry.inference.request.Backend`.
 
     Attributes:
