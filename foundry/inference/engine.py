@@ -353,3 +353,6 @@ class Engine:
                 events.append((answer, delta))
         except FoundryError as e:
             answer.finish("error", message=str(e))
+        except Exception as e:  # a mistake of ours that one request meets must not end the others
+            get_logger().exception("an answer of the engine failed")
+            answer.finish("error", message=f"the answer failed: {type(e).__name__}: {e}"[:500])

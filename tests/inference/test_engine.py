@@ -333,6 +333,22 @@ def test_a_step_that_fails_ends_its_requests_and_no_others(model, tokenizer, mon
     assert [end.reason for end in ends] == ["error", "error", "length"] and "out of memory" in ends[0].message
 
 
+def test_an_answer_that_fails_ends_alone(model, tokenizer):
+    class Broken(Only):
+        def start(self):
+            matcher = super().start()
+            matcher.accept = None  # to call it is a TypeError
+            return matcher
+
+    engine, events = make_engine(model, tokenizer), ([], [])
+    for r, e in zip((request(5, constraint=Broken((50, 51))), request(6, n=5)), events, strict=True):
+        engine.add(engine.answer(r, e.append))
+    finish(engine)
+    assert [end_of(e).reason for e in events] == ["error", "length"]
+    assert "the answer failed: TypeError" in end_of(events[0]).message
+    assert engine.free == 4
+
+
 def test_a_listener_that_fails_loses_its_own_answer_only(model, tokenizer):
     engine, events = make_engine(model, tokenizer), []
 
