@@ -5,8 +5,9 @@ bfloat16 on two cores, the products of one token took 0.7 times as long (31 mill
 
 A row of a product does not depend on the other rows. oneDNN's kernels for two rows and more sum in the same order for
 every number of rows, and a single row is computed as two, because it has a kernel of its own. In bfloat16 this needs
-the layout for one row: with wider ones, AMX sums in another order from some number of rows on. `F.linear` does not have
-this property: MKL chooses among kernels by the number of rows. On a GPU nothing is promised.
+the layout for one row: with wider ones, AMX sums in another order from some number of rows on. It also needs a number
+of inputs that is a multiple of 32: with 16, 30 or 1,000 inputs, some rows were different from 257 rows on, or earlier.
+`F.linear` does not have this property: MKL chooses among kernels by the number of rows. On a GPU nothing is promised.
 
 Letters: N rows, C inputs, O outputs.
 """
