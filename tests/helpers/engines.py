@@ -20,6 +20,16 @@ VARIANTS = [
     {"logit_softcap": 3.0},
     {"tie_embeddings": False},
     {"dim": 40, "ffn_dim": 43},  # no multiples of a vector register
+    # Slots and rows that begin anywhere in a vector register, and functions of all logits at once.
+    {
+        "max_seq_len": 161,
+        "dim": 42,
+        "n_heads": 3,
+        "n_kv_heads": 1,
+        "ffn_dim": 51,
+        "vocab_size": 403,
+        "logit_softcap": 3.0,
+    },
 ]
 
 
