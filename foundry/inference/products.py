@@ -33,7 +33,7 @@ def pack(weight: Tensor) -> Product:
     linear = torch.ops.mkldnn._linear_pointwise
 
     def product(x: Tensor) -> Tensor:
-        if len(x) > 1:
+        if x.shape[0] > 1:
             return linear(x, packed, None, "none", [], "")
         return linear(x.expand(2, -1), packed, None, "none", [], "")[:1]
 

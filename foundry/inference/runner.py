@@ -150,6 +150,8 @@ class Runner:
             ids.extend(p.ids)
             positions.extend(range(p.start, p.start + n))
             slots.extend([p.slot] * n)
+        if len(ids) == 1:  # a product of one row is computed as one of two, see `foundry.inference.products`
+            ids, positions, slots = 2 * ids, 2 * positions, 2 * slots
         tokens, at, slot = torch.tensor((ids, positions, slots), device=self.device)
         stretches = self._stretches(pieces)
         x = self.hidden(tokens, at, slot, lambda q, i: self._attend(q, i, stretches))
@@ -174,7 +176,7 @@ class Runner:
             qkv = layer.qkv(self._norm(x, layer.attention_norm)).view(len(x), H + 2 * K, -1)
             qk = qkv[:, : H + K].float()
             if layer.head_norm is not None:
-                qk = F.rms_norm(qk, qk.shape[-1:], None, cfg.norm_eps).mul_(layer.head_norm)
+                qk = torch.rms_norm(qk, qk.shape[-1:], None, cfg.norm_eps).mul_(layer.head_norm)
             a, b = qk.chunk(2, dim=-1)
             qkv[:, : H + K] = (qk * cos).add_(torch.cat((b, a), -1).mul_(sin))
             self.cache.write(i, rows, qkv[:, H:])
@@ -188,7 +190,7 @@ class Runner:
         return soft_cap(self._head(self._norm(x, self.model.norm.weight)), self.cfg.logit_softcap)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.cfg.norm_eps)
+        return torch.rms_norm(x, weight.shape, weight, self.cfg.norm_eps)
 
     def _stretches(self, pieces: Sequence[Piece]) -> list[_Stretch]:
         """The calls of attention for a step.
@@ -228,9 +230,13 @@ class Runner:
             else:
                 q = q_NKGD[s.row : s.row + s.T].transpose(0, 1).reshape(1, K, s.T * G, D)
                 mask = self._mask[: s.T * G, context + s.T - (s.end - s.low) : context + s.T]
+                if mask.is_cuda:
+                    mask = mask.contiguous()  # whose kernels want an aligned one
                 y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
                 parts.append(y.view(K, s.T, G, D).transpose(0, 1).reshape(s.T, H * D))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        if len(parts) == 1:
+            return parts[0].expand(N, -1)  # for the second row of a single token
+        return torch.cat(parts)
 
     def _diagonal(self) -> Tensor:
         """What is added to the scores of a block's queries, for every number of keys before the block.
