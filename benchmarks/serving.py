@@ -1,0 +1,119 @@
+"""Serving: new tokens per second of the engine against transformers' `generate`, and the work that shared prompts save.
+
+    python -m benchmarks.serving --size L --weights bfloat16
+
+Parts: `stream` (one text), `batch` (eight at once), `prefix` (32 requests that begin with the same 200 tokens: how many
+tokens are computed). The models have the same shape and random weights. A text is a prompt of 32 tokens and 96 new
+ones, greedy; reading the prompt is in its time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.gpu.decode import NoText
+from benchmarks.gpu.peers import llama
+from benchmarks.rounds import Measure, add_rounds, take_turns
+from benchmarks.throughput import SIZES
+from foundry.config import ModelConfig
+from foundry.config.sampling import Sampling
+from foundry.inference.engine import Engine, deliver
+from foundry.inference.formats import in_format
+from foundry.inference.request import Event, Finished, Request
+from foundry.inference.runner import Runner
+from foundry.models import MiniLLM
+
+PARTS = {"stream": 1, "batch": 8}
+PROMPT, NEW = 32, 96
+CLIENTS, SHARED = 32, 200
+RATE = Measure("tokens/s", more_is_better=True)
+
+
+def engine(cfg: ModelConfig, weights: str, slots: int, shared_tokens: int | None = None) -> Engine:
+    torch.manual_seed(0)
+    model, pack = in_format(MiniLLM(cfg), weights)
+    return Engine(Runner(model, slots, pack), NoText(cfg.vocab_size), shared_tokens=shared_tokens)
+
+
+def answer(made: Engine, prompts: list[list[int]], new: int) -> list[Finished]:
+    """Continues all prompts at once; how each answer ended."""
+    ends: list[Finished] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Finished):
+            ends.append(event)
+
+    for ids in prompts:
+        made.add(made.answer(Request(tuple(ids), Sampling(temperature=0.0), new), listen))
+    while not made.idle:
+        deliver(made.step())
+    return ends
+
+
+def ours(cfg: ModelConfig, weights: str, rows: int) -> Callable[[], float]:
+    made, prompts = engine(cfg, weights, rows, shared_tokens=0), [prompt(cfg)] * rows
+    answer(made, prompts, 4)
+    return lambda: rate(lambda: answer(made, prompts, NEW), rows)
+
+
+def theirs(cfg: ModelConfig, weights: str, rows: int) -> Callable[[], float]:
+    model = llama(cfg, dtype=torch.float32 if weights == "float32" else torch.bfloat16).eval()
+    ids = torch.tensor([prompt(cfg)] * rows)
+
+    def generate(new: int) -> None:
+        options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+        with torch.inference_mode():
+            model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+
+    generate(4)
+    return lambda: rate(lambda: generate(NEW), rows)
+
+
+def prompt(cfg: ModelConfig) -> list[int]:
+    return [3 + 7 * i % (cfg.vocab_size - 3) for i in range(PROMPT)]
+
+
+def rate(run: Callable[[], object], rows: int) -> float:
+    start = time.perf_counter()
+    run()
+    return rows * NEW / (time.perf_counter() - start)
+
+
+def prefix(cfg: ModelConfig, weights: str) -> None:
+    """Prints how many tokens of prompts were computed and how many copied."""
+    made = engine(cfg, weights, CLIENTS)
+    common = [3 + 5 * i % (cfg.vocab_size - 3) for i in range(SHARED)]
+    answer(made, [[*common, 3 + i] for i in range(CLIENTS)], 4)
+    stats = made.stats()
+    once = SHARED + CLIENTS
+    print(
+        f"\n{CLIENTS} requests with {SHARED} common tokens and one of their own: {stats.prompt_tokens:,} tokens "
+        f"computed, {stats.cached_tokens:,} copied (without sharing {CLIENTS * (SHARED + 1):,}; {once:,} if more than "
+        "whole blocks were shared)"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="L", help="shape of benchmarks.throughput (default: L)")
+    parser.add_argument("--weights", default="bfloat16", help="number format of the matrices (default: bfloat16)")
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS, "prefix"], default=[*PARTS, "prefix"])
+    add_rounds(parser, 5)
+    args = parser.parse_args()
+    cfg = ModelConfig(vocab_size=8192, **SIZES[args.size][0])
+    for part in args.parts:
+        if part == "prefix":
+            prefix(cfg, args.weights)
+            continue
+        rows = PARTS[part]
+        sides = {"transformers": theirs(cfg, args.weights, rows), "ours": ours(cfg, args.weights, rows)}
+        done = take_turns(sides, args.rounds, RATE)
+        done.print(f"{part}, {args.size}, {args.weights}", base="transformers")
+
+
+if __name__ == "__main__":
+    main()
