@@ -100,8 +100,9 @@ def test_a_completion_can_be_constrained_too(client):
         (asked({"type": "array", "uniqueItems": True}), "uniqueItems"),
         (asked({"$ref": "https://example.org/x"}), "https://example.org/x"),
         (asked({"type": "string", "pattern": "(?=a)"}), "look-ahead"),
-        ({"type": "json_schema"}, "needs json_schema with a schema"),
+        ({"type": "json_schema"}, "json_schema is missing"),
         (asked({"type": "integer", "minimum": 2, "maximum": 1}), "minimum"),
+        (asked({"enum": ["a" * 500_000]}), "max_schema_bytes"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -109,3 +110,10 @@ def test_what_cannot_be_enforced_is_refused_by_name(client, wrong, message):
     with pytest.raises(openai.BadRequestError, match=message) as refused:
         client.chat.completions.create(model="tiny", messages=MESSAGES, response_format=wrong)
     assert refused.value.param.startswith("response_format")
+
+
+@pytest.mark.parametrize("schema", ['{"enum": ["\\ud800"]}', '{"enum": [NaN]}', '{"items":' * 5000 + "{}" + "}" * 5000])
+def test_a_schema_that_python_reads_and_nobody_else_is_refused(client, schema):
+    body = f'{{"model": "tiny", "prompt": "a", "response_format": {json.dumps(asked(1)).replace("1", schema, 1)}}}'
+    got = client._client.post("completions", content=body, headers={"Content-Type": "application/json"})
+    assert got.status_code == 400 and got.json()["error"]["type"] == "invalid_request_error"
