@@ -29,6 +29,7 @@ from foundry.models import MiniLLM
 from foundry.models.loss import soft_cap
 from foundry.models.transformer import Block
 
+FEW, STEP = 32, 16  # see `_rows`
 SERIAL = 32768  # elements below which PyTorch computes an elementwise function on one thread
 
 
@@ -150,12 +151,13 @@ class Runner:
             ids.extend(p.ids)
             positions.extend(range(p.start, p.start + n))
             slots.extend([p.slot] * n)
-        if len(ids) == 1:  # a product of one row is computed as one of two, see `foundry.inference.products`
-            ids, positions, slots = 2 * ids, 2 * positions, 2 * slots
+        count = len(ids)
+        for values in (ids, positions, slots):
+            values.extend(values[-1:] * (_rows(count) - count))  # the last token several times
         tokens, at, slot = torch.tensor((ids, positions, slots), device=self.device)
         stretches = self._stretches(pieces)
         x = self.hidden(tokens, at, slot, lambda q, i: self._attend(q, i, stretches))
-        if len(wanted) < len(ids):
+        if len(wanted) < len(x):
             x = x[torch.tensor(wanted, dtype=torch.int64, device=self.device)]
         return self.logits(x) if wanted else x.new_empty(0, self.cfg.vocab_size)
 
@@ -234,9 +236,10 @@ class Runner:
                     mask = mask.contiguous()  # whose kernels want an aligned one
                 y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
                 parts.append(y.view(K, s.T, G, D).transpose(0, 1).reshape(s.T, H * D))
-        if len(parts) == 1:
-            return parts[0].expand(N, -1)  # for the second row of a single token
-        return torch.cat(parts)
+        row = stretches[-1].row + max(stretches[-1].T, stretches[-1].slots)
+        if row < N:
+            parts.append(parts[-1][-1:].expand(N - row, -1))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _diagonal(self) -> Tensor:
         """What is added to the scores of a block's queries, for every number of keys before the block.
@@ -257,6 +260,15 @@ class Runner:
         if rows not in self._decoders:
             self._decoders[rows] = Decoder(self, rows)
         return self._decoders[rows]
+
+
+def _rows(tokens: int) -> int:
+    """How many rows are computed for so many tokens.
+
+    A product of one row is computed as one of two, see `foundry.inference.products`. For every number of rows oneDNN
+    compiles its kernels once, which takes some milliseconds; so large numbers are rounded up.
+    """
+    return max(2, tokens) if tokens <= FEW else -(-tokens // STEP) * STEP
 
 
 def _silu(x: Tensor) -> Tensor:
