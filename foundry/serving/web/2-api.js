@@ -14,7 +14,8 @@ const KINDS = { 400: "error_400", 401: "error_401", 403: "error_403", 404: "erro
 
 let key = kept.get(forThisTab, "key") || "";
 
-/** Sends a request and returns the response if its status is a good one. */
+/** Sends a request and returns the response if its status is a good one. Paths are relative to the page, so that it can
+    be below a path of a proxy. */
 async function call(path, body, signal) {
   const headers = { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) };
   let response;
@@ -61,5 +62,5 @@ async function* events(response) {
 function asCurl(path, body) {
   const quoted = JSON.stringify(body, null, 1).replaceAll("'", "'\\''");
   const auth = key ? ' \\\n  -H "Authorization: Bearer $FOUNDRY_API_KEY"' : "";
-  return `curl ${location.origin}${path} \\\n  -H 'Content-Type: application/json'${auth} \\\n  -d '${quoted}'\n`;
+  return `curl ${new URL(path, location.href)} \\\n  -H 'Content-Type: application/json'${auth} \\\n  -d '${quoted}'\n`;
 }

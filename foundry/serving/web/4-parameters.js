@@ -150,7 +150,7 @@ function finderNode() {
   const find = async (event) => {
     const text = event.target.value;
     let pieces = [];
-    try { pieces = text ? tokenPieces(await (await call("/tokenize", { prompt: text, add_special_tokens: false })).json()) : []; } catch (error) {
+    try { pieces = text ? tokenPieces(await (await call("tokenize", { prompt: text, add_special_tokens: false })).json()) : []; } catch (error) {
       pieces = [error.message];
     }
     if (event.target.value === text) found.replaceChildren(...pieces);

@@ -11,7 +11,7 @@ const views = new WeakMap(); // answer → the nodes that show it
 
 /** The length of an answer unless the user sets one: what fits the context together with the prompt. */
 async function roomFor(prompt, signal) {
-  const { count, max_model_len: context } = await (await call("/tokenize", prompt, signal)).json();
+  const { count, max_model_len: context } = await (await call("tokenize", prompt, signal)).json();
   return Math.max(1, Math.min(DATA.limits.default_tokens, context - count));
 }
 
@@ -164,7 +164,7 @@ function numbersNode(answer, measured) {
 
 async function rate(answer, rating) {
   try {
-    await call("/v1/feedback", { id: answer.id, index: answer.index, rating });
+    await call("v1/feedback", { id: answer.id, index: answer.index, rating });
     answer.rating = rating;
     save();
   } catch (error) {

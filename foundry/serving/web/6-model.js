@@ -9,7 +9,7 @@ const model = () => models[0] || null;
 async function loadModels() {
   const before = JSON.stringify(models);
   try {
-    models = (await (await call("/v1/models")).json()).data || [];
+    models = (await (await call("v1/models")).json()).data || [];
     $("key-form").hidden = true;
     notify("models", null);
   } catch (error) {

@@ -43,7 +43,7 @@ async function askChat(turn) {
   const before = state.chat.slice(0, state.chat.indexOf(turn));
   const messages = before.map((one) => ({ role: one.role, content: said(one) }));
   if (state.system.trim()) messages.unshift({ role: "system", content: state.system });
-  await ask(turn, "/v1/chat/completions", { messages, ...seeded(fields, turn), logprobs: true,
+  await ask(turn, "v1/chat/completions", { messages, ...seeded(fields, turn), logprobs: true,
     top_logprobs: DATA.limits.alternatives, stream: true, stream_options: { include_usage: true } }, { messages });
 }
 
@@ -52,7 +52,7 @@ async function askCompletion(slot) {
   if (!fields || !model()) return;
   const stream = !(fields.best_of > 1); // the best of several is known only when all are complete
   const prompt = slot.prompt;
-  await ask(slot, "/v1/completions", { prompt, ...seeded(fields, slot),
+  await ask(slot, "v1/completions", { prompt, ...seeded(fields, slot),
     logprobs: DATA.limits.alternatives, stream, ...(stream && { stream_options: { include_usage: true } }) }, { prompt });
 }
 
@@ -61,7 +61,7 @@ async function measure() {
   const prompt = $("prompt").value;
   if (running || !prompt || !model()) return;
   state.result = { prompt: "", measured: true, versions: [], at: 0 };
-  await ask(state.result, "/v1/completions", { prompt, max_tokens: 0, echo: true, logprobs: DATA.limits.alternatives });
+  await ask(state.result, "v1/completions", { prompt, max_tokens: 0, echo: true, logprobs: DATA.limits.alternatives });
 }
 
 function send(event) {
@@ -219,14 +219,17 @@ function fitPrompt() {
 
 /* keeping and saving */
 
-/** What survives a reload of this tab. If the browser has no room for the tokens, the conversation is not kept. */
+/** Where a reload of this tab finds its state; another number for another form of it. */
+const STATE = "state-1";
+
+/** If the browser has no room for the tokens, the conversation is not kept. */
 function save() {
-  state.prompts[state.mode] = $("prompt").value;
-  if (!kept.set(forThisTab, "state", JSON.stringify(state))) kept.set(forThisTab, "state", null);
+  if (state.mode) state.prompts[state.mode] = $("prompt").value;
+  if (!kept.set(forThisTab, STATE, JSON.stringify(state))) kept.set(forThisTab, STATE, null);
 }
 
 function restore() {
-  try { Object.assign(state, JSON.parse(kept.get(forThisTab, "state") || "{}")); } catch { /* of another version of the page */ }
+  Object.assign(state, JSON.parse(kept.get(forThisTab, STATE) || "{}"));
   for (const turn of state.chat) { delete turn.editing; delete turn.draft; }
   state.colours = kept.get(lasting, "colours") !== "no";
   if (state.mode) $("prompt").value = state.prompts[state.mode];
