@@ -138,25 +138,32 @@ def precision() -> torch.dtype:
     return resolve_precision("auto", torch.device("cpu"))
 
 
-def hf(cfg, seconds: float, folder: Path):
+def llama(cfg: ModelConfig) -> nn.Module:
+    """transformers' LlamaForCausalLM of our shape; attention by PyTorch's fused kernels."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    c = cfg.model
     shape = LlamaConfig(
-        vocab_size=c.vocab_size,
-        hidden_size=c.dim,
-        intermediate_size=c.ffn_dim,
-        num_hidden_layers=c.n_layers,
-        num_attention_heads=c.n_heads,
-        num_key_value_heads=c.n_kv_heads,
-        max_position_embeddings=c.max_seq_len,
+        vocab_size=cfg.vocab_size,
+        hidden_size=cfg.dim,
+        intermediate_size=cfg.ffn_dim,
+        num_hidden_layers=cfg.n_layers,
+        num_attention_heads=cfg.n_heads,
+        num_key_value_heads=cfg.n_kv_heads,
+        max_position_embeddings=cfg.max_seq_len,
         tie_word_embeddings=True,
-        use_cache=False,
+        attn_implementation="sdpa",
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=None,
     )
-    model = LlamaForCausalLM(shape)
+    return LlamaForCausalLM(shape)
+
+
+def hf(cfg, seconds: float, folder: Path):
+    model = llama(cfg.model)
 
     def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(model(x).logits.flatten(0, 1).float(), y.flatten())
+        return F.cross_entropy(model(x, use_cache=False).logits.flatten(0, 1).float(), y.flatten())
 
     yield from loop(cfg, seconds, folder, model, _as_an_expert_runs_it(loss_of), fused=True)
 

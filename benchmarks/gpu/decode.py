@@ -206,7 +206,7 @@ class Generate(_Side):
         self.static = static
 
     def make(self) -> nn.Module:
-        from benchmarks.gpu.peers import llama
+        from benchmarks.throughput import llama
 
         return llama(self.config)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.throughput import GPTBlock
+from benchmarks.throughput import GPTBlock, llama
 from foundry.config import ModelConfig
 from foundry.models.accounting import train_flops_per_token
 
@@ -39,31 +39,6 @@ def nanogpt_flops(cfg: ModelConfig) -> int:
     return 6 * matrices + 6 * cfg.n_layers * cfg.dim * cfg.max_seq_len
 
 
-def llama(cfg: ModelConfig, checkpointing: bool = False, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """transformers' LlamaForCausalLM of our shape; attention by PyTorch's fused kernels."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    shape = LlamaConfig(
-        vocab_size=cfg.vocab_size,
-        hidden_size=cfg.dim,
-        intermediate_size=cfg.ffn_dim,
-        num_hidden_layers=cfg.n_layers,
-        num_attention_heads=cfg.n_heads,
-        num_key_value_heads=cfg.n_kv_heads,
-        max_position_embeddings=cfg.max_seq_len,
-        tie_word_embeddings=True,
-        attn_implementation="sdpa",
-        bos_token_id=1,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    model = LlamaForCausalLM(shape).to(dtype)
-    model.config.use_cache = not checkpointing
-    if checkpointing:
-        model.gradient_checkpointing_enable()
-    return model
-
-
 LossOf = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -76,7 +51,9 @@ def nanogpt_training(cfg: ModelConfig, recompute: bool) -> tuple[nn.Module, Loss
 
 
 def llama_training(cfg: ModelConfig, recompute: bool) -> tuple[nn.Module, LossOf, int]:
-    model = llama(cfg, checkpointing=recompute).train()
+    model = llama(cfg).train()
+    if recompute:
+        model.gradient_checkpointing_enable()
 
     def loss_of(x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(model(x, use_cache=False).logits.flatten(0, 1).float(), y.flatten())
