@@ -29,7 +29,8 @@ def add_command(
         text: one sentence for the help, without a full stop.
         params: whether the command reads the parameter file and has the option --params.
     """
-    parser = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    end = "" if text.endswith("?") else "."
+    parser = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + end)
     parser.set_defaults(call=call)
     if params:
         text = "parameter file (default: %(default)s)"
