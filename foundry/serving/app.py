@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import secrets
+from functools import cache
 from http import HTTPStatus
 
 from fastapi import FastAPI
@@ -23,6 +24,7 @@ from foundry.serving.state import Call, Common
 from foundry.utils.log import get_logger
 
 OPEN = frozenset({"/", "/health", "/ready"})  # routes without a key: what a probe asks for, and the page
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # others are one in log and metrics
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 EXPOSED = ("X-Request-Id", "X-Foundry-Model", "X-Foundry-Seed", "Retry-After")
 
@@ -37,7 +39,7 @@ def build_app(server: Server) -> FastAPI:
         redirect_slashes=False,
     )
     add_routes(app, Common(server))
-    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    app.openapi = cache(lambda: describe(app))  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(Gate, server=server, paths=frozenset(getattr(r, "path", "") for r in app.routes))
     if server.config.cors_origins:
@@ -127,12 +129,13 @@ class Gate:
     def _report(self, scope: Scope, call: Call) -> None:
         path = scope["path"]  # it names the route if the request did not get as far as the router
         route = getattr(scope.get("route"), "path", path if path in self._paths else "unknown")
-        self.server.observer.responded(scope["method"], route, call.status, call.seconds)
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self.server.observer.responded(method, route, call.status, call.seconds)
         if route == "/ready" or (route in ("/health", "/metrics") and call.status < 400):
             return
         key = [f"key {call.key.name}"] if call.key else []
         notes = ", ".join([call.request_id, *key, *call.notes])
-        get_logger().info(f"{scope['method']} {route} {call.status} in {call.seconds:.3f} s ({notes})")
+        get_logger().info(f"{method} {route} {call.status} in {call.seconds:.3f} s ({notes})")
 
 
 def check_host(given: str | None, own: str) -> None:

@@ -17,6 +17,7 @@ from foundry.config.serving import Serving
 from foundry.serving.errors import ApiError, invalid
 
 MARGIN = 5.0  # seconds that a request without its body is left open after `body_seconds`, for the answer 408
+SLOWEST = 1024  # bytes per second that a client has to read of what is ready for it
 
 
 class Connection(H11Protocol):
@@ -26,8 +27,8 @@ class Connection(H11Protocol):
 
     - `header_seconds`, from the first byte of a connection or request to the end of its headers;
     - `body_seconds`, from there to the end of the body, whether the application reads it or has refused it;
-    - `write_seconds`, in which the client has to read at least something of an answer that does not fit the buffers of
-      the operating system, also after its end and while the connection is closing.
+    - `write_seconds`, in which the client has to read `SLOWEST` bytes per second of an answer that does not fit the
+      buffers of the operating system, also after its end and while the connection is closing.
     """
 
     limits: Serving
@@ -80,13 +81,14 @@ class Connection(H11Protocol):
         super().resume_writing()
 
     def _watch_writing(self) -> None:
-        """Looks after `write_seconds` whether the client has read anything of what is in the buffer now."""
+        """Looks after `write_seconds` whether the client has read enough of what is in the buffer now."""
         if self._writing is None and (left := self.transport.get_write_buffer_size()):
             self._writing = self.loop.call_later(self.limits.write_seconds, self._check_writing, left)
 
     def _check_writing(self, before: int) -> None:
         self._writing = None
-        if self.transport.get_write_buffer_size() >= before:  # meanwhile the application has written nothing
+        read = before - self.transport.get_write_buffer_size()  # meanwhile the application has written nothing
+        if read < min(before, SLOWEST * self.limits.write_seconds):
             self._abort()
         else:
             self._watch_writing()

@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
 from foundry.config.serving import Serving
@@ -142,14 +143,19 @@ class Form(ABC, Generic[T]):
         """A part of a choice as a server-sent event."""
         usage = ',"usage":null' if self.asked.include_usage else ""
         body = choice.model_dump_json(exclude_unset=True)
-        return f'data: {self._before(self.part_object)}"choices":[{body}]{usage}}}\n\n'.encode()
+        return f'data: {self._begin}"choices":[{body}]{usage}}}\n\n'.encode()
 
     def last(self, outcomes: Sequence[Outcome], plan: Plan) -> bytes:
         """The events after the last choice: the usage, if it was asked for, and the end."""
         if not self.asked.include_usage:
             return DONE
         usage = usage_of(outcomes, plan).model_dump_json()
-        return f'data: {self._before(self.part_object)}"choices":[],"usage":{usage}}}\n\n'.encode() + DONE
+        return f'data: {self._begin}"choices":[],"usage":{usage}}}\n\n'.encode() + DONE
+
+    @cached_property
+    def _begin(self) -> str:
+        """The beginning of every part of a stream."""
+        return self._before(self.part_object)
 
     def _before(self, name: str) -> str:
         head = self.head

@@ -173,6 +173,14 @@ def _check_limits(asked: Options, sampling: dict[str, Any], wanted: Wanted, conf
                 "(serving.max_logit_bias)",
                 name,
             )
+    words = sampling.get("bad_words")
+    for word in words if isinstance(words, list) else ():
+        if isinstance(word, (str, list)) and len(word) > config.max_stop_chars:
+            raise invalid(
+                f"bad_words has a word of length {len(word)}, at most {config.max_stop_chars} is allowed "
+                "(serving.max_stop_chars)",
+                "bad_words",
+            )
     for name, value in (("logprobs", wanted.logprobs), ("logprobs", wanted.prompt_logprobs)):
         at_most(value or 0, config.max_logprobs, name, "max_logprobs")
 
