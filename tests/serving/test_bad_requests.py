@@ -109,6 +109,8 @@ BOMBS = {
     "a million parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 30_000 + [5]}]},
     "a million biases": {"prompt": "a", "logit_bias": {str(i): 1 for i in range(80_000)}},
     "a million bad words": {"prompt": "a", "bad_words": ["a"] * 200_000},
+    "a long bad word": {"prompt": "a", "bad_words": ["a" * 900_000]},
+    "a bad word of many tokens": {"prompt": "a", "bad_words": [[5] * 200_000]},
     "a million fields": {f"x{i}": 1 for i in range(80_000)},
     "a long prompt": {"prompt": "a" * 900_000},
     "a long model": {"prompt": "a", "model": "m" * 900_000},

@@ -9,12 +9,12 @@ import time
 import httpx
 import openai
 import pytest
-from scripted import Scripted, Ticket
 from small_server import SmallServer, engine, listening, version_of, wait_for
+from text_backend import TextBackend, Ticket
 
 from foundry.inference.request import ClosedError, Delta, Finished, Scored
 
-LONG = {"prompt": "salt", "max_tokens": 4000, "past_context": "slide"}
+LONG = {"prompt": "salt", "max_tokens": 4000, "past_context": "slide", "logit_bias": {"2": -100}}  # 2: the end
 
 
 def connect(url):
@@ -71,7 +71,7 @@ def test_a_client_that_disconnects_cancels_its_answers_at_once(model, tokenizer,
 
 def test_a_client_that_does_not_read_is_disconnected(model, tokenizer):
     """Its answer fits no buffer of the operating system."""
-    server, backend = scripted(model, tokenizer)
+    server, backend = with_backend(model, tokenizer)
     server.config = server.config.model_copy(update={"write_seconds": 0.3})
     tickets = []
 
@@ -185,7 +185,7 @@ def test_time_is_limited_and_what_was_written_is_kept(model, tokenizer):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_answer_that_never_began_is_a_503(model, tokenizer, stream):
-    server, backend = scripted(model, tokenizer)
+    server, backend = with_backend(model, tokenizer)
     backend.submit = at_once(Finished("timeout", prompt_tokens=2))
     with listening(server) as url:
         response = httpx.post(f"{url}/v1/completions", json={"prompt": "a", "stream": stream})
@@ -203,15 +203,13 @@ def at_once(*events):
     return submit
 
 
-def scripted(model, tokenizer, **changes):
-    backend = Scripted(tokenizer)
-    for name, value in changes.items():
-        setattr(backend, name, value)
+def with_backend(model, tokenizer):
+    backend = TextBackend(tokenizer)
     return SmallServer(version_of(model, tokenizer, backend)), backend
 
 
 def test_a_failure_of_the_engine_has_no_reason_for_the_client(model, tokenizer):
-    server, backend = scripted(model, tokenizer)
+    server, backend = with_backend(model, tokenizer)
     reason = "RuntimeError: /home/me/secret.py line 5"
 
     def submit(request, listener):
@@ -239,7 +237,7 @@ def test_a_failure_of_the_engine_has_no_reason_for_the_client(model, tokenizer):
 
 
 def test_a_bug_is_a_500_without_a_traceback(model, tokenizer):
-    server, backend = scripted(model, tokenizer)
+    server, backend = with_backend(model, tokenizer)
 
     def broken(request, listener):
         raise RuntimeError("/home/me/secret.py")
@@ -255,7 +253,7 @@ def test_a_bug_is_a_500_without_a_traceback(model, tokenizer):
 
 
 def test_events_that_come_together_are_joined(model, tokenizer):
-    server, backend = scripted(model, tokenizer)
+    server, backend = with_backend(model, tokenizer)
 
     parts = [Delta(text, (Scored(5, -1.0),)) for text in ("a", "", "b", "c")]
     backend.submit = at_once(*parts, Finished("stop", 2, 3, 4))

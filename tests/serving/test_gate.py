@@ -74,3 +74,15 @@ def test_the_interface_is_described(url):
     fields = document["components"]["schemas"]["CompletionRequest"]["properties"]
     assert {"prompt", "top_n_sigma", "past_context"} <= set(fields) and "paths" in document
     assert set(document["paths"]) >= {"/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/metrics"}
+
+
+def test_what_a_client_invents_does_not_reach_the_metrics(url, server):
+    """Otherwise each new method or path would stay in memory."""
+    for method, path in (("BREW", "/health"), ("BREW2", "/x1"), ("GET", "/x2"), ("GET", "/v1/models/x3")):
+        httpx.request(method, f"{url}{path}")
+    wait_for(lambda: server.observer.responses[-1] == ("GET", "/v1/models/{name:path}", 404))
+    assert server.observer.responses[-4:-1] == [
+        ("other", "/health", 405),
+        ("other", "unknown", 404),
+        ("GET", "unknown", 404),
+    ]

@@ -1,6 +1,7 @@
 """Every option of the official client works or is refused by its name; none is ignored."""
 
 import inspect
+import sys
 
 import pytest
 from openai import BadRequestError
@@ -195,3 +196,13 @@ def test_a_value_that_breaks_its_rule_is_refused_by_its_name(client, asked):
                 wrong.append((kind, name, value, e.body))
             assert len(e.message) < 500
     assert not wrong and not asked
+
+
+def test_without_the_grammar_library_a_format_is_refused_by_name(client, version, asked, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    monkeypatch.delitem(version.__dict__, "grammars", raising=False)  # it may have been made by another test
+    for kind in ("chat", "text"):
+        with pytest.raises(BadRequestError) as e:
+            create(client, kind, extra_body={"response_format": {"type": "json_object"}})
+        assert e.value.param == "response_format" and e.value.code == "unsupported_parameter"
+    assert not asked
