@@ -69,6 +69,11 @@ chaos: $(call ready,dev) ## kill real builds at random moments for ten minutes, 
 	@FOUNDRY_CHAOS_MINUTES="$(or $(minutes),10)" FOUNDRY_CHAOS_SEED="$(seed)" \
 		python -m pytest -q -s -o timeout=0 tests/test_chaos.py
 
+.PHONY: soak
+soak: $(call ready,dev) ## 32 clients with cancellations and malformed bodies for 20 minutes; nothing may grow (minutes=60, seed=N)
+	@FOUNDRY_SOAK_MINUTES="$(or $(minutes),20)" FOUNDRY_SOAK_SEED="$(seed)" \
+		python -m pytest -q -s -o timeout=0 tests/serving/test_soak.py
+
 bench: $(call ready,ui) ## the measured claims, with both sides (some minutes; run nothing else meanwhile)
 	@python -m benchmarks.startup
 	@python -m benchmarks.noop

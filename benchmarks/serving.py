@@ -16,9 +16,8 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.gpu.decode import NoText
-from benchmarks.gpu.peers import llama
 from benchmarks.rounds import Measure, add_rounds, take_turns
-from benchmarks.throughput import SIZES
+from benchmarks.throughput import SIZES, llama
 from foundry.config import ModelConfig
 from foundry.config.sampling import Sampling
 from foundry.inference.engine import Engine, deliver
@@ -61,7 +60,7 @@ def ours(cfg: ModelConfig, weights: str, rows: int) -> Callable[[], float]:
 
 
 def theirs(cfg: ModelConfig, weights: str, rows: int) -> Callable[[], float]:
-    model = llama(cfg, dtype=torch.float32 if weights == "float32" else torch.bfloat16).eval()
+    model = llama(cfg).to(torch.float32 if weights == "float32" else torch.bfloat16).eval()
     ids = torch.tensor([prompt(cfg)] * rows)
 
     def generate(new: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,18 +45,23 @@ def _run(config: Serving, device: str, cfg: Config | None) -> int:
     from foundry.serving.lifecycle import listen, serve
     from foundry.serving.registry import Registry
     from foundry.serving.server import Running
+    from foundry.tracking.settings import tracking_uri
 
     keys = read_keys(config.keys_file, os.environ)
     source, fallback = _source(config, cfg)
     sock = listen(config, keys)
+    runtime = cfg.runtime if cfg else Runtime()
     registry = None
     if source.startswith(ADDRESS):
-        from foundry.tracking.settings import tracking_uri
-
         if cfg is None and not os.environ.get("MLFLOW_TRACKING_URI"):
             raise ConfigError(f"{source}: run the command in a project, or set MLFLOW_TRACKING_URI")
-        registry = Registry(tracking_uri(cfg.runtime if cfg else Runtime()))
+        registry = Registry(tracking_uri(runtime))
     server = Running(config, keys)
+    if config.traces:
+        from foundry.serving.traces import Traces
+
+        lost = partial(server.numbers.not_recorded, "trace")
+        server.sinks.append(Traces(tracking_uri(runtime), runtime.experiment, lost))
     keeper = Keeper(server.models, source, config, device, server.changed, registry, fallback)
     return serve(server, keeper, sock, lambda version, address: _announce(version, address, bool(len(keys))))
 

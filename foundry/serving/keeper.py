@@ -80,6 +80,7 @@ class Keeper:
         """
         if not self.source.startswith(ADDRESS):
             return self._serve(load_folder(Path(self.source), self._serving, self._device, Path(self.source).name))
+        threading.Thread(target=_preload, name="preload", daemon=True).start()
         try:
             found = self._look()
             return self._replace(found) if found else self.models.versions()[0]
@@ -176,6 +177,14 @@ class Keeper:
         else:
             self._report(Change("loaded", text, version))
         return version
+
+
+def _preload() -> None:
+    """Imports what loading a model needs, while the registry is asked."""
+    import foundry.export.huggingface
+    import foundry.inference.engine
+    import foundry.inference.formats
+    import foundry.inference.worker  # noqa: F401
 
 
 def described(version: Version) -> str:
