@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from foundry.serving.errors import ApiError, invalid, shown
+from foundry.serving.protocol import In, parse
 from foundry.serving.state import Common
 
+T = TypeVar("T", bound=In)
 INLINE = 16 << 10  # bytes that are parsed on the event loop, which takes less time than to hand them over
 DIGITS = 400  # of a number: more than any float has
 
@@ -21,8 +23,10 @@ class Disconnected(Exception):
     """The client closed the connection before its request was answered."""
 
 
-async def read_object(scope: Scope, receive: Receive, common: Common) -> dict[str, Any]:
-    """The JSON object in the body of a request.
+async def read_request(
+    scope: Scope, receive: Receive, common: Common, kind: type[T]
+) -> tuple[dict[str, Any], T, dict[str, Any]]:
+    """The JSON object in the body of a request, what it asks for, and its sampling parameters, which are not checked.
 
     Raises:
         ApiError: 400, 408, 413 or 415.
@@ -30,9 +34,12 @@ async def read_object(scope: Scope, receive: Receive, common: Common) -> dict[st
     """
     config = common.server.config
     data = await _read(Headers(scope=scope), receive, config.max_body_bytes, config.body_seconds)
-    if len(data) <= INLINE:
-        return parse_object(data, config.max_json_depth)
-    return await common.off_loop(parse_object, data, config.max_json_depth)
+
+    def understand() -> tuple[dict[str, Any], T, dict[str, Any]]:
+        body = parse_object(data, config.max_json_depth)
+        return body, *parse(kind, body)
+
+    return understand() if len(data) <= INLINE else await common.off_loop(understand)
 
 
 async def _read(headers: Headers, receive: Receive, limit: int, seconds: float) -> bytes:

@@ -18,12 +18,11 @@ from starlette.types import Receive, Scope, Send
 
 from foundry.config import ConfigError
 from foundry.inference.request import ClosedError, Delta, Event, Finished, QueueFullError, Scored, Ticket
-from foundry.serving.body import Disconnected, read_object
+from foundry.serving.body import Disconnected, read_request
 from foundry.serving.errors import CLIENT_CLOSED, ApiError, internal, invalid, unavailable
 from foundry.serving.forms import Form, Head, Outcome, failed, usage_of
 from foundry.serving.interface import Answer, Exchange
 from foundry.serving.planning import Plan
-from foundry.serving.protocol import parse
 from foundry.serving.state import Call, Common
 from foundry.serving.version import Version
 from foundry.utils.log import get_logger
@@ -47,8 +46,7 @@ class Generation(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         common, server, call = self.common, self.common.server, Call.of(scope)
-        body = await read_object(scope, receive, common)
-        asked, sampling = parse(self.form.kind, body)
+        body, asked, sampling = await read_request(scope, receive, common, self.form.kind)
         deadline = call.arrived + server.config.request_seconds
         with ExitStack() as stack:
             version = stack.enter_context(server.hold(asked.model))

@@ -41,7 +41,9 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-class _In(BaseModel):
+class In(BaseModel):
+    """The base of what a client sends."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
@@ -131,28 +133,28 @@ Content = Annotated[
 Ids = Annotated[tuple[int, ...], BeforeValidator(_ids)]
 
 
-class StreamOptions(_In):
+class StreamOptions(In):
     """How a stream ends."""
 
     include_usage: bool = Field(False, description="send the usage in a last chunk")
     include_obfuscation: Literal[False] = Field(False, description="only false: chunks are not padded")
 
 
-class JsonSchema(_In):
+class JsonSchema(In):
     name: str = Field(max_length=64)
     schema_: dict[str, Any] = Field(alias="schema")
     description: str | None = None
     strict: bool | None = Field(None, description="the schema is always followed exactly")
 
 
-class ResponseFormat(_In):
+class ResponseFormat(In):
     """In which language the answer is."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class Options(_In):
+class Options(In):
     """What both kinds of requests have in common."""
 
     model: str | None = Field(None, max_length=512, description="as `/v1/models` lists it; absent: the current one")
@@ -188,7 +190,7 @@ class CompletionRequest(Options):
     logprobs: int | None = Field(None, ge=0, description="log-probabilities of the tokens and so many alternatives")
 
 
-class ChatMessage(_In):
+class ChatMessage(In):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -207,7 +209,7 @@ class ChatRequest(Options):
     safety_identifier: str | None = Field(None, max_length=512, description="as user")
 
 
-class TokenizeRequest(_In):
+class TokenizeRequest(In):
     """The body of `/tokenize`: a text, or a conversation as it is encoded for the model."""
 
     model: str | None = Field(None, max_length=512)
@@ -217,14 +219,14 @@ class TokenizeRequest(_In):
     add_generation_prompt: bool = Field(True, description="end a conversation with the beginning of the answer")
 
 
-class DetokenizeRequest(_In):
+class DetokenizeRequest(In):
     """The body of `/detokenize`."""
 
     model: str | None = Field(None, max_length=512)
     tokens: Ids
 
 
-class FeedbackRequest(_In):
+class FeedbackRequest(In):
     """The body of `/v1/feedback`: what a person thought of an answer."""
 
     id: str = Field(min_length=1, max_length=128, description="of the response")
@@ -233,7 +235,7 @@ class FeedbackRequest(_In):
     comment: str | None = Field(None, max_length=4096)
 
 
-T = TypeVar("T", bound=_In)
+T = TypeVar("T", bound=In)
 
 
 def parse(kind: type[T], body: Mapping[str, Any]) -> tuple[T, dict[str, Any]]:
@@ -254,6 +256,9 @@ def parse(kind: type[T], body: Mapping[str, Any]) -> tuple[T, dict[str, Any]]:
                 if not any(type(fields[name]) is type(a) and fields[name] == a for a in accepted):
                     raise invalid(f"{name} is not supported: {why}", name, "unsupported_parameter")
                 del fields[name]
+    for name in fields:  # not left to pydantic, which would collect every one of them
+        if name not in kind.model_fields:
+            raise invalid(f"unknown field: {shown(name)}", name[:200], "unknown_parameter")
     if isinstance(messages := fields.get("messages"), list):
         fields["messages"] = [_without_nulls(m) for m in messages]
     try:

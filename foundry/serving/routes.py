@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from foundry.config.sampling import PARAMETERS, Parameter
-from foundry.serving.body import read_object
+from foundry.serving.body import read_request
 from foundry.serving.chat import ChatForm, messages_of
 from foundry.serving.completions import CompletionForm
 from foundry.serving.errors import invalid, unavailable, unknown_model
@@ -25,7 +25,6 @@ from foundry.serving.protocol import (
     FeedbackRequest,
     Options,
     TokenizeRequest,
-    parse,
 )
 from foundry.serving.state import Call, Common
 from foundry.serving.version import Version
@@ -59,24 +58,21 @@ def add_routes(app: FastAPI, common: Common) -> None:
 
     @app.post("/tokenize", summary="The token ids of a text or a conversation", openapi_extra=_body(TokenizeRequest))
     async def tokenize(request: Request) -> Response:
-        body = await read_object(request.scope, request.receive, common)
-        asked, _ = parse(TokenizeRequest, body)
+        _, asked, _ = await read_request(request.scope, request.receive, common, TokenizeRequest)
         with server.hold(asked.model) as version:
             Call.of(request.scope).answered_by(version)
             return JSONResponse(await common.off_loop(_tokenize, version, asked, common))
 
     @app.post("/detokenize", summary="The text of token ids", openapi_extra=_body(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
-        body = await read_object(request.scope, request.receive, common)
-        asked, _ = parse(DetokenizeRequest, body)
+        _, asked, _ = await read_request(request.scope, request.receive, common, DetokenizeRequest)
         with server.hold(asked.model) as version:
             Call.of(request.scope).answered_by(version)
             return JSONResponse(await common.off_loop(_detokenize, version, asked))
 
     @app.post("/v1/feedback", summary="Rate an answer of a server that records", openapi_extra=_body(FeedbackRequest))
     async def feedback(request: Request) -> Response:
-        body = await read_object(request.scope, request.receive, common)
-        asked, _ = parse(FeedbackRequest, body)
+        _, asked, _ = await read_request(request.scope, request.receive, common, FeedbackRequest)
         key = Call.of(request.scope).key
         server.feedback(asked.id, asked.index, asked.rating, asked.comment, key.name if key else None)
         return JSONResponse({"object": "feedback", "id": asked.id, "index": asked.index, "rating": asked.rating})
