@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CHECK_SECONDS = 120.0  # for the first token of a model that was just loaded
 EVALUATION = "reports/evaluate.json"
+GGUF_TYPES = {"float32": "f32", "bfloat16": "bf16", "int8": "q8_0", "int4": "q4_0"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _load_export(folder: Path, serving: Serving, device: str, source: str, versi
         license=licences.pop() if len(licences) == 1 else None,
     )
     if serving.backend == "llamacpp":
-        backend, weights = _llamacpp(folder, record, serving, tokenizer)
+        backend, weights = _llamacpp(folder, record, serving, tokenizer, model.cfg.max_seq_len)
         facts = facts.model_copy(update={"weights": weights})
     else:
         backend = _engine(model, tokenizer, serving, device)
@@ -140,9 +141,29 @@ def _engine(model: MiniLLM, tokenizer: Tokenizer, serving: Serving, device: str)
     return Worker(Engine(runner, tokenizer), serving.max_queue)
 
 
-def _llamacpp(folder: Path, record: ExportRecord, serving: Serving, tokenizer: Tokenizer) -> tuple[Backend, str]:
+def _llamacpp(
+    folder: Path, record: ExportRecord, serving: Serving, tokenizer: Tokenizer, context: int
+) -> tuple[Backend, str]:
     """llama.cpp with the GGUF file of an export, and the name of its format."""
-    raise FoundryError("the backend llamacpp has not landed yet")
+    from foundry.inference.llamacpp import LlamaCpp
+
+    kind = GGUF_TYPES[serving.weights]
+    name = f"{record.model_name}-{kind}.gguf"
+    if name not in record.files:
+        there = ", ".join(n for n in record.files if n.endswith(".gguf")) or "none"
+        raise ExportError(
+            f"{folder} has no {name} for serving.weights {serving.weights} (GGUF files there: {there}): choose another "
+            "format, or add it to export.gguf_types"
+        )
+    backend = LlamaCpp(
+        folder / name,
+        tokenizer,
+        context,
+        slots=serving.max_running,
+        queue=serving.max_queue,
+        exact=kind == "f32",
+    )
+    return backend, kind
 
 
 def _evaluated(weights_sha256: str) -> Interval | None:
