@@ -125,10 +125,13 @@ class Answer:
             FoundryError: if the logits are not numbers, or no token is allowed.
         """
         request = self.request
-        scored, pieces, taken = [], [], 0
+        scored, pieces = [], []
+        self._drafted += len(drafts)
         for i, row in enumerate(logits):
             token = self._sampler.choose(row)
             self._completion += 1
+            agrees = i < len(drafts) and drafts[i] == token
+            self._accepted += agrees
             if token in self._stop_ids:
                 self.finish("stop", token)
                 break
@@ -143,14 +146,8 @@ class Answer:
                 self.finish("stop")
             elif self._completion == request.max_tokens or self._ends_here():
                 self.finish("length")
-            if i < len(drafts) and drafts[i] == token:
-                taken += 1
-            elif i < len(drafts):
+            if self.end or not agrees:
                 break
-            if self.end:
-                break
-        self._drafted += len(drafts)
-        self._accepted += taken
         self.read = len(self.window) - 1
         if self.end:
             pieces.append(self._text.end())

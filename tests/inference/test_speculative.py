@@ -78,7 +78,8 @@ def test_every_answer_is_the_same_bit_for_bit(model, tokenizer, name):
 
 
 def test_guesses_of_the_model_itself_are_all_accepted_and_save_the_steps(model, tokenizer):
-    engine = make_engine(model, tokenizer, SLOTS, drafter=ModelDrafter(Runner(model, SLOTS), 4, barred=range(3)))
+    engine = make_engine(model, tokenizer, SLOTS)
+    engine.drafter = ModelDrafter(Runner(model, SLOTS), 4, engine.barred)
     events = []
     engine.add(engine.answer(Request((1, 5, 6), Sampling(0.0), 41), events.append))
     steps = 0
@@ -95,8 +96,9 @@ def test_guesses_of_the_model_itself_are_all_accepted_and_save_the_steps(model, 
 def test_sampled_tokens_have_the_distribution_of_the_model(model, tokenizer):
     """Chi-square of the first three tokens over a small vocabulary; the second and third are guessed."""
     kept, n = [30, 31, 32], 1000
-    how = Sampling(1.5, logit_bias=tuple((i, -100.0) for i in range(400) if i not in kept))
-    engine = make_engine(model, tokenizer, 32, drafter=ModelDrafter(Runner(other_model(), 32), tokens=2))
+    others = [i for i in range(400) if i not in kept]
+    how = Sampling(10.0, bad_words=tuple((i,) for i in others))
+    engine = make_engine(model, tokenizer, 32, drafter=ModelDrafter(Runner(other_model(), 32), 2, others))
     events = run(engine, [Request((1, 5, 6), how, 3, seed=seed) for seed in range(n)])
     counts = dict.fromkeys(itertools.product(kept, repeat=3), 0)
     for e in events:
@@ -104,7 +106,7 @@ def test_sampled_tokens_have_the_distribution_of_the_model(model, tokenizer):
     expected = []
     with torch.no_grad():
         for ids in counts:
-            logits = model(torch.tensor([[1, 5, 6, *ids]]))[0][0, 2:5, kept].double() / 1.5
+            logits = model(torch.tensor([[1, 5, 6, *ids]]))[0][0, 2:5, kept].double() / 10
             p = logits.softmax(-1)
             expected.append(n * torch.stack([p[i, kept.index(t)] for i, t in enumerate(ids)]).prod().item())
     assert min(expected) > 5
