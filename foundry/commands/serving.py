@@ -40,22 +40,23 @@ def _with(serving: Serving, given: dict[str, Any]) -> Serving:
 
 
 def _run(config: Serving, device: str, cfg: Config | None) -> int:
-    from foundry.serving.keeper import ADDRESS, Keeper
-    from foundry.serving.keys import read_keys
-    from foundry.serving.lifecycle import listen, serve
-    from foundry.serving.registry import Registry
-    from foundry.serving.server import Running
+    from foundry.serving.registry import ADDRESS, Registry
     from foundry.tracking.settings import tracking_uri
 
-    keys = read_keys(config.keys_file, os.environ)
     source, fallback = _source(config, cfg)
-    sock = listen(config, keys)
     runtime = cfg.runtime if cfg else Runtime()
     registry = None
     if source.startswith(ADDRESS):
         if cfg is None and not os.environ.get("MLFLOW_TRACKING_URI"):
             raise ConfigError(f"{source}: run the command in a project, or set MLFLOW_TRACKING_URI")
-        registry = Registry(tracking_uri(runtime))
+        registry = Registry(tracking_uri(runtime))  # first: it takes longest
+    from foundry.serving.keeper import Keeper
+    from foundry.serving.keys import read_keys
+    from foundry.serving.lifecycle import listen, serve
+    from foundry.serving.server import Running
+
+    keys = read_keys(config.keys_file, os.environ)
+    sock = listen(config, keys)
     server = Running(config, keys)
     if config.traces:
         from foundry.serving.traces import Traces

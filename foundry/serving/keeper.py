@@ -18,13 +18,12 @@ from foundry.config import ConfigError, ExportError, FoundryError, Serving
 from foundry.export.manifest import verify_export
 from foundry.serving.folders import Loaded, load_folder
 from foundry.serving.models import Models
-from foundry.serving.registry import Registered, Registry
+from foundry.serving.registry import ADDRESS, Registered, Registry
 from foundry.serving.version import Version
 from foundry.tracking.names import CONTENT
 from foundry.utils.files import sha256_tree
 from foundry.utils.log import get_logger
 
-ADDRESS = "models:/"
 KEEPS = "The version that is loaded keeps serving"
 
 

@@ -17,7 +17,7 @@ from foundry.serving.errors import ApiError, invalid
 from foundry.serving.protocol import SEEDS, Options, ResponseFormat
 from foundry.serving.version import Version
 
-DRAWN = 2**53 - 2**20  # seeds that are drawn: JavaScript reads them, and those of further answers, exactly
+DRAWN = 2**32 - 2**20  # seeds that are drawn: llama.cpp takes them, and those of further answers, too
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from foundry.config import ConfigError, FoundryError, TrackingError
 from foundry.utils.records import Record
 
+ADDRESS = "models:/"
 ERRORS: dict[str, type[FoundryError]] = {e.__name__: e for e in (ConfigError, TrackingError)}
 SECONDS = 600.0  # for an answer; downloads are in it
 
