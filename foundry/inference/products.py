@@ -7,8 +7,8 @@ A row of a product does not depend on the other rows. oneDNN's kernels for two r
 every number of rows, and a single row is computed as two, because it has a kernel of its own in float32 and where
 bfloat16 is emulated. In bfloat16 this needs the layout for one row: with wider ones, AMX sums in another order from
 some number of rows on. It also needs a number of inputs that is a multiple of 32: with 16, 30 or 1,000 inputs, some
-rows were different from 257 rows on, or earlier.
-`F.linear` does not have this property: MKL chooses among kernels by the number of rows. On a GPU nothing is promised.
+rows were different from 257 rows on, or earlier. `F.linear` does not have this property: MKL chooses among kernels by
+the number of rows. On a GPU nothing is promised.
 
 Letters: N rows, C inputs, O outputs.
 """
@@ -21,8 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foundry.utils.device import native_bfloat16
-
 Product = Callable[[Tensor], Tensor]  # (N, C) to (N, O)
 ROWS = {torch.float32: None, torch.bfloat16: 1}  # that the layout is made for; None: oneDNN's choice
 
@@ -34,7 +32,10 @@ def pack(weight: Tensor) -> Product:
         return lambda x: F.linear(x, kept)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS[weight.dtype])
     linear = torch.ops.mkldnn._linear_pointwise
-    least = 1 if weight.dtype == torch.bfloat16 and native_bfloat16(weight.device) else 2
+    # Processors for which oneDNN has float16 multiply bfloat16 natively. Unlike the processor's flags, this follows
+    # ONEDNN_MAX_CPU_ISA, as the kernels do.
+    native = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    least = 1 if native else 2
 
     def product(x: Tensor) -> Tensor:
         if x.shape[0] >= least:
