@@ -12,17 +12,30 @@ Shapes by suffix: B rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from foundry.inference.runner import Piece, Runner
+from foundry.config import ModelConfig
+from foundry.inference.cache import SlotCache
+from foundry.inference.piece import Piece
 
 WARM_UP = 2  # steps before the capture, in which libraries allocate their workspaces
+
+
+class Steps(Protocol):
+    """What a decoder needs of a `Runner`."""
+
+    cfg: ModelConfig
+    device: torch.device
+    cache: SlotCache
+
+    def hidden(self, tokens: Tensor, at: Tensor, slot: Tensor, attend: Callable[[Tensor, int], Tensor]) -> Tensor: ...
+
+    def logits(self, x: Tensor) -> Tensor: ...
 
 
 class Decoder:
@@ -33,7 +46,7 @@ class Decoder:
     """
 
     @torch.inference_mode()
-    def __init__(self, runner: Runner, rows: int) -> None:
+    def __init__(self, runner: Steps, rows: int) -> None:
         self.runner, self.rows, device = runner, rows, runner.device
         self._tokens = torch.zeros(rows, dtype=torch.int64, device=device)
         self._slots = torch.arange(rows, device=device)

@@ -29,8 +29,9 @@ import torch
 from foundry.config import ConfigError, FoundryError
 from foundry.inference.answer import Answer
 from foundry.inference.cache import BLOCK, SharedBlocks
+from foundry.inference.piece import Piece
 from foundry.inference.request import Event, FinishReason, Listener, Request, Stats
-from foundry.inference.runner import Piece, Runner
+from foundry.inference.runner import Runner
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.tokenizer import UNK_ID
 from foundry.utils.log import get_logger

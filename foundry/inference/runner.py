@@ -24,6 +24,7 @@ from torch import Tensor
 
 from foundry.inference.cache import BLOCK, SlotCache
 from foundry.inference.decoder import Decoder
+from foundry.inference.piece import Piece
 from foundry.inference.products import Product, pack
 from foundry.models import MiniLLM
 from foundry.models.loss import soft_cap
@@ -31,25 +32,6 @@ from foundry.models.transformer import Block
 
 FEW, STEP = 32, 16  # see `_rows`
 SERIAL = 32768  # elements below which PyTorch computes an elementwise function on one thread
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """New tokens of one slot in a step.
-
-    Args:
-        slot: of the cache.
-        start: the position of the first token.
-        ids: the tokens.
-        prompt: read in blocks; otherwise each token attends by itself, as tokens of an answer do.
-        wanted: for how many of the last tokens logits are returned.
-    """
-
-    slot: int
-    start: int
-    ids: Sequence[int]
-    prompt: bool
-    wanted: int
 
 
 @dataclass(slots=True)

@@ -21,7 +21,8 @@ import torch
 
 from foundry.config import ConfigError
 from foundry.inference.engine import DraftRow
-from foundry.inference.runner import Piece, Runner
+from foundry.inference.piece import Piece
+from foundry.inference.runner import Runner
 
 
 class NGramDrafter:

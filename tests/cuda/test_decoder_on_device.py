@@ -7,7 +7,8 @@ import torch
 
 from foundry.config import ModelConfig
 from foundry.inference import Generator
-from foundry.inference.runner import Piece, Runner
+from foundry.inference.piece import Piece
+from foundry.inference.runner import Runner
 from foundry.models import MiniLLM
 
 SHAPE = {"vocab_size": 400, "dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 96, "max_seq_len": 64}

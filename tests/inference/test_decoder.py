@@ -11,8 +11,9 @@ from engines import VARIANTS, ids_of, make_engine, random_model, run
 from foundry.config.sampling import Sampling
 from foundry.inference import Generator
 from foundry.inference.engine import Engine
+from foundry.inference.piece import Piece
 from foundry.inference.request import Request
-from foundry.inference.runner import Piece, Runner
+from foundry.inference.runner import Runner
 
 pytestmark = pytest.mark.numeric
 CONTEXT = 160

@@ -9,7 +9,8 @@ import torch
 
 from foundry.config import ConfigError, ModelConfig
 from foundry.inference.formats import FORMATS, in_format, number_format, quantise_int4, quantise_int8
-from foundry.inference.runner import Piece, Runner
+from foundry.inference.piece import Piece
+from foundry.inference.runner import Runner
 from foundry.models import MiniLLM
 
 CPU = torch.device("cpu")

@@ -9,8 +9,9 @@ from engines import VARIANTS, ids_of, make_engine, random_model, result, run
 from foundry.config.sampling import Sampling
 from foundry.inference.cache import BLOCK
 from foundry.inference.engine import Engine, deliver
+from foundry.inference.piece import Piece
 from foundry.inference.request import Request
-from foundry.inference.runner import Piece, Runner
+from foundry.inference.runner import Runner
 
 pytestmark = pytest.mark.numeric
 CONTEXT = 160
