@@ -7,6 +7,7 @@ checked file by file; of a trained model the weights and the tokenizer have reco
 from __future__ import annotations
 
 import math
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,9 +53,9 @@ def load_folder(folder: Path, serving: Serving, device: str, source: str, versio
         FoundryError: if the folder contains no model, a file is missing or damaged (the message names it), the backend
             or format cannot be had here, or the model cannot answer.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False for an impossible name, where Path.is_dir raises
         raise DataError(
-            f"{folder} is not a folder with a model: give an export (artifacts/export), a trained model "
+            f"{str(folder)[:200]} is not a folder with a model: give an export (artifacts/export), a trained model "
             "(artifacts/model) or models:/NAME@ALIAS; `make repro` builds the first two"
         )
     root = folder.parent if folder.name == "hf" and (folder.parent / "proof.json").is_file() else folder

@@ -45,8 +45,8 @@ def listen(serving: Serving, keys: Keys) -> socket.socket:
     host, port = serving.host, serving.port
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as e:
-        raise ConfigError(f"serving.host {host!r} is not an address: {e.strerror}") from None
+    except (OSError, UnicodeError) as e:
+        raise ConfigError(f"serving.host {host[:100]!r} is not an address: {str(e)[:100]}") from None
     family, *_, address = found[0]
     if not len(keys) and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
         raise ConfigError(

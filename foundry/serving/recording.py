@@ -22,7 +22,7 @@ from typing import IO, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from foundry.config import DataError, FoundryError
+from foundry.config import ConfigError, DataError, FoundryError
 from foundry.serving.interface import Exchange
 from foundry.utils.files import fsync_dir, make_folder, open_to_write
 from foundry.utils.locks import exclusive
@@ -145,15 +145,21 @@ class Recorder:
         lost: is called when lines are lost.
 
     Raises:
+        ConfigError: if this cannot be a folder.
         LockError: if another server records into the folder.
         DiskError: if the folder cannot be written.
     """
 
     def __init__(self, folder: str | Path, bytes_per_file: int, lost: Callable[[], None] = lambda: None) -> None:
         self.folder, self._limit, self._lost = Path(folder), bytes_per_file, lost
-        make_folder(self.folder)
         self._stack = ExitStack()
-        self._stack.enter_context(exclusive(self.folder / ".lock", f"recording into {self.folder}", note="records"))
+        try:
+            make_folder(self.folder)
+            self._stack.enter_context(exclusive(self.folder / ".lock", f"recording into {self.folder}", note="records"))
+        except OSError as e:
+            raise ConfigError(
+                f"serving.record must be a folder, or a place where one can be made; {str(folder)[:200]}: {e.strerror}"
+            ) from None
         self._queue: queue.Queue[Line | None] = queue.Queue(WAITING)
         self._file: IO[bytes] | None = None
         self._open = ExitStack()

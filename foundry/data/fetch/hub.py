@@ -61,6 +61,14 @@ def fetch_hub(
             return Fetched(_fetch_file(api, at, file, folder, name, pin_of(name), transfers), file, name)
 
         return transfers.each(one, files)
+    except AttributeError as e:
+        # Where a request finds no connection, the hub's client closes the session that all threads share; one that is
+        # taking it at this moment gets None instead.
+        if e.obj is not None or e.name != "request":
+            raise
+        raise UnreachableError(
+            f"{where} is not in the store and the hub cannot be reached; check the network or HF_ENDPOINT"
+        ) from None
     except (http_error, OSError) as e:
         if any(isinstance(c, OfflineModeIsEnabled) for c in causes(e)):
             raise DataError(

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from tqdm import tqdm
 
-from foundry.config import DataError, parse_config
+from foundry.config import DataError, UnreachableError, parse_config
 from foundry.data.fetch.download import download
 from foundry.data.fetch.hub import fetch_hub
 from foundry.data.fetch.sources import Hub, parse_source
@@ -143,6 +143,14 @@ def test_the_bar_counts_the_bytes_of_the_hub(project, hub):
         assert bar.n == bar.total == sum(map(len, hub.files.values()))
     assert [f.name for f in files] == sorted(hub.files)
     assert [f.path.read_bytes() for f in files] == list(hub.files.values())
+
+
+def test_a_session_of_the_hub_that_another_thread_closed_is_a_hub_that_cannot_be_reached(project, monkeypatch):
+    """After a failed connection the hub's client closes the session that all threads share."""
+    monkeypatch.setattr("huggingface_hub.utils._http.get_session", lambda: None)
+    with tqdm(file=io.StringIO()) as bar, pytest.raises(UnreachableError, match="HF_ENDPOINT"):
+        address = Hub("me/set", "main", "data/*.parquet")
+        fetch_hub(address, project / "store", lambda a: None, lambda a: None, Transfers(bar, 3))
 
 
 def test_a_branch_of_the_hub_that_moves_on_is_refused(project, hub):
