@@ -1,30 +1,42 @@
 """Serving: new tokens per second of the engine against transformers' `generate`, and the work that shared prompts save.
 
     python -m benchmarks.serving --size L --weights bfloat16
+    python -m benchmarks.serving --parts formats --project DIR
 
 Parts: `stream` (one text), `batch` (eight at once), `prefix` (32 requests that begin with the same 200 tokens: how many
 tokens are computed). The models have the same shape and random weights. A text is a prompt of 32 tokens and 96 new
-ones, greedy; reading the prompt is in its time.
+ones, greedy; reading the prompt is in its time. `formats` scores the whole test text of a project in which `make repro`
+has run, in every number format of `serving.weights`, through the engine's own steps: bits per byte, and the difference
+from float32, paired over the documents, with its 95 % interval.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 from benchmarks.gpu.decode import NoText
 from benchmarks.rounds import Measure, add_rounds, take_turns
 from benchmarks.throughput import SIZES, llama
-from foundry.config import ModelConfig
+from foundry.config import ConfigError, ModelConfig
 from foundry.config.sampling import Sampling
+from foundry.data.tokens.documents import batches, windows
+from foundry.data.tokens.shards import Shards
 from foundry.inference.engine import Engine, deliver
-from foundry.inference.formats import in_format
+from foundry.inference.formats import FORMATS, in_format
+from foundry.inference.piece import Piece
 from foundry.inference.request import Event, Finished, Request
 from foundry.inference.runner import Runner
-from foundry.models import MiniLLM
+from foundry.models import MiniLLM, load_model
+from foundry.utils.bootstrap import bootstrap, percentiles_95
+from foundry.utils.targets import IGNORE
 
 PARTS = {"stream": 1, "batch": 8}
 PROMPT, NEW = 32, 96
@@ -96,17 +108,63 @@ def prefix(cfg: ModelConfig, weights: str) -> None:
     )
 
 
+def formats(project: Path) -> None:
+    """Prints the cost of each number format that this machine has kernels for."""
+    documents = [(ids, size) for ids, size, _ in Shards(project / "data/shards", "test").documents()]
+    sizes = np.array([size for _, size in documents])
+    rows = None
+    print(f"\n{len(documents)} documents, {sizes.sum():,} bytes")
+    exact = np.zeros(len(documents))
+    for name in FORMATS:
+        model = load_model(project / "artifacts/model")
+        context = model.cfg.max_seq_len
+        rows = rows or list(batches(windows([ids for ids, _ in documents], context, context, reach_back=True), 1))
+        try:
+            model, pack = in_format(model, name)
+        except ConfigError as e:
+            print(f"{name:10} {e}")
+            continue
+        nats = scored(Runner(model, 1, pack), rows, len(documents))
+        exact = nats if name == "float32" else exact
+        low, high = percentiles_95(bootstrap(lambda i, d=nats - exact: bits(d[i], sizes[i]), len(sizes), 1000, seed=0))
+        print(
+            f"{name:10} {bits(nats, sizes):.4f} bits per byte, {bits(nats - exact, sizes):+.5f} "
+            f"({low:+.5f} to {high:+.5f})",
+            flush=True,
+        )
+
+
+@torch.inference_mode()
+def scored(runner: Runner, rows: list, documents: int) -> np.ndarray:
+    """Nats of each document by the steps in which the engine reads prompts."""
+    nats = np.zeros(documents)
+    for (ids,), (targets,), (document,) in rows:
+        n = 1 + int(np.flatnonzero(targets != IGNORE)[-1])
+        logits = runner.forward([Piece(0, 0, ids[:n].tolist(), prompt=True, wanted=n)]).float()
+        y = torch.from_numpy(targets[:n])
+        nats[document] += float(F.cross_entropy(logits, y, ignore_index=IGNORE, reduction="sum"))
+    return nats
+
+
+def bits(nats: np.ndarray, sizes: np.ndarray) -> float:
+    return float(nats.sum() / math.log(2) / sizes.sum())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="L", help="shape of benchmarks.throughput (default: L)")
     parser.add_argument("--weights", default="bfloat16", help="number format of the matrices (default: bfloat16)")
-    parser.add_argument("--parts", nargs="+", choices=[*PARTS, "prefix"], default=[*PARTS, "prefix"])
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS, "prefix", "formats"], default=[*PARTS, "prefix"])
+    parser.add_argument("--project", type=Path, default=Path(), help="of the part formats (default: this folder)")
     add_rounds(parser, 5)
     args = parser.parse_args()
     cfg = ModelConfig(vocab_size=8192, **SIZES[args.size][0])
     for part in args.parts:
         if part == "prefix":
             prefix(cfg, args.weights)
+            continue
+        if part == "formats":
+            formats(args.project)
             continue
         rows = PARTS[part]
         sides = {"transformers": theirs(cfg, args.weights, rows), "ours": ours(cfg, args.weights, rows)}

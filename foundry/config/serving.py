@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from foundry.config.section import Section, short_repr
 
@@ -27,6 +27,16 @@ class Serving(Section):
     )
     weights: Literal["float32", "bfloat16", "int8", "int4"] = Field(
         "float32", description="number format of the matrices; float32 gives exactly the model that was evaluated"
+    )
+    speculation: Literal["off", "ngram", "draft"] = Field(
+        "off",
+        description="guesses of the next tokens, which change no token; ngram: from the text so far; draft: by a "
+        "smaller model",
+    )
+    draft: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of the export that guesses (speculation: draft), with the same tokenizer",
     )
     max_running: int = Field(32, ge=1, le=4096, description="requests that generate at the same time")
     poll_seconds: float = Field(
@@ -93,6 +103,17 @@ class Serving(Section):
         64 << 20, ge=1024, le=1 << 40, description="bytes after which the recording continues in a new file"
     )
     traces: bool = Field(False, description="send a trace of every request to MLflow, with prompt and answer")
+
+    @model_validator(mode="after")
+    def _check_speculation(self) -> Serving:
+        if (self.speculation == "draft") != (self.draft is not None):
+            raise ValueError(
+                f"speculation draft and a folder in draft belong together, got {self.speculation} and "
+                f"{short_repr(self.draft)}"
+            )
+        if self.speculation != "off" and self.backend != "foundry":
+            raise ValueError(f"speculation needs the backend foundry, got {self.backend}")
+        return self
 
     @field_validator("cors_origins")
     @classmethod

@@ -63,7 +63,7 @@ class Matcher(Protocol):
         ...
 
     def copy(self) -> Matcher:
-        """The same state, which goes on independently."""
+        """An independent matcher in the same state."""
         ...
 
 

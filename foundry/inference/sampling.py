@@ -120,7 +120,7 @@ class Sampler:
                 part.accept(token)
 
     def copy(self) -> Sampler:
-        """A sampler that goes on independently, for tokens that may be taken back. It shares the generator."""
+        """An independent sampler, for tokens that may be taken back. It shares the generator."""
         new = copy.copy(self)
         new._counts, new._bad_words, new.matcher = (
             part if part is None else part.copy() for part in (self._counts, self._bad_words, self.matcher)

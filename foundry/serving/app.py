@@ -55,7 +55,8 @@ def build_app(server: Server) -> FastAPI:
 
 def _http_error(request: Request, error: Exception) -> Response:
     """What the router raises: an unknown path, or a method that a path does not have."""
-    assert isinstance(error, HTTPException)
+    if not isinstance(error, HTTPException):  # Starlette calls it for nothing else
+        raise error
     method, path = request.method, request.url.path
     messages = {404: f"there is no route {shown(path)}", 405: f"{shown(path)} does not accept {shown(method, 20)}"}
     message = messages.get(error.status_code, HTTPStatus(error.status_code).phrase)

@@ -19,6 +19,7 @@ from foundry.utils.bootstrap import Interval
 
 if TYPE_CHECKING:
     from foundry.export.proof import ExportRecord
+    from foundry.inference.engine import Drafter, Engine
     from foundry.inference.request import Backend, Event
     from foundry.models import MiniLLM
     from foundry.tokenizers import Tokenizer
@@ -138,8 +139,35 @@ def _engine(model: MiniLLM, tokenizer: Tokenizer, serving: Serving, device: str)
     from foundry.utils.device import get_device
 
     model, pack = in_format(model.to(get_device(device)), serving.weights)
-    runner = Runner(model, serving.max_running, pack)
-    return Worker(Engine(runner, tokenizer), serving.max_queue)
+    engine = Engine(Runner(model, serving.max_running, pack), tokenizer)
+    engine.drafter = _drafter(engine, serving, device)
+    return Worker(engine, serving.max_queue)
+
+
+def _drafter(engine: Engine, serving: Serving, device: str) -> Drafter | None:
+    """Who guesses tokens for an engine, as `serving.speculation` says.
+
+    Raises:
+        FoundryError: if the draft model's export is damaged, or has another tokenizer.
+    """
+    from foundry.export.huggingface import import_huggingface
+    from foundry.export.manifest import verify_export
+    from foundry.inference.formats import in_format
+    from foundry.inference.runner import Runner
+    from foundry.inference.speculative import ModelDrafter, NGramDrafter
+    from foundry.utils.device import get_device
+
+    if serving.speculation == "ngram":
+        return NGramDrafter()
+    if serving.draft is None:
+        return None
+    folder = Path(serving.draft)
+    verify_export(folder)
+    model, tokenizer = import_huggingface(folder / "hf")
+    if tokenizer.sha256 != engine.tokenizer.sha256:
+        raise ExportError(f"serving.draft {folder} has another tokenizer than the model that it would guess for")
+    model, pack = in_format(model.to(get_device(device)), serving.weights)
+    return ModelDrafter(Runner(model, serving.max_running, pack), barred=engine.barred)
 
 
 def _llamacpp(

@@ -3,7 +3,7 @@
 One thread writes. Files are `record-000001.jsonl`, `record-000002.jsonl` and so on; a server begins a new one at its
 start, at `serving.record_bytes`, and after an error of the disk. A line is written by one call and flushed to the disk,
 so that a killed server leaves at most the last line of the last file incomplete, which `read_recording` skips.
-Whatever happens to the disk, the server goes on answering: a lost line is reported and counted.
+Whatever happens to the disk, the server continues to answer: a lost line is reported and counted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A conversation on a terminal: values are set and explained, mistakes are reported, and it goes on."""
+"""A conversation on a terminal: values are set and explained, mistakes are reported, and it continues."""
 
 import io
 

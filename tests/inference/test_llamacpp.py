@@ -181,7 +181,6 @@ def test_cancelled_and_late_requests_end_and_the_queue_is_bounded(path, tokenize
     assert backend._child.returncode == 0
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_crash_is_a_clear_error(path, tokenizer):
     backend = start(path, tokenizer)
     os.kill(backend._child.pid, signal.SIGKILL)
@@ -191,7 +190,6 @@ def test_a_crash_is_a_clear_error(path, tokenizer):
     backend.close()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_crash_ends_the_running_request_with_an_error(path, tokenizer):
     backend = start(path, tokenizer)
     events, killed = [], []
@@ -214,7 +212,6 @@ def test_a_file_that_llamacpp_cannot_load_is_an_error_with_its_words(tokenizer, 
         start(damaged, tokenizer)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_the_child_ends_with_its_parent(path, tokenizer):
     code = f"""
         import os, signal

@@ -113,7 +113,7 @@ def test_tokens_are_reserved_and_what_is_not_used_is_given_back():
     key.settle(80, 10)
     key.reserve(90)
     with pytest.raises(ApiError) as e:
-        key.reserve(101)  # never possible: the client is told not to repeat it
+        key.reserve(101)  # never possible: the answer says not to repeat it
     assert e.value.headers == {"x-should-retry": "false"}
 
 

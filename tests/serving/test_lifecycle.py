@@ -90,7 +90,7 @@ def test_what_the_grace_period_cuts_off_is_counted_and_is_no_success(project):
         stream = Stream(served.url, LONG)
         assert served.stop() == 1
         assert "1 requests are cut off after 0.3 s (serving.grace_seconds)" in served.log
-        assert '"error"' in stream.rest()  # the client is told
+        assert '"error"' in stream.rest()  # the client gets an error
 
 
 def test_a_signal_while_the_model_is_loaded_ends_with_success(project):

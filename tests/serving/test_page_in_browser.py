@@ -105,7 +105,7 @@ def test_an_answer_streams_and_escape_stops_it(open_page, model, tokenizer):
             False,
         ]
         page.press("Escape")
-        assert backend.requests[0][1].cancelled.wait(20), "the engine is told"
+        assert backend.requests[0][1].cancelled.wait(20), "the engine cancels it"
         answered(page)
         assert shown(page) == "history" + tokenizer.decode(tokenizer.encode(text)[:5])
         assert "stopped by you" in page.text(".numbers")
