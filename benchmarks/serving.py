@@ -1,13 +1,22 @@
-"""Serving: new tokens per second of the engine against transformers' `generate`, and the work that shared prompts save.
+"""Serving: tokens per second of the engine and the server against transformers and llama.cpp.
 
-    python -m benchmarks.serving --size L --weights bfloat16
+    python -m benchmarks.serving --size L [--project DIR] [--rounds 5]
     python -m benchmarks.serving --parts formats --project DIR
 
-Parts: `stream` (one text), `batch` (eight at once), `prefix` (32 requests that begin with the same 200 tokens: how many
-tokens are computed). The models have the same shape and random weights. A text is a prompt of 32 tokens and 96 new
-ones, greedy; reading the prompt is in its time. `formats` scores the whole test text of a project in which `make repro`
-has run, in every number format of `serving.weights`, through the engine's own steps: bits per byte, and the difference
-from float32, paired over the documents, with its 95 % interval.
+Parts:
+
+  stream    one text: the engine against transformers' `generate`, in the same number format
+  batch     eight texts at once: the same sides
+  llamacpp  one text: the engine in bfloat16 and int8 against llama.cpp in bf16 and q8_0
+  clients   8 and 32 clients that read streams: `foundry serve` against llama.cpp's server, and with 8 clients against
+            FastAPI around `generate`; with the time to the first token
+  prefix    32 requests that begin with the same 200 tokens: how many tokens are computed
+  ready     seconds from the start of `foundry serve` with the project's export until it is ready
+  formats   bits per byte of the project's test text in every number format of `serving.weights`, through the engine's
+            own steps, and the difference from float32, paired over the documents, with its 95 % interval
+
+The models have the same shape and random weights. A text is a prompt of 32 tokens and 96 new ones, greedy; reading the
+prompt is in its time. DIR is a project in which `make repro` has run.
 """
 
 from __future__ import annotations
@@ -24,6 +33,7 @@ import torch.nn.functional as F
 
 from benchmarks.gpu.decode import NoText
 from benchmarks.rounds import Measure, add_rounds, take_turns
+from benchmarks.serving_servers import against_llamacpp, clients, ready
 from benchmarks.throughput import SIZES, llama
 from foundry.config import ConfigError, ModelConfig
 from foundry.config.sampling import Sampling
@@ -154,22 +164,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="L", help="shape of benchmarks.throughput (default: L)")
     parser.add_argument("--weights", default="bfloat16", help="number format of the matrices (default: bfloat16)")
-    parser.add_argument("--parts", nargs="+", choices=[*PARTS, "prefix", "formats"], default=[*PARTS, "prefix"])
-    parser.add_argument("--project", type=Path, default=Path(), help="of the part formats (default: this folder)")
+    parts = [*PARTS, "llamacpp", "clients", "prefix", "ready", "formats"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="default: all")
+    parser.add_argument("--project", type=Path, default=Path(), help="default: this folder")
     add_rounds(parser, 5)
     args = parser.parse_args()
     cfg = ModelConfig(vocab_size=8192, **SIZES[args.size][0])
     for part in args.parts:
-        if part == "prefix":
-            prefix(cfg, args.weights)
-            continue
-        if part == "formats":
-            formats(args.project)
-            continue
-        rows = PARTS[part]
-        sides = {"transformers": theirs(cfg, args.weights, rows), "ours": ours(cfg, args.weights, rows)}
-        done = take_turns(sides, args.rounds, RATE)
-        done.print(f"{part}, {args.size}, {args.weights}", base="transformers")
+        match part:
+            case "llamacpp":
+                against_llamacpp(
+                    cfg, args.project, args.rounds, lambda weights: ours(cfg, weights, 1), prompt(cfg), NEW
+                )
+            case "clients":
+                clients(args.size, cfg, args.project, args.rounds)
+            case "prefix":
+                prefix(cfg, args.weights)
+            case "ready":
+                ready(args.project, args.rounds)
+            case "formats":
+                formats(args.project)
+            case _:
+                rows = PARTS[part]
+                sides = {"transformers": theirs(cfg, args.weights, rows), "ours": ours(cfg, args.weights, rows)}
+                done = take_turns(sides, args.rounds, RATE)
+                done.print(f"{part}, {args.size}, {args.weights}", base="transformers")
 
 
 if __name__ == "__main__":
