@@ -1,0 +1,297 @@
+"""Verifiers: programs that check an answer.
+
+A verifier is a pure function of its arguments and of the answer's text up to its end symbol. Those of Foundry are
+total: they give a verdict on every text, in time proportional to its length. A user's verifier that raises is an error
+that names it; no answer counts as wrong because a program failed.
+
+The score is 1 exactly when the answer is right; what lies between 0 and 1 is partial credit, for rewards. The parts say
+what was right, so that a report can show which part of a reward grew.
+
+Texts are compared without regard to case, white space at their ends and in a row, and final full stops.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from foundry.chat.example import Arguments
+from foundry.config import DataError, FoundryError
+
+VERIFIER_VERSION = 1  # raised when a verdict on any answer changes; part of the identity of what depends on verdicts
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verifier says about an answer.
+
+    Attributes:
+        score: in [0, 1]; 1: the answer is right.
+        parts: named numbers in [0, 1] that explain the score.
+    """
+
+    score: float
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def right(self) -> bool:
+        return self.score >= 1.0
+
+
+class VerifierError(FoundryError):
+    """A user's verifier failed.
+
+    Attributes:
+        verifier: its name.
+        problem: what it did.
+        answer: the text that it was given.
+    """
+
+    def __init__(self, verifier: str, problem: str, answer: str) -> None:
+        super().__init__(verifier, problem, answer)
+        self.verifier, self.problem, self.answer = verifier, problem, answer
+
+    def __str__(self) -> str:
+        return (
+            f"the verifier {self.verifier} {self.problem}, for the answer {self.answer[:80]!r}; a verifier must return "
+            "a score in [0, 1], or a Verdict, for every text, the empty one included"
+        )
+
+
+def verify(name: str, arguments: Arguments, answer: str) -> Verdict:
+    """Checks an answer.
+
+    Args:
+        name: of the verifier: one of `BUILT_IN`, one that `load_verifiers` read, or `gym:NAME` for a data set of
+            reasoning-gym.
+        arguments: of the verifier.
+        answer: the text up to its end symbol, which is not part of it.
+
+    Raises:
+        DataError: for an unknown verifier, and for arguments that it does not take.
+        VerifierError: if a user's verifier raises, or returns something else than a score in [0, 1].
+    """
+    if user := _USERS.get(name):
+        return _run(name, lambda: user(dict(arguments), answer), answer)
+    if name.startswith("gym:"):
+        return _run(name, lambda: _gym(name, arguments, answer), answer)
+    check_arguments(name, arguments)
+    return BUILT_IN[name](answer, **arguments)
+
+
+def check_arguments(name: str, arguments: Arguments) -> None:
+    """Refuses a verifier that is not known, and arguments that a built-in one does not take.
+
+    Raises:
+        DataError: naming the verifier, what was seen and what it takes.
+    """
+    if name in _USERS or name.startswith("gym:"):
+        return
+    if name not in BUILT_IN:
+        known = ", ".join([*sorted(BUILT_IN), *sorted(_USERS), "gym:NAME"])
+        raise DataError(f"unknown verifier {name!r}; known are {known}")
+    wanted = {p.name: str(p.annotation) for p in list(inspect.signature(BUILT_IN[name]).parameters.values())[1:]}
+    if wanted.keys() != arguments.keys() or not all(_is(arguments[key], kind) for key, kind in wanted.items()):
+        takes = ", ".join(f"{key}: {kind}" for key, kind in wanted.items()) or "no arguments"
+        raise DataError(f"the verifier {name} takes {takes}; got {json.dumps(dict(arguments), default=repr)[:200]}")
+
+
+def _is(value: Any, kind: str) -> bool:
+    if kind == "list[str]":
+        return isinstance(value, list) and bool(value) and all(isinstance(x, str) for x in value)
+    return type(value).__name__ in kind.split(" | ")
+
+
+# Texts.
+
+
+def plain(text: str) -> str:
+    """The text as answers are compared: NFC, without case, spaces in a row, and full stops at its end."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split()).rstrip(".。 ")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text without case, in order; each Chinese character is a word."""
+    return _WORD.findall(text.casefold())
+
+
+_WORD = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+")
+_NUMBER = re.compile(r"[-−]?[0-9][0-9,]*(?:\.[0-9]+)?")
+_STEP = re.compile(r"([0-9]{1,4})\. +\S")
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _bullets(lines: list[str]) -> list[str] | None:
+    """The items of lines that begin with `- `; None if a line does not, or an item contains no letter or digit."""
+    items = [line[2:].strip() for line in lines if line.startswith("- ")]
+    return items if len(items) == len(lines) and all(map(_WORD.search, items)) else None
+
+
+# The verifiers of Foundry.
+
+
+def _exact(answer: str, expected: str) -> Verdict:
+    return Verdict(float(plain(answer) == plain(expected)))
+
+
+def _one_of(answer: str, expected: list[str]) -> Verdict:
+    return Verdict(float(plain(answer) in set(map(plain, expected))))
+
+
+def _number(answer: str, expected: int | float | str) -> Verdict:
+    """The last number in the answer; for answers that show how they were found."""
+    found, wanted = _NUMBER.findall(answer), _decimal(str(expected))
+    return Verdict(float(bool(found) and wanted is not None and _decimal(found[-1]) == wanted))
+
+
+def _decimal(digits: str) -> Decimal | None:
+    digits = digits.replace(",", "").replace("−", "-")
+    # Longer ones are no answers to questions; Decimal would round them or raise.
+    return Decimal(digits) if len(digits) <= 25 and re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", digits) else None
+
+
+def _contains(answer: str, expected: list[str]) -> Verdict:
+    text = plain(answer)
+    return Verdict(sum(plain(phrase) in text for phrase in expected) / len(expected))
+
+
+def _overlap(answer: str, expected: str) -> Verdict:
+    """F1 of the words of both, as SQuAD computes it (Rajpurkar et al. 2016), with articles counted."""
+    found, wanted = Counter(words_of(answer)), Counter(words_of(expected))
+    shared = (found & wanted).total()
+    precision, recall = shared / max(found.total(), 1), shared / max(wanted.total(), 1)
+    f1 = 2 * precision * recall / (precision + recall) if shared else 0.0
+    return Verdict(f1, {"precision": precision, "recall": recall})
+
+
+def _bullets_count(answer: str, count: int) -> Verdict:
+    """Nothing but bullets, each different, and as many as were asked for."""
+    items = _bullets(_lines(answer))
+    form = float(bool(items))
+    number = float(len(items or ()) == count)
+    distinct = float(bool(items) and len(set(map(plain, items))) == len(items))
+    return Verdict(form * number * distinct, {"form": form, "count": number, "distinct": distinct})
+
+
+def _list(answer: str) -> Verdict:
+    """Nothing but bullets, each different."""
+    items = _bullets(_lines(answer))
+    distinct = float(bool(items) and len(set(map(plain, items))) == len(items))
+    return Verdict(distinct, {"form": float(bool(items)), "distinct": distinct})
+
+
+def _items(answer: str, expected: list[str]) -> Verdict:
+    """The same list of bullets in the same order."""
+    items = [plain(item) for item in _bullets(_lines(answer)) or ()]
+    wanted = [plain(item) for item in expected]
+    shared = (Counter(items) & Counter(wanted)).total()
+    parts = {"precision": shared / max(len(items), 1), "recall": shared / len(wanted)}
+    return Verdict(float(items == wanted), parts)
+
+
+def _recipe(answer: str) -> Verdict:
+    """`Ingredients:`, bullets, `Directions:`, steps numbered from 1; the score is the share of the listed ingredients
+    that the steps name."""
+    lines = _lines(answer)
+    at = lines.index("Directions:") if "Directions:" in lines else len(lines)
+    headings = float(lines[:1] == ["Ingredients:"] and 1 < at < len(lines) - 1)
+    listed = (_bullets(lines[1:at]) or []) if headings else []
+    steps = [_STEP.match(line) for line in lines[at + 1 :]]
+    numbered = float(bool(steps) and [m and int(m[1]) for m in steps] == list(range(1, len(steps) + 1)))
+    told = set(words_of(" ".join(lines[at + 1 :])))
+    named = [bool(told & {w for w in words_of(item) if len(w) > 2 and w not in _MEASURES}) for item in listed]
+    used = sum(named) / max(len(named), 1)
+    parts = {"headings": headings, "bullets": float(bool(listed)), "numbering": numbered, "used": used}
+    return Verdict(used if headings and listed and numbered else 0.0, parts)
+
+
+_MEASURES = frozenset(
+    re.findall(
+        r"\w+",
+        "and the for with cup cups teaspoon teaspoons tablespoon tablespoons tsp tbsp ounce ounces pound pounds lbs "
+        "gram grams liter liters litre litres pinch can cans large small medium fresh chopped sliced diced cut into",
+    )
+)
+
+BUILT_IN: dict[str, Callable[..., Verdict]] = {
+    "exact": _exact,
+    "one_of": _one_of,
+    "number": _number,
+    "contains": _contains,
+    "overlap": _overlap,
+    "bullets": _list,
+    "bullets_count": _bullets_count,
+    "items": _items,
+    "recipe": _recipe,
+}
+
+
+# Verifiers of others.
+
+UserVerifier = Callable[[dict[str, Any], str], "float | Verdict"]
+_USERS: dict[str, UserVerifier] = {}
+
+
+def load_verifiers(path: Path) -> tuple[str, ...]:
+    """Reads the verifiers of a user's Python file: its public functions `NAME(arguments, answer) -> float | Verdict`.
+
+    A data file can only name them: which code runs is decided by whoever writes the parameters.
+
+    Returns:
+        their names, `FILE:NAME` with the file's name without its suffix.
+
+    Raises:
+        DataError: if the file cannot be imported or has no such function.
+    """
+    try:
+        spec = importlib.util.spec_from_file_location(f"user_verifiers_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except Exception as e:
+        raise DataError(f"{path} cannot be read as a Python file of verifiers: {type(e).__name__}: {e}") from e
+    found = {
+        f"{path.stem}:{name}": function
+        for name, function in vars(module).items()
+        if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
+    }
+    if not found:
+        raise DataError(f"{path} has no verifier: a public function NAME(arguments, answer) that returns a score")
+    _USERS.update(found)
+    return tuple(found)
+
+
+def _run(name: str, call: Callable[[], float | Verdict], answer: str) -> Verdict:
+    """The verdict of code that is not ours."""
+    try:
+        made = call()
+    except ModuleNotFoundError:  # reported with the extra that installs it
+        raise
+    except Exception as e:
+        raise VerifierError(name, f"raised {type(e).__name__}: {e}", answer) from e
+    verdict = made if isinstance(made, Verdict) else None
+    if verdict is None and isinstance(made, int | float):
+        verdict = Verdict(float(made))
+    if verdict is None or not all(math.isfinite(x) and 0 <= x <= 1 for x in (verdict.score, *verdict.parts.values())):
+        raise VerifierError(name, f"returned {made!r:.80}", answer)
+    return verdict
+
+
+def _gym(name: str, arguments: Arguments, answer: str) -> float:
+    """`score_answer` of a data set of reasoning-gym; `arguments["entry"]` is the entry as JSON."""
+    import reasoning_gym
+
+    data_set = reasoning_gym.create_dataset(name.removeprefix("gym:"))
+    return float(data_set.score_answer(answer, json.loads(arguments["entry"])))
