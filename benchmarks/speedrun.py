@@ -130,6 +130,10 @@ def main() -> None:
             result = train_and_score(peer, text, args.seconds)
         print(json.dumps(asdict(result)))
         return
+    timings = [json.loads(x) for x in (args.project / ".foundry/timings.jsonl").read_text().splitlines()]
+    before = sum(
+        [t["startup_s"] + t["work_s"] for t in timings if t["stage"] == s][-1] for s in ("train_tokenizer", "shard")
+    )
     sides = {f"ours {b:g} s": partial(turn, "ours", args.project, b) for b in args.budgets}
     sides["readme"] = partial(turn, "readme", args.project, args.seconds)
     for name in ("expert", "nanochat", "litgpt"):
@@ -137,10 +141,6 @@ def main() -> None:
             sides[name] = partial(turn, name, args.project, args.seconds / 5, getattr(args, name, None))
     done = take_turns(sides, args.rounds, Measure("steps/s", more_is_better=True), lambda r: r.steps / r.seconds)
     done.print("trainings", base="readme")
-    timings = [json.loads(x) for x in (args.project / ".foundry/timings.jsonl").read_text().splitlines()]
-    before = sum(
-        [t["startup_s"] + t["work_s"] for t in timings if t["stage"] == s][-1] for s in ("train_tokenizer", "shard")
-    )
     print(f"not in the measured time of the BPE sides: tokenizer and encoding, {before:.1f} s once")
     for name in [side for side in sides if side in PEERS]:
         report(name, done.results, before if name == "readme" else 0.0)  # the other sides need the same pieces
