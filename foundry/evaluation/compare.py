@@ -89,7 +89,7 @@ def compare_documents(a: pa.Table, b: pa.Table, resamples: int = 2000, seed: int
         for s in dict.fromkeys(sources.tolist())
         for at in [sources == s]
     }
-    return Comparison(overall, _sign_flips(bits_b - bits_a, resamples, seed), verdict, by_source)
+    return Comparison(overall, sign_flips(bits_b - bits_a, resamples, seed), verdict, by_source)
 
 
 def _difference(bits_a: np.ndarray, bits_b: np.ndarray, n_bytes: np.ndarray, resamples: int, seed: int) -> Difference:
@@ -101,7 +101,7 @@ def _difference(bits_a: np.ndarray, bits_b: np.ndarray, n_bytes: np.ndarray, res
     return Difference(*(round(float(v), 6) for v in values), documents=n)
 
 
-def _sign_flips(gap: np.ndarray, resamples: int, seed: int) -> float:
+def sign_flips(gap: np.ndarray, resamples: int, seed: int) -> float:
     """The p-value of the sign-flip test of the documents' differences."""
     rng, observed = np.random.default_rng(seed), abs(gap.sum())
     hits = sum(abs((gap * rng.choice((-1.0, 1.0), len(gap))).sum()) >= observed * (1 - 1e-12) for _ in range(resamples))
