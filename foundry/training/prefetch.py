@@ -1,7 +1,8 @@
 """The batches of a run on the device of its model.
 
 On a GPU the batch of the next step is read and copied while the device still computes the gradients of this one: it is
-pinned in host memory and copied on a stream of its own. On a CPU a batch is read when its step begins.
+pinned in host memory and copied on a stream of its own. On a CPU a batch is read when its step begins, and so is one
+that depends on the weights, which the step before it still has to change.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Batches:
 
     def __init__(self, loader: Loader, device: torch.device, documents: bool) -> None:
         self.loader, self.device, self.documents = loader, device, documents
-        self.ahead = device.type == "cuda"
+        self.ahead = device.type == "cuda" and not loader.follows_weights
         self._stream: torch.cuda.Stream | None = None
         self._next: tuple[int, Batch] | None = None
 

@@ -28,6 +28,8 @@ class Loader(Protocol):
         identity: hashes of everything that the batches depend on, by name; `index_sha256` and `tokenizer_sha256` among
             them, which the model's facts name.
         bytes_per_token: bytes of raw text per token, on average.
+        follows_weights: whether a batch depends on the model's weights as well, which makes it a function of the state
+            that its step begins with: it is never read ahead.
     """
 
     batch_size: int
@@ -35,6 +37,7 @@ class Loader(Protocol):
     packing: str
     seed: int
     tokens_per_epoch: int
+    follows_weights: bool
 
     @property
     def vocab_size(self) -> int: ...
@@ -63,7 +66,7 @@ class Loss(Protocol):
     def identity(self) -> dict[str, Any]: ...
 
     def count(self, *batch: Tensor | None) -> Tensor:
-        """The number of terms in these rows."""
+        """The number of terms in these rows. A step whose batch has none, on any process, changes no weight."""
 
     def __call__(self, model: nn.Module, *batch: Tensor | None) -> tuple[Tensor, Tensor]:
         """(what is minimised, what is reported), summed over these rows."""

@@ -76,7 +76,7 @@ class TrainStep:
     def __call__(self, state: TrainState) -> tuple[float, float, float]:
         """One optimizer step: (loss in nats per token, gradient norm, learning-rate factor).
 
-        The caller counts the step.
+        The caller counts the step. A batch without a term changes nothing; its loss and norm are 0.
 
         Raises:
             NotFinite: before anything was changed.
@@ -96,8 +96,12 @@ class TrainStep:
             self.batches.prepare(self.skipped.batch(state.step + 1))
         state.scaler.unscale_(state.optimizers)
         grads = [p.grad for p in state.model.parameters() if p.grad is not None]
-        # The only place where the host waits for the device: for both numbers at once.
-        mean, norm = torch.stack((self.world.sum(total) / valid, gradient_norm(grads).to(total.dtype))).tolist()
+        # The only place where the host waits for the device: for the three numbers at once.
+        numbers = (self.world.sum(total) / valid, gradient_norm(grads).to(total.dtype), valid.to(total.dtype))
+        mean, norm, terms = torch.stack(numbers).tolist()
+        if not terms:  # even a gradient of 0 would move the weights: by momentum, and by their decay
+            _forget(state.scaler)
+            return 0.0, 0.0, factor
         if not math.isfinite(mean):
             _forget(state.scaler)
             raise NotFinite(f"the loss is {mean}")

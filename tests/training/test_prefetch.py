@@ -9,6 +9,8 @@ from foundry.training.prefetch import Batches
 class Loader:
     """Batch N has N in every place; what was read is kept."""
 
+    follows_weights = False
+
     def __init__(self):
         self.read = []
 
@@ -43,3 +45,15 @@ def test_a_batch_is_given_once():
     batches.take(4)
     batches.take(4)
     assert batches.loader.read == [4, 4]
+
+
+@pytest.mark.parametrize(("device", "follows", "ahead"), [("cuda", False, True), ("cuda", True, False)])
+def test_a_batch_that_depends_on_the_weights_is_not_read_ahead(device, follows, ahead):
+    """On a GPU the next batch would be made while the weights of its step do not exist yet."""
+    loader = Loader()
+    loader.follows_weights = follows
+    batches = Batches(loader, torch.device(device), False)
+    assert batches.ahead is ahead
+    if follows:
+        batches.prepare(1)
+        assert not loader.read

@@ -25,6 +25,8 @@ ALONE = World(0, 1, torch.device("cpu"))
 class Loader:
     """Batches of 6 rows, of which the 0th, 1st, ... asked for differ; targets that do not count, and targets 0."""
 
+    follows_weights = False
+
     def batch(self, number):
         rng = torch.Generator().manual_seed(number)
         tokens, targets = (torch.randint(0, 50, (6, 16), generator=rng) for _ in range(2))
@@ -77,6 +79,25 @@ def test_a_steps_loss_is_the_mean_over_all_targets_that_count_and_its_norm_that_
         state.step += 1
     cuts = {6: [True], 4: [False, True], 1: [False] * 5 + [True]}[micro_rows]
     assert step.parallel.lasts == cuts * 3
+
+
+@pytest.mark.parametrize("scale", [None, 8.0])
+def test_a_batch_without_a_term_changes_no_weight_and_no_moment(scale):
+    """Momentum and weight decay would move the weights although the gradient is 0."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=100) if scale else None
+    step, state = made(weight_decay=0.1, scaler=scaler)
+    step(state)
+    state.step += 1
+    before = {k: v.clone() for k, v in (state.model.state_dict() | state.optimizers.tensors()).items()}
+    assert before
+    read = step.loader.batch
+    step.loader.batch = lambda number: (read(number)[0], torch.full((6, 16), -100))
+    assert step(state) == (0.0, 0.0, pytest.approx(1.0))
+    after = state.model.state_dict() | state.optimizers.tensors()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    step.loader.batch = read
+    assert scale is None or state.scaler.get_scale() == scale
+    assert step(state)[0] > 0 and not torch.equal(before["norm.weight"], state.model.norm.weight)
 
 
 def test_a_scale_of_the_loss_grows_with_good_steps_and_changes_no_number():

@@ -71,11 +71,14 @@ class DataLoader:
         rows_per_epoch: samples of an epoch.
         tokens_per_epoch: places for tokens in an epoch, padding included.
         padding: share of the places that is padding.
+        follows_weights: False: a batch is the same whatever the model is.
 
     Raises:
         DataError: if the split contains fewer samples than one batch, or packing is unknown.
         ConfigError: for a number out of its range, or a batch_size that is not divisible by world_size.
     """
+
+    follows_weights = False
 
     def __init__(
         self,
