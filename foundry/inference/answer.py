@@ -132,13 +132,14 @@ class Answer:
             self._completion += 1
             agrees = i < len(drafts) and drafts[i] == token
             self._accepted += agrees
+            top = request.logprobs
+            score = Scored(token) if top is None else Scored(token, *log_probabilities(row, token, top))
             if token in self._stop_ids:
-                self.finish("stop", token)
+                self.finish("stop", token, scored=None if top is None else score)
                 break
             self._sampler.accept(token)
             self.window.append(token)
-            top = request.logprobs
-            scored.append(Scored(token) if top is None else Scored(token, *log_probabilities(row, token, top)))
+            scored.append(score)
             pieces.append(self._text.add(token, self._completion > request.sampling.min_tokens))
             if self._text.found is not None:
                 self.finish("stop", self._text.found)
@@ -157,7 +158,9 @@ class Answer:
     def _ends_here(self) -> bool:
         return self.request.past_context == "stop" and len(self.window) == self._context
 
-    def finish(self, reason: FinishReason, stop: str | int | None = None, message: str = "") -> Finished:
+    def finish(
+        self, reason: FinishReason, stop: str | int | None = None, message: str = "", scored: Scored | None = None
+    ) -> Finished:
         """Ends the answer; the first end counts."""
         if self.end is None:
             self.end = Finished(
@@ -169,6 +172,7 @@ class Answer:
                 drafted=self._drafted,
                 accepted=self._accepted,
                 message=message,
+                scored=scored,
             )
         return self.end
 

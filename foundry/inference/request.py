@@ -180,6 +180,7 @@ class Finished:
         drafted: tokens that speculation proposed.
         accepted: how many of them the model took.
         message: for the reason `error`, what happened.
+        scored: the stop id with its log-probabilities, if the request asks for those of new tokens.
     """
 
     reason: FinishReason
@@ -190,6 +191,7 @@ class Finished:
     drafted: int = 0
     accepted: int = 0
     message: str = ""
+    scored: Scored | None = None
 
 
 Event = PromptScores | Delta | Finished

@@ -63,6 +63,22 @@ def test_greedy_tokens_and_log_probabilities_are_those_of_the_full_forward_pass(
         assert token.logprob == pytest.approx(expected[i][token.id].item(), abs=1e-4) and len(token.top) == 2
 
 
+@torch.no_grad()
+def test_the_token_that_ends_an_answer_has_its_log_probability_too(model, engine):
+    ids = [1, *range(5, 45)]
+    logits = model(torch.tensor([ids]))[0][0, -1]
+    stop = int(logits.index_fill(0, torch.tensor(engine.barred), -torch.inf).argmax())
+    for top in (None, 0):
+        (events,) = run(engine, [request(*ids[1:], stop_ids=(stop,), logprobs=top)])
+        end = end_of(events)
+        assert (end.reason, end.stop, ids_of(events)) == ("stop", stop, [])
+        if top is None:
+            assert end.scored is None
+        else:
+            assert end.scored.id == stop
+            assert end.scored.logprob == pytest.approx(logits.log_softmax(-1)[stop].item(), abs=1e-4)
+
+
 def test_a_prompt_is_only_scored_when_no_token_is_asked_for(engine):
     (events,) = run(engine, [request(*range(5, 90), n=0, prompt_logprobs=0)])
     scores, end = events
