@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from foundry.config import Config
+from foundry.config import Config, load_params
+from foundry.config.chat import POST_TRAINING
 from foundry.config.schema import EXECUTION
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,7 +113,7 @@ def test_parameters_are_exactly_the_sections_that_the_stage_reads(stage):
     if stage == "train":  # the tracker's run name is no result
         read -= {"export"}
     # These pass the whole configuration on; the package reads what is named here, and execution keys.
-    every = set(Config.model_fields) - EXECUTION
+    every = set(Config.model_fields) - EXECUTION - POST_TRAINING
     read |= {"evaluate": {"seed", "train.document_mask"}, "download": {"download"}, "export": every}.get(stage, set())
     assert known == read
 
@@ -158,3 +159,9 @@ def test_imports_run_one_way():
     lint = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([str(lint), "--no-cache"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "0 broken" in done.stdout, done.stdout
+
+
+def test_no_stage_of_pre_training_depends_on_post_training():
+    assert not POST_TRAINING & {p.split(".")[0] for s in STAGES.values() for p in s.get("params", [])}
+    cfg = load_params(ROOT / "params.yaml")
+    assert not POST_TRAINING & set(cfg.identity()) and set(cfg.post_training()) == POST_TRAINING

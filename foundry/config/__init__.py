@@ -18,13 +18,13 @@ from foundry.config.errors import (
     VocabularyError,
 )
 from foundry.config.load import describe, load_params, parse_config, parse_yaml, read_yaml, yaml_text
+from foundry.config.recipe import TrainConfig
 from foundry.config.schema import (
     Config,
     Evaluate,
     Export,
     ModelConfig,
     Runtime,
-    TrainConfig,
 )
 from foundry.config.serving import Serving
 

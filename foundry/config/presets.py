@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from foundry.config.errors import ConfigError
 from foundry.config.load import listing, parse_config, read_yaml
 from foundry.config.profiles import profile_names, profile_values
-from foundry.config.schema import Config, ModelConfig, TrainConfig
+from foundry.config.recipe import TrainConfig
+from foundry.config.schema import Config, ModelConfig
 from foundry.config.section import short_repr
 
 Pair = tuple[ModelConfig, TrainConfig]
