@@ -1,4 +1,4 @@
-"""Stage clean: data/raw/ → checked, deduplicated documents in three splits in data/clean/, and reports about them."""
+"""Stage clean: data/raw/ → checked, deduplicated documents in data/clean/, fields in data/fields/, and reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foundry.utils.stage import run_stage
 
 
 def work(config: Config, log: logging.Logger) -> None:
-    clean(config.clean, config.runtime, Path("data/raw"), Path("data/clean"), Path("reports"), log)
+    clean(config.clean, config.runtime, Path("data/raw"), Path("data/clean"), Path("data/fields"), Path("reports"), log)
 
 
 def main() -> None:

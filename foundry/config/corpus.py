@@ -69,6 +69,11 @@ class Source(Section):
         description="template that makes the text from a record's fields; {x:bullets} and {x:numbers} write lists, "
         "{x.y} is a nested field",
     )
+    fields: list[str] = Field(
+        default_factory=list,
+        description="fields of the records that are kept beside the text, in data/fields: what chat examples are made "
+        "from; {x.y} of a nested field is x.y",
+    )
     cut: str = Field(
         "",
         description="regular expression; a line of a txt or md file that matches it begins a new document (chapters)",
@@ -111,6 +116,8 @@ class Source(Section):
             raise ValueError(
                 f"encoding is not one that Python knows for text files (gb18030, cp1251, …): {self.encoding!r}"
             )
+        if empty := [f for f in self.fields if not f.strip()] or [f for f in self.fields if self.fields.count(f) > 1]:
+            raise ValueError(f"fields: each must be the name of a field, once, got {short_repr(empty[0])}")
         try:
             re.compile(self.cut)
         except (re.error, OverflowError, RecursionError) as e:  # the last two by a{10^10} and ((((…

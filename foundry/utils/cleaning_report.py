@@ -41,6 +41,8 @@ class SourceAccount(_Account):
 
     Attributes:
         bytes: of the text that was kept, in UTF-8.
+        fields: {name of a field that the source keeps beside the text: kept documents that have it}.
+        repaired_fields: repairs of these fields by kind, of all documents.
     """
 
     records: int
@@ -50,6 +52,8 @@ class SourceAccount(_Account):
     quarantined: int
     repaired: dict[str, int]
     bytes: int
+    fields: dict[str, int] = Field(default_factory=dict)
+    repaired_fields: dict[str, int] = Field(default_factory=dict)
 
 
 class UnreadableRecord(Record):

@@ -33,6 +33,7 @@ class RawSource(Record):
     format: str
     encoding: str | None
     text: str
+    fields: Annotated[tuple[str, ...], Field(strict=False)] = ()
     cut: str
     html: Literal["auto", "strip", "keep"]
     member: str | None

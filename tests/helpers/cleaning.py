@@ -14,7 +14,7 @@ from foundry.data.fetch.download import download
 from foundry.data.splits import SPLITS
 
 LOG = logging.getLogger("foundry")
-RAW, OUT, REPORTS = Path("data/raw"), Path("data/clean"), Path("reports")
+RAW, OUT, FIELDS, REPORTS = Path("data/raw"), Path("data/clean"), Path("data/fields"), Path("reports")
 MINE = {"name": "mine", "url": "file:corpus/*.jsonl", "lang": "en", "license": "CC0-1.0", "attribution": "me"}
 
 
@@ -24,7 +24,7 @@ def run(*sources, runtime=None, **rules):
         {"download": {"sources": list(sources)}, "clean": rules, "runtime": {"workers": 1, **(runtime or {})}}
     )
     download(config, RAW, LOG)
-    return clean(config.clean, config.runtime, RAW, OUT, REPORTS, LOG).to_dict()
+    return clean(config.clean, config.runtime, RAW, OUT, FIELDS, REPORTS, LOG).to_dict()
 
 
 def rows(split=None):
@@ -56,7 +56,7 @@ def quarantined():
 def digests():
     return {
         p.as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-        for f in (OUT, REPORTS)
+        for f in (OUT, FIELDS, REPORTS)
         for p in sorted(f.rglob("*"))
         if p.is_file()
     }

@@ -89,6 +89,9 @@ def check_files(job: Job, results: list[UnitResult]) -> None:
                 f"records: {sum(r.bad for r in of_source)}). Check what {source.url} points to, its format "
                 f"({source.format}) and its text template"
             )
+        for name in source.fields:
+            if not any(r.fields[name] for r in of_source) and not problems:
+                problems.append(f"no record of {source.name} has the field {name!r}, which its `fields:` names")
     if problems:
         problems = [*encoding_doubts(job, results), *problems]
         raise DataError("\n  - ".join(problems if len(problems) == 1 else ["the corpus is not readable:", *problems]))

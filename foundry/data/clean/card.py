@@ -41,6 +41,17 @@ def card(report: CleaningReport) -> str:
         lines += _row(f"repaired: {kind}", *(a.repaired.get(kind, 0) for a in every))
     quarantined = [a.quarantined for a in of_sources]
     lines += _row("quarantined (unreadable records)", *quarantined, report.records.quarantined)
+    if any(a.fields for a in of_sources):
+        lines += [
+            "",
+            "## Fields beside the text",
+            "",
+            *_row("source", "field", "documents"),
+            *_row("---", "---", "---"),
+        ]
+        for source, account in report.per_source.items():
+            for name, count in account.fields.items():
+                lines += _row(source, name, count)
     lines += ["", "## Splits", "", *_row("split", "documents", "bytes"), *_row("---", "---", "---")]
     for split, size in report.splits.items():
         lines += _row(split, size.documents, size.bytes)

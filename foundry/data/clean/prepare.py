@@ -7,6 +7,7 @@ have are removed: what is judged by the final text then waits for it. See `unit`
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from foundry.data.clean.repeats import PIECES, limits, piece_hashes, without
 from foundry.data.clean.rules import Rules, Verdict
 from foundry.data.clean.scrub import scrub
 from foundry.data.clean.unit import SAMPLES, TEXTS, Dropped, Job, Repaired, Samples, UnitResult, read_texts
-from foundry.data.read.encoding import guess_encoding
+from foundry.data.read.encoding import guess_encoding, repair
 from foundry.data.read.records import EXCERPT, Bad, Document
 from foundry.data.read.units import read_unit
 from foundry.data.schema import doc_id
@@ -60,7 +61,7 @@ def prepare_unit(job: Job, task: Preparation) -> UnitResult:
         return UnitResult.read(marker)
     params, source = job.params, job.source_of(task.number)
     rules, eval_sets = _tools(job.root, params.model_dump_json())
-    notes = _Notes()
+    notes, field_notes = _Notes(), _Notes()
     counted = [kind for kind, limit in limits(params).items() if limit]
     hashes: dict[str, list[int]] = {kind: [] for kind in PIECES}
     foreign = bytearray()
@@ -93,13 +94,17 @@ def prepare_unit(job: Job, task: Preparation) -> UnitResult:
                 bad.write(json.dumps({**place, "excerpt": item.excerpt}) + "\n")
                 continue
             notes.result.documents += 1
+            notes.result.fields.update((item.fields or {}).keys())
             notes.result.in_chars[len(item.text).bit_length()] += 1
-            text = _repaired(item, params, source.html, notes)
+            if item.repaired:
+                notes.result.repaired["invalid_utf8"] += 1
+            text = _repaired(item.text, item, params, source.html, notes)
             lang, verdict = _language(item, text, source.lang, params)
             if verdict:
                 notes.drop(verdict, item.file, item.record, text)
             else:
-                waiting.append(Text(text, item.record, item.file, lang, _domain(item.url)))
+                fields = _kept_fields(item, params, source.html, field_notes)
+                waiting.append(Text(text, item.record, item.file, lang, _domain(item.url), fields))
                 size += len(text)
             if len(waiting) == JUDGED_DOCUMENTS or size >= JUDGED_CHARS:
                 judge()
@@ -107,6 +112,7 @@ def prepare_unit(job: Job, task: Preparation) -> UnitResult:
             if notes.result.documents == task.most:
                 break
         judge()
+    notes.result.repaired_fields = field_notes.result.repaired
     if foreign:
         notes.result.encoding = guess_encoding(bytes(foreign)) or ""
     if job.counts_repeats:
@@ -194,12 +200,8 @@ class _Notes:
         return self.result
 
 
-def _repaired(item: Document, params: Clean, treatment: Treatment, notes: _Notes) -> str:
-    """The text of a document after all repairs that are switched on."""
-    text = item.text
-    if item.repaired:
-        notes.result.repaired["invalid_utf8"] += 1
-
+def _repaired(text: str, item: Document, params: Clean, treatment: Treatment, notes: _Notes) -> str:
+    """A text of a document after all repairs that are switched on."""
     if params.fix_mojibake and (fixed := fix_mojibake(text)) != text:
         notes.repair("mojibake", item.file, item.record, text, fixed)
         text = fixed
@@ -220,6 +222,23 @@ def _repaired(item: Document, params: Clean, treatment: Treatment, notes: _Notes
         if found:
             notes.example("scrubbed", item.file, item.record, before, text)
     return text
+
+
+def _kept_fields(item: Document, params: Clean, treatment: Treatment, notes: _Notes) -> str:
+    """The fields that the source keeps as JSON, their strings repaired as the text is; empty if it keeps none."""
+    if item.fields is None:
+        return ""
+
+    def repaired(value: Any) -> Any:
+        if isinstance(value, str):
+            return _repaired(repair(value)[0], item, params, treatment, notes)
+        if isinstance(value, list):
+            return [repaired(v) for v in value]
+        if isinstance(value, dict):
+            return {repair(str(k))[0]: repaired(v) for k, v in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(repaired(item.fields), ensure_ascii=False, default=str)
 
 
 def _language(item: Document, text: str, lang: str, params: Clean) -> tuple[str, Verdict | None]:
@@ -252,6 +271,7 @@ class Text(NamedTuple):
     file: str
     lang: str
     domain: str
+    fields: str
 
 
 @contextmanager
@@ -289,7 +309,7 @@ class _TextWriter:
         self._rows.append((data, *item[1:], int(doc_id(data), 16), key))
         if self._near:
             self._numbers.append(comparable(item.text, words))
-        self._bytes += len(data)
+        self._bytes += len(data) + len(item.fields)
         if len(self._rows) == BATCH_DOCUMENTS or self._bytes >= BATCH_BYTES:
             self.flush()
 

@@ -112,7 +112,8 @@ def _report(run: Outcome) -> CleaningReport:
 
 
 def _source_account(run: Outcome, number: int, source: RawSource) -> SourceAccount:
-    account = _account(run, (n for n, unit in enumerate(run.job.units) if unit.source == number))
+    numbers = [n for n, unit in enumerate(run.job.units) if unit.source == number]
+    account = _account(run, numbers)
     return SourceAccount(
         records=account.records,
         incoming=account.documents,
@@ -121,6 +122,8 @@ def _source_account(run: Outcome, number: int, source: RawSource) -> SourceAccou
         quarantined=account.quarantined,
         repaired=account.repaired,
         bytes=sum(run.statistics.bytes[split, source.name] for split in SPLITS),
+        fields={name: run.statistics.fields[source.name, name] for name in source.fields},
+        repaired_fields=dict(sorted(total(run.results[n].repaired_fields for n in numbers).items())),
     )
 
 

@@ -40,6 +40,7 @@ TEXTS = pa.schema(
         ("file", pa.string()),
         ("lang", pa.string()),
         ("domain", pa.string()),
+        ("fields", pa.large_string()),
         ("id", pa.uint64()),
         ("exact", pa.uint64()),
         ("bands", pa.list_(pa.uint64(), BANDS)),
@@ -193,6 +194,7 @@ class UnitResult:
     Attributes:
         documents: records that are documents; `bad`: records that cannot be read.
         dropped: documents by reason. repaired: repairs by kind. bad_reasons: unreadable records by reason.
+        fields: documents by the names of the kept fields that they have; repaired_fields: repairs of these, by kind.
         in_chars: documents by the bit length of their number of characters, as they were read.
         encoding: the likely encoding of the bytes that are not UTF-8; empty if there are none, or no guess.
         dropped_examples, repaired_examples: by reason and by kind.
@@ -203,6 +205,8 @@ class UnitResult:
     dropped: Counter[str] = field(default_factory=Counter)
     repaired: Counter[str] = field(default_factory=Counter)
     bad_reasons: Counter[str] = field(default_factory=Counter)
+    fields: Counter[str] = field(default_factory=Counter)
+    repaired_fields: Counter[str] = field(default_factory=Counter)
     in_chars: Counter[int] = field(default_factory=Counter)
     encoding: str = ""
     dropped_examples: dict[str, list[Dropped]] = field(default_factory=dict)

@@ -76,7 +76,14 @@ def _records(shown: str, builder: DocumentBuilder) -> Callable[[int, int, bytes,
         if type(fields) is dict:
             text = render(fields if key is None else {"id": key, **fields})
             if text is not None and once(raw) and not (limit and 4 * len(text) > limit):
-                return Document(shown, record, text, False, url_of(fields))
+                return Document(
+                    shown,
+                    record,
+                    text,
+                    False,
+                    url_of(fields),
+                    fields=builder.kept(fields if key is None else {"id": key, **fields}),
+                )
         reason = ""
         try:
             fields = _parse(raw, keys)

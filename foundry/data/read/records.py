@@ -17,7 +17,7 @@ from typing import Any
 
 from foundry.data.read.encoding import as_bytes, foreign, repair
 from foundry.data.read.streams import Limits
-from foundry.data.read.template import FieldError, Template
+from foundry.data.read.template import FieldError, Template, find_field
 
 EXCERPT = 160  # characters
 
@@ -32,6 +32,7 @@ class Document:
         repaired: whether its bytes had to be repaired to be text.
         url: the field of that name in the record.
         sample: of a repaired text, a piece of the bytes.
+        fields: those that the source keeps, as they were read; None if it keeps none.
     """
 
     file: str
@@ -40,6 +41,7 @@ class Document:
     repaired: bool
     url: str = ""
     sample: bytes = b""
+    fields: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +70,19 @@ class DocumentBuilder:
         cut: regular expression of the lines of a plain text that begin a new document; empty for none.
         limits: how large things may be.
         encoding: that the user named; None for UTF-8 or what a byte order mark says.
+        keep: names of fields that are kept beside the text.
     """
 
-    def __init__(self, text: str, cut: str, limits: Limits, encoding: str | None = None) -> None:
+    def __init__(
+        self, text: str, cut: str, limits: Limits, encoding: str | None = None, keep: tuple[str, ...] = ()
+    ) -> None:
         self.encoding = None if encoding and codecs.lookup(encoding).name in ("utf-8", "utf-8-sig") else encoding
         self.template = Template(text)
         self.cut = re.compile(cut) if cut else None
         self.limits, self.limit = limits, limits.record
         self.fields = tuple(dict.fromkeys(self.template.fields))
-        self.keys = frozenset(k for f in self.fields for k in (f, *f.split(".")))
+        self.keep = keep
+        self.keys = frozenset(k for f in (*self.fields, *keep) for k in (f, *f.split(".")))
 
     def build(
         self, shown: str, record: int, fields: dict[str, Any], offset: int | None = None, sample: bytes = b""
@@ -94,7 +100,14 @@ class DocumentBuilder:
             return Bad(shown, record, offset, "record_too_long", excerpt(text))
         if repaired:
             sample = foreign(as_bytes(rendered))
-        return Document(shown, record, text, bool(sample), url_of(fields), sample)
+        return Document(shown, record, text, bool(sample), url_of(fields), sample, self.kept(fields))
+
+    def kept(self, fields: dict[str, Any]) -> dict[str, Any] | None:
+        """The fields of a record that are kept, without those that it lacks; None if the source keeps none."""
+        if not self.keep:
+            return None
+        found = {name: find_field(fields, name) for name in self.keep}
+        return {name: value for name, value in found.items() if value is not None}
 
     def string_template(self) -> Callable[[dict[str, Any]], str | None]:
         """The template for records whose fields are all strings; it gives None for the others, which `build` reads."""

@@ -58,11 +58,11 @@ def read_csv(stream: Any, shown: str, builder: DocumentBuilder) -> Iterator[Docu
 def _header(row: list[str] | str, shown: str, builder: DocumentBuilder, raw: bytes) -> list[str]:
     if isinstance(row, str):
         raise DataError(f"{shown}: the header row cannot be read ({row}): {excerpt(raw)!r}")
-    for name in builder.fields:
+    for name in (*builder.fields, *builder.keep):
         if row.count(name) != 1:
             raise DataError(
                 f"{shown} has {'no' if name not in row else 'more than one'} column {name!r}; its columns are "
-                f"{', '.join(row)[:1000]}. Set `text:` to fit"
+                f"{', '.join(row)[:1000]}. Set `{'text' if name in builder.fields else 'fields'}:` to fit"
             )
     return row
 
@@ -223,20 +223,21 @@ def _columns(schema: Any, shown: str, builder: DocumentBuilder) -> list[str]:
     """The columns to read, once each field of the template is known to be in them, and one at least to be text."""
     kinds = {}
     listed = ", ".join(f"{f.name} ({f.type})" for f in schema)[:1000]
-    for field in builder.fields:
+    for field in (*builder.fields, *builder.keep):
         column = field if field in schema.names else field.split(".")[0]
         if schema.names.count(column) != 1:
             raise DataError(
                 f"{shown} has {'more than one' if column in schema.names else 'no'} column {column!r}; "
-                f"its columns are {listed}. Set `text:` to fit"
+                f"its columns are {listed}. Set `{'text' if field in builder.fields else 'fields'}:` to fit"
             )
-        kinds[field] = _kind(schema.field(column).type, [] if column == field else field.split(".")[1:])
+        if field in builder.fields:
+            kinds[field] = _kind(schema.field(column).type, [] if column == field else field.split(".")[1:])
     wrong = [f for f, kind in kinds.items() if kind == "other"]
     if wrong or "text" not in kinds.values():
         names = wrong or list(kinds)
         seen = ", ".join(f"{n!r} is {schema.field(n if n in schema.names else n.split('.')[0]).type}" for n in names)
         raise DataError(f"{shown} has no text where the template wants it: {seen}; its columns are {listed}")
-    used = {f if f in schema.names else f.split(".")[0] for f in builder.fields}
+    used = {f if f in schema.names else f.split(".")[0] for f in (*builder.fields, *builder.keep)}
     if schema.names.count("url") == 1 and _kind(schema.field("url").type, []) == "text":
         used.add("url")
     return sorted(used)

@@ -70,11 +70,12 @@ class Template:
         for literal, field, spec in self.parts:
             out.append(literal)
             if field is not None:
-                out.append(_text(_find(record, field), field, spec))
+                out.append(_text(find_field(record, field), field, spec))
         return "".join(out)
 
 
-def _find(record: dict[str, Any], field: str) -> Any:
+def find_field(record: dict[str, Any], field: str) -> Any:
+    """The value of a field; None if the record lacks it."""
     if field in record:
         return record[field]
     value: Any = record

@@ -119,7 +119,7 @@ def read_unit(raw: Path, sources: Sequence[RawSource], unit: Unit, limits: Limit
     source = sources[unit.source]
     shown = source.files[unit.file].path
     path = raw / shown
-    builder = DocumentBuilder(source.text, source.cut, limits, source.encoding)
+    builder = DocumentBuilder(source.text, source.cut, limits, source.encoding, source.fields)
     compression = (archive_of(path.name) or split_compression(path.name))[1]
     with damage(shown):
         growth = GrowthLimit(shown, path.stat().st_size, limits)

@@ -69,7 +69,7 @@ def test_columns_are_the_contract(corpus):
 def test_rerun_is_the_same_bytes(corpus):
     run(MINE)
     first = digests()
-    assert len(first) == 8
+    assert len(first) == 11
     run(MINE)
     assert digests() == first
 
@@ -348,7 +348,7 @@ def test_stages_run_as_processes_and_import_nothing_heavy(corpus):
     first = digests()
     assert stage("clean", corpus, PYTHONHASHSEED="7").returncode == 0
     assert digests() == first
-    assert sorted(p.name for p in (corpus / "data").iterdir()) == ["clean", "raw"]
+    assert sorted(p.name for p in (corpus / "data").iterdir()) == ["clean", "fields", "raw"]
 
 
 def test_a_mistake_of_the_user_fails_without_a_traceback(corpus):

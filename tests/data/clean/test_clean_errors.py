@@ -4,7 +4,7 @@ import gzip
 import json
 
 import pytest
-from cleaning import LOG, MINE, OUT, RAW, REPORTS, refused, run
+from cleaning import FIELDS, LOG, MINE, OUT, RAW, REPORTS, refused, run
 
 from foundry.config import DataError, parse_config
 from foundry.data.clean.corpus import clean
@@ -75,19 +75,19 @@ def test_raw_file_that_changed_after_its_download_is_refused(corpus):
     data[100] ^= 1
     (RAW / "mine/a.jsonl").write_bytes(data)
     with pytest.raises(DataError, match="was changed after its download"):
-        clean(config.clean, config.runtime, RAW, OUT, REPORTS, LOG)
+        clean(config.clean, config.runtime, RAW, OUT, FIELDS, REPORTS, LOG)
     (RAW / "mine/a.jsonl").unlink()
     with pytest.raises(DataError, match="is missing"):
-        clean(config.clean, config.runtime, RAW, OUT, REPORTS, LOG)
+        clean(config.clean, config.runtime, RAW, OUT, FIELDS, REPORTS, LOG)
     manifest = json.loads((RAW / "manifest.json").read_text())
     manifest["sources"][0]["files"][0]["path"] = "../outside.jsonl"
     (RAW / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="is outside"):
-        clean(config.clean, config.runtime, RAW, OUT, REPORTS, LOG)
+        clean(config.clean, config.runtime, RAW, OUT, FIELDS, REPORTS, LOG)
     assert not OUT.exists()
 
 
 def test_missing_manifest_says_which_stage_to_run(project):
     with pytest.raises(DataError, match=r"stages\.download"):
         config = parse_config({"download": {"sources": [MINE]}})
-        clean(config.clean, config.runtime, RAW, OUT, REPORTS, LOG)
+        clean(config.clean, config.runtime, RAW, OUT, FIELDS, REPORTS, LOG)
