@@ -31,7 +31,14 @@ def soft_cap(logits: Tensor, cap: float) -> Tensor:
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, *, chunk: int, cap: float = 0.0, z_loss: float = 0.0
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    chunk: int,
+    cap: float = 0.0,
+    z_loss: float = 0.0,
+    token_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy of `soft_cap(x @ weight.T)`, in nats.
 
@@ -40,17 +47,27 @@ def linear_cross_entropy(
         targets: int64 (N,); IGNORE is not counted.
         chunk: tokens whose logits exist at a time.
         z_loss: weight of the penalty `(log sum exp logits)^2` (PaLM, arXiv:2204.02311).
+        token_weights: float32 (N,), the factor of each token's cross-entropy in the objective, of either sign; it gets
+            no gradient. None: 1.
 
     Returns:
-        (the objective: cross-entropy and penalty; only the cross-entropy, without a gradient): float32 scalars.
+        (the objective: weighted cross-entropy and penalty; only the cross-entropy, not weighted and without a
+        gradient): float32 scalars.
     """
-    return _Head.apply(x, weight, targets, chunk, cap, z_loss)
+    return _Head.apply(x, weight, targets, chunk, cap, z_loss, token_weights)
 
 
 class _Head(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, chunk: int, cap: float, z_loss: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        chunk: int,
+        cap: float,
+        z_loss: float,
+        token_weights: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
             w = weight.to(x.dtype)
@@ -63,24 +80,26 @@ class _Head(torch.autograd.Function):
             nats = torch.zeros_like(total)
             on_cuda = x.device.type == "cuda"
             pieces = torch.arange(len(weight), device=x.device) if on_cuda and train else None
-            for x_i, y_i, g_i in zip(
-                x.split(chunk), targets.split(chunk), grad_x.split(chunk) if train else x.split(chunk), strict=True
-            ):
+            factors = [None] * -(-len(x) // chunk) if token_weights is None else token_weights.split(chunk)
+            gradients = grad_x.split(chunk) if train else x.split(chunk)
+            for x_i, y_i, w_i, g_i in zip(x.split(chunk), targets.split(chunk), factors, gradients, strict=True):
                 valid = (y_i != IGNORE).unsqueeze(1)
                 index = y_i.clamp(min=0).unsqueeze(1)
                 logits = soft_cap(F.linear(x_i, w).float(), cap)
                 lse = logits.logsumexp(1, keepdim=True)
                 at_target = logits.gather(1, index)
-                nats_i = ((lse - at_target) * valid).sum(dtype=total.dtype)
+                each = (lse - at_target) * valid
+                nats_i = each.sum(dtype=total.dtype)
                 nats += nats_i
-                total += nats_i
+                share = valid if w_i is None else valid * w_i.unsqueeze(1)
+                total += nats_i if w_i is None else (each * share).sum(dtype=total.dtype)
                 if z_loss:
                     total += z_loss * (lse.square() * valid).sum(dtype=total.dtype)
                 if not train:
                     continue
-                factor = valid * (1 + 2 * z_loss * lse) if z_loss else valid
+                factor = share + valid * (2 * z_loss * lse) if z_loss else share
                 d = (logits - lse).exp_().mul_(factor)
-                d_target = (at_target - lse).exp_() * factor - valid.float()
+                d_target = (at_target - lse).exp_() * factor - share.float()
                 if cap:
                     d = d * (1 - (logits / cap).square())
                     d_target = d_target * (1 - (at_target / cap).square())
@@ -114,7 +133,7 @@ class _Head(torch.autograd.Function):
         grad_x, grad_w = ctx.saved_tensors
         x_dtype, w_dtype = ctx.dtypes
         scaled = (grad_x * grad.to(grad_x.dtype)).to(x_dtype)
-        return scaled, (grad_w * grad).to(w_dtype), None, None, None, None
+        return scaled, (grad_w * grad).to(w_dtype), None, None, None, None, None
 
 
 def _float32_product(a: Tensor, b: Tensor) -> Tensor:

@@ -180,15 +180,29 @@ class MiniLLM(nn.Module):
         return block(x, *args)
 
     def summed_loss(
-        self, tokens: Tensor, targets: Tensor, segments: Tensor | None = None, *, chunk: int, z_loss: float = 0.0
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        segments: Tensor | None = None,
+        *,
+        chunk: int,
+        z_loss: float = 0.0,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """For training: (objective, cross-entropy in nats), summed over valid targets; see `linear_cross_entropy`."""
+        """For training: (objective, cross-entropy in nats), summed over valid targets; see `linear_cross_entropy`.
+
+        Args:
+            weights: float32 (B, T), the factor of each token in the objective; None: 1.
+        """
         x_NC = self.hidden(tokens, None, segments).flatten(0, 1)
         if torch.is_autocast_enabled(x_NC.device.type):
             # The residual stream is float32, which is multiplied two to fifteen times slower.
             x_NC = x_NC.to(torch.get_autocast_dtype(x_NC.device.type))
         cap = self.cfg.logit_softcap
-        return linear_cross_entropy(x_NC, self.head_weight, targets.flatten(), chunk=chunk, cap=cap, z_loss=z_loss)
+        factors = None if weights is None else weights.flatten()
+        return linear_cross_entropy(
+            x_NC, self.head_weight, targets.flatten(), chunk=chunk, cap=cap, z_loss=z_loss, token_weights=factors
+        )
 
     @torch.no_grad()
     def nats(self, tokens: Tensor, targets: Tensor, *, chunk: int) -> Tensor:

@@ -315,6 +315,35 @@ def test_the_training_loss_is_that_of_forward(tokens):
         torch.testing.assert_close(p.grad, g, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("cap", "z_loss"), [(0.0, 0.0), (3.0, 0.01)])
+def test_weights_of_tokens_scale_each_cross_entropy_and_its_gradient_and_not_the_penalty(cap, z_loss, dtype):
+    """Of either sign, as advantages are; weights of 1 are no weights, bit for bit."""
+    g = torch.Generator().manual_seed(0)
+    x, w, factors = (torch.randn(*s, generator=g) for s in ((37, 16), (50, 16), (37,)))
+    y = torch.randint(0, 50, (37,), generator=g)
+    y[[3, 36]], factors[7] = -100, 0.0
+    exact_x, exact_w = (v.to(dtype).float().detach().requires_grad_() for v in (x, w))
+    logits = soft_cap(F.linear(exact_x, exact_w), cap)
+    each = F.cross_entropy(logits, y, reduction="none")
+    lse = logits.logsumexp(1)[y >= 0]
+    expected = (each * factors).sum() + z_loss * lse.square().sum()
+    expected.backward()
+    a, b = x.to(dtype).detach().clone().requires_grad_(), w.clone().requires_grad_()
+    options = {"chunk": 7, "cap": cap, "z_loss": z_loss}
+    total, nats = linear_cross_entropy(a, b, y, token_weights=factors, **options)
+    total.backward()
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
+    assert total.item() == pytest.approx(expected.item(), rel=tolerance, abs=10 * tolerance)
+    assert nats.item() == pytest.approx(each.sum().item(), rel=tolerance)
+    for got, want in ((a.grad, exact_x.grad), (b.grad, exact_w.grad)):
+        torch.testing.assert_close(got.float(), want, rtol=tolerance, atol=tolerance * want.abs().max().item())
+    plain = linear_cross_entropy(a.detach(), b.detach(), y, **options)
+    assert torch.equal(
+        linear_cross_entropy(a.detach(), b.detach(), y, token_weights=torch.ones(37), **options)[0], plain[0]
+    )
+
+
 def test_recomputed_activations_give_the_same_gradients_with_dropout(tokens):
     model = made(dropout=0.3).train()
 
