@@ -68,29 +68,34 @@ def answer_all(
         ConfigError: if a prompt leaves no room for an answer in the context.
         FoundryError: if the model fails, for example because its weights are damaged.
     """
-    engine = Engine(Runner(model, max(1, min(slots, len(asked)))), tokenizer)
     stop_ids = end_of_turn(tokenizer)
-    events: list[list[Event]] = []
+    requests = [Request(one.ids, sampling, one.max_tokens, one.seed, stop_ids=stop_ids) for one in asked]
+    return [
+        Answered(
+            ids=tuple(token.id for part in parts for token in part.tokens),
+            text="".join(part.text for part in parts),
+            stop=end.stop if isinstance(end.stop, int) else None,
+        )
+        for parts, end in run_requests(model, tokenizer, requests, slots)
+    ]
+
+
+def run_requests(
+    model: MiniLLM, tokenizer: Tokenizer, requests: Sequence[Request], slots: int = SLOTS
+) -> list[tuple[list[Delta], Finished]]:
+    """What the engine answers to each request, in their order; arguments and errors as for `answer_all`."""
+    engine = Engine(Runner(model, max(1, min(slots, len(requests)))), tokenizer)
+    events: list[list[Event]] = [[] for _ in requests]
     # Long answers first, so that the last steps are not those of a few answers.
-    order = sorted(range(len(asked)), key=lambda i: -asked[i].max_tokens)
-    for i in order:
-        events.append([])
-        one = asked[i]
-        request = Request(one.ids, sampling, one.max_tokens, one.seed, stop_ids=stop_ids)
-        engine.add(engine.answer(request, events[-1].append))
+    for i in sorted(range(len(requests)), key=lambda i: -requests[i].max_tokens):
+        engine.add(engine.answer(requests[i], events[i].append))
     while not engine.idle:
         deliver(engine.step())
-    found = dict(zip(order, map(_answered, events), strict=True))
-    return [found[i] for i in range(len(asked))]
+    return [_parts_and_end(found) for found in events]
 
 
-def _answered(events: Sequence[Event]) -> Answered:
-    parts = [e for e in events if isinstance(e, Delta)]
+def _parts_and_end(events: Sequence[Event]) -> tuple[list[Delta], Finished]:
     end = next(e for e in events if isinstance(e, Finished))
     if end.reason == "error":
         raise FoundryError(f"an answer failed: {end.message}")
-    return Answered(
-        ids=tuple(token.id for part in parts for token in part.tokens),
-        text="".join(part.text for part in parts),
-        stop=end.stop if isinstance(end.stop, int) else None,
-    )
+    return [e for e in events if isinstance(e, Delta)], end
