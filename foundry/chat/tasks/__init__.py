@@ -1,0 +1,1 @@
+"""Tasks: examples that a program makes, from the corpus or from nothing, with answers that a program can check."""
