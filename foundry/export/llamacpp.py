@@ -103,7 +103,7 @@ def _request(
     contexts: list[list[int]],
     continuations: list[Continuation],
 ) -> Request:
-    barred, pieces = Generator(model, tokenizer, "cpu").barred, plain_pieces(tokenizer)
+    barred, pieces = list(Generator(model, tokenizer, "cpu").text.barred), plain_pieces(tokenizer)
     ids = range(tokenizer.vocab_size)
     return Request(
         model=str(path.resolve()),

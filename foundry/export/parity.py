@@ -163,7 +163,7 @@ def _prove_greedy(hf: Any, generator: Generator, continuations: list[Continuatio
             temperature=None,
             top_k=None,
             top_p=None,
-            suppress_tokens=generator.barred,
+            suppress_tokens=list(generator.text.barred),
             eos_token_id=EOS_ID,
             pad_token_id=EOS_ID,
         )

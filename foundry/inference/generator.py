@@ -1,8 +1,10 @@
 """Text from a model, at once or as a stream, by the engine in the thread of the caller.
 
 Guarantees: the same seed gives the same text; no global random generator is used; the parts of a stream join to the
-same text and never cut a character; control symbols are never written, and the end symbol ends the text. A text may be
-longer than the context: when the context is full, its newer half is read again and the older tokens are dropped.
+same text and never cut a character; control symbols are never written. What ends a text depends on its use: the end
+symbol ends a continuation, and the end symbol or the end of the turn an answer in a conversation. A continuation may be
+longer than the context: when the context is full, its newer half is read again and the older tokens are dropped. An
+answer ends with a full context, since its conversation would lose its beginning.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
@@ -21,10 +25,24 @@ from foundry.inference.request import Constraint, Delta, Event, Finished, Reques
 from foundry.inference.runner import Runner
 from foundry.models import MiniLLM
 from foundry.tokenizers import Tokenizer
+from foundry.tokenizers.chat import Message, encode_chat, end_of_turn
+from foundry.tokenizers.history import fit_chat
 from foundry.tokenizers.tokenizer import UNK_ID
 from foundry.utils.device import get_device
 
 SLOTS = 4  # texts that are written at the same time, by several threads or in turns; more of them wait
+
+
+class Use(NamedTuple):
+    """What the control symbols mean in one kind of text.
+
+    Attributes:
+        stop_ids: end a text and are not part of it.
+        barred: are never generated: all other control symbols, and the unknown token, which byte fallback replaces.
+    """
+
+    stop_ids: tuple[int, ...]
+    barred: tuple[int, ...]
 
 
 class Generator:
@@ -38,7 +56,6 @@ class Generator:
         device: `auto`, `cpu`, `cuda` or `mps`.
 
     Attributes:
-        barred: ids that are never generated: control symbols but the end symbol, and the unknown token.
         fixed_shapes: whether tokens after the prompt go through a `Decoder`; so on CUDA, where it replays a graph. It
             counts when the first text begins.
 
@@ -54,12 +71,23 @@ class Generator:
             )
         self.device = get_device(device) if isinstance(device, str) else device
         self.model, self.tokenizer = model.to(self.device).eval(), tokenizer
-        # Byte fallback makes the unknown token unnecessary.
-        banned = [i for i in range(tokenizer.vocab_size) if i == UNK_ID or tokenizer.is_control(i)]
-        self.barred = [i for i in banned if i != tokenizer.eos_id]
         self.fixed_shapes = self.device.type == "cuda"
         self._made: Engine | None = None
         self._lock = threading.Lock()  # of the engine
+
+    @cached_property
+    def text(self) -> Use:
+        """The use of the control symbols in a continuation."""
+        return self._use((self.tokenizer.eos_id,) if self.tokenizer.eos_id >= 0 else ())  # -1: there is no end symbol
+
+    @cached_property
+    def chat(self) -> Use:
+        """The use of the control symbols in an answer."""
+        return self._use(end_of_turn(self.tokenizer))
+
+    def _use(self, stop_ids: tuple[int, ...]) -> Use:
+        control = (i for i in range(self.tokenizer.vocab_size) if i == UNK_ID or self.tokenizer.is_control(i))
+        return Use(stop_ids, tuple(i for i in control if i not in stop_ids))
 
     def generate_ids(
         self,
@@ -69,9 +97,11 @@ class Generator:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int | None = None,
+        *,
+        chat: bool = False,
         **sampling,
     ) -> Iterator[int]:
-        """New tokens one by one. The end symbol ends the iteration and is not returned.
+        """New tokens one by one. A symbol that ends the text ends the iteration and is not returned.
 
         All values are checked before the first token.
 
@@ -82,6 +112,7 @@ class Generator:
             top_k: 0 is off.
             top_p: 1 is off.
             seed: of this generation; None draws a fresh one.
+            chat: the prompt is a conversation that ends with the beginning of an answer (`encode_chat`).
             sampling: other fields of `Sampling`.
 
         Raises:
@@ -90,11 +121,11 @@ class Generator:
             FoundryError: while it runs, if the model's weights are damaged.
         """
         how = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, **sampling)
-        return self._ids(self._request(ids, how, max_new_tokens, seed))
+        return self._ids(self._request(ids, how, max_new_tokens, seed, chat))
 
     def stream(
         self,
-        prompt: str = "",
+        prompt: str | Sequence[Message] = "",
         *,
         cut: bool = False,
         max_new_tokens: int = 100,
@@ -103,12 +134,13 @@ class Generator:
         constraint: Constraint | None = None,
         **sampling,
     ) -> Iterator[str]:
-        """The continuation in parts, each as soon as its characters are complete.
+        """The continuation, or the answer, in parts, each as soon as its characters are complete.
 
         They join to the result of `generate_text` for the same seed.
 
         Args:
-            prompt: text to continue; the begin symbol is added before it. Chat markers in it are plain text.
+            prompt: text to continue, or a conversation to answer; the begin symbol is added before it. Chat markers in
+                a text or a message are plain text.
             cut: read only the end of a prompt that does not fit the context, see `prompt_ids`; otherwise it is refused.
             max_new_tokens, seed: as for `generate_ids`.
             stop: a text, or texts, that end the continuation and are not part of it.
@@ -119,37 +151,42 @@ class Generator:
             ConfigError: (a `ValueError`) as `generate_ids`, before the first part, and for a prompt that is not text or
                 not valid Unicode.
         """
-        request = self._request(self.prompt_ids(prompt, cut), Sampling(**sampling), max_new_tokens, seed)
+        ids, chat = self.prompt_ids(prompt, cut), not isinstance(prompt, str)
+        request = self._request(ids, Sampling(**sampling), max_new_tokens, seed, chat)
         texts = (stop,) if isinstance(stop, str) else tuple(stop)
         request = replace(request, stop=texts, constraint=constraint)
         return (delta.text for delta in self._deltas(request) if delta.text)
 
-    def generate_text(self, prompt: str = "", **options) -> str:
-        """The continuation of a prompt, without the prompt.
+    def generate_text(self, prompt: str | Sequence[Message] = "", **options) -> str:
+        """The continuation of a prompt, without the prompt, or the answer to a conversation.
 
         Options and errors are those of `stream`. A character whose last bytes `max_new_tokens` cuts off is left out.
         """
         return "".join(self.stream(prompt, **options))
 
-    def prompt_ids(self, prompt: str, cut: bool = False) -> list[int]:
-        """Ids of a prompt, the begin symbol first.
+    def prompt_ids(self, prompt: str | Sequence[Message], cut: bool = False) -> list[int]:
+        """Ids of a prompt, the begin symbol first; those of a conversation end with the beginning of its answer.
 
         Args:
-            cut: return only the last half a context of tokens of a prompt that leaves no room in the context, as
-                happens to a text that becomes longer than the context while it is generated.
+            cut: shorten a prompt that leaves no room in the context: to its last half a context of tokens, as happens
+                to a text that becomes longer than the context while it is generated, or without the oldest turns of a
+                conversation (`fit_chat`).
 
         Raises:
-            ConfigError: (a `ValueError`) for a prompt that is not text or not valid Unicode.
+            ConfigError: (a `ValueError`) for a prompt that is neither text nor messages, or not valid Unicode.
         """
-        if not isinstance(prompt, str):
-            raise ConfigError(f"prompt must be text, got {type(prompt).__name__}")
-        ids, context = self.tokenizer.encode(prompt, bos=True), self.model.cfg.max_seq_len
-        return ids[-(context // 2) :] if cut and len(ids) >= context else ids
+        context = self.model.cfg.max_seq_len
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt, bos=True)
+            return ids[-(context // 2) :] if cut and len(ids) >= context else ids
+        if not (isinstance(prompt, Sequence) and prompt and all(isinstance(m, Message) for m in prompt)):
+            raise ConfigError(f"prompt must be text or a list of messages, got {type(prompt).__name__}")
+        return fit_chat(self.tokenizer, prompt, context).ids if cut else encode_chat(self.tokenizer, prompt)
 
-    def _request(self, ids: Sequence[int], how: Sampling, max_new_tokens: int, seed: int | None) -> Request:
+    def _request(self, ids: Sequence[int], how: Sampling, max_new_tokens: int, seed: int | None, chat: bool) -> Request:
         if not (is_integer(max_new_tokens) and max_new_tokens >= 1):
             raise ConfigError(f"max_new_tokens must be an integer of at least 1, got {max_new_tokens!r}")
-        context, size, end = self.model.cfg.max_seq_len, self.model.cfg.vocab_size, self.tokenizer.eos_id
+        context, size = self.model.cfg.max_seq_len, self.model.cfg.vocab_size
         if not 1 <= len(ids) <= context - 1:
             raise ConfigError(
                 f"the prompt has {len(ids)} tokens with its begin symbol; between 1 and {context - 1} "
@@ -157,8 +194,9 @@ class Generator:
             )
         if wrong := [i for i in ids if not 0 <= i < size]:
             raise ConfigError(f"token ids must be in [0, {size}), got {wrong[0]}")
-        stop_ids = () if end < 0 else (end,)  # -1: a tokenizer without an end symbol
-        return Request(tuple(map(int, ids)), how, int(max_new_tokens), seed, stop_ids=stop_ids, past_context="slide")
+        use = self.chat if chat else self.text
+        past = "stop" if chat else "slide"
+        return Request(tuple(map(int, ids)), how, int(max_new_tokens), seed, stop_ids=use.stop_ids, past_context=past)
 
     def _ids(self, request: Request) -> Iterator[int]:
         for delta in self._deltas(request):

@@ -8,6 +8,7 @@ import torch
 from foundry.config import ModelConfig
 from foundry.inference import Generator, KVCache
 from foundry.models import MiniLLM
+from foundry.tokenizers.chat import Message, encode_chat
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def test_greedy_with_a_cache_equals_the_full_forward_pass(generator):
     for token in got:
         with torch.no_grad():
             logits = generator.model(torch.tensor([tokens]))[0][0, -1]
-        logits[generator.barred] = float("-inf")
+        logits[list(generator.text.barred)] = float("-inf")
         assert int(logits.argmax()) == token
         tokens.append(token)
     assert len(got) == 30 and len(set(got)) > 3
@@ -43,7 +44,7 @@ def test_generation_continues_past_the_context_from_its_newer_half(generator):
     full = 48
     with torch.no_grad():  # the first token after the context was full sees only its newer half
         logits = generator.model(torch.tensor([tokens[full + 1 - 24 : full + 1]]))[0][0, -1]
-    logits[generator.barred] = float("-inf")
+    logits[list(generator.text.barred)] = float("-inf")
     assert int(logits.argmax()) == tokens[full + 1]
 
 
@@ -100,7 +101,7 @@ def test_control_symbols_are_never_generated(generator):
         ({"seed": -1}, "seed must be"),
         ({"seed": 1.0}, "seed must be"),
         ({"prompt": "salt " * 200}, r"prompt has \d{3} tokens .* 47 fit the context of 48"),
-        ({"prompt": 7}, "prompt must be text, got int"),
+        ({"prompt": 7}, "prompt must be text or a list of messages, got int"),
         ({"prompt": "a\ud800"}, "lone surrogate"),
     ],
 )
@@ -132,3 +133,32 @@ def test_a_foreign_tokenizer_is_refused(tokenizer):
     )
     with pytest.raises(ValueError, match="399 tokens, the tokenizer 400"):
         Generator(model, tokenizer, "cpu")
+
+
+def test_the_end_of_a_turn_ends_an_answer_and_never_appears_in_a_continuation(generator):
+    """Before there were uses, no symbol but the end of the text could end anything: a chat model never stopped."""
+    end = generator.tokenizer.id_of("<|im_end|>")
+    assert end in generator.chat.stop_ids and end in generator.text.barred and end not in generator.text.stop_ids
+    assert {*generator.chat.stop_ids, *generator.chat.barred} == {*generator.text.stop_ids, *generator.text.barred}
+    assert generator.tokenizer.id_of("<|im_start|>") in generator.chat.barred
+    likely = {"temperature": 0, "max_new_tokens": 20, "logit_bias": ((end, 1000.0),)}
+    talk = [Message("system", "Be short."), Message("user", "The salt")]
+    assert generator.generate_text(talk, **likely) == ""
+    assert len(generator.generate_text("The salt", **likely)) > 10
+    assert generator.generate_text(talk, temperature=0, max_new_tokens=8), "it ends only where the model ends it"
+
+
+def test_an_answer_is_that_of_the_encoded_conversation_and_ends_with_the_context(generator):
+    talk = [Message("user", "The salt")]
+    ids = encode_chat(generator.tokenizer, talk)
+    assert generator.prompt_ids(talk) == ids
+    tokens = list(generator.generate_ids(ids, 200, 0, chat=True))
+    assert len(ids) + len(tokens) == 48, "it does not slide: the question would be lost"
+    assert generator.generate_text(talk, max_new_tokens=200, temperature=0) == generator.tokenizer.decode(tokens)
+    long = [Message("user", "water " * 8), Message("assistant", "salt"), *talk]
+    with pytest.raises(ValueError, match="fit the context of 48"):
+        generator.stream(long)
+    assert generator.prompt_ids(long, cut=True) == ids
+    for wrong in ([], [("user", "x")], {"user": "x"}):
+        with pytest.raises(ValueError, match="text or a list of messages"):
+            generator.stream(wrong)
