@@ -14,11 +14,26 @@ from foundry.serving.protocol import ChatAnswer, ChatChoice, ChatDelta, ChatMess
 from foundry.serving.scores import chat_scores
 from foundry.serving.version import Version
 from foundry.tokenizers.chat import Message, encode_chat, end_of_turn
+from foundry.tokenizers.history import fit_chat, room_for_answer
 
 
 def messages_of(messages: Sequence[ChatMessage]) -> list[Message]:
     """The turns for the encoder; `developer` is OpenAI's newer name of `system`."""
     return [Message("system" if m.role == "developer" else m.role, m.content) for m in messages]
+
+
+def _encoded(
+    version: Version, asked: ChatRequest, messages: Sequence[Message], config: Serving, tokens: int | None
+) -> tuple[list[int], int | None]:
+    """Ids of the conversation, and how many messages `truncation` left out; None if it is disabled."""
+    how = {"answer": not asked.continue_final_message, "open_last": asked.continue_final_message}
+    if asked.truncation == "disabled":
+        return encode_chat(version.tokenizer, messages, **how), None
+    context = version.facts.context_length
+    room = room_for_answer(context, config.max_new_tokens) if tokens is None else tokens
+    if config.max_prompt_tokens:
+        context = min(context, config.max_prompt_tokens + room)
+    return fit_chat(version.tokenizer, messages, context, room, **how)
 
 
 class ChatForm(Form[ChatRequest]):
@@ -44,15 +59,11 @@ class ChatForm(Form[ChatRequest]):
         tokens = next((value for value in given if value is not None), None)
         messages = messages_of(asked.messages)
         check_characters([m.content for m in messages], config, "messages")
-        ids = encode_chat(
-            version.tokenizer,
-            messages,
-            answer=not asked.continue_final_message,
-            open_last=asked.continue_final_message,
-        )
+        ids, dropped = _encoded(version, asked, messages, config, tokens)
         wanted = Wanted(
             param="messages",
             prompts=[tuple(ids)],
+            dropped=dropped,
             answers=asked.n,
             max_tokens=tokens,
             explicit=tokens is not None,

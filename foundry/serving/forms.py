@@ -35,6 +35,7 @@ class Head:
         created: Unix time in seconds.
         fingerprint: of the model's training run.
         seed: of the first answer.
+        dropped_messages: of the conversation, which the model did not read; None: the key is left out.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Head:
     model: str
     fingerprint: str
     seed: int
+    dropped_messages: int | None = None
 
 
 @dataclass
@@ -167,6 +169,8 @@ class Form(ABC, Generic[T]):
             "system_fingerprint": head.fingerprint,
             "seed": head.seed,
         }
+        if head.dropped_messages is not None:
+            fields["dropped_messages"] = head.dropped_messages
         return json.dumps(fields, ensure_ascii=False)[:-1] + ","
 
 

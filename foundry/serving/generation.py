@@ -61,6 +61,7 @@ class Generation(Response):
                 model=version.name,
                 fingerprint=version.facts.fingerprint,
                 seed=plan.seed,
+                dropped_messages=plan.dropped,
             )
             run = Run(common, call, plan)
             status = 500

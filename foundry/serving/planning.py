@@ -41,12 +41,14 @@ class Plan:
         seed: of the first answer; job i has the seed `seed` + i.
         prompt_tokens: of all prompts, each counted once.
         most_tokens: that the request can use.
+        dropped: messages of a conversation that were left out; None if the client did not allow it.
     """
 
     jobs: tuple[Job, ...]
     seed: int
     prompt_tokens: int
     most_tokens: int
+    dropped: int | None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Wanted:
         stop_ids: besides those that the client names.
         logprobs: alternatives for each token of the answer; None: no log-probabilities.
         prompt_logprobs: the same for those of the prompt.
+        dropped: as in `Plan`.
     """
 
     param: str
@@ -74,6 +77,7 @@ class Wanted:
     stop_ids: tuple[int, ...]
     logprobs: int | None
     prompt_logprobs: int | None = None
+    dropped: int | None = None
 
 
 def check_characters(texts: Sequence[str], config: Serving, param: str) -> None:
@@ -146,7 +150,7 @@ def plan(
     stats = version.backend.stats()
     if len(jobs) > (places := stats.slots + stats.queue):
         raise invalid(f"the request needs {len(jobs)} answers and this server has {places} places", "n")
-    return Plan(tuple(jobs), seed, sum(map(len, wanted.prompts)), most)
+    return Plan(tuple(jobs), seed, sum(map(len, wanted.prompts)), most, wanted.dropped)
 
 
 def _check_limits(asked: Options, sampling: dict[str, Any], wanted: Wanted, config: Serving) -> None:

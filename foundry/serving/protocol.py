@@ -206,6 +206,11 @@ class ChatRequest(Options):
     logprobs: bool = Field(False, description="return the log-probabilities of the tokens")
     top_logprobs: int | None = Field(None, ge=0, description="alternatives per token; needs logprobs")
     continue_final_message: bool = Field(False, description="continue the last message, not answer it")
+    truncation: Literal["disabled", "auto"] = Field(
+        "disabled",
+        description="auto: leave out the oldest turns of a conversation that is too long for the context, but not the "
+        "system message; disabled: refuse it",
+    )
     safety_identifier: str | None = Field(None, max_length=512, description="as user")
 
 

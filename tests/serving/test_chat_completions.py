@@ -154,3 +154,27 @@ def test_users_are_named_in_the_record_and_nowhere_else(client, server):
     )
     assert "u-1" not in raw.text
     wait_for(lambda: server.observer.exchanges[-1].body.get("user") == "u-1")
+
+
+def test_a_full_context_is_refused_or_loses_its_oldest_turns_and_says_so(client, asked, tokenizer):
+    """The same policy as in the terminal: `foundry.tokenizers.history`."""
+    old = [{"role": "user", "content": "water " * 20}, {"role": "assistant", "content": "salt " * 10}]
+    long = [TALK[0], *old, TALK[1]]
+    with pytest.raises(BadRequestError) as e:
+        create(client, messages=long, max_tokens=30)
+    assert e.value.code == "context_length_exceeded" and not asked
+    auto = {"extra_body": {"truncation": "auto"}}
+    answer = create(client, messages=long, max_tokens=30, **auto)
+    short = create(client, max_tokens=30, **auto)
+    assert asked[0].ids == asked[1].ids == tuple(encode_chat(tokenizer, [Message(**m) for m in TALK]))
+    assert (answer.dropped_messages, short.dropped_messages) == (2, 0)
+    parts = list(create(client, messages=long, max_tokens=30, stream=True, **auto))
+    assert {p.dropped_messages for p in parts} == {2}
+    assert not hasattr(create(client), "dropped_messages"), "only for those who ask for it"
+
+    asked.clear()
+    create(client, messages=long, max_tokens=None, **auto)
+    assert len(asked[0].ids) + asked[0].max_tokens == 96 and asked[0].max_tokens >= 48, "half of a small context"
+    with pytest.raises(BadRequestError) as e:
+        create(client, messages=[TALK[0], {"role": "user", "content": "water " * 60}], **auto)
+    assert e.value.code == "context_length_exceeded", "the last turn is not cut"

@@ -176,6 +176,7 @@ BAD_CHAT = {
     "logprobs": [1, "x"],
     "top_logprobs": [1, -1, 21],
     "continue_final_message": [1],
+    "truncation": ["drop", True, 5],
 }
 CASES = [
     *(("text", name, value) for name, values in {**BAD, **BAD_TEXT}.items() for value in values),

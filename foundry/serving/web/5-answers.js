@@ -2,7 +2,7 @@
 
 /** One answer of the model; `spans` has its text with the tokens. */
 function newAnswer() {
-  return { text: "", spans: [], finish: null, seed: null, id: null, index: 0, model: null, weights: null, usage: null,
+  return { text: "", spans: [], finish: null, seed: null, id: null, index: 0, model: null, weights: null, usage: null, dropped: 0,
     seconds: 0, first: null, error: null, rating: 0, edited: false, path: null, request: null };
 }
 
@@ -16,7 +16,8 @@ async function roomFor(prompt, signal) {
 }
 
 /** Asks for answers and streams them into `slot.versions`. Never throws: an error is a part of the answer.
-    `prompt` is what /tokenize counts if the request does not say how long an answer may be. */
+    `prompt` is what /tokenize counts if the request does not say how long a continuation may be. An answer in a
+    conversation ends by itself, or with the context. */
 async function ask(slot, path, request, prompt) {
   const count = request.n || 1, first = slot.versions.length;
   const answers = Array.from({ length: count }, newAnswer);
@@ -30,7 +31,7 @@ async function ask(slot, path, request, prompt) {
   showAll();
   toEnd();
   try {
-    request.max_tokens ??= request.past_context === "slide" ? DATA.limits.default_tokens : await roomFor(prompt, controller.signal);
+    if (prompt) request.max_tokens ??= request.past_context === "slide" ? DATA.limits.default_tokens : await roomFor(prompt, controller.signal);
     const response = await call(path, request, controller.signal);
     noticeModel(response.headers.get("X-Foundry-Model"));
     const objects = request.stream ? events(response) : [await response.json()];
@@ -40,6 +41,7 @@ async function ask(slot, path, request, prompt) {
         answer.model = object.model ?? answer.model;
         answer.weights = response.headers.get("X-Foundry-Model");
         answer.usage = object.usage ?? answer.usage;
+        answer.dropped = object.dropped_messages ?? answer.dropped;
       }
       for (const choice of object.choices || []) {
         const answer = answers[choice.index], seconds = (performance.now() - started) / 1000;

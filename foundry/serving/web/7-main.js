@@ -43,8 +43,8 @@ async function askChat(turn) {
   const before = state.chat.slice(0, state.chat.indexOf(turn));
   const messages = before.map((one) => ({ role: one.role, content: said(one) }));
   if (state.system.trim()) messages.unshift({ role: "system", content: state.system });
-  await ask(turn, "v1/chat/completions", { messages, ...seeded(fields, turn), logprobs: true,
-    top_logprobs: DATA.limits.alternatives, stream: true, stream_options: { include_usage: true } }, { messages });
+  await ask(turn, "v1/chat/completions", { messages, truncation: "auto", ...seeded(fields, turn), logprobs: true,
+    top_logprobs: DATA.limits.alternatives, stream: true, stream_options: { include_usage: true } }, null);
 }
 
 async function askCompletion(slot) {
@@ -130,9 +130,16 @@ function introNodes() {
     make("div", { class: "examples" }, ...examples))];
 }
 
+/** How many of the oldest messages the model did not read for its newest answer: the context had no room for them. */
+function unread() {
+  const last = state.chat.at(-1);
+  return last?.role === "assistant" ? last.versions[last.at]?.dropped ?? 0 : 0;
+}
+
 function chatNodes() {
   if (!state.chat.length) return introNodes();
-  return state.chat.map((turn, i) => {
+  const out = unread();
+  const nodes = state.chat.map((turn, i) => {
     const node = make("article", { class: `turn ${turn.role}` }, make("div", { class: "who" }, t(turn.role)));
     if (turn.editing) node.append(editorNode(turn, i));
     else if (turn.role === "user") {
@@ -147,6 +154,8 @@ function chatNodes() {
     }
     return node;
   });
+  if (out) nodes.splice(out, 0, make("div", { class: "notice forgotten" }, t("forgotten", { n: number(out), context: number(model()?.context_length) })));
+  return nodes;
 }
 
 function completionNodes() {
@@ -252,7 +261,7 @@ function asText() {
 
 function asJson() {
   const answers = (slot) => slot.versions.map((answer, i) => ({ shown: i === slot.at, text: answer.text, finish_reason: answer.finish,
-    seed: answer.seed, model: answer.model, weights_sha256: answer.weights, id: answer.id, edited: answer.edited, usage: answer.usage,
+    seed: answer.seed, model: answer.model, weights_sha256: answer.weights, id: answer.id, edited: answer.edited, usage: answer.usage, dropped_messages: answer.dropped,
     request: answer.request, tokens: answer.spans.flatMap(([, tokens]) => tokens.map((token) => ({ token: token.text, bytes: token.bytes, logprob: token.p,
       top_logprobs: token.top.map(([text, logprob]) => ({ token: text, logprob })) }))) }));
   const content = inChat()
