@@ -1,4 +1,4 @@
-"""The graph of dvc.yaml: stages in an order that respects their dependencies, and the policy of each for Prefect."""
+"""The graph of the pipelines: stages in an order that respects their dependencies, and Prefect's policy for each."""
 
 import difflib
 from dataclasses import dataclass, field
@@ -6,13 +6,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from foundry.config import ConfigError, read_yaml
-
-OUTPUTS = ("outs", "metrics", "plots")
+from foundry.config import ConfigError
+from foundry.config.pipelines import PIPELINES, path_of, read_stages
 
 
 class Policy(BaseModel):
-    """`meta.prefect` of a stage in dvc.yaml.
+    """`meta.prefect` of a stage.
 
     Attributes:
         retries: how often the stage is retried after it was killed or asked for it (exit code 75).
@@ -41,58 +40,64 @@ class Node:
     reads: frozenset[str] = frozenset()
 
 
-def stage_names(root: Path) -> list[str]:
-    return list(read_yaml(root / "dvc.yaml")["stages"])
+def stage_names(root: Path, *pipelines: str) -> list[str]:
+    """The stages of these pipelines; without any, of all of them."""
+    return [name for name, stage in read_stages(root).items() if stage.pipeline in (pipelines or PIPELINES)]
 
 
-def plan(root: Path, target: str = "all") -> list[Node]:
+def plan(root: Path, *targets: str) -> list[Node]:
     """The stages to run, each after those it depends on.
 
     Args:
-        target: a stage, for it and all that it depends on; `all` for every stage.
+        targets: stages, for them and all that they depend on; pipelines (`all` is dvc.yaml, and the default), for all
+            of their stages and what they depend on.
 
     Raises:
         ConfigError: if the stage is unknown, with the nearest name; if the graph has a circle.
     """
-    stages = read_yaml(root / "dvc.yaml")["stages"]
-    if target != "all" and target not in stages:
-        near = difflib.get_close_matches(target, stages, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"stages are all, {', '.join(stages)}"
+    stages = read_stages(root)
+    known = [*dict.fromkeys(s.pipeline for s in stages.values()), *stages]
+    targets = targets or ("all",)
+    for target in (t for t in targets if t not in known):
+        near = difflib.get_close_matches(target, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"stages are {', '.join(known)}"
         raise ConfigError(f"unknown stage {target!r}; {hint}")
-    made = {_path(o): name for name, s in stages.items() for kind in OUTPUTS for o in s.get(kind, [])}
+    made = {out: name for name, stage in stages.items() for out in stage.outs}
     upstream = {
         name: sorted(
-            {maker for dep in s.get("deps", []) for out, maker in made.items() if maker != name and _within(dep, out)}
+            {
+                maker
+                for dep in stage.entry.get("deps", [])
+                for out, maker in made.items()
+                if maker != name and _within(dep, out)
+            }
         )
-        for name, s in stages.items()
+        for name, stage in stages.items()
     }
     ordered: list[str] = []
     while len(ordered) < len(stages):
         ready = [n for n in stages if n not in ordered and set(upstream[n]) <= set(ordered)]
         if not ready:
-            raise ConfigError(f"dvc.yaml has a circle among {', '.join(n for n in stages if n not in ordered)}")
+            raise ConfigError(f"the graph has a circle among {', '.join(n for n in stages if n not in ordered)}")
         ordered += ready
     reads: dict[str, frozenset[str]] = {}
     for name in ordered:
-        own = {p.partition(".")[0] for p in stages[name].get("params", []) if isinstance(p, str)}
+        own = {p.partition(".")[0] for p in stages[name].entry.get("params", []) if isinstance(p, str)}
         reads[name] = frozenset(own).union(*(reads[u] for u in upstream[name]))
-    wanted = set(stages) if target == "all" else {target}
+    wanted = {n for n, stage in stages.items() if n in targets or stage.pipeline in targets}
     for name in reversed(ordered):
         if name in wanted:
             wanted |= set(upstream[name])
-    policies = {n: Policy.model_validate((stages[n].get("meta") or {}).get("prefect", {})) for n in ordered}
+    policies = {n: Policy.model_validate((stages[n].entry.get("meta") or {}).get("prefect", {})) for n in ordered}
     return [Node(n, upstream[n], policies[n], reads[n]) for n in ordered if n in wanted]
 
 
 def reports_of(root: Path, names: list[str]) -> list[str]:
-    """The reports of these stages: the outputs that git keeps (`cache: false` in dvc.yaml)."""
-    stages = read_yaml(root / "dvc.yaml")["stages"]
-    outs = [o for n in names for kind in OUTPUTS for o in stages[n].get(kind, [])]
-    return [_path(o) for o in outs if isinstance(o, dict) and o[_path(o)].get("cache") is False]
-
-
-def _path(out: str | dict[str, dict]) -> str:
-    return out if isinstance(out, str) else next(iter(out))
+    """The reports of these stages: the outputs that git keeps (`cache: false` in their file)."""
+    stages = read_stages(root)
+    entries = [stages[n].entry for n in names]
+    outs = [o for entry in entries for kind in ("outs", "metrics", "plots") for o in entry.get(kind, [])]
+    return [path_of(o) for o in outs if isinstance(o, dict) and o[path_of(o)].get("cache") is False]
 
 
 def _within(dep: str, out: str) -> bool:

@@ -10,12 +10,12 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from foundry.config import read_yaml
+from foundry.config.pipelines import read_stages
 
 
 def left_out(root: Path, stage: str) -> bool:
     """Whether DVC leaves a stage out of the run cache: one of its `outs` (not metrics or plots) has `cache: false`."""
-    outs = read_yaml(root / "dvc.yaml")["stages"][stage].get("outs", [])
+    outs = read_stages(root)[stage].entry.get("outs", [])
     return any(isinstance(o, dict) and next(iter(o.values())).get("cache") is False for o in outs)
 
 
@@ -24,12 +24,12 @@ def main() -> None:
     from dvc.repo import Repo
 
     names = sys.argv[1:]
-    ours = read_yaml(Path("dvc.yaml"))["stages"]  # the project may have other files of stages in subfolders
+    ours = {stage.address: name for name, stage in read_stages(Path()).items()}  # there may be other files of stages
     try:
         with Repo(".") as repo, nullcontext() if names else repo.lock:
             for stage in repo.index.stages:
-                name = stage.addressing
-                if name in names or (not names and name in ours and left_out(Path(), name) and not stage.changed()):
+                name = ours.get(stage.addressing)
+                if name and (name in names or (not names and left_out(Path(), name) and not stage.changed())):
                     repo.stage_cache.save(stage)
     except DvcException as e:
         if names:

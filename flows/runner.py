@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows.settings import environment
+from foundry.config.pipelines import read_stages
 from foundry.utils.dvc_files import repair_dvc
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -109,7 +110,7 @@ class StageProcess:
             on_line(line)
         if self.stopped:
             raise self._was_stopped()
-        options = ["--single-item", self.stage, *["--force"] * self.force]
+        options = ["--single-item", read_stages(self.root)[self.stage].address, *["--force"] * self.force]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *options],
             cwd=self.root,

@@ -1,6 +1,6 @@
 """DVC's stages as Prefect tasks: the graph of a workspace, run in order, independent stages side by side.
 
-DVC is the only cache: a task is `dvc repro --single-item STAGE`, so `dvc.lock` is true whoever ran it.
+DVC is the only cache: a task is `dvc repro --single-item STAGE`, so DVC's locks are true whoever ran it.
 """
 
 import json
@@ -30,6 +30,7 @@ from flows.settings import environment
 from flows.shares import WHOLE_MACHINE, Share
 from flows.workspace import Workspace
 from foundry.config import read_yaml
+from foundry.config.pipelines import LOCKS
 from foundry.utils.flow_runs import StageOutcome
 
 PROGRESS_PERIOD = 2.0  # seconds
@@ -226,12 +227,13 @@ def reasons_to_run(ws: Workspace, names: set[str], force: frozenset[str] = froze
         status = json.loads(done.stdout)
     except ValueError:
         status = {}
-    lock = ws.root / "dvc.lock"
-    built = read_yaml(lock).get("stages", {}) if lock.exists() else {}
+    locks = [read_yaml(ws.root / name) for name in LOCKS if (ws.root / name).exists()]
+    built = {name for lock in locks for name in lock.get("stages", {})}
     lost = {name: f"{out} is not in the cache" for name, out in ws.lost.items()}
-    reasons = {name: lost.get(name, "not built before") for name in names - set(built)}
+    reasons = {name: lost.get(name, "not built before") for name in names - built}
     reasons |= dict.fromkeys(force & names, "forced")
-    for name, changes in status.items():
+    for address, changes in status.items():
+        name = address.rpartition(":")[2]
         if name in names and name not in reasons and (text := _changes(changes)):
             reasons[name] = text
     return reasons

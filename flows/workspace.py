@@ -19,16 +19,17 @@ from typing import Any
 
 from configobj import ConfigObj  # by which DVC reads its settings
 
-from flows.graph import reports_of, stage_names
+from flows.graph import reports_of
 from flows.settings import environment
 from foundry.config import ConfigError, DataError, read_yaml, yaml_text
+from foundry.config.pipelines import LOCKS, read_stages
 from foundry.config.profiles import with_values
 from foundry.utils.dvc_files import repair_dvc
 from foundry.utils.files import atomic_write
 from foundry.utils.flow_runs import FILE, BuildNote, TrialNote, read_note, write_note
 from foundry.utils.locks import exclusive, locked_if_free
 
-KEPT = ("params.yaml", "dvc.lock", "data.lock.json")
+KEPT = ("params.yaml", *LOCKS, "data.lock.json")
 Log = Callable[[str], None]
 
 
@@ -40,7 +41,7 @@ class Workspace:
         home: the project.
         root: the folder with params.yaml and dvc.yaml that is built; `home` itself if the run is not isolated.
         folder: `.foundry/runs/NAME/` of the project, which is kept.
-        lost: {stage: an output that the commit's dvc.lock names and the cache does not have}.
+        lost: {stage: an output that the commit's locks name and the cache does not have}.
     """
 
     home: Path
@@ -64,7 +65,7 @@ class Workspace:
             (self.root / "params.yaml").write_text(text, encoding="utf-8")
 
     def keep(self, note: BuildNote | TrialNote, built: list[str]) -> None:
-        """Copies parameters, lock and the reports of the stages in `built` beside the worktree, and writes the note.
+        """Copies parameters, locks and the reports of the stages in `built` beside the worktree, and writes the note.
 
         The other reports are the commit's, of another model.
         """
@@ -148,10 +149,12 @@ def save_experiment(ws: Workspace, name: str, stages: list[str]) -> None:
     Reports of other stages are removed first: they are of another model. One experiment is saved at a time, because git
     worktrees share DVC's refs.
     """
-    for report in reports_of(ws.root, [s for s in stage_names(ws.root) if s not in stages]):
+    known = read_stages(ws.root)
+    for report in reports_of(ws.root, [s for s in known if s not in stages]):
         (ws.root / report).unlink(missing_ok=True)
     with _SAVING:
-        dvc(ws.root, "exp", "save", "--force", "--name", name, "--message", name, *stages)
+        addresses = [known[s].address for s in stages]
+        dvc(ws.root, "exp", "save", "--force", "--name", name, "--message", name, *addresses)
 
 
 def prune(home: Path, but: Path | None = None) -> None:
@@ -185,23 +188,23 @@ def _make(ws: Workspace, tree: Path) -> None:
 
 
 def _forget_lost(root: Path) -> dict[str, str]:
-    """Removes stages whose outputs are not in the cache from the worktree's dvc.lock; returns {stage: such an output}.
+    """Removes stages whose outputs are not in the cache from the worktree's locks; returns {stage: such an output}.
 
-    If an entry of dvc.lock fits, DVC does not look for another result in its run cache.
+    If an entry of a lock fits, DVC does not look for another result in its run cache.
     """
     status = json.loads(dvc(root, "status", "--json", may_fail=True) or "{}")
     lost = {
-        stage: out
+        stage.rpartition(":")[2]: out  # of its address
         for stage, changes in status.items()
         for change in changes
         if isinstance(change, dict)
         for out, how in change.get("changed outs", {}).items()
         if how == "not in cache"
     }
-    if lost:
-        lock = read_yaml(root / "dvc.lock")
+    for path in (root / name for name in LOCKS if lost and (root / name).exists()):
+        lock = read_yaml(path)
         lock["stages"] = {name: entry for name, entry in lock["stages"].items() if name not in lost}
-        (root / "dvc.lock").write_text(yaml_text(lock), encoding="utf-8")
+        path.write_text(yaml_text(lock), encoding="utf-8")
     return lost
 
 

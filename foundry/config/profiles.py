@@ -8,6 +8,7 @@ from typing import Any
 
 from foundry.config.errors import ConfigError
 from foundry.config.load import parse_config, read_yaml
+from foundry.config.pipelines import read_stages
 from foundry.config.schema import Config
 
 _TABLE = Path(__file__).with_name("profiles.yaml")
@@ -112,19 +113,13 @@ def with_values(params: str | Path, values: dict[str, Any], what: str = "params.
     return out.getvalue()
 
 
-def stages_to_rerun(keys: list[str], dvc_yaml: str | Path = "dvc.yaml") -> list[str]:
+def stages_to_rerun(keys: list[str], root: str | Path = ".") -> list[str]:
     """Stages that depend on one of the parameter keys, directly or through another stage, in the graph's order."""
-    stages: dict[str, dict] = read_yaml(dvc_yaml)["stages"]
     sections = {k.split(".")[0] for k in keys}
     stale: list[str] = []
     outs: set[str] = set()
-    for name, stage in stages.items():  # dvc.yaml lists the stages in the order of the pipeline
-        made = {
-            o if isinstance(o, str) else next(iter(o))
-            for kind in ("outs", "metrics", "plots")
-            for o in stage.get(kind, [])
-        }
-        if sections & set(stage.get("params", [])) or outs & set(stage.get("deps", [])):
+    for name, stage in read_stages(root).items():  # each file lists its stages in the order of the pipeline
+        if sections & set(stage.entry.get("params", [])) or outs & set(stage.entry.get("deps", [])):
             stale.append(name)
-            outs |= made
+            outs.update(stage.outs)
     return stale

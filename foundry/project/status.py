@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 
 import psutil
 
-from foundry.config import ConfigError, FoundryError, read_yaml
+from foundry.config import ConfigError, FoundryError
+from foundry.config.pipelines import read_stages
 from foundry.tracking.delivery import RUN
-from foundry.tracking.lineage import outs_of
 from foundry.tracking.spool import METRICS, OFFSET, Logged, parse_line
 from foundry.utils.files import read_json
 from foundry.utils.locks import holder_of
@@ -231,12 +231,12 @@ def _stages(root: Path) -> Iterator[Stage]:
         try:
             table = json.loads((top / ".dvc/tmp/rwlock").read_text(encoding="utf-8"))
             writers = {path: entry["write"] for path, entry in table.items() if entry.get("write")}
-            stages = read_yaml(top / "dvc.yaml")["stages"]
+            stages = read_stages(top)
         except (OSError, ValueError, AttributeError, TypeError, KeyError, ConfigError):
             continue  # DVC does not run, or is writing the file just now
         seen = set()
         for path, writer in writers.items():
-            for name in (n for n, s in stages.items() if any(path.endswith(o) for o in outs_of(s))):
+            for name in (n for n, s in stages.items() if any(path.endswith(o) for o in s.outs)):
                 if psutil.pid_exists(writer["pid"]) and name not in seen:
                     seen.add(name)
                     yield Stage(name, writer["pid"], str(top))

@@ -7,11 +7,9 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from foundry.config import read_yaml
+from foundry.config.pipelines import PIPELINES, read_stages
 from foundry.tracking.experiment import experiment_name
 from foundry.tracking.names import COMMIT, DIRTY, EXPERIMENT, FLOW_RUN, LOCK_HASH
 
@@ -39,23 +37,17 @@ def lineage_tags(root: str | Path = ".") -> dict[str, str]:
 def _code(root: Path) -> list[str]:
     """Arguments of `git status` that select what a commit has to contain for the run to be built again from it.
 
-    That is dvc.yaml and the dependencies of its stages, new files included. Parameters, `dvc.lock` and reports are not
-    part of it: the chain of custody of an export contains all of its parameters, and the others are results. Without a
-    dvc.yaml, every file that git tracks counts.
+    That is the pipelines' files and the dependencies of their stages, new files included. Parameters, DVC's locks and
+    reports are not part of it: the chain of custody of an export contains all of its parameters, and the others are
+    results. Without a dvc.yaml, every file that git tracks counts.
     """
-    graph = root / "dvc.yaml"
-    if not graph.is_file():
+    if not (root / PIPELINES["all"]).is_file():
         return ["--untracked-files=no"]
-    stages = read_yaml(graph)["stages"].values()
-    made = {out for s in stages for out in outs_of(s)}
-    read = sorted({d for s in stages for d in s.get("deps", [])} - made)
-    return ["--untracked-files=all", "--", "dvc.yaml", *(f":(literal){path}" for path in read)]
-
-
-def outs_of(stage: dict[str, Any]) -> Iterator[str]:
-    """The paths of the outs, metrics and plots of a stage of dvc.yaml."""
-    for kind in OUTS:
-        yield from (o if isinstance(o, str) else next(iter(o)) for o in stage.get(kind, []))
+    stages = read_stages(root).values()
+    made = {out for s in stages for out in s.outs}
+    files = {PIPELINES[s.pipeline]: None for s in stages}
+    read = sorted({d for s in stages for d in s.entry.get("deps", [])} - made)
+    return ["--untracked-files=all", "--", *files, *(f":(literal){path}" for path in read)]
 
 
 def _git(root: Path, *args: str) -> str | None:

@@ -19,6 +19,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ import psutil
 import yaml
 
 from foundry.config import ConfigError
+from foundry.config.pipelines import LOCKS, PIPELINES, path_of
 from foundry.utils.locks import locked_if_free
 
-LOCK, RWLOCK = "dvc.lock", Path(".dvc/tmp/rwlock")
+RWLOCK = Path(".dvc/tmp/rwlock")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the loader in C is ten times faster; not every build has it
 TEMPORARY = re.compile(r"\.[\w-]{22}\.tmp")
 FILLING = 3.0  # seconds; DVC takes milliseconds from making a folder of its run cache to writing the file in it
@@ -36,7 +38,7 @@ SLACK = 2.0  # seconds by which the clock of the file system may differ from the
 
 
 def repair_dvc(root: str | Path = ".") -> list[str]:
-    """Repairs `dvc.lock`, the outs' folders, DVC's list of readers and writers, and its run cache.
+    """Repairs each `dvc.lock`, the outs' folders, DVC's list of readers and writers, and its run cache.
 
     A file that a living DVC may be writing is left as it is.
 
@@ -44,13 +46,13 @@ def repair_dvc(root: str | Path = ".") -> list[str]:
         One sentence for each repair.
 
     Raises:
-        ConfigError: if `dvc.lock` contains git's conflict markers; nothing is changed.
+        ConfigError: if a `dvc.lock` contains git's conflict markers; nothing is changed.
     """
     root = Path(root)
     if not (root / ".dvc").is_dir():
         return []
     done = [
-        _guarded(root / ".dvc/tmp/lock", lambda: _repair_lock(root)),
+        *(_guarded(root / ".dvc/tmp/lock", partial(_repair_lock, root, name)) for name in LOCKS),
         _guarded(root / ".dvc/tmp/lock", lambda: _remove_temporary(root)),
         _guarded(root / ".dvc/tmp/rwlock.lock", lambda: _repair_rwlock(root / RWLOCK)),
         _repair_run_cache(_cache(root) / "runs"),
@@ -63,9 +65,9 @@ def _guarded(guard: Path, repair: Callable[[], str]) -> str:
         return repair() if free else ""
 
 
-def _repair_lock(root: Path) -> str:
-    """Replaces an empty or cut `dvc.lock` by git's version, or removes it: DVC's run cache restores the outs."""
-    path = root / LOCK
+def _repair_lock(root: Path, name: str) -> str:
+    """Replaces an empty or cut lock by git's version, or removes it: DVC's run cache restores the outs."""
+    path = root / name
     if not path.exists():
         return ""
     data = path.read_bytes()
@@ -74,19 +76,19 @@ def _repair_lock(root: Path) -> str:
     for mark in (b"<<<<<<< ", b">>>>>>> "):
         if data.startswith(mark) or b"\n" + mark in data:
             raise ConfigError(
-                f"{path} contains git's conflict markers: take one side (`git checkout --ours dvc.lock` or "
+                f"{path} contains git's conflict markers: take one side (`git checkout --ours {name}` or "
                 "`--theirs`), then `dvc repro`"
             )
     kept = ""
     if data.strip(b"\0\n "):
-        copy = root / ".foundry" / "dvc.lock.damaged"
-        copy.parent.mkdir(exist_ok=True)
+        copy = root / ".foundry" / f"{name}.damaged"
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(data)
         kept = f"; what was left of it is in {copy.relative_to(root)}"
-    committed = _committed(root)
+    committed = _committed(root, name)
     if not is_complete(committed):
         path.unlink()
-        return f"removed dvc.lock, which a killed DVC left cut off{kept}: DVC's run cache restores what was built"
+        return f"removed {name}, which a killed DVC left cut off{kept}: DVC's run cache restores what was built"
     new = path.with_name(".dvc.lock.tmp")
     with open(new, "wb") as f:
         f.write(committed)
@@ -94,7 +96,7 @@ def _repair_lock(root: Path) -> str:
         os.fsync(f.fileno())
     os.replace(new, path)
     return (
-        f"replaced dvc.lock, which a killed DVC left cut off, by git's version{kept}: DVC's run cache restores the rest"
+        f"replaced {name}, which a killed DVC left cut off, by git's version{kept}: DVC's run cache restores the rest"
     )
 
 
@@ -122,20 +124,21 @@ def _is_complete_stage(stage: Any) -> bool:
     return isinstance(params, dict) and all(isinstance(p, dict) for p in params.values())
 
 
-def _committed(root: Path) -> bytes:
-    """The bytes of the `dvc.lock` of HEAD; empty if there is none."""
-    done = subprocess.run(["git", "-C", str(root), "show", f"HEAD:./{LOCK}"], capture_output=True)
+def _committed(root: Path, name: str) -> bytes:
+    """The bytes of a lock in HEAD; empty if there is none."""
+    done = subprocess.run(["git", "-C", str(root), "show", f"HEAD:./{name}"], capture_output=True)
     return b"" if done.returncode else done.stdout
 
 
 def _remove_temporary(root: Path) -> str:
     """Removes incomplete copies beside the outs, which DVC makes under a random name when it checks out."""
     try:
-        stages = yaml.load((root / "dvc.yaml").read_text(encoding="utf-8"), LOADER)["stages"].values()
+        files = [root / name for name in PIPELINES.values() if (root / name).exists()]
+        stages = [s for f in files for s in yaml.load(f.read_text(encoding="utf-8"), LOADER)["stages"].values()]
+        outs = [o for s in stages for kind in ("outs", "metrics", "plots") for o in s.get(kind, [])]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return ""  # DVC reports what is wrong with it
-    outs = [o for s in stages for kind in ("outs", "metrics", "plots") for o in s.get(kind, [])]
-    folders = {(root / (o if isinstance(o, str) else next(iter(o)))).parent for o in outs}
+    folders = {(root / path_of(o)).parent for o in outs}
     left = [p for folder in folders if folder.is_dir() for p in folder.iterdir() if TEMPORARY.fullmatch(p.name)]
     for path in left:
         path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from flows.runner import StageFailed, StageProcess, StageStopped, retryable
 from flows.stages import StageRunner, retry_options
 from flows.workspace import Workspace
 from foundry.config import ConfigError
+from foundry.config.pipelines import read_stages
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,8 +109,11 @@ def test_the_plan_is_dvcs_graph():
     with Repo(str(ROOT)) as repo:
         graph = repo.index.graph
         expected = {s.addressing: sorted({u.addressing for u in graph.successors(s)}) for s in graph.nodes}
+    stages = read_stages(ROOT)
+    nodes = plan(ROOT, *{s.pipeline for s in stages.values()})
+    found = {stages[n.name].address: sorted(stages[u].address for u in n.upstream) for n in nodes}
+    assert found == expected and len(plan(ROOT)) == 7
     nodes = plan(ROOT)
-    assert {n.name: n.upstream for n in nodes} == expected and len(nodes) == 7
     assert nodes[4].name == "train" and nodes[4].policy.retries == 2
     for i, node in enumerate(nodes):
         assert set(node.upstream) <= {n.name for n in nodes[:i]}
