@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.names import name_of_run, short_run_id
-from flows.options import Build
+from flows.options import CHAT, Build
 from flows.outcome import fail_with_message
 from flows.pretrain import build, remove_worktrees
 from flows.runner import end_with_worker
@@ -31,6 +31,12 @@ class Nightly(Build):
     """What the refresh builds."""
 
     refresh: bool = Field(True, description="download newer data; off: build what params.yaml and data.lock.json name")
+    chat: bool = Field(
+        False, description="build the chat model of it, too, which has its own registered model and gate"
+    )
+
+    def targets(self) -> list[str]:
+        return [*super().targets(), *([CHAT] if self.chat else [])]
 
     def check(self, root: Path) -> None:
         if self.refresh and not self.isolated:

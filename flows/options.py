@@ -3,6 +3,7 @@
 Descriptions and ranges are those of the parameters.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,8 +15,10 @@ from flows.settings import project_root
 from foundry.config import Config, ConfigError
 from foundry.config.profiles import profile_names, profile_values, with_values
 
-ALL, UNCHANGED = "all", "as in params.yaml"
-SECTIONS = ("tokenizer", "shard", "model", "train", "evaluate")  # of params.yaml, drawn as boxes of the form
+ALL, CHAT, ALIGN, UNCHANGED = "all", "chat", "align", "as in params.yaml"
+# Sections of params.yaml that the forms draw as boxes.
+SECTIONS = ("tokenizer", "shard", "model", "train", "evaluate")
+CHAT_SECTIONS = ("chat", "sft", "chat_evaluate", "chat_export", "reward", "preferences", "dpo", "rl")
 PLAIN = (int, float, bool, str)
 
 
@@ -24,26 +27,40 @@ class Form(BaseModel):
 
 
 def _optional(section: type[BaseModel]) -> type[BaseModel]:
-    """The plain keys of a section, with its ranges and descriptions; a key that is left empty is not changed."""
+    """The plain keys of a section and of those in it, with their ranges and descriptions.
+
+    A key that is left empty is not changed.
+    """
     fields: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         kind = field.annotation
         if kind in PLAIN or getattr(kind, "__origin__", None) is Literal:
             ranged = Annotated[kind, *field.metadata] if field.metadata else kind
             fields[name] = (ranged | None, Field(None, description=field.description or name.replace("_", " ")))
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            inner = _optional(kind)
+            fields[name] = (inner, Field(default_factory=inner, description=(kind.__doc__ or name).splitlines()[0]))
     return create_model(f"{section.__name__}Overrides", __base__=Form, **fields)
 
 
-def _overrides() -> type[BaseModel]:
+def _overrides(sections: Iterable[str]) -> type[BaseModel]:
     fields: dict[str, Any] = {"seed": (int | None, Field(None, ge=0, description="seed of everything random"))}
-    for name in SECTIONS:
+    for name in sections:
         model = _optional(Config.model_fields[name].annotation)
         fields[name] = (model, Field(default_factory=model, description=f"section `{name}` of params.yaml"))
     return create_model("Overrides", __base__=Form, **fields)
 
 
-Overrides = _overrides()
-Target = Annotated[str, WithJsonSchema({"type": "string", "enum": [ALL, *stage_names(project_root())]})]
+def _target(*names: str) -> Any:
+    return Annotated[str, WithJsonSchema({"type": "string", "enum": list(names)})]
+
+
+Overrides = _overrides(SECTIONS)
+ChatOverrides = _overrides(CHAT_SECTIONS)
+_CHAT_STAGES = stage_names(project_root(), CHAT, ALIGN)
+Target = _target(ALL, *stage_names(project_root(), ALL))
+ChatTarget = _target(CHAT, ALIGN, *_CHAT_STAGES)
+AnyTarget = _target(ALL, *stage_names(project_root(), ALL), CHAT, ALIGN, *_CHAT_STAGES)
 Profile = Annotated[str, WithJsonSchema({"type": "string", "enum": [UNCHANGED, *profile_names()]})]
 
 
@@ -51,6 +68,14 @@ def _long_boxes_last(schema: dict[str, Any]) -> None:
     """The form shows properties in this order: a flow's own options come before the long boxes."""
     for name in ("overrides", "others"):
         schema["properties"][name] = schema["properties"].pop(name)
+
+
+def _dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"sft": {"lora": {"rank": 8}}} as {"sft.lora.rank": 8}."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 class Recipe(Form):
@@ -73,12 +98,14 @@ class Recipe(Form):
         default_factory=dict, title="Other parameters", description='by dotted key, {"clean.max_documents": 5000}'
     )
 
+    def targets(self) -> list[str]:
+        """What is built: stages and pipelines."""
+        return [self.target]
+
     def values(self) -> dict[str, Any]:
         """{dotted key: value} of every parameter that the form sets."""
         values = dict(profile_values(self.profile)) if self.profile != UNCHANGED else {}
-        for name, value in self.overrides.model_dump(exclude_none=True).items():
-            values |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-        return values | self.others
+        return values | _dotted(self.overrides.model_dump(exclude_none=True)) | self.others
 
     def check(self, root: Path) -> None:
         """Refuses what cannot work, before anything starts.
@@ -86,7 +113,7 @@ class Recipe(Form):
         Raises:
             ConfigError: if the options do not fit the project; the message lists every problem.
         """
-        plan(root, self.target)
+        plan(root, *self.targets())
         if unknown := set(self.time_limits_s) - set(stage_names(root)):
             raise ConfigError(f"time limits: unknown stage {', '.join(sorted(unknown))}")
         if values := self.values():
@@ -121,3 +148,19 @@ class Build(Recipe):
 
     def named(self) -> str:
         return " ".join(filter(None, (super().named(), "forced" if self.force else "")))
+
+
+class PostBuild(Build):
+    """What is built of the chat model, from which revision, with which parameters."""
+
+    target: ChatTarget = Field(
+        CHAT,
+        title="Target stage",
+        description="chat: data, fine-tuning, evaluation and export; align: the same, then preferences, DPO and RL; or "
+        "one stage with those that it needs. Stages of the model below them run if something changed there",
+    )
+    overrides: ChatOverrides = Field(
+        default_factory=ChatOverrides,
+        title="Parameter overrides",
+        description="an empty field leaves params.yaml as it is",
+    )

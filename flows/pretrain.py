@@ -8,11 +8,9 @@ forms, logs and states to look at, a button to cancel. When a run is cancelled, 
 runs it once, with a Prefect server that lives as long as the run.
 """
 
-import argparse
 import os
-import signal
-import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +30,26 @@ from prefect.runtime import flow_run
 from flows.artifacts import create_artifact, publish
 from flows.graph import plan
 from flows.names import name_of_run, short_run_id
-from flows.options import ALL, Build
+from flows.once import once
+from flows.options import Build
 from flows.outcome import RunFailed, fail_with_message
-from flows.runner import die_with_parent, end_with_worker
+from flows.runner import end_with_worker
 from flows.stages import StageRunner, foundry_command, run_graph
 from flows.workspace import KEPT, Workspace, commit_of, one_at_a_time, prune, workspace
-from foundry.config import ConfigError, load_params, parse_yaml
+from foundry.config import load_params
+from foundry.config.pipelines import PIPELINES, read_stages
 from foundry.utils.flow_runs import BuildNote, StageOutcome
 
-OWN_SESSION = "FOUNDRY_OWN_SESSION"
 
-
-def run_name(options: Build) -> str:
-    return " ".join(filter(None, ("pretrain", commit_of(project_root(), options.revision)[:7], options.named())))
+def run_name(flow: str, options: Build) -> str:
+    return " ".join(filter(None, (flow, commit_of(project_root(), options.revision)[:7], options.named())))
 
 
 def _name_of_run() -> str:
     options = flow_run.parameters.get("options")
-    return name_of_run(run_name(options if isinstance(options, Build) else Build.model_validate(options or {})))
+    return name_of_run(
+        run_name("pretrain", options if isinstance(options, Build) else Build.model_validate(options or {}))
+    )
 
 
 def remove_worktrees(flow: Any, flow_run: Any, state: Any) -> None:
@@ -80,7 +80,7 @@ def build(ws: Workspace, options: Build, force: frozenset[str] = frozenset()) ->
     Raises:
         RunFailed: if stages failed; the message names each of them.
     """
-    nodes = plan(ws.root, options.target)
+    nodes = plan(ws.root, *options.targets())
     force |= frozenset(n.name for n in nodes) if options.force else frozenset()
     note = BuildNote(
         commit=ws.commit,
@@ -102,7 +102,9 @@ def build(ws: Workspace, options: Build, force: frozenset[str] = frozenset()) ->
     if "export" in built and load_params(ws.root / "params.yaml").runtime.tracking:
         decision = register(ws.root)
         create_artifact(create_markdown_artifact, "champion", markdown=decision, description="the decision of the gate")
-    publish(ws, outcomes, how_to_restore(ws, fresh=not (force or options.values() or ws.lost)))
+    known = read_stages(ws.root)
+    pipelines = dict.fromkeys(known[n.name].pipeline for n in nodes)
+    publish(ws, outcomes, how_to_restore(ws, not (force or options.values() or ws.lost), pipelines))
     if failed:
         raise RunFailed("; ".join(f"{o.stage}: {o.state} {o.message}" for o in failed))
     return outcomes
@@ -124,81 +126,30 @@ def register(root: Path) -> str:
     return state.result() if state.is_completed() else f"not registered yet, `foundry sync` does it: {state.message}"
 
 
-def how_to_restore(ws: Workspace, fresh: bool) -> str:
+def how_to_restore(ws: Workspace, fresh: bool, pipelines: Iterable[str]) -> str:
     """The command that brings the results into the project's folder.
 
     Args:
         fresh: whether the run cache has them under the commit's own parameters and data.
+        pipelines: of the stages that were built.
     """
     if not ws.isolated:
         return ""
     at = f"To have these results in your folder, at {ws.commit[:9]}:"
+    files = " ".join(PIPELINES[p] for p in pipelines if p != "all")
+    repro = f"dvc repro {files}".rstrip()
     if fresh:
-        return f"{at} `dvc repro` restores them without running anything."
-    kept = ",".join(n for n in KEPT if (ws.folder / n).exists())
+        return f"{at} `{repro}` restores them without running anything."
+    kept = ",".join(dict.fromkeys(Path(n).parts[0] for n in KEPT if (ws.folder / n).exists()))
     # Not `dvc checkout`: it does not restore the reports, which are in git and are those of another model.
     return (
-        f"{at} `cp .foundry/runs/{ws.folder.name}/{{{kept}}} . && dvc repro` restores files and reports together, "
+        f"{at} `cp -r .foundry/runs/{ws.folder.name}/{{{kept}}} . && {repro}` restores files and reports together, "
         "without running anything."
     )
 
 
-def parse_set(pairs: list[str]) -> dict[str, Any]:
-    """Parses `["train.lr=0.002"]` into {key: value}; values are YAML.
-
-    Raises:
-        ConfigError: if a pair has no `=`, or its value is not YAML.
-    """
-    if bad := [p for p in pairs if "=" not in p]:
-        raise ConfigError(f"--set {bad[0]}: write KEY=VALUE, such as --set train.lr=0.002")
-    return {k.strip(): parse_yaml(v, f"--set {k.strip()}") for k, v in (p.split("=", 1) for p in pairs)}
-
-
-def in_own_session() -> int:
-    """Runs this command again in a session of its own and passes Ctrl-C on to that process; returns its exit code.
-
-    In the terminal's session, Ctrl-C would also end Prefect's temporary server, before the run has reported its state.
-    """
-    child = subprocess.Popen(
-        [sys.executable, "-m", "flows.pretrain", *sys.argv[1:]],
-        env={**os.environ, OWN_SESSION: "1"},
-        start_new_session=True,
-        preexec_fn=die_with_parent,
-    )
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            child.send_signal(signal.SIGINT)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run the pipeline once as a Prefect flow.")
-    parser.add_argument("--target", default=ALL, metavar="STAGE", help="this stage and those it needs (default: all)")
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="other parameters, such as train.lr=0.002"
-    )
-    parser.add_argument("--revision", default="HEAD", help="commit, branch or tag that is built (default: HEAD)")
-    parser.add_argument("--here", action="store_true", help="build in this folder, not in a git worktree")
-    parser.add_argument("--force", action="store_true", help="run the stages even if nothing changed")
-    args = parser.parse_args()
-    if OWN_SESSION not in os.environ:
-        sys.exit(in_own_session())
-    try:
-        options = Build(
-            target=args.target,
-            others=parse_set(args.set),
-            revision=args.revision,
-            isolated=not args.here,
-            force=args.force,
-        )
-        options.check(project_root())
-        pretrain(options)
-    except FoundryError as e:
-        sys.exit(f"error: {e}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    once(pretrain, Build, "flows.pretrain", "Run the pipeline once as a Prefect flow.")
 
 
 if __name__ == "__main__":

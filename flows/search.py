@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from flows.graph import plan, reports_of
-from flows.options import Form, Recipe, Target
+from flows.options import AnyTarget, Form, Recipe
 from flows.workspace import commit_named, file_at
 from foundry.config import ConfigError, parse_config, parse_yaml
 from foundry.config.profiles import with_values
@@ -125,7 +125,7 @@ def best(trials: list[Trial]) -> Trial | None:
 class Sweep(Recipe):
     """The search; `target`, `profile` and `overrides` apply to every trial."""
 
-    target: Target = Field(
+    target: AnyTarget = Field(
         "train", title="Target stage", description="last stage of a trial; its report has the metric"
     )
     method: Literal["grid", "random", "halving"] = Field("grid", description="grid: every combination of the choices")
@@ -144,7 +144,10 @@ class Sweep(Recipe):
     least: int = Field(100, ge=1, description="halving: its value in the first rung, at most that of params.yaml")
     eta: int = Field(3, ge=2, le=10, description="halving: the best 1/eta continue, with eta times the resource")
     seed: int = Field(0, ge=0, description="of the random points")
-    report: str = Field("reports/train.json", description="file of the target stage that has the metric")
+    report: str = Field(
+        "reports/train.json",
+        description="file of the target stage that has the metric; of fine-tuning reports/chat_sft.json",
+    )
     metric: str = Field("val_bits_per_byte", description="dotted name in that file; smaller is better")
     promote: bool = Field(
         False, description="build the best trial to the end: exported, registered, judged by the gate"

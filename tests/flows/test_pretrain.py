@@ -126,7 +126,7 @@ def test_overrides_reach_the_stage_and_the_numbers_are_shown_beside_the_last_run
     assert "| validation bits per byte | 2.2000 | 3." in page and "| parameters | 12 | 12 | the same |" in page
     lock = (kept(toy) / "params.yaml").read_text()
     assert "lr: 0.004" in lock and "steps: 500" in lock and "#" in lock  # comments stay
-    assert f"cp .foundry/runs/{kept(toy).name}/" in page
+    assert f"cp -r .foundry/runs/{kept(toy).name}/" in page
     for name in ("params.yaml", "dvc.lock"):
         shutil.copy(kept(toy) / name, toy / name)
     assert "&& dvc repro`" in page and "checkout" not in page
