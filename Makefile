@@ -42,6 +42,17 @@ repro: $(call ready,repro) ## rebuild what changed: download ... export (dvc rep
 serve: $(call ready,repro) ## serve the champion: OpenAI API and page on loopback; Ctrl-C stops it (model=, port=, weights=)
 	@exec foundry serve $(if $(model),"$(model)") $(if $(port),--port "$(port)") $(if $(weights),--weights "$(weights)")
 
+.PHONY: chat align
+chat: $(call ready,repro) ## a model that answers: chat data, fine-tuning, evaluation, export (dvc repro chat/dvc.yaml); then foundry chat
+	@foundry check
+	@dvc --wait-for-lock repro chat/dvc.yaml
+	@python -m flows.remember
+
+align: $(call ready,repro) ## improve it by rewards: preferences, DPO, RL and their evaluation (dvc repro chat/align/dvc.yaml)
+	@foundry check
+	@dvc --wait-for-lock repro chat/align/dvc.yaml
+	@python -m flows.remember
+
 test: $(call ready,dev) ## the test suite, in two processes
 	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

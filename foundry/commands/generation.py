@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundry.commands.arguments import Subparsers, TypedPath, add_command
+from foundry.commands.sampling import add_sampling, given_sampling
 from foundry.config import ConfigError, DataError, load_params
-from foundry.config.sampling import PARAMETERS, READING, Parameter
+from foundry.config.sampling import READING
 
 if TYPE_CHECKING:
     from foundry.inference import Generator
@@ -27,8 +28,7 @@ def generate(args: argparse.Namespace) -> None:
     device = args.device or (load_params(args.params).runtime.device if os.path.exists(args.params) else "auto")
     placed = get_device(device)
     generator = Generator(*load_model_and_tokenizer(Path(args.model), args.tokenizer), placed)
-    given = {p.name: text for p in PARAMETERS if (text := getattr(args, p.name)) is not None}
-    how = changed(READING, given, generator.tokenizer)
+    how = changed(READING, given_sampling(args), generator.tokenizer)
     if args.prompt is None:
         if args.stop or args.json_schema:
             raise ConfigError("--stop and --json-schema need a prompt: a conversation has neither")
@@ -69,20 +69,4 @@ def add_to(subparsers: Subparsers) -> None:
     s.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text; may be repeated")
     text = "write JSON that is valid under the schema in this file; {} is any JSON"
     s.add_argument("--json-schema", action=TypedPath, metavar="FILE", help=text)
-    group = s.add_argument_group("sampling parameters", "docs/en/inference.md has their formulas.")
-    for p in PARAMETERS:
-        group.add_argument(f"--{p.name.replace('_', '-')}", metavar=_example(p), help=_explained(p))
-
-
-def _example(p: Parameter) -> str:
-    """The form of a value."""
-    return {"ids": "ID,ID", "words": "TEXT,TEXT", "bias": "ID=BIAS,ID=BIAS"}.get(p.kind, "VALUE")
-
-
-def _explained(p: Parameter) -> str:
-    default = getattr(READING, p.name)
-    facts = [f"range {p.range}"] if p.range else []
-    if default != p.off and p.off is not None:
-        facts.append(f"off {p.off:g}")
-    facts.append(f"default {default if default != () else 'none'}")
-    return f"{p.text} ({'; '.join(facts)})".replace("%", "%%")
+    add_sampling(s, READING)

@@ -21,13 +21,17 @@ OPTIONS = ("model", "backend", "weights", "host", "port", "keys_file", "record")
 def serve(args: argparse.Namespace) -> None:
     cfg = load_params(args.params) if os.path.exists(args.params) else None
     given = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
-    config = _with(cfg.serving if cfg else Serving(), given)
+    config = with_options(cfg.serving if cfg else Serving(), given)
     device = args.device or (cfg.runtime.device if cfg else "auto")
     raise SystemExit(_run(config, device, cfg))
 
 
-def _with(serving: Serving, given: dict[str, Any]) -> Serving:
-    """The section with what the command line says."""
+def with_options(serving: Serving, given: dict[str, Any]) -> Serving:
+    """The section with what the command line says.
+
+    Raises:
+        ConfigError: naming the key, if a value breaks its rule.
+    """
     from pydantic import ValidationError
 
     try:
@@ -43,7 +47,9 @@ def _run(config: Serving, device: str, cfg: Config | None) -> int:
     from foundry.serving.registry import ADDRESS, Registry
     from foundry.tracking.settings import tracking_uri
 
-    source, fallback = _source(config, cfg)
+    source, fallback = (config.model, None)
+    if source is None:
+        source, fallback = default_source(cfg.export.model_name if cfg else "", EXPORT, cfg)
     runtime = cfg.runtime if cfg else Runtime()
     registry = None
     if source.startswith(ADDRESS):
@@ -67,19 +73,23 @@ def _run(config: Serving, device: str, cfg: Config | None) -> int:
     return serve(server, keeper, sock, lambda version, address: _announce(version, address, bool(len(keys))))
 
 
-def _source(config: Serving, cfg: Config | None) -> tuple[str, Path | None]:
-    """What is served, and the folder that is served as long as the registry has no such version."""
+def default_source(name: str, export: Path, cfg: Config | None) -> tuple[str, Path | None]:
+    """Which model is meant by default: the champion of a name, or a folder where nothing can be registered.
+
+    Returns:
+        An address of the registry or a folder, and the folder that stands in as long as the registry has no such
+        version.
+    """
+    from foundry.serving.registry import ADDRESS
     from foundry.tracking.address import own_store, sqlite_path
     from foundry.tracking.settings import tracking_uri
 
-    if config.model is not None:
-        return config.model, None
     if cfg is None or not cfg.runtime.tracking:
-        return str(EXPORT), None
+        return str(export), None
     store = sqlite_path(tracking_uri(cfg.runtime))
     if store == own_store() and not store.exists():
-        return str(EXPORT), None  # nothing was ever registered here
-    return f"models:/{cfg.export.model_name}@champion", EXPORT if EXPORT.is_dir() else None
+        return str(export), None  # nothing was ever registered here
+    return f"{ADDRESS}{name}@champion", export if export.is_dir() else None
 
 
 def _announce(version: Version, address: str, keyed: bool) -> None:

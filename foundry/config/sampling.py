@@ -315,3 +315,5 @@ PARAMETER = {p.name: p for p in PARAMETERS}
 
 # What `foundry generate` begins with: the unlikely tokens of a small model make poor reading.
 READING = Sampling(temperature=0.8, top_p=0.95)
+# What `foundry chat` begins with: an answer is right or wrong, and the likely words of a small model are its best ones.
+ANSWERING = Sampling(temperature=0.3, top_p=0.9)

@@ -97,7 +97,7 @@ def converse(
     while (line := _read(source, out, terminal)) is not None and line.strip() not in ("/quit", "/exit"):
         try:
             if line.startswith("/"):
-                settings = _command(settings, line, generator.tokenizer, out)
+                settings = set_value(settings, line, generator.tokenizer, out) or _help(settings, out)
             elif line:
                 _continue(generator, line.replace("\\n", "\n"), settings, out)
         except FoundryError as e:
@@ -134,8 +134,20 @@ def _continue(generator: Generator, prompt: str, settings: Settings, out: TextIO
     print(file=out)
 
 
-def _command(settings: Settings, line: str, tokenizer: Tokenizer, out: TextIO) -> Settings:
-    """Runs a line that starts with `/`; returns the settings from then on."""
+def _help(settings: Settings, out: TextIO) -> Settings:
+    print(HELP, file=out)
+    return settings
+
+
+def set_value(settings: Settings, line: str, tokenizer: Tokenizer, out: TextIO) -> Settings | None:
+    """Runs a line that starts with `/` if it sets, shows or explains values.
+
+    Returns:
+        The settings from then on; None if the line is about something else.
+
+    Raises:
+        ConfigError: (a `ValueError`) with the rule that a value breaks.
+    """
     name, _, text = line[1:].strip().partition(" ")
     match name:
         case "show":
@@ -147,5 +159,5 @@ def _command(settings: Settings, line: str, tokenizer: Tokenizer, out: TextIO) -
             settings = settings.changed(name, text, tokenizer)
             print(f"{name} = {settings.value(name)}", file=out)
         case _:
-            print(HELP, file=out)
+            return None
     return settings

@@ -28,6 +28,7 @@ class TrainingFacts(Record):
         tokenizer_sha256, index_sha256: of the tokenizer and of the shard index (`ShardIndex.sha256`).
         steps, tokens: optimizer steps, and tokens that they read.
         skipped_batches: the decisions to skip batches; None if none was skipped.
+        template_sha256: of the chat template in which the model learnt to answer; None: it is a base model.
     """
 
     fingerprint: str
@@ -36,6 +37,7 @@ class TrainingFacts(Record):
     steps: int
     tokens: int
     skipped_batches: list[SkipDecision] | None = None
+    template_sha256: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(exclude_none=True)

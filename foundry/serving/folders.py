@@ -127,6 +127,7 @@ def _load_trained(folder: Path, serving: Serving, device: str, source: str, vers
         parameters=model.get_num_params(non_embedding=False),
         weights=serving.weights,
         bits_per_byte=_evaluated(known.weights_sha256),
+        chat_trained=known.template_sha256 is not None,
     )
     return Loaded(folder.resolve().name, _engine(model, tokenizer, serving, device), tokenizer, facts)
 

@@ -49,8 +49,8 @@ def encode_chat(
         open_last: leaves the last message without its end symbol, so that a model continues it; `answer` must be False.
 
     Raises:
-        ConfigError: (a `ValueError`) for an unknown role, for text that is not valid Unicode, for both arguments at
-            once, and for `open_last` without a message.
+        ConfigError: (a `ValueError`) for an unknown role, for a content that is not text or not valid Unicode, for both
+            arguments at once, and for `open_last` without a message.
     """
     if open_last and (answer or not messages):
         raise ConfigError("open_last continues the last message: give one, and answer=False")
@@ -59,6 +59,8 @@ def encode_chat(
     for i, message in enumerate(messages):
         if message.role not in ROLES:
             raise ConfigError(f"role must be one of {', '.join(ROLES)}, got {message.role!r}")
+        if not isinstance(message.content, str):  # None would become the word
+            raise ConfigError(f"the content of a message must be text, got {type(message.content).__name__}")
         # One text between two symbols is encoded at once, as transformers does: a merge may cross the line end.
         ids += [begin, *tokenizer.encode(f"{message.role}\n{message.content}")]
         if not (open_last and i == len(messages) - 1):

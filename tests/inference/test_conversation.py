@@ -106,6 +106,6 @@ def test_a_number_of_tokens_that_cannot_be_is_refused(tokenizer, value):
 
 
 def test_a_conversation_reads_standard_input_by_default(generator, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO("/tokens 3\nThe\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("/tokens 3\n/seed 1\nThe\n"))
     converse(generator)
-    assert capsys.readouterr().out.count("> ") == 3
+    assert capsys.readouterr().out.count("> ") == 4

@@ -116,6 +116,7 @@ def test_answers_can_be_made_again_looked_through_and_edited(open_page, model, t
         page = ready(open_page(url))
         page.click("#modes label")
         page.fill("#p-seed", "3")
+        page.fill("#p-max_tokens", "8")  # so that the small context has room for the whole conversation
         ask(page, "first question")
         answered(page)
         backend.text = "two salt"
