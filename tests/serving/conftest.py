@@ -69,3 +69,11 @@ def asked(backend):
     """The requests that reach the engine during a test."""
     backend.requests.clear()
     return backend.requests
+
+
+@pytest.fixture(scope="module")
+def open_page(tmp_path_factory):
+    from devtools import browser
+
+    with browser(tmp_path_factory.mktemp("browser")) as open_page:
+        yield open_page

@@ -4,53 +4,16 @@ import json
 import threading
 import time
 import urllib.request
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 from browser import needs_browser
-from devtools import browser
-from small_server import SmallServer, listening, version_of
-from text_backend import TextBackend
+from page_driver import answered, ask, ready, scripted_server, shown
 
 from foundry.serving.keys import read_keys
 
 pytestmark = [pytest.mark.browser, needs_browser]
 HOSTILE = "<script>document.title=1</script><img src=x onerror=document.title=1> &amp; <b>"
-
-
-@pytest.fixture(scope="module")
-def open_page(tmp_path_factory):
-    with browser(tmp_path_factory.mktemp("browser")) as open_page:
-        yield open_page
-
-
-@contextmanager
-def scripted_server(model, tokenizer, text="", keys=None, facts=None, **config):
-    backend = TextBackend(tokenizer)
-    backend.text = text
-    server = SmallServer(version_of(model, tokenizer, backend, **(facts or {})), keys, **config)
-    with listening(server) as url:
-        yield url, server, backend
-
-
-def ready(page):
-    page.wait("document.querySelector('.intro')")
-    return page
-
-
-def ask(page, text):
-    page.fill("#prompt", text)
-    page.press("Enter", "Control")
-
-
-def answered(page, versions=1):
-    page.wait(f"!document.querySelector('.busy') && document.querySelectorAll('.foot .numbers').length >= {versions}")
-    return page
-
-
-def shown(page, at=0):
-    return page.evaluate(f"document.querySelectorAll('.turn.assistant .text')[{at}].textContent")
 
 
 def test_a_continuation_is_the_api_s_own_with_its_probabilities(open_page, url, client, tokenizer):
@@ -179,29 +142,6 @@ def test_a_conversation_is_copied_saved_and_survives_a_reload(open_page, model, 
         page.wait("document.querySelector('[data-act=curl] use').getAttribute('href') === '#i-check'")
         command = page.wait("navigator.clipboard.readText()")
         assert command.startswith(f"curl {url}/v1/chat/completions") and f'"seed": {answer["seed"]}' in command
-
-
-def test_a_full_context_loses_its_oldest_turns_and_the_page_says_so(open_page, model, tokenizer):
-    facts = {"chat_trained": True}
-    with scripted_server(model, tokenizer, "salt of the river. " * 3, facts=facts) as (url, _, backend):
-        page = ready(open_page(url))
-        assert page.evaluate("document.querySelector('[name=mode]:checked').value") == "chat", "it opens in its mode"
-        assert not page.evaluate("document.getElementById('model-kind').offsetWidth"), "no chip of a base model"
-        page.evaluate("document.getElementById('system-box').open = true")
-        page.fill("#system", "Speak of salt.")
-        for n in range(1, 4):
-            ask(page, f"question {n}")
-            answered(page, n)
-        asked = tokenizer.decode(backend.requests[-1][0].ids)
-        assert "Speak of salt." in asked and "question 1" not in asked and "question 3" in asked
-        notice = page.text(".forgotten")
-        assert "context of 96 tokens is full" in notice
-        above = page.evaluate(
-            "[...document.querySelectorAll('#view > *')].findIndex((n) => n.classList.contains('forgotten'))"
-        )
-        assert f"the {above} above" in notice and above in (2, 4)
-        page.click("#language")
-        assert "96 个词元的上下文已满" in page.text(".forgotten")
 
 
 def test_a_character_of_several_tokens_is_one_span(open_page, model, tokenizer):
