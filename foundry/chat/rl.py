@@ -116,12 +116,13 @@ class RolloutLoader:
         kl: weight of the divergence from the parent; 0: it is only measured.
         precision: of the trainer's products.
         world: this process among its peers; every process has all weights.
-        folder: where the rollouts of each batch are written.
+        folder: where the rollouts of each batch are written; None: nowhere.
         judge: rewards an answer by its text up to the end; an answer that another control symbol ended, or that met
             the limit, has the reward 0.
 
     Attributes:
         last: the statistics of the batch that was made last.
+        parent: the model as it was in the beginning.
 
     Raises:
         ConfigError: for a batch that does not fit the processes or the pool, or a model with dropout, whose trainer is
@@ -145,7 +146,7 @@ class RolloutLoader:
         seed: int = 1,
         precision: torch.dtype = torch.float32,
         world: World,
-        folder: Path,
+        folder: Path | None = None,
         judge: Judge = verified,
     ) -> None:
         if groups % world.size:
@@ -168,7 +169,7 @@ class RolloutLoader:
         self.batch_size, self.seq_len = groups * samples, longest
         self._per_epoch = len(prompts) // groups
         self.tokens_per_epoch = self._per_epoch * self.batch_size * self.seq_len
-        self._parent = copy.deepcopy(model).eval().requires_grad_(False)
+        self.parent = copy.deepcopy(model).eval().requires_grad_(False)
         self.last: Statistics | None = None
 
     @property
@@ -210,13 +211,13 @@ class RolloutLoader:
         rollouts = self._rewarded(number)
         tokens, targets = _rows(rollouts)
         mine = _of_answers(self._log_probabilities(self.model, tokens, targets), rollouts)
-        parents = _of_answers(self._log_probabilities(self._parent, tokens, targets), rollouts)
+        parents = _of_answers(self._log_probabilities(self.parent, tokens, targets), rollouts)
         rollouts = [
             replace(r, trainer_logprobs=m, parent_logprobs=p) for r, m, p in zip(rollouts, mine, parents, strict=True)
         ]
         every = [r for part in self.world.gather(rollouts) for r in part]
         self.last = statistics(every)
-        if self.world.main:
+        if self.world.main and self.folder is not None:
             write_rollouts(rollouts_file(self.folder, number), every)
         self._check_parity(number, self.last)
         factors = torch.zeros(tokens.shape)

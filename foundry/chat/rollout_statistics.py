@@ -1,4 +1,4 @@
-"""What a batch of rollouts shows, with the ranges in which a training is usually healthy. Imports no torch.
+"""What a batch of rollouts shows, with the ranges in which a training is usually healthy.
 
 The ranges are those of axolotl's guide to stability (https://docs.axolotl.ai), except for the entropy, whose upper end
 depends on the task and the model.
@@ -7,7 +7,7 @@ depends on the task and the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 
@@ -15,6 +15,8 @@ import numpy as np
 
 from foundry.chat.rollouts import Rollout
 from foundry.data.text.words import gram_words
+from foundry.utils.events import Callback, MetricsCallback, StepDone
+from foundry.utils.log import get_logger
 
 
 @dataclass(frozen=True)
@@ -137,3 +139,24 @@ def _distinct_4(text: str) -> float | None:
     words = gram_words(text)
     runs = [tuple(words[at : at + 4]) for at in range(len(words) - 3)]
     return len(set(runs)) / len(runs) if runs else None
+
+
+class RolloutCurves(Callback):
+    """Logs the statistics of each step's rollouts.
+
+    Args:
+        last: the statistics of the batch that was made last.
+        sinks: get the numbers of each step, such as the tracker of MLflow.
+    """
+
+    def __init__(self, last: Callable[[], Statistics | None], sinks: Sequence[MetricsCallback] = ()) -> None:
+        self.last, self.sinks = last, list(sinks)
+
+    def on_step(self, event: StepDone) -> None:
+        if (seen := self.last()) is None:
+            return
+        for sink in self.sinks:
+            sink.log(event.step, {f"rollouts/{k}": v for k, v in seen.metrics().items()})
+        if event.logged:
+            for line in lines(event.step, seen):
+                get_logger().info("%s", line)

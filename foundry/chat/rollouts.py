@@ -11,7 +11,7 @@ does a run on several processes that has the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -203,9 +203,23 @@ def draw(
 
 def write_rollouts(path: str | Path, rollouts: Sequence[Rollout]) -> None:
     """Writes a file of rollouts, in their order; the same rollouts give the same bytes."""
-    rows = [{**asdict(r), "parts": list(r.parts.items())} for r in rollouts]
     with atomic_write(path) as f:
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), f)
+        pq.write_table(_table(rollouts), f)
+
+
+def join_rollouts(parts: Sequence[Path], path: str | Path) -> Iterator[list[Rollout]]:
+    """Joins the files of several batches to one, and yields the rollouts of each while it does.
+
+    The file is there when the iteration has ended.
+
+    Raises:
+        DataError: if a part is missing or damaged.
+    """
+    with atomic_write(path) as f, pq.ParquetWriter(f, SCHEMA) as writer:
+        for part in parts:
+            rollouts = read_rollouts(part)
+            writer.write_table(_table(rollouts))
+            yield rollouts
 
 
 def read_rollouts(path: str | Path, batch: int | None = None) -> list[Rollout]:
@@ -220,10 +234,16 @@ def read_rollouts(path: str | Path, batch: int | None = None) -> list[Rollout]:
     try:
         table = pq.read_table(path, filters=None if batch is None else [("batch", "==", batch)])
     except (OSError, pa.ArrowInvalid) as e:
-        raise DataError(f"{path} cannot be read as a file of rollouts ({e}); run `make rl`") from None
+        raise DataError(
+            f"{path} cannot be read as a file of rollouts ({e}); run `dvc repro chat/align/dvc.yaml:rl`"
+        ) from None
     if table.schema != SCHEMA:
-        raise DataError(f"{path} has other columns than this version writes: run `make rl`")
+        raise DataError(f"{path} has other columns than this version writes: run `dvc repro chat/align/dvc.yaml:rl`")
     return [Rollout(**_row(row)) for row in table.to_pylist()]
+
+
+def _table(rollouts: Sequence[Rollout]) -> pa.Table:
+    return pa.Table.from_pylist([{**asdict(r), "parts": list(r.parts.items())} for r in rollouts], SCHEMA)
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:

@@ -197,19 +197,23 @@ class Dpo(Alignment):
 class Rl(Alignment):
     """Group-relative policy gradient with rewards of verifiers (Shao et al. 2024, arXiv:2402.03300)."""
 
-    parent: Literal["sft", "dpo"] = Field("sft", description="the model that the training begins with")
     steps: int = Field(60, ge=1, le=10**9, description="number of optimizer steps")
     tasks: list[str] = Field(
         default_factory=list, description="tasks whose prompts are used; empty: all that a verifier checks"
     )
     prompts: int = Field(8, ge=1, le=10**6, description="prompts of a step")
-    samples: int = Field(8, ge=2, le=1024, description="answers sampled for each prompt")
-    temperature: float = Field(1.0, gt=0, le=2.0, description="temperature of the samples")
-    max_new_tokens: int = Field(96, ge=1, le=10**6, description="longest answer in tokens")
+    samples: int = Field(
+        8, ge=2, le=1024, description="answers to each prompt, sampled from the model's own distribution"
+    )
+    max_new_tokens: int = Field(96, ge=1, le=10**6, description="longest answer in tokens, its end symbol included")
     lr: float = Field(5e-5, gt=0, le=100, description="peak learning rate of AdamW")
     kl: float = Field(0.0, ge=0, le=100, description="weight of the divergence from the parent (k3 estimator); 0: none")
-    probe_samples: int = Field(
-        8, ge=0, le=1024, description="answers to each prompt of the probe, which shows which tasks can be learnt"
+    probe_prompts: int = Field(
+        16, ge=1, le=10**6, description="prompts of each task that are answered before the start, `samples` times each"
+    )
+    eval_prompts: int = Field(64, ge=1, le=10**7, description="validation prompts that are answered greedily")
+    eval_tokens: int = Field(
+        32_768, ge=1, le=2**40, description="tokens of the pre-training validation text that show what is forgotten"
     )
 
     @model_validator(mode="after")

@@ -8,60 +8,19 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from toy_rl import ALONE, Nothing, ends, even, loader, pool, short, tiny
 
 from foundry.chat import rl
 from foundry.chat.rl import Advantages, PolicyGradient, RolloutLoader, advantages, rollouts_file
-from foundry.chat.rollouts import Prompt, draw, read_rollouts
+from foundry.chat.rollouts import draw, read_rollouts
 from foundry.chat.verifiers import Verdict
-from foundry.config import ConfigError, DataError, FoundryError, ModelConfig, Runtime, TrainConfig
-from foundry.models import MiniLLM
+from foundry.config import ConfigError, DataError, FoundryError, Runtime, TrainConfig
 from foundry.tokenizers.chat import end_of_turn
 from foundry.tokenizers.tokenizer import UNK_ID
 from foundry.training import Trainer
 from foundry.utils.distributed import World
 
-ALONE = World(0, 1, torch.device("cpu"))
-SHAPE = {"vocab_size": 400, "dim": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 48, "max_seq_len": 48}
 RUNTIME = Runtime(threads=1, device="cpu", precision="float32", checkpoint_interval=2, compile="never")
-
-
-def tiny(seed=0, **changes):
-    torch.manual_seed(seed)
-    return MiniLLM(ModelConfig(**{**SHAPE, "zero_init": False, "tie_embeddings": False, **changes}))
-
-
-def pool(n=6):
-    return [Prompt((1, 10 + i, 30 + 2 * i), f"question {i}", "toy", None, "none", {}) for i in range(n)]
-
-
-def even(prompt, text):
-    """Rewards short texts; about half of all."""
-    return Verdict(float(len(text) % 2 == 0), {"even": float(len(text) % 2 == 0)})
-
-
-def ends(model, tokenizer, strength=2.0):
-    """A model whose answers end: all tokens share a direction, which the end of a turn looks for."""
-    with torch.no_grad():
-        model.tok_embeddings.weight[:, 0] = 0.2
-        for i in end_of_turn(tokenizer):
-            model.output.weight[i, 0] = strength
-    return model
-
-
-def loader(tokenizer, folder, model=None, judge=even, **changes):
-    options = {"groups": 2, "samples": 4, "limit": 12, "seed": 3, "world": ALONE, "folder": Path(folder), **changes}
-    return RolloutLoader(model or tiny(), tokenizer, pool(), judge=judge, **options)
-
-
-class Nothing:
-    """A validator without metrics but the one that a trainer reads."""
-
-    @property
-    def identity(self):
-        return {}
-
-    def __call__(self, model, apply, precision, rows):
-        return {"val_loss": 0.0}
 
 
 def trainer(data, folder, steps=3, **recipe):
@@ -149,7 +108,7 @@ def test_the_gradient_of_the_divergence_is_that_of_k3(tokenizer, tmp_path):
     got = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     logp, parents = (
-        m(tokens)[0].log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0] for m in (model, data._parent)
+        m(tokens)[0].log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0] for m in (model, data.parent)
     )
     away = parents.detach() - logp
     rewards = {i: r.advantage for i, r in enumerate(read_rollouts(rollouts_file(tmp_path, 1)))}
@@ -237,14 +196,7 @@ def test_impossible_batches_are_refused(tokenizer, tmp_path):
 
 def test_a_training_raises_the_reward(tokenizer, tmp_path):
     """Answers of at most two characters are right: about half of them at first."""
-    data = loader(
-        tokenizer,
-        tmp_path,
-        ends(tiny(), tokenizer),
-        judge=lambda prompt, text: Verdict(float(len(text) < 3)),
-        groups=4,
-        samples=8,
-    )
+    data = loader(tokenizer, tmp_path, ends(tiny(), tokenizer), judge=short, groups=4, samples=8)
     trainer(data, tmp_path, steps=12, lr=0.01).fit()
     rewards = [np.mean([r.reward for r in read_rollouts(rollouts_file(tmp_path, n))]) for n in range(12)]
     assert np.mean(rewards[:2]) < 0.7 < 0.9 < np.mean(rewards[-2:])
@@ -261,7 +213,7 @@ def test_mistake_23_groups_without_a_difference_change_no_weight(tokenizer, tmp_
         model = ends(tiny(), tokenizer)
         before = weights(model)
         data = loader(tokenizer, tmp_path / folder, model, judge=judge, kl=0.1)
-        for parameter in data._parent.parameters():
+        for parameter in data.parent.parameters():
             parameter.mul_(0.9)
         result = trainer(data, tmp_path / folder, weight_decay=0.1).fit()
         return result, all(torch.equal(before[k], v) for k, v in model.state_dict().items()), data.last
