@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from foundry.config import ExportError, ModelConfig
-from foundry.export.huggingface import tensor_names
 from foundry.models import MiniLLM
+from foundry.models.names import tensor_names
 
 
 @dataclass(frozen=True)

@@ -21,34 +21,11 @@ from foundry.export.exportable import model_problems, refuse, tokenizer_problems
 from foundry.models import MiniLLM
 from foundry.models.accounting import count_params
 from foundry.models.files import without_initialisation
+from foundry.models.names import tensor_names
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.chat import CHAT_TEMPLATE
 from foundry.tokenizers.tokenizer import BOS_ID, EOS_ID, UNK_ID
 from foundry.utils.files import atomic_write, read_json, write_json, write_tensors
-
-_LAYER = {
-    "attention_norm": "input_layernorm",
-    "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj",
-    "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn.w_gate": "mlp.gate_proj",
-    "ffn.w_up": "mlp.up_proj",
-    "ffn.w_down": "mlp.down_proj",
-}
-_QK_NORM = {"attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm"}
-
-
-def tensor_names(cfg: ModelConfig) -> dict[str, str]:
-    """{our name: Hugging Face's name} of every tensor."""
-    names = {"tok_embeddings.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
-    if not cfg.tie_embeddings:
-        names["output.weight"] = "lm_head.weight"
-    layer = _LAYER | (_QK_NORM if cfg.qk_norm else {})
-    for i in range(cfg.n_layers):
-        names |= {f"layers.{i}.{ours}.weight": f"model.layers.{i}.{theirs}.weight" for ours, theirs in layer.items()}
-    return names
 
 
 def check_finite(model: MiniLLM) -> None:

@@ -29,6 +29,8 @@ class TrainingFacts(Record):
         steps, tokens: optimizer steps, and tokens that they read.
         skipped_batches: the decisions to skip batches; None if none was skipped.
         template_sha256: of the chat template in which the model learnt to answer; None: it is a base model.
+        parent_sha256: the weights that the training began with; None: it began from scratch.
+        base_sha256: the base model at the beginning of the chain of trainings; None: this one is it.
     """
 
     fingerprint: str
@@ -38,6 +40,8 @@ class TrainingFacts(Record):
     tokens: int
     skipped_batches: list[SkipDecision] | None = None
     template_sha256: str | None = None
+    parent_sha256: str | None = None
+    base_sha256: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(exclude_none=True)

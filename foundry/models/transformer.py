@@ -31,6 +31,7 @@ from foundry.utils.device import settle_vector_math
 from foundry.utils.targets import IGNORE
 
 if TYPE_CHECKING:
+    from foundry.models.adapter import Adapter
     from foundry.models.components import AttentionMask
 
 
@@ -80,6 +81,7 @@ class MiniLLM(nn.Module):
         self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
         self.output = None if cfg.tie_embeddings else nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
+        self.adapter: Adapter | None = None  # set by `foundry.models.adapter.adapt`
         self.recompute = False  # activations in the backward pass: less memory, a third more arithmetic
         self.block_masks = False  # documents are masked by FlexAttention, which has to be compiled
         # A plain attribute, not a buffer: `.to(torch.bfloat16)` would drop the imaginary part.

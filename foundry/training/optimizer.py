@@ -1,6 +1,6 @@
 """Optimizers: AdamW for everything, or Muon for the matrices of the layers and AdamW for the rest.
 
-Every parameter is in exactly one group; a parameter that fits none is an error, so that no component is
+Every trained parameter is in exactly one group; a parameter that fits none is an error, so that no component is
 left untrained.
 """
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from foundry.config import TrainConfig
+from foundry.models.adapter import trained_parameters
 from foundry.training.parallel import divided_like, from_part, joined
 from foundry.training.schedule import lr_factor
 
@@ -100,24 +101,29 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, cfg: TrainConfig, precision: torch.dtype = torch.float32) -> None:
         self.cfg = cfg
-        self.names = {id(p): name for name, p in model.named_parameters()}
-        inner = {n: p for n, p in model.named_parameters() if n.startswith("layers.") and p.ndim == 2}
-        norms = {n: p for n, p in model.named_parameters() if p.ndim == 1 and "norm" in n}
-        tables = {n: p for n, p in model.named_parameters() if n in ("tok_embeddings.weight", "output.weight")}
-        if left := sorted(set(self.names.values()) - set(inner) - set(norms) - set(tables)):
+        trained = trained_parameters(model)
+        self.names = {id(p): name for name, p in trained.items()}
+        factors = {n: p for n, p in trained.items() if n.endswith((".lora_A", ".lora_B"))}
+        inner = {n: p for n, p in trained.items() if n.startswith("layers.") and p.ndim == 2 and n not in factors}
+        norms = {n: p for n, p in trained.items() if p.ndim == 1 and "norm" in n}
+        tables = {n: p for n, p in trained.items() if n.startswith(("tok_embeddings.", "output."))}
+        if left := sorted(set(trained) - set(factors) - set(inner) - set(norms) - set(tables)):
             raise ValueError(
                 f"no optimizer group takes the parameters {', '.join(left)}: "
                 "add a rule in foundry/training/optimizer.py"
             )
         plain = [*tables.values(), *norms.values()]
-        adamw_groups = [{"params": plain, "weight_decay": 0.0}]
+        # Factors of an adapter: to orthogonalize one of two factors is not Muon's update of their product.
+        decayed = list(factors.values())
         self._all: list[torch.optim.Optimizer] = []
-        if cfg.optimizer == "muon":
+        if cfg.optimizer == "muon" and inner:
             rates = {"lr": cfg.matrix_lr, "weight_decay": cfg.weight_decay}
             self._all.append(Muon(inner.values(), **rates, dtype=precision))
         else:
-            adamw_groups.append({"params": list(inner.values()), "weight_decay": cfg.weight_decay})
-        fused = plain[0].device.type in ("cpu", "cuda")
+            decayed += inner.values()
+        groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": cfg.weight_decay}]
+        adamw_groups = [group for group in groups if group["params"]]
+        fused = (plain + decayed)[0].device.type in ("cpu", "cuda")
         self._all.append(torch.optim.AdamW(adamw_groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=fused))
         self._peaks = [[g["lr"] for g in o.param_groups] for o in self._all]
 

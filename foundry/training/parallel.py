@@ -51,7 +51,8 @@ class Parallel:
         self.module: nn.Module = Applied(model, loss)
         if self.mode == "ddp":
             ids = [world.device.index] if world.device.type == "cuda" else None
-            self.module = nn.parallel.DistributedDataParallel(self.module, device_ids=ids)
+            # Buffers are constants (the codes of frozen weights), the same on every process.
+            self.module = nn.parallel.DistributedDataParallel(self.module, device_ids=ids, broadcast_buffers=False)
         elif self.mode == "fsdp":
             import torch.distributed as dist
             from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard

@@ -17,6 +17,7 @@ from foundry.utils.log import get_logger
 class Plan:
     params: int
     non_embedding_params: int
+    trained_params: int
     steps: int
     tokens_per_step: int
     tokens: int
@@ -24,29 +25,41 @@ class Plan:
     epochs: float
     flops_per_token: int
     flops: int
-    first_loss: float  # nats of a uniform guess, ln V
-    checkpoint_bytes: int  # weights and moments in float32
+    first_loss: float | None  # nats of a uniform guess, ln V; None for a model that is not new
+    checkpoint_bytes: int  # trained weights and their moments in float32
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For a report; without `trained_params` where all are trained."""
+        whole = self.trained_params == self.params
+        return {k: v for k, v in asdict(self).items() if not (whole and k == "trained_params")}
 
     def lines(self) -> list[str]:
         return [
-            f"model: {self.params:,} parameters ({self.non_embedding_params:,} without the embedding)",
+            f"model: {self.params:,} parameters ({self.non_embedding_params:,} without the embedding)"
+            + (f", {self.trained_params:,} of them trained" if self.trained_params != self.params else ""),
             f"data: {self.tokens:,} tokens = {self.steps:,} steps x {self.tokens_per_step:,}; "
             f"{self.epochs:.2f} epochs of {self.tokens_per_epoch:,}",
             f"work: {self.flops:.2e} floating-point operations, {self.flops_per_token:,} per token "
             "(6 for each weight that is multiplied, 6 x dim x context for the attention of a layer)",
             f"a checkpoint takes about {self.checkpoint_bytes / 2**20:,.0f} MiB",
-            f"expected first loss: ln V = {self.first_loss:.3f}",
+            *([] if self.first_loss is None else [f"expected first loss: ln V = {self.first_loss:.3f}"]),
         ]
 
 
-def make_plan(model: ModelConfig, train: TrainConfig, tokens_per_epoch: int) -> Plan:
+def make_plan(
+    model: ModelConfig, train: TrainConfig, tokens_per_epoch: int, *, trained: int | None = None, new: bool = True
+) -> Plan:
+    """
+    Args:
+        trained: parameters that are trained; None: all.
+        new: whether the weights are the first ones.
+    """
     tokens = train.steps * train.tokens_per_step
     params = count_params(model)
+    trained = params if trained is None else trained
     return Plan(
         params=params,
+        trained_params=trained,
         non_embedding_params=count_params(model, non_embedding=True),
         steps=train.steps,
         tokens_per_step=train.tokens_per_step,
@@ -55,8 +68,8 @@ def make_plan(model: ModelConfig, train: TrainConfig, tokens_per_epoch: int) -> 
         epochs=round(tokens / tokens_per_epoch, 4),
         flops_per_token=train_flops_per_token(model),
         flops=tokens * train_flops_per_token(model),
-        first_loss=round(math.log(model.vocab_size), 4),
-        checkpoint_bytes=params * 12,
+        first_loss=round(math.log(model.vocab_size), 4) if new else None,
+        checkpoint_bytes=trained * 12,
     )
 
 

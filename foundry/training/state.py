@@ -1,9 +1,9 @@
 """The one state object of training (law 3): what is saved is loaded, and nothing else is needed to resume.
 
-It has the step, weights, optimizer state, gradient scaler, random generators (Python, NumPy, torch: CPU and GPU), the
-loss curve, the window that spikes are measured against and the time spent. The loader has no state: its batch is a
-function of the step. Nor has dropout: its generator is seeded in every step from (seed, step, rank), so that a run
-resumes exactly on every rank.
+It has the step, the trained weights (frozen ones are what the identity says), optimizer state, gradient scaler,
+random generators (Python, NumPy, torch: CPU and GPU), the loss curve, the window that spikes are measured against and
+the time spent. The loader has no state: its batch is a function of the step. Nor has dropout: its generator is seeded
+in every step from (seed, step, rank), so that a run resumes exactly on every rank.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from foundry.config import CheckpointError
 from foundry.models import MiniLLM
+from foundry.models.adapter import trained_parameters
 from foundry.training.optimizer import Optimizers
 from foundry.training.parallel import box_of, from_part, own_part
 from foundry.utils.checkpoint import Box
@@ -43,19 +44,23 @@ class TrainState:
     ) -> None:
         self.model, self.optimizers, self.scaler, self.identity = model, optimizers, scaler, identity
         self.device = next(iter(model.parameters()), torch.empty(0)).device
-        self._weights = {k: box for k, v in model.state_dict().items() if (box := box_of(v))}
+        self._trained = set(trained_parameters(model))
+        self._boxes = {k: box for k, v in self._weights().items() if (box := box_of(v))}
         self.step = 0
         self.curve: list[dict[str, float]] = []
         self.validations: list[dict[str, float]] = []
         self.window: list[float] = []
         self.seconds = 0.0
 
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.model.state_dict().items() if name in self._trained}
+
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, JSON values), copied to host memory: with FSDP, the parts that this process has (see `boxes`)."""
         kind, keys, pos, has_gauss, cached = np.random.get_state()
         version, internal, gauss = random.getstate()
         tensors = {
-            **_named("model", self.model.state_dict()),
+            **_named("model", self._weights()),
             **_named("optimizer", self.optimizers.tensors()),
             "rng/torch": torch.get_rng_state(),
             "rng/numpy": torch.from_numpy(keys.astype(np.int64)),
@@ -74,7 +79,7 @@ class TrainState:
 
     def boxes(self) -> dict[str, Box]:
         """Of each tensor of `state_dict` that FSDP divides, which part this process has."""
-        named = {**_named("model", self.model.state_dict()), **_named("optimizer", self.optimizers.tensors())}
+        named = {**_named("model", self._weights()), **_named("optimizer", self.optimizers.tensors())}
         return {k: box for k, v in named.items() if (box := box_of(v))}
 
     def wanted(self, name: str, shape: tuple[int, ...]) -> Box | None:
@@ -83,7 +88,7 @@ class TrainState:
         The optimizer's moments are divided as their weights are.
         """
         kind, _, rest = name.partition("/")
-        weight = self._weights.get(rest if kind == "model" else rest.rpartition("/")[0])
+        weight = self._boxes.get(rest if kind == "model" else rest.rpartition("/")[0])
         return weight if weight and weight.shape == shape else None
 
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -98,7 +103,8 @@ class TrainState:
             parts[kind][rest] = value
         try:
             mine = self.model.state_dict()
-            self.model.load_state_dict({k: from_part(v, mine.get(k, v)) for k, v in parts["model"].items()})
+            saved = {k: from_part(v, mine.get(k, v)) for k, v in parts["model"].items()}
+            self.model.load_state_dict({**saved, **{k: v for k, v in mine.items() if k not in self._trained}})
             self.optimizers.load_tensors(parts["optimizer"])
         except (RuntimeError, ValueError) as e:
             raise CheckpointError(f"the checkpoint does not fit this model: {e}") from None

@@ -26,6 +26,7 @@ from foundry.data.tokens.loader import DataLoader
 from foundry.data.tokens.shards import Shards
 from foundry.models import MiniLLM
 from foundry.models.accounting import train_flops_per_token
+from foundry.models.adapter import blank_like, trained_parameters
 from foundry.models.facts import TrainingFacts
 from foundry.models.files import weights_sha256
 from foundry.training.callbacks import LogLines, Profile, ProgressBar, TensorBoard
@@ -124,8 +125,12 @@ class Trainer:
         self.config = train_config.model_copy(update=batch)
         _check_fit(data_loader, self.model_config)
         self.identity = identity(self.model_config, self.config, seed, data_loader.identity)
+        trained = None
         if self.model is not None:
             self.identity["weights_sha256"] = weights_sha256(self.model)
+            trained = sum(p.numel() for p in trained_parameters(self.model).values())
+            if self.model.adapter is not None:
+                self.identity |= self.model.adapter.identity
         if data_loader.seed != seed:
             self.identity["order_seed"] = data_loader.seed
         for name, part in (("loss", loss), ("validator", validator)):
@@ -134,7 +139,9 @@ class Trainer:
         self.fingerprint = fingerprint(self.identity)
         self.folder = (state or state_dir() / "train") / self.fingerprint
         precision, micro_rows = precision_and_rows(self.runtime, self.world, data_loader)
-        self.plan = make_plan(self.model_config, self.config, data_loader.tokens_per_epoch)
+        self.plan = make_plan(
+            self.model_config, self.config, data_loader.tokens_per_epoch, trained=trained, new=self.model is None
+        )
         chunk, context = self.runtime.loss_chunk, self.model_config.max_seq_len
         self.loss = NextToken(chunk, self.config.z_loss) if loss is None else loss
         self.execution = resolve(self.runtime, self.world, precision, micro_rows, self.plan, self.loss)
@@ -362,7 +369,7 @@ class Trainer:
         trained = session.state.model
         if not session.parallel.divided:
             return trained
-        model = MiniLLM(self.model_config) if self.world.main else None
+        model = blank_like(self.model) if self.world.main else None
         weights = model.state_dict() if model else {}
         with torch.no_grad():
             for name, value in trained.state_dict().items():

@@ -92,7 +92,7 @@ def test_the_generator_of_the_gpu_of_the_model_comes_back_and_no_other_gpu_is_to
 def test_the_part_of_a_tensor_that_a_process_wants_is_its_weights():
     state = made(1)
     box = Box((4, 0), (4, 32), (8, 32))
-    state._weights = {"layers.0.w": box}
+    state._boxes = {"layers.0.w": box}
     assert state.wanted("model/layers.0.w", (8, 32)) is state.wanted("optimizer/layers.0.w/momentum", (8, 32)) is box
     assert state.wanted("optimizer/layers.0.w/step", ()) is None  # a number is no part of anything
     assert state.wanted("model/layers.1.w", (8, 32)) is None and state.wanted("rng/torch", (5056,)) is None
