@@ -7,12 +7,9 @@ from foundry.utils.allocator import keep_memory
 if __name__ == "__main__":
     keep_memory()  # restarts the process, so it comes before torch is imported
 
-import numpy as np
-
 from foundry.config import Config, DataError, TrackingError
-from foundry.data.tokens.documents import batches, windows
 from foundry.data.tokens.index import read_index
-from foundry.data.tokens.shards import read_clean
+from foundry.data.tokens.proof_text import proof_text
 from foundry.export.bundle import export
 from foundry.export.lineage import build_lineage
 from foundry.export.proof import ExportRecord, LlamaCppMissing
@@ -27,10 +24,6 @@ from foundry.utils.stage import run_stage
 
 # They take the place of prompts from the test split if it has too few documents.
 PROMPTS = ("The ", "A", "In ", "It is", "1, 2, 3", "\n", "\u6c34", "")
-TEXTS = 64
-SCORED_TOKENS = 32_768  # the difference is paired: its interval is narrow already
-LONGEST = 65_536  # characters of a document
-BATCH_TOKENS = 4096
 
 
 def work(cfg: Config, log: logging.Logger) -> None:
@@ -41,7 +34,8 @@ def work(cfg: Config, log: logging.Logger) -> None:
     cleaning = read_cleaning("reports/clean.json", DataError)
     tokenizer = Tokenizer("artifacts/tokenizer")
     device = prepare_device(cfg.runtime)
-    texts, held_out = _test_text(tokenizer, model.cfg.max_seq_len)
+    test = proof_text(tokenizer, model.cfg.max_seq_len)
+    texts, held_out = test.texts, HeldOutText(test.batches, test.n_bytes)
     prompts = ["The ", *(t[:40] for t in texts[:7]), *PROMPTS[1:]][:8]
     log.info(
         "exporting %s; scoring %d documents in each rounding format on %s",
@@ -67,33 +61,6 @@ def work(cfg: Config, log: logging.Logger) -> None:
     _log_record(record, log)
     if cfg.runtime.tracking:
         _register(cfg, log)
-
-
-def _test_text(tokenizer: Tokenizer, context: int) -> tuple[list[str], HeldOutText]:
-    """(the first `TEXTS` texts of the test split; documents spread evenly over it, of at most `SCORED_TOKENS` tokens).
-
-    Documents are cut to `LONGEST` characters. The split is read twice and is never in memory as a whole.
-    """
-    size = sum(row["n_bytes"] for rows in read_clean("data/clean/test", ["n_bytes"]) for row in rows)
-    every = max(1, -(-size // (2 * SCORED_TOKENS)))  # a token is two bytes or more of ordinary text
-    texts: list[str] = []
-    documents: list[np.ndarray] = []
-    n_bytes: list[int] = []
-    taken = 0
-    for number, row in enumerate(row for rows in read_clean("data/clean/test", ["text"]) for row in rows):
-        if len(texts) >= TEXTS and taken >= SCORED_TOKENS:
-            break
-        text = row["text"][:LONGEST]
-        if len(texts) < TEXTS:
-            texts.append(text)
-        if number % every == 0 and text and taken < SCORED_TOKENS:
-            tokens = tokenizer.encode(text, bos=True, eos=True)
-            if not documents or taken + len(tokens) - 2 <= SCORED_TOKENS:
-                documents.append(np.array(tokens))
-                n_bytes.append(len(text.encode()))
-                taken += len(tokens) - 2
-    items = windows(documents, context, context)
-    return texts, HeldOutText(list(batches(items, max(1, BATCH_TOKENS // context))), np.array(n_bytes))
 
 
 def _log_record(record: ExportRecord, log: logging.Logger) -> None:

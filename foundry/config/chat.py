@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from foundry.config.export import ExportFormats, GgufType
 from foundry.config.recipe import Recipe
 from foundry.config.section import CorpusPath, Fraction, Name, Section
 
@@ -105,6 +106,13 @@ class ChatEvaluate(Section):
 
     prompts_per_task: int = Field(300, ge=1, le=10**7, description="largest number of test prompts of a task")
     max_new_tokens: int = Field(160, ge=1, le=10**6, description="longest answer in tokens")
+    forgetting_tokens: int = Field(
+        100_000,
+        ge=1,
+        le=10**12,
+        description="tokens of plain test text that are scored again to measure what was forgotten: whole documents, "
+        "evenly from the split",
+    )
     bootstrap: int = Field(2000, ge=100, le=10**6, description="bootstrap resamples per interval")
     sampled_prompts: int = Field(
         40, ge=0, le=10**6, description="prompts of each verifiable task that are answered several times for pass@k"
@@ -113,27 +121,18 @@ class ChatEvaluate(Section):
     temperature: float = Field(1.0, gt=0, le=2.0, description="temperature of the sampled answers")
 
 
-class ChatExport(Section):
-    """The export of the chat model and the gate of its promotion."""
+class ChatExport(ExportFormats):
+    """The exports of the chat model and of the aligned one, and the gate of their promotion."""
 
     model_name: Name = Field("foundry-chat", description="name of the registered model and of the exported files")
-    gguf_types: list[Literal["f32", "f16", "bf16", "q8_0", "q4_0"]] = Field(
+    gguf_types: list[GgufType] = Field(
         ["f32", "q8_0"], min_length=1, description="number formats of the matrices, one GGUF file per format"
     )
-    parity_tolerance: float = Field(
-        1e-4, gt=0, le=1, description="largest difference between the logits of the model and of its export"
-    )
+    aligned: Literal["dpo", "rl"] = Field("rl", description="which of the two aligned models align_export exports")
     max_forgetting: float = Field(
         0.03, ge=0, le=10, description="gate: largest rise of the bits per byte of plain test text over the base model"
     )
     min_ended: Fraction = Field(0.98, description="gate: smallest share of greedy answers that end by themselves")
-
-    @field_validator("gguf_types")
-    @classmethod
-    def _once_each(cls, kinds: list[str]) -> list[str]:
-        if len(set(kinds)) != len(kinds):
-            raise ValueError(f"must contain each format once, got {', '.join(kinds)}")
-        return kinds
 
 
 class Alignment(Recipe):

@@ -25,8 +25,9 @@ from foundry.config.chat import (
     Sft,
 )
 from foundry.config.corpus import Clean, Download, Shard, TokenizerParams
+from foundry.config.export import Export
 from foundry.config.recipe import TrainConfig, TrainSection
-from foundry.config.section import Name, Section, TaskPath, short_repr
+from foundry.config.section import Section, TaskPath, short_repr
 from foundry.config.serving import Serving
 
 EXECUTION = frozenset({"runtime", "serving"})  # sections that no stage depends on
@@ -124,28 +125,6 @@ class Evaluate(Section):
     temperature: float = Field(
         0.8, ge=0.0, le=2.0, description="temperature of the text samples; a greedy one is shown beside each"
     )
-
-
-class Export(Section):
-    """The export of the trained model."""
-
-    model_name: Name = Field("foundry-lm", description="name of the registered model and of the exported files")
-    gguf_types: list[Literal["f32", "f16", "bf16", "q8_0", "q4_0"]] = Field(
-        ["f32", "bf16", "q8_0", "q4_0"],
-        min_length=1,
-        description="number formats of the matrices, one GGUF file per format; q8_0 and q4_0 need widths that are "
-        "multiples of 32",
-    )
-    parity_tolerance: float = Field(
-        1e-4, gt=0, le=1, description="largest difference between the logits of the model and of its export"
-    )
-
-    @field_validator("gguf_types")
-    @classmethod
-    def _once_each(cls, kinds: list[str]) -> list[str]:
-        if len(set(kinds)) != len(kinds):
-            raise ValueError(f"must contain each format once, got {', '.join(kinds)}")
-        return kinds
 
 
 class Runtime(Section):

@@ -6,11 +6,15 @@ of every file, so that `verify_export` finds a changed byte years later.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from foundry.config import Export, ExportError
+from foundry.config.export import ExportFormats
 from foundry.export.card import CardFacts, WeightFile, model_card
 from foundry.export.exportable import (
     format_problems,
@@ -28,7 +32,7 @@ from foundry.export.lineage import NAME as LINEAGE
 from foundry.export.lineage import Lineage
 from foundry.export.manifest import hash_files, write_record
 from foundry.export.parity import prove
-from foundry.export.proof import ExportRecord
+from foundry.export.proof import ExportRecord, FormatCosts, Proof
 from foundry.export.quantised import HeldOutText, measure
 from foundry.models import MiniLLM, ModelFacts
 from foundry.tokenizers import Tokenizer
@@ -72,13 +76,84 @@ def export(
             and nothing else is left.
     """
     _check_belonging(facts, tokenizer, report)
-    symbols = user_tokens(tokenizer).values()
+    with proved_files(out, model, tokenizer, texts, prompts, params, held_out, device) as made:
+        notice = licence_notice(params.model_name, cleaning.sources)
+        if notice:
+            write_text(made.hf / "LICENSE", notice)
+        card = CardFacts(
+            name=params.model_name,
+            cfg=model.cfg,
+            facts=facts,
+            report=report,
+            cleaning=cleaning,
+            proof=made.proof,
+            costs=made.costs,
+            samples=greedy_samples(model, tokenizer),
+            files=made.weights,
+            symbols=list(user_tokens(tokenizer).values()),
+        )
+        write_text(made.hf / "README.md", model_card(card))
+        if lineage:
+            write_json(made.folder / LINEAGE, lineage.model_dump(exclude_unset=True))
+        record = ExportRecord(
+            model_name=params.model_name,
+            fingerprint=facts.fingerprint,
+            index_sha256=facts.index_sha256,
+            tokenizer_sha256=facts.tokenizer_sha256,
+            weights_sha256=facts.weights_sha256,
+            bits_per_byte=report.test.bits_per_byte,
+            proof=made.proof,
+            quantised=made.costs,
+            files=hash_files(made.folder),
+        )
+        write_record(made.folder, record)
+        return record
+
+
+@dataclass(frozen=True)
+class Proved:
+    """Files of an export that were proved equal to the model, in a folder that has no name yet.
+
+    Attributes:
+        hf: the Hugging Face folder in `folder`.
+        ggufs: {number format: file}.
+        costs: of the rounding formats; None if nothing was scored.
+        weights: `model.safetensors` and the GGUF files.
+    """
+
+    folder: Path
+    hf: Path
+    ggufs: dict[str, Path]
+    proof: Proof
+    costs: FormatCosts | None
+    weights: list[WeightFile]
+
+
+@contextmanager
+def proved_files(
+    out: str | Path,
+    model: MiniLLM,
+    tokenizer: Tokenizer,
+    texts: list[str],
+    prompts: list[str],
+    params: ExportFormats,
+    held_out: HeldOutText | None,
+    device: torch.device | str,
+) -> Iterator[Proved]:
+    """Writes and proves the weights; the block adds what describes them, and then the folder gets its name.
+
+    Args are those of `export`.
+
+    Raises:
+        ExportError: if a weight is not finite, a format cannot represent the model, or a file does not equal it. A
+            former folder `out` is then unchanged, as it is after an exception of the block.
+    """
     refuse(
         [
             *interpreter_problems(),
             *model_problems(model.cfg),
             *format_problems(model.cfg, params.gguf_types),
-            *tokenizer_problems(tokenizer.kind, tokenizer.byte_fallback, symbols),
+            *tokenizer_problems(tokenizer.kind, tokenizer.byte_fallback, user_tokens(tokenizer).values()),
             *name_problems(params.model_name),
         ]
     )
@@ -91,38 +166,10 @@ def export(
         proof = prove(hf, ggufs, model, tokenizer, texts, prompts, params.parity_tolerance)
         rounded = {kind: path for kind, path in ggufs.items() if kind != "f32"}  # f32 was proved equal bit for bit
         costs = measure(rounded, model, held_out, device) if held_out and rounded else None
-        notice = licence_notice(params.model_name, cleaning.sources)
-        if notice:
-            write_text(hf / "LICENSE", notice)
-        written = [hf / "model.safetensors", *ggufs.values()]
-        card = CardFacts(
-            name=params.model_name,
-            cfg=model.cfg,
-            facts=facts,
-            report=report,
-            cleaning=cleaning,
-            proof=proof,
-            costs=costs,
-            samples=greedy_samples(model, tokenizer),
-            files=[WeightFile(p.name, p.stat().st_size, sha256_file(p)) for p in written],
-            symbols=list(symbols),
-        )
-        write_text(hf / "README.md", model_card(card))
-        if lineage:
-            write_json(tmp / LINEAGE, lineage.model_dump())
-        record = ExportRecord(
-            model_name=params.model_name,
-            fingerprint=facts.fingerprint,
-            index_sha256=facts.index_sha256,
-            tokenizer_sha256=facts.tokenizer_sha256,
-            weights_sha256=facts.weights_sha256,
-            bits_per_byte=report.test.bits_per_byte,
-            proof=proof,
-            quantised=costs,
-            files=hash_files(tmp),
-        )
-        write_record(tmp, record)
-        return record
+        weights = [
+            WeightFile(p.name, p.stat().st_size, sha256_file(p)) for p in (hf / "model.safetensors", *ggufs.values())
+        ]
+        yield Proved(tmp, hf, ggufs, proof, costs, weights)
 
 
 def _check_belonging(facts: ModelFacts, tokenizer: Tokenizer, report: EvaluationReport) -> None:

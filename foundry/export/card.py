@@ -67,7 +67,7 @@ def model_card(c: CardFacts) -> str:
     parts = [
         _head(c.name, c.cfg, c.report, sources),
         _what(c.name, c.cfg),
-        _tokenizer(c.cfg, c.symbols),
+        tokenizer_section(c.cfg, c.symbols),
         data_section(c.cleaning),
         _training(c.cfg, c.facts),
         evaluation_section(c.report),
@@ -112,6 +112,18 @@ def _metric(kind: str, name: str, value: float) -> dict[str, Any]:
 
 
 def _what(name: str, cfg: ModelConfig) -> list[str]:
+    return [
+        f"# {name}",
+        "",
+        f"A Llama-style language model of {count_params(cfg):,} parameters, trained from scratch on the texts below. "
+        "It continues a text.",
+        "",
+        *model_section(cfg),
+    ]
+
+
+def model_section(cfg: ModelConfig) -> list[str]:
+    """The architecture as a table."""
     size, body = count_params(cfg), count_params(cfg, non_embedding=True)
     rows = [
         ["class in transformers", "Qwen3ForCausalLM" if cfg.qk_norm else "LlamaForCausalLM"],
@@ -123,19 +135,10 @@ def _what(name: str, cfg: ModelConfig) -> list[str]:
         ["context", f"{cfg.max_seq_len} tokens"],
         ["output head", "tied to the embedding" if cfg.tie_embeddings else "of its own"],
     ]
-    return [
-        f"# {name}",
-        "",
-        f"A Llama-style language model of {size:,} parameters, trained from scratch on the texts below. "
-        "It continues a text.",
-        "",
-        "## Model",
-        "",
-        *table(["", ""], rows),
-    ]
+    return ["## Model", "", *table(["", ""], rows)]
 
 
-def _tokenizer(cfg: ModelConfig, symbols: list[str]) -> list[str]:
+def tokenizer_section(cfg: ModelConfig, symbols: list[str]) -> list[str]:
     """An export has no other tokenizer than this: `foundry.export.exportable` refuses every other."""
     lines = [
         "## Tokenizer",

@@ -45,6 +45,13 @@ def export_problems(cfg: Config) -> list[str]:
     ]
 
 
+def chat_export_problems(cfg: Config) -> list[str]:
+    """Why the export of the chat model would be refused beyond the reasons of `export_problems`."""
+    formats = format_problems(cfg.model, cfg.chat_export.gguf_types)
+    reasons = [*formats, *name_problems(cfg.chat_export.model_name)]
+    return [reason.replace("export.", "chat_export.") for reason in reasons]
+
+
 def refuse(problems: list[str]) -> None:
     """Raises the problems, if there are any, as one error.
 

@@ -35,6 +35,16 @@ FOLDERS = {
     "reports": "reports",
 }
 REPORTS = ("clean.json", "evaluate.json")
+# Those of post-training; a lineage names the ones that its model was made of.
+CHAT_FOLDERS = {
+    "fields": "data/fields",
+    "chat data": "data/chat",
+    "sft": "artifacts/chat/sft",
+    "dpo": "artifacts/chat/dpo",
+    "rl": "artifacts/chat/rl",
+    "answers": "artifacts/chat/evaluation",
+    "aligned answers": "artifacts/chat/aligned_evaluation",
+}
 
 
 def _inside(name: str) -> str:
@@ -91,11 +101,49 @@ class RawLink(Record):
     sha256: str
 
 
+class TrainedLink(Record):
+    """A training of the chain from the base model to the exported one, see `ModelLink`.
+
+    Attributes:
+        stage: sft, dpo or rl.
+        parent_sha256: the weights that it began with.
+    """
+
+    stage: str
+    weights_sha256: str
+    parent_sha256: str
+    fingerprint: str
+    steps: int
+    tokens: int
+
+
+class ChatLink(Record):
+    """From the base model to a model that answers.
+
+    Attributes:
+        trainings: from the base model up to the exported model.
+        data_sha256: of the chat data, which each training was given.
+        template_sha256: of the chat template.
+        verifier_version: of the programs that judged answers.
+        folders: {link, a key of `CHAT_FOLDERS`: its files}.
+        parameters: identity parameters of post-training: `Config.post_training`.
+    """
+
+    trainings: list[TrainedLink]
+    data_sha256: str
+    template_sha256: str
+    verifier_version: int
+    folders: dict[str, Files]
+    parameters: dict[str, Any]
+
+
 class Lineage(Record):
     """The content of `lineage.json`; the order of the fields is the order of its keys.
 
     Attributes:
+        model: the base model.
         parameters: identity parameters: `Config.identity`.
+        chat: of a model that was trained to answer; a base model's lineage has no such key.
     """
 
     model: ModelLink
@@ -108,6 +156,7 @@ class Lineage(Record):
     raw_manifest_sha256: str
     raw_sha256: str
     parameters: dict[str, Any]
+    chat: ChatLink | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +164,7 @@ class LinkedFile:
     """A file of the project that a lineage names.
 
     Attributes:
-        link: a key of `FOLDERS`.
+        link: a key of `FOLDERS` or `CHAT_FOLDERS`.
         path: in the project.
     """
 
@@ -144,19 +193,19 @@ def build_lineage(
         {**s, "files": list(s["files"]), "sha256": sha256_json(s["files"])}
         for s in (source.model_dump(include=keys) for source in read_manifest(raw).sources)
     ]
-    clean = _hashes(root / FOLDERS["clean"])
+    clean = file_hashes(root / FOLDERS["clean"])
     reports = {name: root / FOLDERS["reports"] / name for name in REPORTS}
     if lost := [str(path) for path in reports.values() if not path.is_file()]:
         raise DataError(f"{', '.join(lost)} is missing; run `dvc repro evaluate`")
     return Lineage(
         model=ModelLink(
             **{k: getattr(facts, k) for k in ("weights_sha256", "fingerprint", "steps", "tokens")},
-            files=_hashes(root / FOLDERS["model"], {"model.safetensors": facts.weights_sha256}),
+            files=file_hashes(root / FOLDERS["model"], {"model.safetensors": facts.weights_sha256}),
         ),
-        evaluation=FilesLink(files=_hashes(root / FOLDERS["evaluation"])),
+        evaluation=FilesLink(files=file_hashes(root / FOLDERS["evaluation"])),
         reports=FilesLink(files={name: sha256_file(path) for name, path in reports.items()}),
-        shards=ShardsLink(index_sha256=facts.index_sha256, files=_hashes(root / FOLDERS["shards"], shard_files)),
-        tokenizer=HashedLink(sha256=facts.tokenizer_sha256, files=_hashes(root / FOLDERS["tokenizer"])),
+        shards=ShardsLink(index_sha256=facts.index_sha256, files=file_hashes(root / FOLDERS["shards"], shard_files)),
+        tokenizer=HashedLink(sha256=facts.tokenizer_sha256, files=file_hashes(root / FOLDERS["tokenizer"])),
         clean=HashedLink(sha256=sha256_json(clean), files=clean),
         raw=[RawLink.model_validate(s) for s in sources],
         raw_manifest_sha256=sha256_file(raw / MANIFEST),
@@ -188,9 +237,36 @@ def linked_files(lineage: Lineage) -> Iterator[LinkedFile]:
         else:
             for name, digest in getattr(lineage, link).files.items():
                 yield LinkedFile(link, f"{folder}/{name}", digest)
+    for link, files in lineage.chat.folders.items() if lineage.chat else ():
+        for name, digest in files.items():
+            yield LinkedFile(link, f"{CHAT_FOLDERS[link]}/{name}", digest)
 
 
-def _hashes(folder: Path, known: dict[str, str] | None = None) -> dict[str, str]:
+def complete_folders(lineage: Lineage) -> dict[str, str]:
+    """{link: its folder in the project} of the folders whose every file a lineage names."""
+    chat = lineage.chat.folders if lineage.chat else {}
+    return {
+        **{link: folder for link, folder in FOLDERS.items() if link != "reports"},
+        **{link: CHAT_FOLDERS[link] for link in chat},
+    }
+
+
+def extended(base: Lineage, chat: ChatLink) -> Lineage:
+    """The lineage of a chat model, from that of the export of its base model.
+
+    Raises:
+        ExportError: if the chain does not begin with that base model.
+    """
+    first = chat.trainings[0].parent_sha256
+    if base.model.weights_sha256 != first:
+        raise ExportError(
+            f"artifacts/export is of the model with weights {base.model.weights_sha256[:12]}…, and the chat model "
+            f"began with {first[:12]}…: run `make repro`, then `make chat`"
+        )
+    return base.model_copy(update={"chat": chat})
+
+
+def file_hashes(folder: Path, known: dict[str, str] | None = None) -> dict[str, str]:
     """{path in the folder: sha256}; the hash of a file in `known` is taken from there."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return {name: (known or {}).get(name) or sha256_file(folder / name) for name in names}

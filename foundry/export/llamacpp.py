@@ -75,11 +75,11 @@ def prove_llamacpp(
         if "f32" not in files:
             export_gguf(model, tokenizer, path, "f32", "proof")
         request = _request(path, model, tokenizer, texts, contexts, continuations)
-        answer = _ask(request, Path(folder))
+        answer = ask(request, Path(folder))
         real = contexts[-ROUNDED:]
         short = replace(request, texts=[], prompts=[], contexts=real, possible_ends=[])
         rounded = {
-            kind: _ask(replace(short, model=str(path.resolve())), Path(folder)).log_probs
+            kind: ask(replace(short, model=str(path.resolve())), Path(folder)).log_probs
             for kind, path in files.items()
             if kind != "f32"
         }
@@ -116,6 +116,7 @@ def _request(
         prompts=[Prompt(c.prompt, len(c.tokens)) for c in continuations],
         barred=barred,
         chat=list(CHAT),
+        conversations=[],
         pieces=pieces,
         # Control symbols, and some pieces, which must not end a text.
         possible_ends=[*control_symbols(tokenizer), *pieces[:4]],
@@ -123,7 +124,7 @@ def _request(
     )
 
 
-def _ask(request: Request, folder: Path) -> Answer:
+def ask(request: Request, folder: Path) -> Answer:
     """Runs the child.
 
     Raises:

@@ -35,6 +35,7 @@ class Request:
         prompts: to be continued greedily.
         barred: tokens that must not be chosen.
         chat: a conversation, to be rendered by the file's chat template.
+        conversations: to be rendered and tokenized as the server does it for a client.
         pieces: token ids, to be decoded as one text.
         possible_ends: tokens that are forced one by one, to see whether they end a text.
         plain: a token that stands for whole characters and does not end a text.
@@ -49,6 +50,7 @@ class Request:
     prompts: list[Prompt]
     barred: list[int]
     chat: list[dict[str, str]]
+    conversations: list[list[dict[str, str]]]
     pieces: list[int]
     possible_ends: list[int]
     plain: int
@@ -79,9 +81,10 @@ class ServerSettings:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answers, in the order of the request's texts, contexts and prompts; `log_probs` are natural logarithms."""
+    """The answers, in the order of what the request asks; `log_probs` are natural logarithms."""
 
     ids: list[list[int]]
+    conversations: list[list[int]]
     log_probs: list[list[float]]
     greedy: list[list[int]]
     settings: ServerSettings
@@ -98,6 +101,7 @@ def main(request_path: str, answer_path: str) -> None:
     server, url = _serve(request)
     answer = Answer(
         ids=[_tokenize(url, text) for text in request.texts],
+        conversations=[_conversation(url, turns) for turns in request.conversations],
         log_probs=[_log_probs(url, context, request.vocab_size, request.plain) for context in request.contexts],
         greedy=[_greedy(url, prompt, request.barred) for prompt in request.prompts],
         settings=_settings(url, request),
@@ -132,7 +136,7 @@ def _settings(url: str, request: Request) -> ServerSettings:
     return ServerSettings(
         props=_get(url, "/props"),
         meta=_get(url, "/v1/models")["data"][0]["meta"],
-        chat=_post(url, "/apply-template", {"messages": request.chat})["prompt"],
+        chat=_rendered(url, request.chat),
         pieces=_post(url, "/detokenize", {"tokens": request.pieces})["content"],
         ends=sorted(ends),
     )
@@ -140,6 +144,15 @@ def _settings(url: str, request: Request) -> ServerSettings:
 
 def _tokenize(url: str, text: str) -> list[int]:
     return _post(url, "/tokenize", {"content": text, "add_special": True, "parse_special": False})["tokens"]
+
+
+def _rendered(url: str, turns: list[dict[str, str]]) -> str:
+    return _post(url, "/apply-template", {"messages": turns})["prompt"]
+
+
+def _conversation(url: str, turns: list[dict[str, str]]) -> list[int]:
+    content = {"content": _rendered(url, turns), "add_special": True, "parse_special": True}
+    return _post(url, "/tokenize", content)["tokens"]
 
 
 def _log_probs(url: str, ids: list[int], vocab_size: int, plain: int) -> list[float]:

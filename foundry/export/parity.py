@@ -72,7 +72,7 @@ def prove(
     with ThreadPoolExecutor(1) as beside:
         scratch, asked = folder.parent, (texts, contexts, continuations)
         llama_cpp = beside.submit(prove_llamacpp, ggufs, scratch, model, tokenizer, *asked, tolerance)
-        hf_model, hf_tokenizer = _load_transformers(folder)
+        hf_model, hf_tokenizer = load_transformers(folder)
         token_ids = _prove_ids(hf_tokenizer, tokenizer, texts)
         logits = _prove_logits(hf_model, model, tokenizer, texts, tolerance)
         greedy = _prove_greedy(hf_model, generator, continuations, tolerance)
@@ -89,7 +89,7 @@ def prove(
         )
 
 
-def _load_transformers(folder: Path) -> tuple[Any, Any]:
+def load_transformers(folder: Path) -> tuple[Any, Any]:
     """(transformers' model, its tokenizer) of the folder, loaded without a network."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -139,6 +139,48 @@ class Proof(Record):
     llama_cpp: LlamaCppProof | LlamaCppMissing
 
 
+class ChatProof(Record):
+    """Conversations of the test split in other engines.
+
+    Attributes:
+        conversations: whose token ids in each engine equal those that the model was trained on.
+        tokens: of these conversations.
+        greedy: answers to prompts, compared with transformers.
+        llama_cpp_greedy: the same, compared with llama.cpp; None if it is not installed.
+    """
+
+    conversations: int
+    tokens: int
+    engines: list[str]
+    different: int = 0
+    greedy: GreedyProof
+    llama_cpp_greedy: GreedyProof | None = None
+
+
+class ChatRecord(Record):
+    """What an export of a model says that was trained to answer.
+
+    Attributes:
+        stage: that trained it: sft, dpo or rl.
+        parent_sha256: the weights that it was trained from.
+        template_sha256: the chat template that it was trained with.
+        data_sha256: the chat data.
+        macro_exact: share of answers to test prompts that verifiers accept in full, mean over tasks; None if no task
+            has a verifier.
+        ended: share of answers that it ends by itself.
+        forgetting: bits per byte of the base model's test text above those of the base model.
+    """
+
+    stage: Literal["sft", "dpo", "rl"]
+    parent_sha256: str
+    template_sha256: str
+    data_sha256: str
+    macro_exact: Interval | None = None
+    ended: Interval
+    forgetting: Interval
+    proof: ChatProof
+
+
 class BitsPerByte(Record):
     bits_per_byte: float
 
@@ -185,6 +227,7 @@ class ExportRecord(Record):
         bits_per_byte: of the test documents, from the evaluation; None in exports of former versions of Foundry, which
             stay in registries.
         quantised: None if no format was scored; the file then lacks the key.
+        chat: of a model that was trained to answer; the file of a base model lacks the key.
         files: {path in the folder: sha256}.
     """
 
@@ -196,4 +239,5 @@ class ExportRecord(Record):
     bits_per_byte: Interval | None = None
     proof: Proof
     quantised: FormatCosts | None = None
+    chat: ChatRecord | None = None
     files: dict[str, str]

@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
 
 from foundry.config.prediction import PREDICTION
+from foundry.tokenizers.chat import Message
 
 
 class FoundryLM(PythonModel):
@@ -28,13 +29,15 @@ class FoundryLM(PythonModel):
         from foundry.inference import Generator
 
         folder = context.artifacts["export"]
-        verify_export(folder)
+        self.chat = verify_export(folder).chat is not None
         self.generator = Generator(
             *import_huggingface(f"{folder}/hf"), (context.model_config or {}).get("device", "auto")
         )
 
     def predict(self, context, model_input, params=None):  # type hints would be taken for the signature and drop params
         """Continuations, in the order of the texts: a list of strings, or a data frame with one column of them.
+
+        A model that was trained to answer takes each text as what a user says, and gives its answers.
 
         Raises:
             MlflowException: (a server answers 400) for anything but strings, or an invalid value of a parameter.
@@ -45,7 +48,8 @@ class FoundryLM(PythonModel):
         options = {**{name: default for name, (_, default) in PREDICTION.items()}, **(params or {})}
         options["max_new_tokens"] = options.pop("max_tokens")
         try:
-            return [self.generator.generate_text(prompt=text, **options) for text in texts]
+            prompts = [[Message("user", text)] if self.chat else text for text in texts]
+            return [self.generator.generate_text(prompt=prompt, **options) for prompt in prompts]
         except ValueError as e:
             raise _refused(str(e)) from None
 

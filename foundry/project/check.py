@@ -130,6 +130,8 @@ def _named(source: str, call: Callable[[], object]) -> None:
 
 
 def _notes(cfg: Config, root: Path) -> Iterator[str]:
+    from foundry.export.exportable import chat_export_problems
+
     # Missing texts are not a problem: they may arrive before the run, and the parameters may be those of another
     # machine.
     for source in cfg.download.sources:
@@ -141,6 +143,8 @@ def _notes(cfg: Config, root: Path) -> Iterator[str]:
             get_device(cfg.runtime.device)
         except ConfigError as e:
             yield f"runtime.device: {e}"
+    for reason in chat_export_problems(cfg):
+        yield f"the chat model will not be exported: {reason}"
     context = cfg.model.max_seq_len
     for i, prompt in enumerate(cfg.evaluate.prompts):
         if (size := len(prompt.encode())) >= context - 1:  # a token has one byte or more, and the begin symbol is one

@@ -94,6 +94,7 @@ def _load_export(folder: Path, serving: Serving, device: str, source: str, versi
         backend=serving.backend,
         bits_per_byte=record.bits_per_byte,
         license=licences.pop() if len(licences) == 1 else None,
+        chat_trained=record.chat is not None,
     )
     if serving.backend == "llamacpp":
         backend, weights = _llamacpp(folder, record, serving, tokenizer, model.cfg.max_seq_len)

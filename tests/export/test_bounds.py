@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import stages.export
+from foundry.data.tokens.proof_text import LONGEST, SCORED_TOKENS, TEXTS, proof_text
 from foundry.export import export_gguf, export_huggingface, gguf_file, gguf_read, import_huggingface
 from foundry.export.gguf_parity import prove_gguf
 from foundry.export.gguf_read import load_gguf
@@ -80,8 +80,9 @@ def test_the_test_text_of_an_export_is_bounded_whatever_the_size_of_the_split(to
     texts = [long, *(f"the river {i} and the oven" for i in range(3000)), long]
     table = pa.table({"text": texts, "n_bytes": [len(t) for t in texts]})
     pq.write_table(table, tmp_path / "data/clean/test/part-00000.parquet", row_group_size=100)
-    taken, held_out = stages.export._test_text(tokenizer, 64)
-    assert len(taken) == stages.export.TEXTS and max(map(len, taken)) == stages.export.LONGEST
+    held_out = proof_text(tokenizer, 64)
+    taken = held_out.texts
+    assert len(taken) == TEXTS and max(map(len, taken)) == LONGEST
     tokens = sum(int((targets != -100).sum()) for _, targets, _ in held_out.batches)
-    assert 0 < tokens <= stages.export.SCORED_TOKENS
-    assert len(held_out.n_bytes) > 0 and held_out.n_bytes.max() <= stages.export.LONGEST
+    assert 0 < tokens <= SCORED_TOKENS
+    assert len(held_out.n_bytes) > 0 and held_out.n_bytes.max() <= LONGEST
