@@ -1,9 +1,9 @@
 """What tables of answers say, with 95 % intervals: shares by task and wording, differences of two models.
 
 The bootstrap draws documents (a prompt without one stands for itself), because the prompts that were made from one
-document depend on each other. The primary metric is the macro mean: every task with a verifier counts alike, however
-many prompts it has. Two models are compared on the same prompts, so the difficulty of a prompt cancels out. Imports no
-torch.
+document depend on each other. The primary metric is the macro mean: every task whose answers are right or wrong counts
+alike, however many prompts it has. Two models are compared on the same prompts, so the difficulty of a prompt cancels
+out. Imports no torch.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def macro(values: np.ndarray, tasks: Sequence[str], units: Sequence[str], draws:
 
 
 def macro_exact(table: pa.Table, draws: Draws) -> ByWording | None:
-    """The primary metric; None without a task that has a verifier."""
-    return _by_wording(table.filter(table["verified"]), draws, by_task=True)
+    """The primary metric; None without a task whose answers are right or wrong."""
+    return _by_wording(table.filter(table["primary"]), draws, by_task=True)
 
 
 def _by_wording(table: pa.Table, draws: Draws, *, by_task: bool = False) -> ByWording | None:
@@ -95,11 +95,11 @@ def by_task(table: pa.Table, draws: Draws) -> dict[str, TaskAnswers]:
     out = {}
     for name in sorted(set(table["task"].to_pylist())):
         part = table.filter(pa.array([t == name for t in table["task"].to_pylist()]))
-        units, judged = part["unit"].to_pylist(), part.filter(part["verified"])
+        units, judged = part["unit"].to_pylist(), part.filter(part["judged"])
         scores = judged["score"].to_numpy()
         out[name] = TaskAnswers(
             prompts=len(part),
-            exact=_by_wording(judged, draws),
+            exact=_by_wording(part.filter(part["primary"]), draws),
             score=mean(scores, judged["unit"].to_pylist(), draws) if len(judged) else None,
             ended=mean(part["ended"].to_numpy(zero_copy_only=False), units, draws),
             bits_per_byte=bits_per_byte(part, draws),
@@ -152,24 +152,33 @@ def paired(a: pa.Table, b: pa.Table, names: tuple[str, str], draws: Draws) -> Pa
         DataError: if the tables are not of the same prompts.
     """
     a, b = same_prompts(a, b)
-    judged = a["verified"]
-    a, b = a.filter(judged), b.filter(judged)
+    better = np.sign(_difference(a, b, "score"))[a["judged"].to_numpy(zero_copy_only=False)]
+    wins = mean((better + 1) / 2, a.filter(a["judged"])["unit"].to_pylist(), draws) if len(better) else None
+    a, b = a.filter(a["primary"]), b.filter(b["primary"])
+    found = {"a": names[0], "b": names[1], "prompts": len(better), "win_rate": wins}
     if not len(a):
-        nothing = {"macro": None, "tasks": {}, "win_rate": None, "p_value": None, "verdict": "not distinguishable"}
-        return Paired(a=names[0], b=names[1], prompts=0, **nothing)
+        return Paired(**found, macro=None, tasks={}, p_value=None, verdict="not distinguishable")
     tasks, units = a["task"].to_pylist(), a["unit"].to_pylist()
     exact = _difference(a, b, "exact")
-    better = np.sign(_difference(a, b, "score"))
     total = macro(exact, tasks, units, draws)
     return Paired(
-        a=names[0],
-        b=names[1],
-        prompts=len(a),
+        **found,
         macro=total,
         tasks={name: mean(exact[at], np.asarray(units)[at], draws) for name, at in _tasks(tasks).items()},
-        win_rate=mean((better + 1) / 2, units, draws),
         p_value=round(sign_flips(_of_units(_weighted(exact, tasks), units), draws.resamples, draws.seed), 6),
         verdict="better" if total.low > 0 else "worse" if total.high < 0 else "not distinguishable",
+    )
+
+
+def sentence(pair: Paired) -> str:
+    """A comparison in one line."""
+    if pair.macro is None or pair.win_rate is None:
+        return f"{pair.b} against {pair.a}: no task has answers that are right or wrong"
+    m = pair.macro
+    return (
+        f"{pair.b} against {pair.a}: {pair.verdict}, macro exact match {100 * m.value:+.1f} points (95 % "
+        f"{100 * m.low:+.1f} to {100 * m.high:+.1f}), preferred on {pair.win_rate.value:.0%} of {pair.prompts} "
+        f"prompts, p = {pair.p_value:.2g}"
     )
 
 

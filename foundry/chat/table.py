@@ -19,7 +19,8 @@ SCHEMA = pa.schema(
         "unit": pa.string(),  # what is drawn by the bootstrap: the document, or the prompt if it has none
         "task": pa.string(),
         "seen": pa.bool_(),  # whether the training had this wording
-        "verified": pa.bool_(),  # whether a verifier judged the answer
+        "judged": pa.bool_(),  # whether a verifier judged the answer
+        "primary": pa.bool_(),  # whether its verdict is right or wrong, so that it counts in the primary metric
         "exact": pa.bool_(),  # whether it accepted the answer in full; false without a verifier
         "score": pa.float64(),  # of the verifier, in [0, 1]; 0 without one
         "ended": pa.bool_(),  # whether the model ended the answer by itself
@@ -65,7 +66,7 @@ def same_prompts(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table]:
         DataError: if they are not of the same prompts with the same tasks.
     """
     a, b = a.sort_by("prompt"), b.sort_by("prompt")
-    for name in ("prompt", "task", "unit", "verified"):
+    for name in ("prompt", "task", "unit", "primary"):
         if a[name].to_pylist() != b[name].to_pylist():
             mine, theirs = set(a["prompt"].to_pylist()), set(b["prompt"].to_pylist())
             raise DataError(

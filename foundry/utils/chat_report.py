@@ -30,8 +30,9 @@ class TaskAnswers(Record):
     """The answers to one task.
 
     Attributes:
-        exact: share that the verifier accepts in full; None for a task without a verifier.
-        score: mean score of the verifier, in [0, 1]; None as above.
+        exact: share that the verifier accepts in full; None for a task whose answers are not right or wrong: without a
+            verifier, or with one that grades likeness or form.
+        score: mean score of the verifier, in [0, 1]; None without one.
         ended: share that the model ended by itself.
         bits_per_byte: of the reference answers.
     """
@@ -74,7 +75,7 @@ class ModelAnswers(Record):
     """One model.
 
     Attributes:
-        macro: mean over the tasks with a verifier of the share of answers accepted in full: the primary metric.
+        macro: mean over tasks of the share of answers accepted in full: the primary metric; None without such a task.
         bits_per_byte: of the reference answers of all tasks; bytes of their text, the end symbol is not counted.
         ended: share of greedy answers that the model ended by itself.
         distinct_4: share of different runs of four words among all runs of its answers; None if none is long enough.
@@ -104,7 +105,8 @@ class Paired(Record):
     """Model `b` against model `a` on the same prompts.
 
     Attributes:
-        macro: difference of the primary metric; None without a task that has a verifier.
+        prompts: whose answers a verifier judged.
+        macro: difference of the primary metric; None without a task whose answers are right or wrong.
         tasks: difference of the share of answers accepted in full, by task.
         win_rate: share of prompts whose verifier prefers `b`; a tie counts half.
         p_value: two-sided, of the sign-flip test of the scores' differences.
@@ -135,7 +137,7 @@ class ChatReport(Record):
     prompts_sha256: str
     data_sha256: str
     template_sha256: str
-    verifier_version: str
+    verifier_version: int
     models: dict[str, ModelAnswers]
     lookups: dict[str, dict[str, Interval]]
     pairs: list[Paired]

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from answer_tables import answers
 
 from foundry.chat.measures import (
     Draws,
@@ -22,27 +23,6 @@ from foundry.utils.bootstrap import Interval
 from foundry.utils.chat_report import ChatReport
 
 DRAWS = Draws(400, 1)
-
-
-def answers(exact, task="spell", seen=True, unit=None, **columns):
-    """A table with one row per entry of `exact`; other columns are one value or a list."""
-    n = len(exact)
-    defaults = {
-        "prompt": [f"p{i:04}" for i in range(n)],
-        "unit": unit or [f"u{i:04}" for i in range(n)],
-        "task": task,
-        "seen": seen,
-        "verified": True,
-        "exact": exact,
-        "score": [float(e) for e in exact],
-        "ended": True,
-        "tokens": 5,
-        "nats": 8.0,
-        "bytes": 10,
-        "answer": "one two three four",
-    }
-    rows = {k: v if isinstance(v, list) else [v] * n for k, v in {**defaults, **columns}.items()}
-    return pa.table(rows, schema=SCHEMA)
 
 
 def test_the_macro_mean_counts_every_task_alike():
@@ -77,12 +57,24 @@ def test_wordings_that_the_training_lacked_are_reported_apart():
 
 
 def test_a_task_without_a_verifier_has_no_share_of_right_answers():
-    table = answers([True, False, False, False], task=["a", "a", "tell", "tell"], verified=[True, True, False, False])
+    two = [True, True, False, False]
+    table = answers([True, False, False, False], task=["a", "a", "tell", "tell"], judged=two, primary=two)
     found = by_task(table, DRAWS)
     assert found["a"].exact.all.value == 0.5 and found["a"].prompts == 2
     assert found["tell"].exact is None and found["tell"].score is None and found["tell"].prompts == 2
     assert macro_exact(table, DRAWS).all.value == 0.5  # the other task is not counted as wrong
     assert macro_exact(table.slice(2), DRAWS) is None
+
+
+def test_a_verdict_between_right_and_wrong_counts_in_the_win_rate_only():
+    graded = {"task": ["a", "a", "define", "define"], "primary": [True, True, False, False]}
+    a = answers([True, False, False, False], score=[1.0, 0.0, 0.2, 0.3], **graded)
+    b = answers([True, False, False, False], score=[1.0, 0.0, 0.6, 0.3], **graded)
+    assert by_task(b, DRAWS)["define"].score.value == 0.45 and by_task(b, DRAWS)["define"].exact is None
+    done = paired(a, b, ("a", "b"), DRAWS)
+    assert done.macro.value == 0.0 and set(done.tasks) == {"a"} and done.win_rate.value == 0.625 and done.prompts == 4
+    nothing = paired(a.slice(2), b.slice(2), ("a", "b"), DRAWS)
+    assert nothing.macro is None and nothing.verdict == "not distinguishable" and nothing.win_rate.value == 0.75
 
 
 def test_bits_per_byte_are_those_of_all_bytes_together():
