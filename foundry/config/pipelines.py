@@ -15,6 +15,7 @@ from foundry.config.errors import ConfigError
 from foundry.config.load import read_yaml
 
 PIPELINES = {"all": "dvc.yaml", "chat": "chat/dvc.yaml", "align": "chat/align/dvc.yaml"}
+EXPORTS = ("artifacts/export", "artifacts/chat/export", "artifacts/chat/aligned")  # of each pipeline
 LOCKS = tuple(str(Path(file).with_name("dvc.lock")) for file in PIPELINES.values())
 
 

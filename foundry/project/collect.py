@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry.config import Config, DataError
+from foundry.config.pipelines import EXPORTS
 from foundry.project.status import STATE, size, undelivered_runs
 from foundry.tracking.names import FINGERPRINT, FLOW_RUN
 from foundry.utils.files import read_json, remove_dir
@@ -168,10 +169,15 @@ def _references(cfg: Config, root: Path, registered: list[dict[str, str]], runs:
     found = {fingerprint(run / "reports/train.json"): f"the kept run {run.name} trained it" for run in runs}
     found |= _committed(root)
     found |= {tags.get(FINGERPRINT): "a registered version was trained by it" for tags in registered}
-    for path in (root / STATE / "register").glob("*/artifacts/export/proof.json"):
-        found[fingerprint(path)] = "its registration waits: `foundry sync`"
+    for export in EXPORTS:
+        for path in (root / STATE / "register").glob(f"*/{export}/proof.json"):
+            found[fingerprint(path)] = "its registration waits: `foundry sync`"
     for path in (root / "artifacts/model/config.json", root / "reports/train.json"):
         found[fingerprint(path)] = "the model in this folder"
+    for path in sorted((root / "artifacts/chat").glob("*/config.json")):
+        found[fingerprint(path)] = f"the model in {path.parent.relative_to(root)}"
+    for path in sorted((root / "artifacts/chat").glob("*/foundry_adapter.json")):
+        found[_json(path).get("facts", {}).get("fingerprint")] = f"the adapter in {path.parent.relative_to(root)}"
     found[_present(cfg, root)] = "the present parameters"
     return {k: v for k, v in found.items() if k}
 
@@ -221,7 +227,7 @@ def _registered(cfg: Config) -> list[dict[str, str]]:
 
 def _temporary(root: Path) -> Iterator[Path]:
     """Temporary files and folders of `foundry.utils.files` beside the outs and the checkpoints."""
-    outs, state = ("data", "artifacts", "artifacts/tokenizer", "reports"), ".foundry"
+    outs, state = ("data", "artifacts", "artifacts/tokenizer", "artifacts/chat", "reports"), ".foundry"
     for top in (*outs, state, *(f"{state}/{t}" for t in ("baselines", "compile", "train/*", "train/*/checkpoints"))):
         yield from sorted(root.glob(f"{top}/.*.tmp"))
 

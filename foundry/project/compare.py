@@ -8,18 +8,24 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from foundry.chat.measures import Draws, paired
+from foundry.chat.table import read_answers
 from foundry.config import Config, ConfigError, DataError
 from foundry.config.section import short_repr
 from foundry.evaluation.compare import Comparison, compare_documents
 from foundry.evaluation.losses import read_losses
+from foundry.export.manifest import NAME as PROOF
+from foundry.export.manifest import read_record
+from foundry.project.registration import ANSWERS, EVALUATIONS
 from foundry.tracking import tracking_uri
+from foundry.utils.chat_report import Paired
 
 if TYPE_CHECKING:
     from foundry.models import MiniLLM
@@ -38,11 +44,13 @@ class Side:
         name: as it was given.
         table: its losses by document; None if they were not kept.
         load: loads the model and its tokenizer; None if its weights are not there.
+        answers: to the prompts of the chat data's test split; None if it was not trained to answer.
     """
 
     name: str
     table: pa.Table | None
     load: Load | None
+    answers: pa.Table | None = None
 
 
 def compare(a: str, b: str, cfg: Config, root: str | Path = ".") -> Comparison:
@@ -60,6 +68,42 @@ def compare(a: str, b: str, cfg: Config, root: str | Path = ".") -> Comparison:
     root = Path(root)
     with tempfile.TemporaryDirectory(prefix="foundry-compare-") as tmp:  # keeps what MLflow has until it is scored
         return _compared(resolve(a, cfg, root, Path(tmp) / "a"), resolve(b, cfg, root, Path(tmp) / "b"), cfg, root)
+
+
+def compare_answers(a: str, b: str, cfg: Config, root: str | Path = ".") -> Paired | None:
+    """Compares B with A by their answers to the same prompts; None if one of them has none.
+
+    Args:
+        a, b: a table of answers, a folder (an export of a chat model, a registered version), or `models:/name@alias`.
+
+    Raises:
+        ConfigError: if a name is none of these.
+        DataError: if both have answers to different prompts.
+    """
+    root = Path(root)
+    with tempfile.TemporaryDirectory(prefix="foundry-compare-") as tmp:
+        sides = [_answers(n, cfg, root, Path(tmp) / str(i)) for i, n in enumerate((a, b))]
+        if sides[0] is None or sides[1] is None:
+            return None
+        return paired(sides[0], sides[1], (a, b), Draws(cfg.chat_evaluate.bootstrap, cfg.seed))
+
+
+def _answers(name: str, cfg: Config, root: Path, scratch: Path) -> pa.Table | None:
+    if name.startswith("models:/"):
+        return resolve(name, cfg, root, scratch).answers
+    path = Path(name)
+    if os.path.isdir(name):
+        return _answers_of(path)
+    return read_answers(path) if os.path.isfile(name) and path.name == ANSWERS else None
+
+
+def _answers_of(folder: Path) -> pa.Table | None:
+    """The answers of the model in a folder: beside its files, or in the evaluation of the project that exported it."""
+    kept = next((p for p in (folder / ANSWERS, *sorted(folder.rglob(ANSWERS))) if p.is_file()), None)
+    if kept is None and (folder / PROOF).is_file() and (chat := read_record(folder).chat):
+        _, tables = EVALUATIONS[chat.stage]
+        kept = folder.resolve().parents[2] / tables / chat.stage / ANSWERS
+    return read_answers(kept) if kept and kept.is_file() else None
 
 
 def _compared(one: Side, two: Side, cfg: Config, root: Path) -> Comparison:
@@ -92,7 +136,8 @@ def resolve(name: str, cfg: Config, root: Path, scratch: Path) -> Side:
         from foundry.tracking.registry import download
 
         scratch.mkdir(parents=True)
-        return in_folder(download(name, tracking_uri(cfg.runtime), scratch), name)
+        folder = download(name, tracking_uri(cfg.runtime), scratch)
+        return replace(in_folder(folder, name), answers=_answers_of(folder))
     if os.path.isfile(name):  # False for an impossible file name, for which Path.is_file raises
         return Side(name, read_losses(Path(name)), None)
     if os.path.isdir(name):

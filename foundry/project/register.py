@@ -1,6 +1,7 @@
-"""Registers the export in artifacts/export, and decides which version is champion.
+"""Registers an export of the project, and decides which version is champion.
 
-Used by the export stage, `foundry register`, `foundry promote` and `foundry rollback`.
+Used by the stages that export, `foundry register`, `foundry promote` and `foundry rollback`. What is particular to
+models that answer is in `foundry.project.register_chat`.
 """
 
 from __future__ import annotations
@@ -11,20 +12,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import foundry
+from foundry.chat.table import read_answers
 from foundry.config import Config, DataError, FoundryError, TrackingError, load_params
+from foundry.config.pipelines import EXPORTS
 from foundry.evaluation.compare import Comparison, compare_documents
 from foundry.evaluation.losses import read_losses
 from foundry.export.lineage import NAME as LINEAGE
 from foundry.export.lineage import read_lineage
 from foundry.export.manifest import verify_export
-from foundry.export.proof import ExportRecord, Proof
+from foundry.export.proof import ExportRecord
+from foundry.project.register_chat import chat_candidate, chat_gate, chat_gate_of, is_chat
+from foundry.project.registration import (
+    WAITING,
+    CannotCompareError,
+    Waiting,
+    cannot_compare,
+    dataset,
+    part_of,
+    proof_summary,
+    version_tags,
+)
+from foundry.project.trace import EXPORT
 from foundry.tracking import DatasetRef, Registration, register, tracking_uri
 from foundry.tracking.lineage import lineage_tags
-from foundry.tracking.names import INTERVAL, LOCK_HASH, PROOF, SCORE, TEST, TEST_SCORE
+from foundry.tracking.names import INTERVAL, PROOF, SCORE, TEST, TEST_SCORE
 from foundry.tracking.promotion import Decide, Decision, Promotion, Rollback, force, settle, whoami
 from foundry.tracking.promotion import rollback as roll_back
-from foundry.tracking.registry import SCORES, Candidate, fetch, find, model_address, reached, stored
-from foundry.tracking.settings import connect, reason
+from foundry.tracking.registry import SCORES, Candidate, fetch, find, model_address, reached
 from foundry.utils.evaluation_report import EvaluationReport, read_evaluation
 from foundry.utils.files import (
     atomic_dir,
@@ -35,34 +49,21 @@ from foundry.utils.files import (
     state_dir,
     write_json,
 )
-from foundry.utils.records import Record
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from mlflow.entities.model_registry import ModelVersion
 
 REPORTS = ("evaluate.json", "report.html", "samples.md", "loss.png", "data_card.md")
-WAITING = "waiting.json"
 
 
-class Waiting(Record):
-    """`waiting.json` of a registration that waits for MLflow.
-
-    Attributes:
-        tags: the tags of the version that come from the project's state when the registration was first tried.
-    """
-
-    tags: dict[str, str]
-
-
-class CannotCompareError(Exception):
-    """The champion has no losses that a version can be compared with; the message says why."""
-
-
-def register_export(cfg: Config, root: str | Path = ".") -> Registration:
-    """Registers the project's export, with the numbers and reports of its evaluation, and asks the gate.
+def register_export(cfg: Config, root: str | Path = ".", export: str = EXPORT) -> Registration:
+    """Registers an export of the project, with the numbers and reports of its evaluation, and asks the gate.
 
     If MLflow is away, a copy of everything that is needed waits under `.foundry/register/` for `foundry sync`.
+
+    Args:
+        export: its folder in the project.
 
     Raises:
         ExportError: if the export is missing or was changed.
@@ -70,16 +71,16 @@ def register_export(cfg: Config, root: str | Path = ".") -> Registration:
         TrackingError: if MLflow is away.
     """
     root = Path(root).resolve()
-    candidate = _candidate(cfg, root)
     uri = tracking_uri(cfg.runtime)
+    if export == EXPORT:
+        candidate = _candidate(cfg, root)
+        decide = _gate(cfg, read_losses(candidate.scores), uri, root)
+    else:
+        candidate, chat = chat_candidate(root, export)
+        decide = chat_gate(cfg, read_answers(candidate.scores), uri, chat)
     waiting = _waiting(sha256_tree(candidate.export_dir))
     try:
-        done = register(
-            candidate,
-            uri=uri,
-            experiment=cfg.runtime.experiment,
-            decide=_gate(cfg, read_losses(candidate.scores), uri, root),
-        )
+        done = register(candidate, uri=uri, experiment=cfg.runtime.experiment, decide=decide)
     except TrackingError:
         _keep(root, waiting, candidate)
         raise
@@ -98,7 +99,8 @@ def deliver_registrations(cfg: Config) -> list[Registration]:
     for folder in sorted(p.parent for p in (state_dir() / "register").glob(f"[!.]*/{WAITING}")):
         try:
             waiting = load_params(folder / "params.yaml").model_copy(update={"runtime": cfg.runtime})
-            done.append(register_export(waiting, folder))
+            export = next((e for e in EXPORTS if (folder / e).is_dir()), EXPORT)
+            done.append(register_export(waiting, folder, export))
         except FoundryError as e:
             problems.append(f"{folder.name[:12]}: {e}")
     if problems:
@@ -134,10 +136,11 @@ def _keep(root: Path, waiting: Path, candidate: Candidate) -> None:
         write_json(tmp / WAITING, Waiting(tags=tags).model_dump())
 
 
-def promote(cfg: Config, which: str, why: str | None = None) -> Promotion:
+def promote(cfg: Config, which: str, why: str | None = None, model: str | None = None) -> Promotion:
     """Lets the gate decide about a version, or makes it champion against the gate.
 
     Args:
+        model: name of the registered model; None: that of `export.model_name`.
         which: a version or an alias.
         why: the reason of a forced promotion; None asks the gate.
 
@@ -145,25 +148,30 @@ def promote(cfg: Config, which: str, why: str | None = None) -> Promotion:
         ConfigError: if there is no such version.
         TrackingError: if MLflow is away.
     """
-    uri, name = tracking_uri(cfg.runtime), cfg.export.model_name
+    uri, name = tracking_uri(cfg.runtime), model or cfg.export.model_name
     with reached(uri, f"promote {which} of {name}") as client:
         version = find(client, model_address(name, which))
         if why is not None:
             before = force(client, name, str(version.version), why)
             return Promotion(True, f"forced by {whoami()}: {why} (champion before: {before or 'none'})")
         with tempfile.TemporaryDirectory(prefix="foundry-") as tmp:
+            if is_chat(version):
+                return settle(client, name, version, chat_gate_of(cfg, client, version, uri, Path(tmp)))
             mine = read_losses(fetch(client, version, uri, Path(tmp), SCORES))
         return settle(client, name, version, _gate(cfg, mine, uri, _root_of(version)))
 
 
-def rollback(cfg: Config, why: str) -> Rollback:
+def rollback(cfg: Config, why: str, model: str | None = None) -> Rollback:
     """Returns `champion` to the version before.
+
+    Args:
+        model: name of the registered model; None: that of `export.model_name`.
 
     Raises:
         ConfigError: if there was no champion before.
         TrackingError: if MLflow is away.
     """
-    name = cfg.export.model_name
+    name = model or cfg.export.model_name
     with reached(tracking_uri(cfg.runtime), f"roll {name} back") as client:
         return roll_back(client, name, why)
 
@@ -205,11 +213,11 @@ def _compared_with(
         TrackingError: if the store does not answer now: that is no decision, and the gate is asked again later.
     """
     with tempfile.TemporaryDirectory(prefix="foundry-") as tmp:
-        path = _part_of(champion, uri, Path(tmp), SCORES)
+        path = part_of(champion, uri, Path(tmp), SCORES)
         try:
             theirs = read_losses(path)
         except DataError as e:
-            raise _cannot_compare(champion, f"has losses by document that cannot be read ({e})") from None
+            raise cannot_compare(champion, f"has losses by document that cannot be read ({e})") from None
         try:
             return compare_documents(theirs, mine, cfg.evaluate.bootstrap, cfg.seed), False
         except DataError as e:
@@ -218,36 +226,8 @@ def _compared_with(
                 raise CannotCompareError(other) from None
         from foundry.project.compare import in_folder, losses
 
-        side = in_folder(_part_of(champion, uri, Path(tmp), "export"), f"version {champion.version}")
+        side = in_folder(part_of(champion, uri, Path(tmp), "export"), f"version {champion.version}")
         return compare_documents(losses(side, cfg, root), mine, cfg.evaluate.bootstrap, cfg.seed), True
-
-
-def _part_of(champion: ModelVersion, uri: str, into: Path, part: str) -> Path:
-    """Copies a part of the champion's files into a folder.
-
-    Raises:
-        CannotCompareError: if the files do not exist any more.
-        TrackingError: if the store does not answer now.
-    """
-    try:
-        client = connect(uri)
-        found = stored(client, champion, uri)
-        if part in found.parts:
-            return fetch(client, champion, uri, into, part)
-    except Exception as e:  # MLflow raises its own errors and those of every store
-        raise TrackingError(
-            f"the gate cannot decide now: the files of the champion (version {champion.version}) do not answer "
-            f"({reason(e)}). `foundry sync` asks it again, as does `foundry promote`"
-        ) from e
-    if not found.parts:
-        raise _cannot_compare(champion, f"has no files any more at {found.where}")
-    raise _cannot_compare(champion, f"has no {'losses by document' if part == SCORES else part} to compare with")
-
-
-def _cannot_compare(champion: ModelVersion, why: str) -> CannotCompareError:
-    return CannotCompareError(
-        f"the champion (version {champion.version}) {why}; `foundry promote … --force --why …` decides"
-    )
 
 
 def _root_of(version: ModelVersion) -> Path | None:
@@ -269,15 +249,13 @@ def _candidate(cfg: Config, root: Path) -> Candidate:
     if not scores.is_file():
         raise DataError(f"{scores} is missing: run `dvc repro evaluate`")
     bpb = report.test.bits_per_byte
-    waiting = root / WAITING
     tags = {
-        **(Waiting.read(waiting, "a waiting registration").tags if waiting.exists() else lineage_tags(root)),
+        **version_tags(root),
         TEST: report.test_sha256,
         SCORE: repr(bpb.value),
         INTERVAL: f"{bpb.low} to {bpb.high}",
         PROOF: proof_summary(record.proof),
     }
-    tags.pop(LOCK_HASH, None)  # the file itself is kept with the run
     metrics = {TEST_SCORE: bpb.value, f"{TEST_SCORE}_low": bpb.low, f"{TEST_SCORE}_high": bpb.high}
     metrics |= {f"task_{name}": task.score for name, task in report.tasks.items()}
     # Every other hash of the chain is in lineage.json, which is part of the version as well.
@@ -302,23 +280,13 @@ def _candidate(cfg: Config, root: Path) -> Candidate:
 def _datasets(record: ExportRecord, report: EvaluationReport, folder: Path) -> list[DatasetRef]:
     """The sources, the shards and the test text, each with its digest."""
     found = [
-        _dataset("data/shards", record.index_sha256, "data/shards", "train"),
-        _dataset("data/shards/test", report.test_sha256, "data/shards/test", "test"),
+        dataset("data/shards", record.index_sha256, "data/shards", "train"),
+        dataset("data/shards/test", report.test_sha256, "data/shards/test", "test"),
     ]
     for source in read_lineage(folder).raw if (folder / LINEAGE).is_file() else []:
         digest = source.files[0].sha256 if len(source.files) == 1 else source.sha256
-        found.append(_dataset(source.name, digest, source.url, "source"))
+        found.append(dataset(source.name, digest, source.url, "source"))
     return found
-
-
-def _dataset(name: str, digest: str, path: str, context: str) -> DatasetRef:
-    return DatasetRef(name=name, digest=digest[:36], path=path, context=context)  # MLflow's limit
-
-
-def proof_summary(proof: Proof) -> str:
-    """What was proved, for a tag: the export exists only if the proof of transformers succeeded."""
-    ours = "transformers: logits, ids and greedy text equal"
-    return f"{ours}; llama.cpp: {'equal' if proof.llama_cpp.proved else 'not proved here'}"
 
 
 def _waiting(content: str) -> Path:

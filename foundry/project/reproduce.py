@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from foundry.config import Config, ConfigError, DataError, read_yaml, yaml_text
-from foundry.project.trace import EXPORT, Trace, chain_of, kept_run, trace
+from foundry.config.pipelines import EXPORTS, PIPELINES
+from foundry.project.trace import Trace, chain_of, kept_run, trace
 from foundry.tracking.names import FLOW_RUN
 from foundry.utils.dvc_record import md5_folder
 from foundry.utils.files import write_text
@@ -27,6 +28,7 @@ LINKS = (  # from the first cause to the last result
     "model",
     "evaluation",
     "reports",
+    "chat",
     "export",
 )
 
@@ -69,7 +71,7 @@ def reproduce(where: str, cfg: Config, root: str | Path = ".", commit: str | Non
         _run(["git", "checkout", "-q", "--detach", commit], Path(tmp) / "clone", f"check out {commit[:12]}")
         _bring(root, clone, run)
         params = clone / "params.yaml"
-        _set_parameters(params, traced.chain.lineage.parameters, _runtime(params, traced, run))
+        _set_parameters(params, traced.chain.parameters, _runtime(params, traced, run))
         env = {
             **os.environ,
             "PYTHONPATH": str(clone),
@@ -77,9 +79,17 @@ def reproduce(where: str, cfg: Config, root: str | Path = ".", commit: str | Non
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "DVC_NO_ANALYTICS": "1",
         }
-        _run([sys.executable, "-m", "dvc", "repro", "--force"], clone, "rebuild it", env)
-        new = chain_of(clone / EXPORT)
+        file, export = _pipeline(traced)
+        _run([sys.executable, "-m", "dvc", "repro", "--force", file], clone, "rebuild it", env)
+        new = chain_of(clone / export)
     return differences(traced.chain.to_dict(), new.to_dict())
+
+
+def _pipeline(traced: Trace) -> tuple[str, str]:
+    """(the file of stages that builds an export, the export's folder)."""
+    chat = traced.chain.lineage.chat
+    at = 0 if chat is None else 1 if chat.trainings[-1].stage == "sft" else 2
+    return tuple(PIPELINES.values())[at], EXPORTS[at]
 
 
 def _run_of(where: str, traced: Trace, root: Path) -> Path | None:
@@ -124,7 +134,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         old: the links of a chain by name, as JSON values.
         new: the same of another chain.
     """
-    return [f"{link}: {_first(old[link], new[link])}" for link in LINKS if old[link] != new[link]]
+    return [f"{link}: {_first(old.get(link), new.get(link))}" for link in LINKS if old.get(link) != new.get(link)]
 
 
 def _first(old: Any, new: Any, at: str = "") -> str:

@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from foundry.config import Config, ConfigError, DataError, ExportError, parse_config, parse_yaml, read_yaml
-from foundry.export.lineage import Lineage, read_lineage
+from foundry.config.pipelines import EXPORTS, LOCKS
+from foundry.export.lineage import ChatLink, Lineage, read_lineage
 from foundry.export.manifest import NAME as PROOF
 from foundry.export.manifest import verify_export
 from foundry.tracking.names import COMMIT, CONTENT, DIRTY
 from foundry.tracking.params import flatten
-from foundry.utils.dvc_record import LOCK, md5_folder, recorded_outs
+from foundry.utils.dvc_record import md5_folder, recorded_outs
 from foundry.utils.files import sha256_json, sha256_tree
 from foundry.utils.flow_runs import read_note
 
-EXPORT = "artifacts/export"
+EXPORT = EXPORTS[0]
 SHOWN_TAGS = ("foundry.", "git.", "dvc.", "prefect.", "mlflow.source.git")  # prefixes of the tags that a trace has
 
 
@@ -47,9 +48,14 @@ class Chain:
     export: ExportedFiles
     lineage: Lineage
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The identity parameters of every training of the chain."""
+        return {**self.lineage.parameters, **(self.lineage.chat.parameters if self.lineage.chat else {})}
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: the links by name."""
-        return {"export": asdict(self.export), **self.lineage.model_dump()}
+        return {"export": asdict(self.export), **self.lineage.model_dump(exclude_unset=True)}
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,9 @@ class Trace:
         model = lineage.model
         version = f" ({self.version.name})" if self.version else ""
         yield f"export      {export.name}: {len(export.files)} files, {export.sha256}{version}"
-        yield f"  ← model       weights {model.weights_sha256}"
+        if lineage.chat:
+            yield from _chat_lines(lineage.chat)
+        yield f"  ← {'base model ' if lineage.chat else 'model      '} weights {model.weights_sha256}"
         yield f"  ← checkpoint  run {model.fingerprint}, step {model.steps:,}, {model.tokens:,} tokens"
         yield f"  ← shards      index {lineage.shards.index_sha256}, {len(lineage.shards.files)} files"
         yield f"  ← tokenizer   {lineage.tokenizer.sha256}"
@@ -127,9 +135,22 @@ class Trace:
         commit = self.commit or "not known here: no dvc.lock of this repository records this export"
         dirty = " and code that was not committed" if self.version and self.version.dirty else ""
         yield f"  ← commit      {commit}{dirty}"
-        yield f"  ← parameters  {sha256_json(lineage.parameters)}"
+        yield f"  ← parameters  {sha256_json(self.chain.parameters)}"
         for key, o in self.overrides.items():
             yield f"                  {key}: {o.exported or 'none'} (the commit has {o.committed or 'none'})"
+
+
+def _chat_lines(chat: ChatLink) -> Iterator[str]:
+    """From the exported model down to the base model: each training, then what all of them learnt from."""
+    for t in reversed(chat.trainings):
+        yield f"  ← {t.stage:11} weights {t.weights_sha256}"
+        yield f"  ← checkpoint  run {t.fingerprint}, step {t.steps:,}, {t.tokens:,} tokens"
+    answers = sum(len(files) for link, files in chat.folders.items() if link.endswith("answers"))
+    yield f"  ← chat data   {chat.data_sha256}, {len(chat.folders.get('chat data', {}))} files"
+    if fields := chat.folders.get("fields"):
+        yield f"  ← fields      {sha256_json(fields)}, {len(fields)} files"
+    yield f"  ← template    {chat.template_sha256}"
+    yield f"  ← verifiers   version {chat.verifier_version}, {answers} tables of answers"
 
 
 def trace(where: str, cfg: Config, root: str | Path = ".") -> Trace:
@@ -153,7 +174,7 @@ def trace(where: str, cfg: Config, root: str | Path = ".") -> Trace:
             tags = {k: v for k, v in found.tags.items() if k.startswith(SHOWN_TAGS)}
             params = read_yaml(found.params) or {} if found.params else None
             version = TracedVersion(found.name, found.tags.get(DIRTY) == "true", tags, params)
-    return Trace(chain, commit, version, _overrides(commit, chain.lineage.parameters, root))
+    return Trace(chain, commit, version, _overrides(commit, chain.parameters, root))
 
 
 @dataclass(frozen=True)
@@ -210,7 +231,8 @@ def _overrides(commit: str | None, parameters: dict[str, Any], root: Path) -> di
         committed = parse_config(parse_yaml(text, "params.yaml"), "params.yaml")
     except ConfigError:  # it is of another version of Foundry
         return {}
-    old, new = flatten(committed.identity()), flatten(parameters)
+    known = {**committed.identity(), **committed.post_training()}
+    old, new = flatten({k: v for k, v in known.items() if k in parameters}), flatten(parameters)
     keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     return {k: Override(old.get(k, ""), new.get(k, "")) for k in keys}
 
@@ -229,12 +251,12 @@ def chain_of(folder: Path) -> Chain:
 def commit_of(folder: Path, root: Path) -> str | None:
     """The commit that an export was built from; None if it is not known.
 
-    It is the first one whose `dvc.lock` records the export, or that of a flow's run that built it.
+    It is the first one in which a `dvc.lock` records the export, or that of a flow's run that built it.
     """
     if not folder.is_dir():
         return None
     digest = md5_folder(folder)
-    found = _git(root, "log", "--format=%H", "--reverse", "-S", digest, "--", LOCK)
+    found = _git(root, "log", "--format=%H", "--reverse", "-S", digest, "--", *LOCKS)
     if found:
         return found.split()[0]
     run = kept_run(root, digest)
@@ -248,10 +270,10 @@ def kept_run(root: Path, digest: str) -> Path | None:
     """
     for run in sorted((root / ".foundry" / "runs").glob("*/run.json")):
         try:
-            known = recorded_outs(run.parent).get(EXPORT)
+            outs = recorded_outs(run.parent)
         except DataError:  # a run that was killed left a damaged file
             continue
-        if known and known.md5 == digest:
+        if any(outs[path].md5 == digest for path in EXPORTS if path in outs):
             return run.parent
     return None
 

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Literal
 
 from foundry.config import DataError, ExportError
-from foundry.export.lineage import FOLDERS, linked_files, read_lineage
+from foundry.config.pipelines import EXPORTS, LOCKS
+from foundry.export.lineage import CHAT_FOLDERS, FOLDERS, complete_folders, linked_files, read_lineage
 from foundry.export.lineage import NAME as LINEAGE
 from foundry.export.manifest import NAME as PROOF
 from foundry.export.manifest import ChangedExportError, verify_export
-from foundry.project.trace import EXPORT, commit_of
-from foundry.utils.dvc_record import LOCK, Cache, Out, md5_file, md5_folder, out_of, recorded_outs
+from foundry.project.trace import commit_of
+from foundry.utils.dvc_record import LOCK, Cache, Out, md5_file, md5_folder, out_of, read_lock, recorded_outs
 from foundry.utils.files import atomic_write, sha256_file
 
 State = Literal["ok", "changed", "missing", "added"]
@@ -104,10 +105,9 @@ def _chain(folder: Path, root: Path) -> list[CheckedFile]:
         return [CheckedFile("record", f"{folder}/{LINEAGE}", "changed")]
     expected = {f.path: f for f in linked_files(lineage)}
     found = [CheckedFile(f.link, str(root / path), _state(root / path, f.sha256)) for path, f in expected.items()]
-    for link, top in FOLDERS.items():
-        if link != "reports":  # the chain names only some of the reports
-            here = (p.relative_to(root).as_posix() for p in sorted((root / top).rglob("*")) if p.is_file())
-            found += [CheckedFile(link, str(root / path), "added") for path in here if path not in expected]
+    for link, top in complete_folders(lineage).items():
+        here = (p.relative_to(root).as_posix() for p in sorted((root / top).rglob("*")) if p.is_file())
+        found += [CheckedFile(link, str(root / path), "added") for path in here if path not in expected]
     return found
 
 
@@ -118,7 +118,7 @@ def _state(path: Path, digest: str) -> State:
 
 
 def _recorded(folder: Path, root: Path, intact: bool) -> list[CheckedFile]:
-    """Compares the export and the reports, which git has and the export does not name, with `dvc.lock`.
+    """Compares the export and the reports, which git has and the export does not name, with each `dvc.lock`.
 
     Args:
         intact: whether the export agrees with its own proof. If it does not, a difference from DVC's record says
@@ -127,23 +127,35 @@ def _recorded(folder: Path, root: Path, intact: bool) -> list[CheckedFile]:
     try:
         outs = recorded_outs(root)
     except DataError:
-        return [CheckedFile("record", str(root / LOCK), "changed")]
-    mine, known = folder.resolve() == (root / EXPORT).resolve(), outs.get(EXPORT)
-    same = known is not None and (md5_folder(folder) if folder.is_dir() else "") == known.md5
-    if not same and not mine:
+        return [CheckedFile("record", str(root / lock), "changed") for lock in LOCKS if _damaged_lock(root / lock)]
+    at = next((path for path in EXPORTS if folder.resolve() == (root / path).resolve()), None)
+    digest = md5_folder(folder) if folder.is_dir() else ""
+    known = outs.get(at) if at else next((outs[p] for p in EXPORTS if p in outs and outs[p].md5 == digest), None)
+    same = known is not None and digest == known.md5
+    if not same and at is None:
         return [] if commit_of(folder, root) else [CheckedFile("record", str(folder), "missing")]
     if known is None:
-        return [CheckedFile("record", f"{root / LOCK}", "missing")]
+        lock = dict(zip(EXPORTS, LOCKS, strict=True))[at]
+        return [CheckedFile("record", f"{root / lock}", "missing")]
     found = []
     if same:
-        found.append(CheckedFile("record", f"{root / LOCK}", "ok"))
+        found.append(CheckedFile("record", f"{root / known.lock}", "ok"))
     elif intact:
         found += [CheckedFile("record", path, "changed") for path in _differing(folder, root, known)]
-    covered = [EXPORT, *(top for link, top in FOLDERS.items() if link != "reports")]
+    covered = [*EXPORTS, *(top for link, top in {**FOLDERS, **CHAT_FOLDERS}.items() if link != "reports")]
+    before = LOCKS[: LOCKS.index(known.lock) + 1]  # what later pipelines made has nothing to do with this export
     for out in outs.values():
-        if not any(_within(out.path, top) for top in covered):
+        if out.lock in before and not any(_within(out.path, top) for top in covered):
             found.append(CheckedFile("reports", str(root / out.path), _state_md5(root / out.path, out.md5)))
     return found
+
+
+def _damaged_lock(path: Path) -> bool:
+    try:
+        read_lock(path)
+    except DataError:
+        return True
+    return False
 
 
 def _within(path: str, top: str) -> bool:

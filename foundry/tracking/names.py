@@ -8,6 +8,8 @@ come last.
 """
 
 SCORE, INTERVAL = "foundry.bits_per_byte", "foundry.bits_per_byte_interval"  # of versions: on the test text
+EXACT, EXACT_INTERVAL = "foundry.exact_match", "foundry.exact_match_interval"  # of chat versions: the macro mean
+ENDED, FORGETTING = "foundry.ended", "foundry.forgetting"  # of chat versions: guards of the gate
 FINGERPRINT = "foundry.fingerprint"  # of runs and versions: joins a run, a report and an export
 KEY = "foundry.key"  # of runs: random, one per state folder
 RESTORED = "foundry.restored"  # of runs that a registration created in place of a training's own

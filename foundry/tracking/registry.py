@@ -74,14 +74,15 @@ class Candidate:
 
     Attributes:
         export_dir: the proved export.
-        scores: its losses by document (`documents.parquet`), kept with the version so that later versions are compared
-            with it.
+        scores: its losses by document (`documents.parquet`) or its answers by prompt (`answers.parquet`), kept with the
+            version so that later versions are compared with it.
         model_code: file that calls `mlflow.models.set_model`; stored, not pickled.
         code_paths: packages that `model_code` imports, stored beside it.
         tags: tags of the version.
         metrics: are logged to the run of the training.
         artifacts: files that are added to the run of the training.
         datasets: are added to the run of the training.
+        about: description of the registered model, if this version is its first.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Candidate:
     metrics: dict[str, float] = field(default_factory=dict)
     artifacts: list[Path] = field(default_factory=list)
     datasets: list[DatasetRef] = field(default_factory=list)
+    about: str = DESCRIPTION
 
 
 def register(candidate: Candidate, *, uri: str, experiment: str, decide: Decide) -> Registration:
@@ -267,7 +269,7 @@ def _log(client: MlflowClient, c: Candidate, uri: str, experiment: str, content:
     if model.status != LoggedModelStatus.READY or not mlflow.artifacts.list_artifacts(artifact_uri=model.model_uri):
         _log_files(client, c, model, run_id)
     try:
-        client.create_registered_model(c.name, description=DESCRIPTION)
+        client.create_registered_model(c.name, description=c.about)
     except MlflowException as e:
         if e.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -1,4 +1,4 @@
-"""What DVC recorded: `dvc.lock`, and the objects of its cache. Both are read as files, without importing DVC.
+"""What DVC recorded: each `dvc.lock`, and the objects of its cache. Both are read as files, without importing DVC.
 
 The name of an object is the MD5 of its content. The object of a folder is the list of its files with their MD5; its
 name ends with `.dir`.
@@ -15,17 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from foundry.config import ConfigError, DataError, parse_yaml
+from foundry.config.pipelines import LOCKS, PIPELINES
 
 LOCK = "dvc.lock"
 
 
 @dataclass(frozen=True)
 class Out:
-    """An output of a stage, as `dvc.lock` records it; the `md5` of a folder ends with `.dir`."""
+    """An output of a stage, as a `dvc.lock` records it; the `md5` of a folder ends with `.dir`.
+
+    Attributes:
+        stage: as DVC's command line calls it.
+        lock: the file that records it.
+    """
 
     stage: str
     path: str
     md5: str
+    lock: str = LOCK
 
 
 def md5_file(path: Path) -> str:
@@ -73,13 +80,17 @@ def parse_lock(text: str, origin: str) -> dict[str, Any]:
 
 
 def recorded_outs(root: Path) -> dict[str, Out]:
-    """{path: out} of the project's `dvc.lock`.
+    """{path: out} of every `dvc.lock` of the project.
 
     Raises:
-        DataError: if the file is damaged.
+        DataError: if one of them is damaged.
     """
-    stages = read_lock(root / LOCK)
-    return {o["path"]: Out(name, o["path"], o["md5"]) for name, s in stages.items() for o in s.get("outs", [])}
+    found = {}
+    for pipeline, lock in zip(PIPELINES.values(), LOCKS, strict=True):
+        prefix = "" if lock == LOCK else f"{pipeline}:"
+        for name, stage in read_lock(root / lock).items():
+            found |= {o["path"]: Out(prefix + name, o["path"], o["md5"], lock) for o in stage.get("outs", [])}
+    return found
 
 
 def out_of(outs: dict[str, Out], path: str) -> Out | None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from foundry.config import ConfigError, Runtime, TrackingError, parse_config
-from foundry.project import register
+from foundry.project import register, registration
 from foundry.tracking import Candidate, tracking_uri
 from foundry.tracking.backup import BackedUp, backup
 from foundry.tracking.names import WHY
@@ -107,7 +107,7 @@ def test_a_store_that_is_away_for_a_moment_is_no_decision_and_the_registration_w
         def away(*args):
             raise ConnectionError("no route to host")
 
-        m.setattr(register, "fetch", away)
+        m.setattr(registration, "fetch", away)
         with pytest.raises(TrackingError, match=r"gate cannot decide now.*version 1.*no route to host.*`foundry sync`"):
             register.register_export(cfg, home)
     client = connect(tracking_uri(Runtime()))
