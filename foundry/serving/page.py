@@ -13,7 +13,7 @@ import json
 from dataclasses import asdict, dataclass
 from importlib import resources
 
-from foundry.config.sampling import PARAMETERS
+from foundry.config.sampling import ANSWERING, PARAMETERS
 from foundry.config.serving import Serving
 
 ALTERNATIVES = 5  # that the card of a token lists
@@ -36,6 +36,7 @@ def build_page(config: Serving) -> Page:
     data = {
         "words": json.loads(_read("words.json")),
         "parameters": [asdict(p) for p in PARAMETERS],
+        "answering": {p.name: v for p in PARAMETERS if (v := getattr(ANSWERING, p.name)) != p.default},
         "recording": config.record is not None,
         "limits": {
             "max_new_tokens": config.max_new_tokens,

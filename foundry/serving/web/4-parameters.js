@@ -1,4 +1,5 @@
-/* The panel of parameters: a row per parameter, made from the server's own table. Only what was changed is sent. */
+/* The panel of parameters: a row per parameter, made from the server's own table. Only what was changed is sent, and to
+   a model that has learnt to answer, what `foundry chat` begins with. */
 
 /** What the API takes besides the sampling parameters, in the form of their table. */
 const REQUEST = [
@@ -21,6 +22,12 @@ const GROUPS = [
   ["group_answers", ["best_of", "past_context", "response_format"]],
 ];
 
+/** Whether the page talks to a model that has learnt to answer. */
+const chatting = () => state.mode === "chat" && Boolean(model()?.chat_trained);
+
+/** The value of a parameter that nobody changed. */
+const beginOf = (entry) => (chatting() ? DATA.answering[entry.name] : undefined) ?? entry.default;
+
 const parameters = {
   table: new Map([...DATA.parameters, ...REQUEST].map((entry) => [entry.name, entry])),
   texts: {}, // name → what was typed, if it is not the default
@@ -32,7 +39,7 @@ const parameters = {
 
   /** The fields of a request. Throws a WrongValue for a text that is no value of its parameter. */
   fields(mode) {
-    const fields = {};
+    const fields = chatting() ? { ...DATA.answering } : {};
     for (const [name, text] of Object.entries(this.texts)) {
       const entry = this.table.get(name);
       if (entry.only && entry.only !== mode) continue;
@@ -43,7 +50,7 @@ const parameters = {
 
   set(name, text) {
     const entry = this.table.get(name);
-    if (text === "" || text === textOf(entry, entry.default)) delete this.texts[name];
+    if (text === "" || text === textOf(entry, beginOf(entry))) delete this.texts[name];
     else this.texts[name] = text;
     kept.set(lasting, "parameters", JSON.stringify(this.texts));
     this.mark();
@@ -107,7 +114,7 @@ const parameters = {
   },
 
   row(entry) {
-    const id = `p-${entry.name}`, text = this.texts[entry.name] ?? textOf(entry, entry.default);
+    const id = `p-${entry.name}`, text = this.texts[entry.name] ?? textOf(entry, beginOf(entry));
     const about = { id, "aria-describedby": `${id}-text`, spellcheck: "false", autocomplete: "off" };
     let controls;
     if (entry.kind === "choice") {
@@ -176,7 +183,7 @@ function rangeOf(entry) {
   const low = entry.low ?? "−∞";
   const range = entry.high === null || entry.high === undefined || entry.high >= Number.MAX_SAFE_INTEGER
     ? t("at_least", { low }) : `${entry.low_open ? "(" : "["}${low}, ${entry.high}]`;
-  return entry.default === null ? t("range_only", { range }) : t("range", { range, value: entry.default });
+  return entry.default === null ? t("range_only", { range }) : t("range", { range, value: beginOf(entry) });
 }
 
 /** The value that a text means. What the server would refuse anyway is left to the server, whose reason is shown. */

@@ -25,7 +25,10 @@ async function loadModels() {
   }
   noticeModel(model().weights_sha256);
   chooseMode();
-  if (JSON.stringify(models) !== before) showAll();
+  if (JSON.stringify(models) !== before) {
+    parameters.render();
+    showAll();
+  }
 }
 
 /** Called with the weights that an answer or the list names: says so if they are others than before. */

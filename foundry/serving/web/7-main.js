@@ -16,6 +16,7 @@ function setMode(mode) {
   state.prompts[state.mode ?? mode] = $("prompt").value;
   state.mode = mode;
   $("prompt").value = state.prompts[mode];
+  parameters.render();
   showAll();
   save();
 }
