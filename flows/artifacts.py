@@ -41,6 +41,8 @@ NUMBERS = (
     Number("train.json", ("tokens",), "tokens read", ",d"),
     Number("train.json", ("val_bits_per_byte",), "validation bits per byte", ".4f"),
     Number("evaluate.json", ("test", "bits_per_byte", "value"), "**test bits per byte**", ".4f"),
+    Number("chat.json", ("models", "sft", "macro", "all", "value"), "**exact answers to test prompts**", ".4f"),
+    Number("chat.json", ("models", "sft", "ended", "value"), "answers that end by themselves", ".4f"),
 )
 
 

@@ -37,7 +37,7 @@ from flows.runner import end_with_worker
 from flows.stages import StageRunner, foundry_command, run_graph
 from flows.workspace import KEPT, Workspace, commit_of, one_at_a_time, prune, workspace
 from foundry.config import load_params
-from foundry.config.pipelines import PIPELINES, read_stages
+from foundry.config.pipelines import EXPORTS, PIPELINES, read_stages
 from foundry.utils.flow_runs import BuildNote, StageOutcome
 
 
@@ -99,10 +99,11 @@ def build(ws: Workspace, options: Build, force: frozenset[str] = frozenset()) ->
     failed = [o for o in outcomes if not o.completed]
     built = [o.stage for o in outcomes if o.completed]
     ws.keep(note.model_copy(update={"stages": outcomes}), built)
-    if "export" in built and load_params(ws.root / "params.yaml").runtime.tracking:
-        decision = register(ws.root)
-        create_artifact(create_markdown_artifact, "champion", markdown=decision, description="the decision of the gate")
     known = read_stages(ws.root)
+    exports = [(known[n].pipeline, out) for n in built for out in known[n].outs if out in EXPORTS]
+    for pipeline, export in exports if load_params(ws.root / "params.yaml").runtime.tracking else ():
+        decision, key = register(ws.root, export), "champion" if pipeline == "all" else f"champion-{pipeline}"
+        create_artifact(create_markdown_artifact, key, markdown=decision, description="the decision of the gate")
     pipelines = dict.fromkeys(known[n.name].pipeline for n in nodes)
     publish(ws, outcomes, how_to_restore(ws, not (force or options.values() or ws.lost), pipelines))
     if failed:
@@ -113,16 +114,16 @@ def build(ws: Workspace, options: Build, force: frozenset[str] = frozenset()) ->
 @task(
     task_run_name="register", cache_policy=NO_CACHE, persist_result=False, retries=3, retry_delay_seconds=[10, 20, 40]
 )
-def _register(root: Path) -> str:
-    return foundry_command(root, ["register"], get_run_logger().info)[-1]
+def _register(root: Path, export: str) -> str:
+    return foundry_command(root, ["register", export], get_run_logger().info)[-1]
 
 
-def register(root: Path) -> str:
+def register(root: Path, export: str) -> str:
     """Registers what was built, in case the export stage did not: DVC restored the stage, or MLflow was away.
 
     Does not fail the build if the tracker is still away: `foundry sync` registers the model later.
     """
-    state = _register(root, return_state=True)
+    state = _register(root, export, return_state=True)
     return state.result() if state.is_completed() else f"not registered yet, `foundry sync` does it: {state.message}"
 
 

@@ -22,6 +22,11 @@ class Promote(Form):
     """Which version, and why."""
 
     which: str = Field("challenger", pattern=r"^[\w.][\w.-]*$", description="a version number or an alias")
+    model: str = Field(
+        "",
+        pattern=r"^([\w.][\w.-]*)?$",
+        description="name of the registered model, such as foundry-chat; empty: the base one",
+    )
     force: bool = Field(False, description="against the gate; who and why are recorded")
     why: str = Field("", description="the reason, with force")
 
@@ -42,7 +47,8 @@ def _name_of_run() -> str:
 @fail_with_message
 def promote(options: Promote = Promote()) -> str:
     """Lets the gate decide about a version, or overrides it with a reason; returns the decision."""
-    command = ["promote", options.which, *(["--force", "--why", options.why] if options.force else [])]
+    model = ["--model", options.model] if options.model else []
+    command = ["promote", options.which, *model, *(["--force", "--why", options.why] if options.force else [])]
     decision = foundry_command(project_root(), command, get_run_logger().info)[-1]
     create_artifact(create_markdown_artifact, "champion", markdown=decision, description="the decision of the gate")
     return decision
