@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from foundry.utils.targets import IGNORE
 
@@ -55,6 +56,32 @@ def linear_cross_entropy(
         gradient): float32 scalars.
     """
     return _Head.apply(x, weight, targets, chunk, cap, z_loss, token_weights)
+
+
+def token_nats(x: Tensor, weight: Tensor, targets: Tensor, *, chunk: int, cap: float = 0.0) -> Tensor:
+    """Cross-entropy of each token under `soft_cap(x @ weight.T)`, in nats, with a gradient.
+
+    For objectives that are no sum over tokens, so that a token's share of the gradient is known only after all are
+    scored. Only tokens with a target go through the head, and their logits are computed once more in the backward pass.
+
+    Args:
+        x: (N, C) in the dtype of the products; weight: (V, C).
+        targets: int64 (N,); IGNORE gets 0.
+        chunk: tokens whose logits exist at a time.
+
+    Returns:
+        float32 (N,).
+    """
+    at = (targets != IGNORE).nonzero().squeeze(1)
+    parts = [
+        checkpoint(_nats, x_i, weight, y_i, cap, use_reentrant=False, preserve_rng_state=False)
+        for x_i, y_i in zip(x[at].split(chunk), targets[at].split(chunk), strict=True)
+    ]
+    return torch.zeros(targets.shape, device=x.device).index_copy(0, at, torch.cat(parts))
+
+
+def _nats(x: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
+    return F.cross_entropy(soft_cap(F.linear(x, weight), cap).float(), targets, reduction="none")
 
 
 class _Head(torch.autograd.Function):

@@ -26,7 +26,7 @@ from foundry.models.components import (
     precompute_freqs_cis,
     visible,
 )
-from foundry.models.loss import linear_cross_entropy, soft_cap
+from foundry.models.loss import linear_cross_entropy, soft_cap, sum_dtype, token_nats
 from foundry.utils.device import settle_vector_math
 from foundry.utils.targets import IGNORE
 
@@ -196,15 +196,31 @@ class MiniLLM(nn.Module):
         Args:
             weights: float32 (B, T), the factor of each token in the objective; None: 1.
         """
-        x_NC = self.hidden(tokens, None, segments).flatten(0, 1)
-        if torch.is_autocast_enabled(x_NC.device.type):
-            # The residual stream is float32, which is multiplied two to fifteen times slower.
-            x_NC = x_NC.to(torch.get_autocast_dtype(x_NC.device.type))
-        cap = self.cfg.logit_softcap
+        x_NC, cap = self._head_input(tokens, segments), self.cfg.logit_softcap
         factors = None if weights is None else weights.flatten()
         return linear_cross_entropy(
             x_NC, self.head_weight, targets.flatten(), chunk=chunk, cap=cap, z_loss=z_loss, token_weights=factors
         )
+
+    def log_likelihoods(
+        self, tokens: Tensor, targets: Tensor, segments: Tensor | None = None, *, chunk: int
+    ) -> Tensor:
+        """The summed log-probabilities of each row's targets, with a gradient; see `token_nats`.
+
+        Returns:
+            (B,) in the dtype of long sums: differences between rows are much smaller than the sums.
+        """
+        x_NC, cap = self._head_input(tokens, segments), self.cfg.logit_softcap
+        nats = token_nats(x_NC, self.head_weight, targets.flatten(), chunk=chunk, cap=cap)
+        return -nats.view_as(targets).sum(1, dtype=sum_dtype(nats.device))
+
+    def _head_input(self, tokens: Tensor, segments: Tensor | None) -> Tensor:
+        """(B * T, C), in the dtype in which the head multiplies."""
+        x_NC = self.hidden(tokens, None, segments).flatten(0, 1)
+        if torch.is_autocast_enabled(x_NC.device.type):
+            # The residual stream is float32, which is multiplied two to fifteen times slower.
+            x_NC = x_NC.to(torch.get_autocast_dtype(x_NC.device.type))
+        return x_NC
 
     @torch.no_grad()
     def nats(self, tokens: Tensor, targets: Tensor, *, chunk: int) -> Tensor:
