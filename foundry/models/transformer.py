@@ -202,9 +202,7 @@ class MiniLLM(nn.Module):
             x_NC, self.head_weight, targets.flatten(), chunk=chunk, cap=cap, z_loss=z_loss, token_weights=factors
         )
 
-    def log_likelihoods(
-        self, tokens: Tensor, targets: Tensor, segments: Tensor | None = None, *, chunk: int
-    ) -> Tensor:
+    def log_likelihoods(self, tokens: Tensor, targets: Tensor, segments: Tensor | None = None, *, chunk: int) -> Tensor:
         """The summed log-probabilities of each row's targets, with a gradient; see `token_nats`.
 
         Returns:
