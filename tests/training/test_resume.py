@@ -1,4 +1,7 @@
-"""A run that was killed and started again ends with the same bits as one that was not: real processes, real kills."""
+"""A run that was killed and started again ends with the same bits as one that was not: real processes, real kills.
+
+Most of them are forks of a process that has imported torch; what they are compared with is a process of its own.
+"""
 
 import json
 import os
@@ -11,26 +14,37 @@ import time
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 RUNNER = Path(__file__).with_name("runner.py")
+FORKS: Forks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forks():
+    global FORKS
+    FORKS = Forks(RUNNER)
+    yield
+    FORKS.close()
 
 
 def start(shards, state, out, *pairs):
-    command = [sys.executable, str(RUNNER), str(shards), str(state), str(out), *pairs]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    return FORKS.start(shards, state, out, *pairs)
 
 
 def finish(shards, state, out, *pairs):
     p = start(shards, state, out, *pairs)
-    text, _ = p.communicate(timeout=300)
+    text, _ = p.communicate()
     assert p.returncode == 0, text
     return text
+
+
+def by_itself(shards, state, out, *pairs):
+    """In an interpreter of its own, with a hash seed of its own."""
+    command = [sys.executable, str(RUNNER), str(shards), str(state), str(out), *pairs]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def until(process, line):
@@ -48,19 +62,19 @@ def results(out):
 def whole(shards, tmp_path_factory):
     """The uninterrupted run."""
     tmp = tmp_path_factory.mktemp("whole")
-    finish(shards, tmp / "state", tmp / "model")
+    by_itself(shards, tmp / "state", tmp / "model")
     return results(tmp / "model"), tmp
 
 
 def test_two_uninterrupted_runs_are_equal_bit_for_bit(shards, whole, tmp_path):
-    finish(shards, tmp_path / "state", tmp_path / "model")
+    by_itself(shards, tmp_path / "state", tmp_path / "model")
     assert results(tmp_path / "model") == whole[0]
 
 
 @pytest.mark.slow
 def test_kills_at_random_moments_change_no_bit(shards, tmp_path):
     """At least ten SIGKILLs wherever they fall, some of them while a checkpoint is being written."""
-    finish(shards, tmp_path / "whole", tmp_path / "uninterrupted", "steps=150")
+    by_itself(shards, tmp_path / "whole", tmp_path / "uninterrupted", "steps=150")
     rng = random.Random(1)
     kills = in_saves = 0
     for life in range(14):
@@ -78,7 +92,7 @@ def test_kills_at_random_moments_change_no_bit(shards, tmp_path):
         if kills == 12:
             break
     assert kills >= 10 and in_saves >= 3
-    text = finish(shards, tmp_path / "state", tmp_path / "model", "steps=150")
+    text = by_itself(shards, tmp_path / "state", tmp_path / "model", "steps=150")  # and another hash seed
     assert "resumes from the checkpoint of step" in text
     assert results(tmp_path / "model") == results(tmp_path / "uninterrupted")
 
@@ -97,7 +111,7 @@ HARD = {
 def test_a_killed_run_with_everything_that_has_state_ends_the_same(shards, tmp_path, name):
     """Killed after the first step, in the warm-up, at an epoch's end (step 76), in the decay, before the last step."""
     options = HARD[name].split()
-    finish(shards, tmp_path / "whole", tmp_path / "uninterrupted", *options)
+    by_itself(shards, tmp_path / "whole", tmp_path / "uninterrupted", *options)
     steps = 90 if "steps=90" in options else 20
     for step in (1, 2, 76, steps - 1):
         if step < steps:
@@ -114,7 +128,7 @@ def test_a_stop_signal_saves_and_exits_with_128_plus_its_number(shards, whole, t
     p = start(shards, tmp_path / "state", tmp_path / "model")
     until(p, "step 6")
     p.send_signal(sig)
-    text, _ = p.communicate(timeout=60)
+    text, _ = p.communicate()
     assert p.returncode == 128 + sig, text
     assert "stopped by a signal at step" in text and not (tmp_path / "model").exists()
     text = finish(shards, tmp_path / "state", tmp_path / "model")
@@ -128,7 +142,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_checkpoints_whole(shards, 
     p.send_signal(signal.SIGINT)
     until(p, "stopping after this step")
     p.send_signal(signal.SIGINT)
-    text, _ = p.communicate(timeout=60)
+    text, _ = p.communicate()
     assert p.returncode == 130 and "stopped by a signal" not in text  # not the orderly stop, which saves first
     finish(shards, tmp_path / "state", tmp_path / "model")
     assert results(tmp_path / "model") == whole[0]
@@ -190,7 +204,7 @@ def test_a_second_trainer_on_the_same_run_is_refused(shards, tmp_path):
     first = start(shards, tmp_path / "state", tmp_path / "model", "steps=100000")
     until(first, "step 1")
     second = start(shards, tmp_path / "state", tmp_path / "model", "steps=100000")
-    text, _ = second.communicate(timeout=60)
+    text, _ = second.communicate()
     first.kill()
     first.communicate()
     assert second.returncode == 1 and f"is already running (pid {first.pid}" in text
@@ -202,7 +216,7 @@ def test_a_state_of_another_run_is_refused_with_the_key_that_differs(shards, who
     identity = json.loads((folder / "identity.json").read_text())
     (folder / "identity.json").write_text(json.dumps({**identity, "seed": 99}))
     p = start(shards, tmp_path / "state", tmp_path / "model")
-    text, _ = p.communicate(timeout=60)
+    text, _ = p.communicate()
     assert p.returncode == 1 and "seed: 99 there, 3 now" in text
 
 
@@ -210,6 +224,6 @@ def test_other_execution_settings_go_on_with_a_warning(shards, tmp_path):
     p = start(shards, tmp_path / "state", tmp_path / "model")
     until(p, "step 6")
     p.send_signal(signal.SIGTERM)
-    p.communicate(timeout=60)
+    p.communicate()
     text = finish(shards, tmp_path / "state", tmp_path / "model", "threads=2")
     assert "threads 1 → 2" in text and "resumes from the checkpoint" in text
