@@ -296,7 +296,8 @@ def main() -> None:
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, lambda number, frame: sys.exit(128 + number))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for a command with `&`
-    print("starting Prefect and MLflow (some seconds) ...", flush=True)
+    also = "" if args.serve_port is None else ", and foundry serve"
+    print(f"starting Prefect and MLflow{also} (some seconds) ...", flush=True)
     ui = None
     try:
         ui = start(project_root(), args.prefect_port, args.mlflow_port, args.webhook, args.serve_port)

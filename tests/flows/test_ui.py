@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import psutil
 import pytest
 from prefect_api import Api, wait_for_text, wait_gone, wait_until
+from served_process import make_export, tiny_model
 from toy import ROOT, git
 
 from flows import guard
@@ -144,14 +145,17 @@ def start(toy, tmp_path):
 
 
 @pytest.fixture
-def served(start, heard):
-    return start("--webhook", heard[0])
+def served(toy, start, heard, tokenizer):
+    """With a model, which nobody registered, behind the API."""
+    make_export(toy / "artifacts/export", tiny_model(), tokenizer)
+    return start("--webhook", heard[0], "--serve-port", "0")
 
 
 @pytest.mark.slow
 def test_the_servers_schedule_run_report_restart_when_killed_and_leave_nothing(toy, served, heard):
     p, lines, api, mlflow = served
-    for url in (f"{api.url}/", f"{mlflow}/"):
+    model = re.search(r"^server +(http://127\.0\.0\.1:\d+)/$", "".join(lines), re.M)[1]
+    for url in (f"{api.url}/", f"{mlflow}/", f"{model}/"):
         with urllib.request.urlopen(url, timeout=10) as answer:
             assert answer.status == 200
     due = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "sort": "EXPECTED_START_TIME_ASC"}
@@ -167,12 +171,21 @@ def test_the_servers_schedule_run_report_restart_when_killed_and_leave_nothing(t
 
     ours = psutil.Process(p.pid).children()
     children = [c.children()[0] if "guard.py" in " ".join(c.cmdline()) else c for c in ours]
-    assert [" ".join(c.cmdline()[2:4]) for c in children] == ["prefect server", "mlflow server", "prefect worker"]
+    assert [" ".join(c.cmdline()[2:4]) for c in children] == [
+        "prefect server",
+        "mlflow server",
+        "prefect worker",
+        "foundry.cli serve",
+    ]
     for child in children:
         child.kill()
-    assert wait_until(lambda: "".join(lines).count("(killed by signal 9): starting it again") == 3, 30), lines
-    for url in (f"{api.url}/api/health", f"{mlflow}/health"):
+    assert wait_until(lambda: "".join(lines).count("(killed by signal 9): starting it again") == 4, 30), lines
+    for url in (f"{api.url}/api/health", f"{mlflow}/health", f"{model}/ready"):
         assert wait_until(lambda url=url: answers(url), 120)
+    body = json.dumps({"prompt": "The", "max_tokens": 3, "min_tokens": 3}).encode()
+    request = urllib.request.Request(f"{model}/v1/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert json.load(answer)["usage"]["completion_tokens"] == 3
 
     weekly = api.get("deployments/name/backup/weekly")
     changed = {"active": True, "schedule": {"cron": "30 4 * * *", "timezone": "Europe/Berlin"}}
