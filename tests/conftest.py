@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny corpus made in code, its tokenizer, its shards. CPU, float32, two threads."""
+"""Shared fixtures: a tiny corpus made in code, its tokenizer, its shards. CPU, float32."""
 
 import logging
 import os
@@ -12,6 +12,8 @@ from foundry.data.splits import SPLITS
 
 os.environ.setdefault("FOUNDRY_PROGRESS", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: two threads in each would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 WORDS = [
@@ -81,9 +83,13 @@ def write_clean(folder, documents):
 
 
 def pytest_collection_modifyitems(items):
-    """Files with long tests come first, so that the processes end at about the same time (`--no-loadscope-reorder`)."""
+    """Files with long tests come first, so that the processes end at about the same time (`--no-loadscope-reorder`).
+
+    The first of all builds the finished project; the others that need it come when it is built, or would wait for it.
+    """
     long = {i.path for i in items if i.get_closest_marker("slow") or i.get_closest_marker("distributed")}
-    items.sort(key=lambda i: i.path not in long)
+    need = list(dict.fromkeys(i.path for i in items if "finished" in i.fixturenames))
+    items.sort(key=lambda i: (i.path not in need[:1], i.path not in long, i.path in need))
 
 
 @pytest.fixture(autouse=True)
