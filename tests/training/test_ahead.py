@@ -32,7 +32,7 @@ TENSORS = [torch.arange(6.0), torch.ones(6)]
 
 def module(**options):
     torch.manual_seed(1)
-    return Applied(MiniLLM(ModelConfig(**SHAPE, zero_init=False, **options)).train(), NextToken(20, 1e-3))
+    return Applied(MiniLLM(ModelConfig(**{**SHAPE, "zero_init": False, **options})).train(), NextToken(20, 1e-3))
 
 
 def batch(rows=3, length=16, documents=True):
@@ -58,22 +58,26 @@ def nothing_is_compiled(*_):
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "documents"),
+    ("options", "documents", "shapes"),
     [
-        ({}, False),
-        ({"qk_norm": True, "logit_softcap": 20.0, "tie_embeddings": False, "sliding_window": 7}, True),
+        ({}, False, [(3, 16)]),
+        (
+            {"qk_norm": True, "logit_softcap": 20.0, "tie_embeddings": False, "sliding_window": 7},
+            True,
+            [(3, 16), (2, 9)],
+        ),
     ],
 )
-def test_the_gradients_are_those_of_autograd_and_are_summed_over_micro_batches(tmp_path, options, documents):
+def test_the_gradients_are_those_of_autograd_and_are_summed_over_micro_batches(tmp_path, options, documents, shapes):
+    """There is one library for each shape of a micro-batch."""
     here = module(**options)
-    batches = [batch(documents=documents), batch(2, 9, documents)]  # of two shapes: two libraries
+    batches = [batch(*shape, documents) for shape in shapes]
     library = Library(here, nullcontext(), tmp_path / "a folder 模型")
     got, compiled = gradients(library, here, [*batches, batches[0]])
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     expected, eager = gradients(Backward(here, scaler), here, [*batches, batches[0]])
-    assert len(list((tmp_path / "a folder 模型").glob("*.so"))) == 2 and all(
-        g.abs().max() > 1e-4 for g in eager.values()
-    )
+    assert len(list((tmp_path / "a folder 模型").glob("*.so"))) == len(shapes)
+    assert all(g.abs().max() > 1e-4 for g in eager.values())
     assert all(p.grad.stride() == p.stride() for p in here.parameters())
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
     for name, gradient in eager.items():
@@ -83,7 +87,7 @@ def test_the_gradients_are_those_of_autograd_and_are_summed_over_micro_batches(t
 @needs_compiler
 @pytest.mark.slow
 def test_dropout_draws_from_the_seed_of_the_step(tmp_path):
-    here = module(dropout=0.5)
+    here = module(dropout=0.5, n_layers=1)
     library = Library(here, nullcontext(), tmp_path)
     losses = []
     for seed in (1, 2, 1):
@@ -103,7 +107,7 @@ from foundry.training import ahead
 compiled = []
 build = ahead.build
 ahead.build = lambda *a: (compiled.append(1), build(*a))[1]
-here = t.module()
+here = t.module(n_layers=1)
 reported, grads = t.gradients(ahead.Library(here, t.nullcontext(), Path(sys.argv[2])), here, [t.batch()])
 bits = [reported[0].item(), *(g.double().sum().item().hex() for g in grads.values())]
 print(json.dumps([len(compiled), "torch._inductor.compile_fx" in sys.modules, bits]))
@@ -132,25 +136,12 @@ def test_a_later_process_compiles_nothing_and_computes_the_same_bits_also_from_a
     assert damaged[0] == 1 and damaged[2] == first[0][2]
 
 
-@needs_compiler
-@pytest.mark.slow
-def test_a_library_is_kept_under_its_own_hash_and_found(tmp_path):
-    graph = traced(simple, TENSORS)
-    key = key_of(graph, TENSORS)
-    assert find(tmp_path, key) is None
-    file = build(tmp_path, key, graph, TENSORS)
-    os.utime(file, (1, 1))
-    assert find(tmp_path, key) == file and file.stat().st_mtime > 1
-    assert [p.name for p in tmp_path.iterdir()] == [file.name]
-    (out,) = torch._C._aoti.AOTIModelContainerRunnerCpu(str(file), 1).run(TENSORS)
-    assert out.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-
-
-@needs_compiler
-@pytest.mark.slow
-def test_a_build_compiles_the_wrapper_beside_the_kernels_and_nothing_else_but_the_constants(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """(folder, key, library, commands of the compiler, whether the kernels were begun before the wrapper was done)."""
     from torch._inductor import cpp_builder
 
+    folder = tmp_path_factory.mktemp("built")
     run, started, commands = cpp_builder._run_compile_cmd, Event(), []
 
     def watched(command, cwd):
@@ -161,12 +152,38 @@ def test_a_build_compiles_the_wrapper_beside_the_kernels_and_nothing_else_but_th
             assert started.wait(60), "the compiler of the kernels waits for that of the wrapper"
         run(command, cwd)
 
-    monkeypatch.setattr(cpp_builder, "_run_compile_cmd", watched)
     graph = traced(simple, TENSORS)
+    key = key_of(graph, TENSORS)
+    assert find(folder, key) is None and gc.isenabled()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpp_builder, "_run_compile_cmd", watched)
+        file = build(folder, key, graph, TENSORS)
     assert gc.isenabled()
-    build(tmp_path, "key", graph, TENSORS)
-    assert gc.isenabled() and started.is_set()
+    return folder, key, file, commands, started.is_set()
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_library_is_kept_under_its_own_hash_and_found(built):
+    folder, key, file, *_ = built
+    os.utime(file, (1, 1))
+    assert find(folder, key) == file and file.stat().st_mtime > 1
+    assert [p.name for p in folder.iterdir()] == [file.name]
+    (out,) = torch._C._aoti.AOTIModelContainerRunnerCpu(str(file), 1).run(TENSORS)
+    assert out.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_build_compiles_the_wrapper_beside_the_kernels_and_nothing_else_but_the_constants(
+    built, tmp_path, monkeypatch
+):
+    from torch._inductor import cpp_builder
+
+    *_, commands, beside = built
+    assert beside
     assert [" -c " in c for c in commands] == [True, True, True, False] and commands[0].endswith(".wrapper.o")
+    run, graph = cpp_builder._run_compile_cmd, traced(simple, TENSORS)
 
     def failing(command, cwd):
         if command.endswith(".wrapper.o"):
@@ -175,7 +192,7 @@ def test_a_build_compiles_the_wrapper_beside_the_kernels_and_nothing_else_but_th
 
     monkeypatch.setattr(cpp_builder, "_run_compile_cmd", failing)
     with pytest.raises(Exception, match="the wrapper has an error"):
-        build(tmp_path / "other", "key", graph, TENSORS)
+        build(tmp_path, "key", graph, TENSORS)
     assert cpp_builder.run_compile_cmd.__name__ == "run_compile_cmd" and gc.isenabled()
 
 
