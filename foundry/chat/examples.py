@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foundry.chat.example import Example, Split, Turn
+from foundry.chat.index import AGAIN, read_index
 from foundry.config import DataError
-from foundry.utils.files import atomic_write
+from foundry.utils.files import atomic_write, sha256_file
 
-NAME = "examples.parquet"
+FILE = "examples.parquet"
 SCHEMA = pa.schema(
     {
         "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string(), "train": pa.bool_()})),
@@ -30,26 +31,40 @@ SCHEMA = pa.schema(
 )
 
 
-def write_examples(folder: str | Path, split: Split, examples: Iterable[Example]) -> None:
-    """Writes the examples of a split; the same examples give the same bytes."""
-    rows = [{**asdict(e), "arguments": json.dumps(e.arguments, ensure_ascii=False, sort_keys=True)} for e in examples]
-    with atomic_write(Path(folder) / split / NAME) as f:
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), f)
+def write_examples(folder: str | Path, split: Split, examples: Iterable[Example]) -> str:
+    """Writes the examples of a split, and returns the hash of the file; the same examples give the same bytes.
+
+    Raises:
+        DataError: if an example is of another split.
+    """
+    rows = []
+    for e in examples:
+        if e.split != split:
+            raise DataError(f"an example of the split {e.split} (task {e.task}) cannot be written to {split}")
+        rows.append({**asdict(e), "arguments": json.dumps(dict(e.arguments), ensure_ascii=False, sort_keys=True)})
+    path = Path(folder) / split / FILE
+    with atomic_write(path) as f:
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), f, compression="zstd")
+    return sha256_file(path)
 
 
 def read_examples(folder: str | Path, split: Split) -> list[Example]:
-    """The examples of a split.
+    """The examples of a split, verified by the hash in the index.
 
     Raises:
-        DataError: if the file is missing, damaged or has other columns.
+        DataError: if the file or the index is missing, or the file was changed or has other columns.
     """
-    path = Path(folder) / split / NAME
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as e:
-        raise DataError(f"{path} cannot be read ({e}); run `dvc repro chat/dvc.yaml:chat_data`") from None
+    path = Path(folder) / split / FILE
+    expected = read_index(folder).splits[split].examples_sha256
+    if not path.is_file():
+        raise DataError(f"{path} is missing: {AGAIN}")
+    if (seen := sha256_file(path)) != expected:
+        raise DataError(
+            f"{path} was changed after it was written (sha256 {seen[:12]}…, the index says {expected[:12]}…): {AGAIN}"
+        )
+    table = pq.read_table(path)
     if table.schema != SCHEMA:
-        raise DataError(f"{path} has other columns than this version writes; run `dvc repro chat/dvc.yaml:chat_data`")
+        raise DataError(f"{path} has other columns than this version writes: {AGAIN}")
     return [
         Example(
             **{

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from foundry.config import ConfigError
 from foundry.config.corpus import CHAT_MARKERS
@@ -39,6 +39,28 @@ class Message(NamedTuple):
     content: str
 
 
+class SupervisedTurn(Protocol):
+    """A turn of a conversation to learn from; `train`: whether a model learns to write its content and its end."""
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def content(self) -> str: ...
+    @property
+    def train(self) -> bool | None: ...
+
+
+class SupervisedIds(NamedTuple):
+    """A conversation to learn from.
+
+    Attributes:
+        mask: for each id, whether a model learns to predict it.
+    """
+
+    ids: list[int]
+    mask: list[bool]
+
+
 def encode_chat(
     tokenizer: Tokenizer, messages: Sequence[Message], *, answer: bool = True, open_last: bool = False
 ) -> list[int]:
@@ -57,10 +79,7 @@ def encode_chat(
     begin, end = tokenizer.id_of(BEGIN), tokenizer.id_of(END)
     ids = [tokenizer.bos_id]
     for i, message in enumerate(messages):
-        if message.role not in ROLES:
-            raise ConfigError(f"role must be one of {', '.join(ROLES)}, got {message.role!r}")
-        if not isinstance(message.content, str):  # None would become the word
-            raise ConfigError(f"the content of a message must be text, got {type(message.content).__name__}")
+        _check(message.role, message.content)
         # One text between two symbols is encoded at once, as transformers does: a merge may cross the line end.
         ids += [begin, *tokenizer.encode(f"{message.role}\n{message.content}")]
         if not (open_last and i == len(messages) - 1):
@@ -68,6 +87,40 @@ def encode_chat(
     if answer:
         ids += [begin, *tokenizer.encode("assistant\n")]
     return ids
+
+
+def encode_supervised(tokenizer: Tokenizer, turns: Sequence[SupervisedTurn]) -> SupervisedIds:
+    """Ids of a complete conversation, as `encode_chat(answer=False)` gives them, and the mask of what is learnt.
+
+    The mask follows from the structure and from nothing that the text contains: content and end symbol of the turns
+    that are trained. The begin symbols, the roles, the line ends between turns and all other turns are never learnt.
+
+    Raises:
+        ConfigError: (a `ValueError`) for an unknown role, for text that is not valid Unicode, and if the tokenizer
+            merges the line end before a trained answer with the answer: at inference an answer begins after the ids
+            of `assistant` and a line end, so the model would meet ids that it was not trained on.
+    """
+    begin, end, line_end = tokenizer.id_of(BEGIN), tokenizer.id_of(END), tokenizer.encode("\n")
+    ids, mask = [tokenizer.bos_id], [False]
+    for turn in turns:
+        _check(turn.role, turn.content)
+        header, text = tokenizer.encode(f"{turn.role}\n"), tokenizer.encode(f"{turn.role}\n{turn.content}")
+        learnt = bool(turn.train)
+        if learnt and text[: len(header)] != header:
+            raise ConfigError(
+                f"the tokenizer merges the line end before the answer {turn.content[:40]!r} with the answer, which "
+                "inference cannot do: train it without user symbols that begin with a line end"
+            )
+        ids += [begin, *text, end, *line_end]
+        mask += [False] * (1 + len(header)) + [learnt] * (len(text) - len(header) + 1) + [False] * len(line_end)
+    return SupervisedIds(ids, mask)
+
+
+def _check(role: str, content: str) -> None:
+    if role not in ROLES:
+        raise ConfigError(f"role must be one of {', '.join(ROLES)}, got {role!r}")
+    if not isinstance(content, str):  # None would become the word
+        raise ConfigError(f"the content of a message must be text, got {type(content).__name__}")
 
 
 def end_of_turn(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -7,12 +7,11 @@ import torch
 from toy_rl import ends, even, pool, short, tiny
 
 from foundry.chat.example import Example, Turn
-from foundry.chat.examples import read_examples, write_examples
 from foundry.chat.probe import check_probe, probe, probe_lines
 from foundry.chat.prompt_pool import evenly, prompt_pool
 from foundry.chat.rl_validation import HeldOutRewards
 from foundry.chat.verifiers import Verdict
-from foundry.config import ConfigError, DataError
+from foundry.config import ConfigError
 from foundry.tokenizers.chat import Message, encode_chat
 
 
@@ -58,24 +57,6 @@ def example(question, task="sum", verifier="exact", **changes):
     turns = (Turn("system", "Be short."), Turn("user", question), Turn("assistant", "5"))
     arguments = {"expected": "5"} if verifier else {}
     return Example(turns, task, "s", "d1", 0, "train", verifier, arguments, "CC0-1.0", **changes)
-
-
-def test_examples_are_read_as_they_were_written(tmp_path):
-    examples = [
-        example("2 + 3?"),
-        example("Hello 你好", verifier=None),
-        Example((Turn("user", "?"),), "t", "s", None, 3, "train"),
-    ]
-    write_examples(tmp_path, "train", examples)
-    assert read_examples(tmp_path, "train") == examples
-    before = (tmp_path / "train/examples.parquet").read_bytes()
-    write_examples(tmp_path, "train", examples)
-    assert (tmp_path / "train/examples.parquet").read_bytes() == before
-    with pytest.raises(DataError, match="cannot be read"):
-        read_examples(tmp_path, "val")
-    (tmp_path / "train/examples.parquet").write_bytes(before[:-9])
-    with pytest.raises(DataError, match="cannot be read"):
-        read_examples(tmp_path, "train")
 
 
 def test_every_example_is_in_the_pool_or_counted(tokenizer):

@@ -149,11 +149,32 @@ class Cut:
         return self._epochs[epoch]
 
 
-class Packed:
-    """Rows of complete documents, planned once from their lengths.
+class SourceSpans(NamedTuple):
+    """The spans of a source, each of which fits a row.
 
-    A row contains documents of one source, and the weight of a source counts rows. A document longer than a row is cut
-    into spans of its length.
+    Attributes:
+        weight: how often an epoch reads the source.
+        shard: the shard of each: int64.
+        first: its first token there; one after each of its `count` input tokens is that token's target.
+        count: its places.
+    """
+
+    weight: float
+    shard: np.ndarray
+    first: np.ndarray
+    count: np.ndarray
+
+
+class Packed:
+    """Rows of complete spans, planned once from their lengths.
+
+    A row contains spans of one source, and the weight of a source counts rows.
+
+    Args:
+        tokens: of each shard.
+        sources: what is packed.
+        best_fit: several spans per row; else one.
+        learnt: for each token of each shard, whether it is a target; default: all are.
 
     Attributes:
         samples: rows of an epoch.
@@ -161,19 +182,20 @@ class Packed:
         padding: share of the places that is padding, before weights.
     """
 
-    def __init__(self, shards: Shards, seq_len: int, seed: int, *, best_fit: bool) -> None:
+    def __init__(
+        self,
+        tokens: list[np.ndarray],
+        sources: list[SourceSpans],
+        seq_len: int,
+        seed: int,
+        *,
+        best_fit: bool,
+        learnt: list[np.ndarray] | None = None,
+    ) -> None:
         self.seq_len = seq_len
-        self._tokens = shards.tokens
-        totals = source_totals(shards.entries)
+        self._tokens, self._learnt = tokens, learnt
         plans, rows_of = [], []
-        for number, source in enumerate(totals):
-            spans = [
-                (np.full(len(at), i), at, n)
-                for i, entry in enumerate(shards.entries)
-                if entry.source == source
-                for at, n in [cut_documents(shards.offsets[i], seq_len)]
-            ]
-            shard, at, n = (np.concatenate(column) for column in zip(*spans, strict=True))
+        for number, (_, shard, at, n) in enumerate(sources):
             row = pack_best_fit(n, seq_len) if best_fit else np.arange(len(n))
             rows = int(row.max(initial=-1)) + 1
             # Packing put rows of like lengths together; shuffled, a slice of the rows represents the source.
@@ -189,7 +211,7 @@ class Packed:
         before = np.concatenate([[0], ends])[self._edges[:-1]]
         self._column = ends - self._n - np.repeat(before, np.diff(self._edges))
         self._first_row = np.cumsum([0, *rows_of])
-        self._mixture = Mixture(rows_of, [t.weight for t in totals.values()])
+        self._mixture = Mixture(rows_of, [source.weight for source in sources])
         self.samples = self._mixture.size
         self.tokens_per_epoch = self.samples * seq_len
         self.padding = 1.0 - int(self._n.sum()) / max(1, sum(rows_of) * seq_len)
@@ -211,6 +233,8 @@ class Packed:
             inputs[places] = tokens[flat]
             flat += 1
             targets[places] = tokens[flat]
+            if self._learnt is not None:
+                targets[places[~self._learnt[shard][flat]]] = IGNORE
         return inputs.reshape(-1, self.seq_len), targets.reshape(-1, self.seq_len)
 
     def boundaries(self, epoch: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -249,8 +273,23 @@ def make_layout(packing: str, shards: Shards, seq_len: int, seed: int) -> Cut | 
     if packing == "cut":
         return Cut(shards, seq_len, seed)
     if packing in ("best_fit", "document"):
-        return Packed(shards, seq_len, seed, best_fit=packing == "best_fit")
+        return Packed(shards.tokens, _sources(shards, seq_len), seq_len, seed, best_fit=packing == "best_fit")
     raise DataError(f"packing must be cut, best_fit or document, got {packing!r}")
+
+
+def _sources(shards: Shards, seq_len: int) -> list[SourceSpans]:
+    """The documents of each source; one that is longer than a row is cut into spans of its length."""
+    found = []
+    for source, total in source_totals(shards.entries).items():
+        spans = [
+            (np.full(len(at), i), at, n)
+            for i, entry in enumerate(shards.entries)
+            if entry.source == source
+            for at, n in [cut_documents(shards.offsets[i], seq_len)]
+        ]
+        shard, at, n = (np.concatenate(column) for column in zip(*spans, strict=True))
+        found.append(SourceSpans(total.weight, shard, at, n))
+    return found
 
 
 def cut_documents(offsets: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
