@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 
 from foundry.commands.arguments import Subparsers, add_command, add_json
@@ -35,9 +37,15 @@ def plan(args: argparse.Namespace) -> None:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    from foundry.project.inspection import lines
+    from foundry.project.inspection import conversation_lines, lines
 
-    for line in lines(load_params(args.params), Path("."), args.step, full=args.full):
+    cfg, root = load_params(args.params), Path(".")
+    if args.stage == "sft":
+        colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        found = conversation_lines(cfg, root, args.step, args.full, colours)
+    else:
+        found = lines(cfg, root, args.step, args.full)
+    for line in found:
         print(line)
 
 
@@ -57,7 +65,9 @@ def add_to(subparsers: Subparsers) -> None:
     text = "predict the time on such a GPU from its data sheet: H100, A100, L4, RTX 4090, ..."
     s.add_argument("--gpu", help=text)
     s.add_argument("--gpus", type=int, help="the number of these GPUs (default: 1)")
-    s = add_command(subparsers, "inspect", inspect, "print the documents that a training step reads")
+    s = add_command(subparsers, "inspect", inspect, "print what a step of a training reads")
+    text = "train: documents; sft: conversations, with what is learnt of them in colour"
+    s.add_argument("--stage", choices=("train", "sft"), default="train", help=text)
     s.add_argument("--step", type=int, required=True, help="the step, counted from 1 as in the log")
     s.add_argument("--full", action="store_true", help="print their text in full")
     add_command(subparsers, "info", info, "print the device that this machine trains on", params=False)
