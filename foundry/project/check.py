@@ -119,6 +119,14 @@ def _calls(cfg: Config, root: Path) -> Iterator[Callable[[], object]]:
         yield lambda: find_inputs(cfg.tokenizer.reference, root, "tokenizer.reference")
     for pattern in cfg.evaluate.task_files:
         yield lambda pattern=pattern: read_task_files([pattern], root)
+    for key, patterns in (
+        ("chat.sources", cfg.chat.sources),
+        ("chat.verifiers", cfg.chat.verifiers),
+        ("preferences.sources", cfg.preferences.sources),
+        ("preferences.feedback", cfg.preferences.feedback),
+    ):
+        for pattern in patterns:
+            yield lambda key=key, pattern=pattern: find_inputs(pattern, root, key)
     yield lambda: tracking_uri(cfg.runtime)
 
 

@@ -83,6 +83,9 @@ def test_parameters_that_export_cause_no_warning(project, capsys):
         ("clean: {decontaminate: [corpus/none.txt]}", "clean.decontaminate"),
         ("clean: {decontaminate: [corpus/odd.pdf]}", "neither .txt nor .jsonl"),
         ("tokenizer: {reference: corpus/none.model}", "tokenizer.reference"),
+        ("chat: {sources: [corpus/none.jsonl]}", "chat.sources"),
+        ("chat: {verifiers: [corpus/none.py]}", "chat.verifiers"),
+        ("preferences: {sources: [corpus/none.jsonl]}", "preferences.sources"),
     ],
 )
 def test_a_file_that_a_later_stage_would_miss_is_reported_before_the_first(project, capsys, tmp_path, sections, words):
