@@ -9,6 +9,7 @@ import signal
 import sys
 
 from foundry.commands import (
+    adapters,
     chat,
     custody,
     data,
@@ -28,7 +29,21 @@ from foundry.config.version import VERSION
 from foundry.utils.extras import missing_package
 from foundry.utils.log import setup_logging
 
-TOPICS = (parameters, training, data, evaluation, generation, chat, serving, registry, custody, export, runs, upkeep)
+TOPICS = (
+    parameters,
+    training,
+    data,
+    evaluation,
+    generation,
+    chat,
+    adapters,
+    serving,
+    registry,
+    custody,
+    export,
+    runs,
+    upkeep,
+)
 LONGEST = 6000  # characters of an error: an argument may have 100,000, and is often repeated in it
 
 

@@ -4,9 +4,7 @@ Checkpoints are in .foundry/train/<fingerprint>/, outside the outs: the same com
 bit.
 """
 
-import csv
 import logging
-from collections.abc import Sequence
 
 from foundry.utils.allocator import keep_memory
 
@@ -20,7 +18,7 @@ from foundry.tracking import DatasetRef, Tracker, tracking_uri
 from foundry.tracking.names import STAGE
 from foundry.training.trainer import Trainer
 from foundry.utils.distributed import launch, world
-from foundry.utils.files import atomic_write
+from foundry.utils.files import write_rows
 from foundry.utils.stage import run_stage
 
 
@@ -51,8 +49,8 @@ def work(cfg: Config, log: logging.Logger) -> None:
         if not here.main:
             return
         save_model("artifacts/model", result.model, result.facts)
-        _write_rows("reports/train.csv", result.curve)
-        _write_rows("reports/validation.csv", result.validations)
+        write_rows("reports/train.csv", result.curve)
+        write_rows("reports/validation.csv", result.validations)
         last = result.validations[-1]
         report = TrainingReport(
             **{**trainer.plan.to_dict(), **result.facts.to_json()},
@@ -64,13 +62,6 @@ def work(cfg: Config, log: logging.Logger) -> None:
         log.info(
             "wrote artifacts/model: %d steps, validation %.4f bits per byte", report.steps, report.val_bits_per_byte
         )
-
-
-def _write_rows(path: str, rows: Sequence[dict]) -> None:
-    with atomic_write(path, "w") as f:
-        writer = csv.DictWriter(f, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ from typing import Literal
 
 from foundry.config import DataError
 from foundry.models import MiniLLM, ModelFacts, load_trained_model
-from foundry.models.files import weights_sha256
 
 Stage = Literal["sft", "dpo", "rl"]
 FOLDER = "artifacts/chat"
@@ -37,23 +36,15 @@ class Tuned:
 
 
 def load_tuned(stage: Stage, root: str | Path = ".") -> Tuned:
-    """Reads the model of a stage of post-training; an adapter is merged into the model that it was trained on.
+    """Reads the model of a stage of post-training, which has its adapter merged.
 
     Raises:
-        DataError: if a file is missing or damaged, the adapter belongs to another model, or the model was not trained
-            to answer.
+        DataError: if a file is missing or damaged, or the model was not trained to answer.
     """
-    from foundry.models.adapter_files import RECORD, merge_adapter
-
-    root = Path(root)
-    folder = root / FOLDER / stage
-    adapter = folder if (folder / RECORD).is_file() else None
-    if adapter:
-        model, trained = merge_adapter(adapter, root / PARENTS[stage])
-        facts = ModelFacts(**trained.model_dump(), weights_sha256=weights_sha256(model))
-    else:
-        model, facts = load_trained_model(folder)
+    folder = Path(root) / FOLDER / stage
+    model, facts = load_trained_model(folder)
+    adapter = folder / "adapter"
     template, parent, base = facts.template_sha256, facts.parent_sha256, facts.base_sha256
     if template is None or parent is None or base is None:
         raise DataError(f"{folder} is a model that was not trained to answer: run `dvc repro chat/dvc.yaml:{stage}`")
-    return Tuned(stage, model.eval(), facts, base, parent, template, adapter)
+    return Tuned(stage, model.eval(), facts, base, parent, template, adapter if adapter.is_dir() else None)

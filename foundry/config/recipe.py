@@ -59,6 +59,10 @@ class Recipe(Section):
         """Steps at the end in which the rate of `wsd` decays."""
         return max(1, round(self.decay_fraction * self.steps))
 
+    def train_config(self, **others: Any) -> TrainConfig:
+        """These keys as the recipe of a `Trainer`, with others; the loader decides the batch."""
+        return TrainConfig(**{key: getattr(self, key) for key in Recipe.model_fields} | others)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.warmup_steps >= self.steps:

@@ -198,3 +198,17 @@ def test_mistake_16_peft_reads_the_folder_and_computes_the_merged_models_logits(
         whole = theirs.merge_and_unload()(TOKENS).logits
     assert (expected - before).abs().max() > 0.1
     assert (seen - expected).abs().max() < 1e-4 and (whole - expected).abs().max() < 1e-4
+
+
+def test_the_command_merges_into_a_new_folder_only_and_names_the_base(folders, tmp_path, capsys):
+    from foundry.cli import main
+
+    base_folder, adapter_folder, model = folders
+    command = ["merge", str(adapter_folder), str(base_folder), "--out", str(tmp_path / "whole")]
+    main(command)
+    assert "in float32" in capsys.readouterr().out
+    whole, facts = load_trained_model(tmp_path / "whole")
+    assert torch.equal(whole(TOKENS)[0], model(TOKENS)[0]) and facts.steps == FACTS.steps
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "exists: name a new folder" in capsys.readouterr().err

@@ -1,0 +1,36 @@
+"""Adapters: merge."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from foundry.commands.arguments import NewPath, Subparsers, TypedPath, add_command
+from foundry.config import ConfigError
+
+
+def merge(args: argparse.Namespace) -> None:
+    out = Path(args.out)
+    if out.exists():
+        raise ConfigError(f"{out} exists: name a new folder with --out")
+    from foundry.models import save_model
+    from foundry.models.adapter_files import merge_adapter
+
+    model, facts = merge_adapter(args.adapter, args.base)
+    save_model(out, model, facts)
+    print(f"wrote {out}: {args.base} with {args.adapter} merged, in float32")
+
+
+def add_to(subparsers: Subparsers) -> None:
+    text = "merge an adapter into the model that it was trained on; any other model is refused"
+    s = add_command(subparsers, "merge", merge, text, params=False)
+    s.add_argument("adapter", action=TypedPath, metavar="ADAPTER", help="folder of the adapter")
+    s.add_argument(
+        "base",
+        action=TypedPath,
+        metavar="BASE",
+        nargs="?",
+        default="artifacts/model",
+        help="folder of the model that it was trained on (default: %(default)s)",
+    )
+    s.add_argument("--out", action=NewPath, metavar="FOLDER", required=True, help="new folder of the merged model")
