@@ -25,12 +25,7 @@ def add_to(subparsers: Subparsers) -> None:
     text = "merge an adapter into the model that it was trained on; any other model is refused"
     s = add_command(subparsers, "merge", merge, text, params=False)
     s.add_argument("adapter", action=TypedPath, metavar="ADAPTER", help="folder of the adapter")
-    s.add_argument(
-        "base",
-        action=TypedPath,
-        metavar="BASE",
-        nargs="?",
-        default="artifacts/model",
-        help="folder of the model that it was trained on (default: %(default)s)",
-    )
+    default = "artifacts/model"
+    help_text = "folder of the model that it was trained on (default: %(default)s)"
+    s.add_argument("--base", action=TypedPath, metavar="FOLDER", default=default, help=help_text)
     s.add_argument("--out", action=NewPath, metavar="FOLDER", required=True, help="new folder of the merged model")

@@ -76,8 +76,8 @@ def test_with_a_full_mask_fine_tuning_is_pre_training_bit_for_bit(folders, tmp_p
 
 
 def test_a_new_adapter_begins_with_the_metrics_of_its_base_and_trains_nothing_else(folders, tmp_path):
-    tuning, tuned = run(job(folders, tmp_path, method="lora", steps=4, warmup_steps=1))
-    first = tuning_of(job(folders, tmp_path, "full", steps=4, warmup_steps=1), HERE)
+    tuning, tuned = run(job(folders, tmp_path, method="lora", steps=4))
+    first = tuning_of(job(folders, tmp_path, "full", steps=4), HERE)
     base = load_model(folders["base"])
     assert tuned.report.before == first._measured(base)
     assert tuned.report.after["val_loss"] < tuned.report.before["val_loss"]
@@ -117,7 +117,17 @@ def test_validation_is_the_loss_of_each_conversation_alone_over_what_is_learnt(f
 
 def test_mistake_13_micro_batches_with_unequal_masks_weigh_every_token_the_same(folders, tmp_path):
     """A mean of the micro-batches' means would weigh the tokens of short answers more."""
-    whole = job(folders, tmp_path, "whole", steps=1, warmup_steps=0, optimizer="adamw", eps=1.0, grad_clip=0.0)
+    whole = job(
+        folders,
+        tmp_path,
+        "whole",
+        steps=1,
+        warmup_steps=0,
+        schedule="constant",
+        optimizer="adamw",
+        eps=1.0,
+        grad_clip=0.0,
+    )
     parts = Job(folders, tmp_path / "parts" / "state", tmp_path / "parts" / "model", whole.recipe)
     parts.runtime = {"micro_batch_tokens": 128}
     (tuning, a), (_, b) = run(whole), run(parts)
@@ -140,7 +150,7 @@ def test_mistake_13_micro_batches_with_unequal_masks_weigh_every_token_the_same(
 def test_mistake_14_an_adapter_without_the_marker_rows_is_refused_on_a_base(folders, tmp_path):
     with pytest.raises(ConfigError, match="can never end an answer"):
         tuning_of(job(folders, tmp_path, method="lora", lora=Lora(markers=False)), HERE)
-    _, tuned = run(job(folders, tmp_path, "with", method="lora", steps=4, warmup_steps=1))
+    _, tuned = run(job(folders, tmp_path, "with", method="lora", steps=4))
     base = load_model(folders["base"])
     rows = list(tuned.adapted.adapter.rows)
     moved = (tuned.model.tok_embeddings.weight - base.tok_embeddings.weight)[rows].norm(dim=1)
@@ -149,7 +159,7 @@ def test_mistake_14_an_adapter_without_the_marker_rows_is_refused_on_a_base(fold
 
 def test_mistake_17_the_report_of_an_int8_run_has_the_loss_on_both_bases(folders, tmp_path):
     lora = Lora(rank=4, alpha=8.0, base_weights="int8")
-    tuning, tuned = run(job(folders, tmp_path, method="lora", lora=lora, steps=4, warmup_steps=1))
+    tuning, tuned = run(job(folders, tmp_path, method="lora", lora=lora, steps=4))
     assert tuning.trainer.runtime.recompute
     assert tuned.report.on_exact_base["val_loss"] != tuned.report.after["val_loss"]
     assert tuned.report.on_exact_base["val_loss"] == pytest.approx(tuned.report.after["val_loss"], rel=0.02)
@@ -158,7 +168,7 @@ def test_mistake_17_the_report_of_an_int8_run_has_the_loss_on_both_bases(folders
 
 
 def test_mistake_18_the_first_step_has_the_methods_own_rate_and_a_new_optimizer(folders, tmp_path):
-    recipe = {"steps": 3, "warmup_steps": 2, "lr": 1e-3, "lora_lr": 1e-2}
+    recipe = {"steps": 4, "warmup_steps": 2, "lr": 1e-3, "lora_lr": 1e-2}
     full, lora = (run(job(folders, tmp_path, m, method=m, **recipe))[1] for m in ("full", "lora"))
     assert full.curve[0]["lr"] == pytest.approx(0.5e-3) and lora.curve[0]["lr"] == pytest.approx(0.5e-2)
     tuning = tuning_of(job(folders, tmp_path, "planned", **recipe), HERE)

@@ -19,7 +19,7 @@ RECIPE = {
     "steps": 12,
     "rows_per_step": 4,
     "pretraining_share": 0.25,
-    "warmup_steps": 2,
+    "warmup_steps": 1,
     "log_interval": 1,
     "eval_interval": 6,
     "eval_examples": 8,

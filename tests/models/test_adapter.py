@@ -204,7 +204,7 @@ def test_the_command_merges_into_a_new_folder_only_and_names_the_base(folders, t
     from foundry.cli import main
 
     base_folder, adapter_folder, model = folders
-    command = ["merge", str(adapter_folder), str(base_folder), "--out", str(tmp_path / "whole")]
+    command = ["merge", str(adapter_folder), "--base", str(base_folder), "--out", str(tmp_path / "whole")]
     main(command)
     assert "in float32" in capsys.readouterr().out
     whole, facts = load_trained_model(tmp_path / "whole")
