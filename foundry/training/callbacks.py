@@ -60,7 +60,8 @@ class LogLines(Callback):
             )
 
     def on_validation(self, event: Validated) -> None:
-        numbers = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
+        # Those of a part (NAME/PART) are in the reports and in MLflow: a line with all of them would not be read.
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items() if "/" not in name)
         get_logger().info("step %d: validation %s", event.step, numbers)
 
     def on_checkpoint(self, event: CheckpointSaved) -> None:
