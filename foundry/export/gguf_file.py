@@ -32,7 +32,7 @@ TYPES = {
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
     "q4_0": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
-_LAYER = {
+LAYER = {
     "attention_norm": "attn_norm",
     "attention.wq": "attn_q",
     "attention.wk": "attn_k",
@@ -57,7 +57,7 @@ def gguf_tensors(model: MiniLLM) -> dict[str, np.ndarray]:
     cfg, state = model.cfg, {k: v.detach().float().cpu().numpy() for k, v in model.state_dict().items()}
     out = {"token_embd.weight": state["tok_embeddings.weight"]}
     for i in range(cfg.n_layers):
-        for ours, theirs in (_LAYER | (_QK_NORM if cfg.qk_norm else {})).items():
+        for ours, theirs in (LAYER | (_QK_NORM if cfg.qk_norm else {})).items():
             w = state[f"layers.{i}.{ours}.weight"]
             if ours in ("attention.wq", "attention.wk") and not cfg.qk_norm:
                 w = interleave(w, cfg.n_heads if ours == "attention.wq" else cfg.n_kv_heads)

@@ -46,7 +46,7 @@ def score_documents(
         The nats (float64) and the number of scored tokens (int64) of each document. The model's mode and all random
         generators are as before.
     """
-    device = model.tok_embeddings.weight.device
+    device = next(model.parameters()).device
     chunk = max(1, LOGITS // model.cfg.vocab_size)
     nats, counts = np.zeros(documents), np.zeros(documents, np.int64)
     training = model.training
