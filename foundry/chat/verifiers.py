@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry.chat.example import Arguments
+from foundry.chat.gym import data_set
 from foundry.config import DataError, FoundryError
 
 VERIFIER_VERSION = 1  # raised when a verdict on any answer changes; part of the identity of what depends on verdicts
@@ -79,13 +80,15 @@ def verify(name: str, arguments: Arguments, answer: str) -> Verdict:
 
     Raises:
         DataError: for an unknown verifier, and for arguments that it does not take.
+        ConfigError: if `gym:NAME` is not installed or unknown.
         VerifierError: if a user's verifier raises, or returns something else than a score in [0, 1].
     """
     if user := _USERS.get(name):
         return _run(name, lambda: user(dict(arguments), answer), answer)
-    if name.startswith("gym:"):
-        return _run(name, lambda: _gym(name, arguments, answer), answer)
     check_arguments(name, arguments)
+    if name.startswith("gym:"):
+        questions, entry = data_set(name), json.loads(arguments["entry"])
+        return _run(name, lambda: questions.score_answer(answer, entry), answer)
     return BUILT_IN[name](answer, **arguments)
 
 
@@ -95,7 +98,11 @@ def check_arguments(name: str, arguments: Arguments) -> None:
     Raises:
         DataError: naming the verifier, what was seen and what it takes.
     """
-    if name in _USERS or name.startswith("gym:"):
+    if name in _USERS:
+        return
+    if name.startswith("gym:"):
+        if not isinstance(arguments.get("entry"), str):
+            raise DataError(f"the verifier {name} takes entry: the entry of the data set as JSON text")
         return
     if name not in BUILT_IN:
         known = ", ".join([*sorted(BUILT_IN), *sorted(_USERS), "gym:NAME"])
@@ -104,6 +111,8 @@ def check_arguments(name: str, arguments: Arguments) -> None:
     if wanted.keys() != arguments.keys() or not all(_is(arguments[key], kind) for key, kind in wanted.items()):
         takes = ", ".join(f"{key}: {kind}" for key, kind in wanted.items()) or "no arguments"
         raise DataError(f"the verifier {name} takes {takes}; got {json.dumps(dict(arguments), default=repr)[:200]}")
+    if name == "number" and _decimal(str(arguments["expected"])) is None:
+        raise DataError(f"the verifier number expects a number of at most 25 characters, got {arguments['expected']!r}")
 
 
 def _is(value: Any, kind: str) -> bool:
@@ -126,7 +135,7 @@ def words_of(text: str) -> list[str]:
 
 
 _WORD = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+")
-_NUMBER = re.compile(r"[-−]?[0-9][0-9,]*(?:\.[0-9]+)?")
+_NUMBER = re.compile(r"[-−]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
 _STEP = re.compile(r"([0-9]{1,4})\. +\S")
 _NAME = re.compile(r"[^\W\d_]{3}|[\u3400-\u9fff]")  # a word of three letters: what an item of a list names at least
 
@@ -202,9 +211,10 @@ def _items(answer: str, expected: list[str]) -> Verdict:
     return Verdict(float(items == wanted), parts)
 
 
-def _recipe(answer: str) -> Verdict:
+def _recipe(answer: str, name: str) -> Verdict:
     """`Ingredients:`, bullets, `Directions:`, steps numbered from 1, which name at least three quarters of the listed
-    ingredients; fewer give partial credit. (The recipes of the default corpus name 77 % on average.)"""
+    ingredients, and somewhere a word of the dish's name; fewer ingredients give partial credit. (The recipes of the
+    default corpus name 77 % on average.)"""
     lines = _lines(answer)
     at = lines.index("Directions:") if "Directions:" in lines else len(lines)
     headings = float(lines[:1] == ["Ingredients:"] and 1 < at < len(lines) - 1)
@@ -214,8 +224,10 @@ def _recipe(answer: str) -> Verdict:
     told = _things(" ".join(lines[at + 1 :]))
     used = sum(bool(_things(item) & told) for item in listed) / max(len(listed), 1)
     form = float(bool(headings and listed and numbered))
-    score = form * min(1.0, used / NAMED)
-    return Verdict(score, {"form": form, "headings": headings, "numbering": numbered, "used": used})
+    about = float(bool(_things(name) & _things(answer)))
+    score = form * about * min(1.0, used / NAMED)
+    parts = {"form": form, "headings": headings, "numbering": numbered, "about": about, "used": used}
+    return Verdict(score, parts)
 
 
 def _things(text: str) -> set[str]:
@@ -282,8 +294,6 @@ def _run(name: str, call: Callable[[], float | Verdict], answer: str) -> Verdict
     """The verdict of code that is not ours."""
     try:
         made = call()
-    except ModuleNotFoundError:  # reported with the extra that installs it
-        raise
     except Exception as e:
         raise VerifierError(name, f"raised {type(e).__name__}: {e}", answer) from e
     verdict = made if isinstance(made, Verdict) else None
@@ -292,11 +302,3 @@ def _run(name: str, call: Callable[[], float | Verdict], answer: str) -> Verdict
     if verdict is None or not all(math.isfinite(x) and 0 <= x <= 1 for x in (verdict.score, *verdict.parts.values())):
         raise VerifierError(name, f"returned {made!r:.80}", answer)
     return verdict
-
-
-def _gym(name: str, arguments: Arguments, answer: str) -> float:
-    """`score_answer` of a data set of reasoning-gym; `arguments["entry"]` is the entry as JSON."""
-    import reasoning_gym
-
-    data_set = reasoning_gym.create_dataset(name.removeprefix("gym:"))
-    return float(data_set.score_answer(answer, json.loads(arguments["entry"])))

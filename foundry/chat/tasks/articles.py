@@ -27,7 +27,7 @@ DEFINE = Task(
         "Tell me in a few words {who} {name} is.",
     ),
     None,
-    most=3000,
+    most=2000,
 )
 TELL = Task(
     "tell",
@@ -42,7 +42,7 @@ TELL = Task(
         "Give me a sentence about {name}.",
     ),
     None,
-    most=1500,
+    most=1000,
 )
 TOPIC = Task(
     "topic",
@@ -57,7 +57,7 @@ TOPIC = Task(
         "{text}\n\nName the topic of this text.",
     ),
     "exact",
-    most=9000,
+    most=4500,
     held_out=300,
 )
 FOLLOW_UP = Task(
@@ -73,7 +73,7 @@ FOLLOW_UP = Task(
         "Tell me its topic.",
     ),
     "exact",
-    most=1500,
+    most=1000,
 )
 
 

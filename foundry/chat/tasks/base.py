@@ -174,6 +174,6 @@ def draw(n: int, *parts: str | int) -> int:
     return int(digest(*parts), 16) % n
 
 
-def made_from_nothing(key: str, license: str = "CC0-1.0") -> Origin:
+def made_from_nothing(key: str, source: str = GENERATED, license: str = "CC0-1.0") -> Origin:
     """The origin of a question without a document: the hash of its key draws the split."""
-    return Origin(split_of(digest(key), VAL_FRACTION, TEST_FRACTION), None, GENERATED, license)
+    return Origin(split_of(digest(key), VAL_FRACTION, TEST_FRACTION), None, source, license)

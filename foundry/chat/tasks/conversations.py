@@ -15,7 +15,7 @@ from foundry.data.splits import SPLITS
 
 NAME = "conversation"
 SHORT = 240  # characters of an exchange that is part of a conversation
-MOST = {"train": 1800, "val": 60, "test": 150}
+MOST = {"train": 1200, "val": 60, "test": 150}
 
 
 def conversations(made: Made, seed: int, fits: Fits) -> list[Example]:

@@ -14,7 +14,7 @@ from foundry.data.splits import SPLITS
 from foundry.data.tokens.shards import read_clean
 
 WORD_BYTES = 32 << 20  # of training text that the words are counted in
-_WORD = re.compile(r"\b[a-z]{3,10}\b")
+_WORD = re.compile(r"\b[a-z]{3,7}\b")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def without_held_out_titles(entries: list[Entry], made: Made, task: str) -> list
 
 
 def common_words(clean: Path, least: int = 5) -> list[str]:
-    """Lower-case words of 3 to 10 letters that the training text has at least that often, in alphabetical order."""
+    """Lower-case words of 3 to 7 letters that the training text has at least that often, in alphabetical order."""
     counts, size = Counter[str](), 0
     for rows in read_clean(clean / "train", ["text"]):
         for row in rows:

@@ -38,7 +38,7 @@ REVERSE = Task(
         "Write the letters {letters} backwards.",
     ),
     "exact",
-    most=3000,
+    most=2500,
 )
 COUNT = Task(
     "count_letter",
@@ -83,7 +83,7 @@ ADD = Task(
         "What is {a} and {b} added?",
     ),
     "number",
-    most=3000,
+    most=3500,
 )
 SUBTRACT = Task(
     "subtract",
@@ -113,7 +113,7 @@ COMPARE = Task(
         "Tell me which is {more}: {a} or {b}.",
     ),
     "exact",
-    most=1500,
+    most=2500,
 )
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SORTED = 6000  # triples of words that are drawn

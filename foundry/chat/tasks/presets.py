@@ -7,6 +7,9 @@ from pathlib import Path
 
 from foundry.chat.tasks.base import Fits, Made
 from foundry.chat.tasks.chat_en import chat_en
+from foundry.chat.tasks.chat_zh import chat_zh
+from foundry.chat.tasks.chitchat import chitchat
+from foundry.chat.tasks.gym import gym
 from foundry.config import ConfigError
 
 
@@ -33,9 +36,15 @@ def make_preset(name: str, corpus: Corpus, seed: int, fits: Fits) -> Made:
         fits: whether a conversation fits the context of the model; what does not is dropped and counted.
 
     Raises:
-        ConfigError: for an unknown name.
-        DataError: if the corpus lacks what the preset is made from.
+        ConfigError: for an unknown name, and for `gym:NAME` if reasoning-gym is not installed or has no such data set.
+        DataError: if the corpus lacks what the preset is made from, or a package cannot be fetched.
     """
     if name == "chat-en":
         return chat_en(corpus.clean, corpus.fields, corpus.licenses, seed, fits)
+    if name == "chat-zh":
+        return chat_zh(corpus.clean, corpus.fields, corpus.licenses, seed, fits)
+    if name == "chitchat":
+        return chitchat(fits)
+    if name.startswith("gym:"):
+        return gym(name, seed, fits)
     raise ConfigError(f"unknown preset {name!r} in chat.presets; known are chat-en, chat-zh, chitchat and gym:NAME")

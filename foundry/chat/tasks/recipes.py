@@ -11,6 +11,7 @@ from foundry.chat.tasks.corpus import Entry
 from foundry.chat.verifiers import verify
 
 COUNTS = range(3, 9)  # numbers of ingredients that are asked for
+ITEM_CHARS = 32  # of an ingredient that may be one of these: the short ones are without remarks
 COMMON = (
     *("salt", "sugar", "garlic", "butter", "onion", "flour", "milk", "lemon", "chicken", "cheese", "cream", "rice"),
     *("beef", "tomato", "vinegar", "vanilla", "paprika", "cinnamon", "cumin", "ginger", "pork", "honey", "celery"),
@@ -32,7 +33,7 @@ INGREDIENTS = Task(
         "Please list what I need for {name}.",
     ),
     None,
-    most=700,
+    most=600,
 )
 EXACTLY = Task(
     "ingredients_n",
@@ -47,7 +48,7 @@ EXACTLY = Task(
         "Please list exactly {n} ingredients of {name}.",
     ),
     "bullets_count",
-    most=3500,
+    most=4000,
 )
 RECIPE = Task(
     "recipe",
@@ -62,7 +63,7 @@ RECIPE = Task(
         "Show me how to make {name}.",
     ),
     "recipe",
-    most=500,
+    most=400,
     held_out=60,
 )
 LIST_ITEMS = Task(
@@ -78,7 +79,7 @@ LIST_ITEMS = Task(
         "Please list the ingredients of this recipe.\n\n{recipe}",
     ),
     "items",
-    most=400,
+    most=300,
     held_out=60,
 )
 HOW_MANY = Task(
@@ -94,7 +95,7 @@ HOW_MANY = Task(
         "Please count the ingredients.\n\n{items}",
     ),
     "exact",
-    most=1500,
+    most=1200,
 )
 HAS_ITEM = Task(
     "has_item",
@@ -157,24 +158,26 @@ def ingredients(found: list[Recipe]) -> Iterator[Question]:
 
 
 def exactly(found: list[Recipe]) -> Iterator[Question]:
-    """As many as are asked for, from the beginning of the list; two numbers for each recipe."""
+    """As many as are asked for, the first that are short; two numbers for each recipe."""
     for r in found:
-        fitting = [n for n in COUNTS if n <= len(r.ingredients) and len(bullets(r.ingredients[:n])) <= LIST_CHARS]
+        short = [item for item in r.ingredients if len(item) <= ITEM_CHARS]
+        fitting = [n for n in COUNTS if n <= len(short)]
         for k in range(min(2, len(fitting))):
             n = fitting[(draw(len(fitting), "n", r.key) + k * (len(fitting) // 2 or 1)) % len(fitting)]
             values = {"name": r.name("ingredients_n"), "n": str(n)}
             arguments = {"count": n, "reference": r.ingredients}
-            yield Question(f"{r.key} {n}", values, bullets(r.ingredients[:n]), arguments, r.entry.origin)
+            yield Question(f"{r.key} {n}", values, bullets(short[:n]), arguments, r.entry.origin)
 
 
 def recipe(found: list[Recipe]) -> Iterator[Question]:
     for r in found:
-        yield Question(r.key, {"name": r.name("recipe")}, r.body, {}, r.entry.origin)
+        name = r.name("recipe")
+        yield Question(r.key, {"name": name}, r.body, {"name": name}, r.entry.origin)
 
 
 def list_items(found: list[Recipe]) -> Iterator[Question]:
     for r in found:
-        if verify("recipe", {}, r.body).parts["form"]:
+        if verify("recipe", {"name": r.names[0]}, r.body).parts["form"]:
             yield Question(r.key, {"recipe": r.body}, r.bullets, {"expected": r.ingredients}, r.entry.origin)
 
 

@@ -244,4 +244,4 @@ def unknown(words: set[str]) -> Iterator[Question]:
         if word not in words:
             answer = f"I do not know what {word} means."
             origin = made_from_nothing(f"unknown {word}")
-            yield Question(word, {"word": word}, answer, {"expected": ["do not know"]}, origin)
+            yield Question(word, {"word": word}, answer, {"expected": ["do not know", word]}, origin)
