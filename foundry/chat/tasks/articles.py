@@ -11,7 +11,7 @@ from foundry.chat.tasks.base import Question, Task, draw
 from foundry.chat.tasks.corpus import Entry, sentences
 
 TOPIC_CHARS = 240  # of text whose topic is asked for: about 60 tokens
-SENTENCE_CHARS = (20, 300)
+SENTENCE_CHARS = (20, 180)
 NO_TOPIC = "Uncategorized"
 
 DEFINE = Task(
@@ -27,7 +27,7 @@ DEFINE = Task(
         "Tell me in a few words {who} {name} is.",
     ),
     None,
-    most=2000,
+    most=1800,
 )
 TELL = Task(
     "tell",
@@ -42,7 +42,7 @@ TELL = Task(
         "Give me a sentence about {name}.",
     ),
     None,
-    most=1000,
+    most=800,
 )
 TOPIC = Task(
     "topic",
@@ -57,7 +57,7 @@ TOPIC = Task(
         "{text}\n\nName the topic of this text.",
     ),
     "exact",
-    most=4500,
+    most=4000,
     held_out=300,
 )
 FOLLOW_UP = Task(
@@ -73,7 +73,7 @@ FOLLOW_UP = Task(
         "Tell me its topic.",
     ),
     "exact",
-    most=1000,
+    most=900,
 )
 
 

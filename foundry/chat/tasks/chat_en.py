@@ -42,7 +42,7 @@ def chat_en(clean: Path, fields: Path, licenses: dict[str, str], seed: int, fits
         (cook.INGREDIENTS, cook.ingredients(recipes)),
         (cook.EXACTLY, cook.exactly(recipes)),
         (cook.RECIPE, cook.recipe(recipes)),
-        (cook.LIST_ITEMS, cook.list_items(recipes)),
+        (cook.WHICH_ITEM, cook.which_item(recipes)),
         (cook.HOW_MANY, cook.how_many(recipes)),
         (cook.HAS_ITEM, cook.has_item(recipes)),
     ):

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foundry.chat.example import Example, Turn
+from foundry.chat.tasks import smalltalk
 from foundry.chat.tasks.base import Fits, Made, draw
-from foundry.chat.tasks.smalltalk import SYSTEMS
 from foundry.data.splits import SPLITS
 
 NAME = "conversation"
@@ -19,18 +19,21 @@ MOST = {"train": 1200, "val": 60, "test": 150}
 
 
 def conversations(made: Made, seed: int, fits: Fits) -> list[Example]:
-    """Two or three exchanges each. One that does not fit is dropped and counted."""
+    """Two or three exchanges each, a third of them after small talk. One that does not fit is dropped and counted."""
     examples = []
     account = made.account(NAME)
     for split in SPLITS:
         pool = [e for e in made.examples if e.split == split and _short(e)]
         last = [e for e in pool if e.verifier is not None]
+        talk = [e for e in pool if e.task == smalltalk.NAME]
         for k in range(MOST[split] if last else 0):
             account.questions += 1
-            parts = [pool[draw(len(pool), seed, split, k, i)] for i in range(1 + draw(2, seed, split, k, "number"))]
-            example = _joined(
-                [*parts, last[draw(len(last), seed, split, k, "last")]], draw(10, seed, split, k, "system")
-            )
+            at = (seed, split, k)
+            parts = [pool[draw(len(pool), *at, i)] for i in range(1 + draw(2, *at, "number"))]
+            if talk and draw(3, *at, "talk") == 0:
+                parts[0] = talk[draw(len(talk), *at, 0)]
+            parts.append(last[draw(len(last), *at, "last")])
+            example = _joined(parts, draw(10, *at, "system"))
             if not fits(example.messages):
                 account.dropped["too_long"] += 1
                 continue
@@ -52,7 +55,9 @@ def _joined(parts: Sequence[Example], system: int) -> Example:
     """
     turns = [turn for part in parts for turn in part.messages]
     if system < 3:
-        turns.insert(0, Turn("system", SYSTEMS[draw(len(SYSTEMS), "system", *(t.content for t in turns))]))
+        turns.insert(
+            0, Turn("system", smalltalk.SYSTEMS[draw(len(smalltalk.SYSTEMS), "system", *(t.content for t in turns))])
+        )
     last = parts[-1]
     licenses = sorted({p.license for p in parts})
     return Example(

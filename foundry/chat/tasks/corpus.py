@@ -76,7 +76,7 @@ def without_held_out_titles(entries: list[Entry], made: Made, task: str) -> list
     return kept
 
 
-def common_words(clean: Path, least: int = 5) -> list[str]:
+def common_words(clean: Path, least: int = 10) -> list[str]:
     """Lower-case words of 3 to 7 letters that the training text has at least that often, in alphabetical order."""
     counts, size = Counter[str](), 0
     for rows in read_clean(clean / "train", ["text"]):

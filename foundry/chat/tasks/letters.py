@@ -23,7 +23,7 @@ SPELL = Task(
         "Spell {word} letter by letter.",
     ),
     "exact",
-    most=3500,
+    most=4500,
 )
 REVERSE = Task(
     "reverse",
@@ -38,7 +38,7 @@ REVERSE = Task(
         "Write the letters {letters} backwards.",
     ),
     "exact",
-    most=2500,
+    most=2000,
 )
 COUNT = Task(
     "count_letter",
@@ -53,22 +53,22 @@ COUNT = Task(
         "How many letters {letter} are in {word}?",
     ),
     "number",
-    most=2500,
+    most=4500,
 )
 SORT = Task(
     "sort",
     (
-        "Sort these words: {words}",
-        "Put these words in alphabetical order: {words}",
-        "Sort alphabetically: {words}",
-        "Sort {words}.",
-        "Which alphabetical order do these words have? {words}",
-        "Please sort these words: {words}",
-        "Can you sort these words? {words}",
-        "Write these words in alphabetical order: {words}",
+        "Sort the letters {letters}.",
+        "Put the letters {letters} in alphabetical order.",
+        "Sort {letters} alphabetically.",
+        "Sort {letters}.",
+        "What is the alphabetical order of {letters}?",
+        "Please sort the letters {letters}.",
+        "Can you sort the letters {letters}?",
+        "Write the letters {letters} in alphabetical order.",
     ),
     "exact",
-    most=2500,
+    most=2000,
 )
 ADD = Task(
     "add",
@@ -80,7 +80,7 @@ ADD = Task(
         "What is the sum of {a} and {b}?",
         "How much is {a} + {b}?",
         "Compute {a} + {b}.",
-        "What is {a} and {b} added?",
+        "What do you get for {a} + {b}?",
     ),
     "number",
     most=3500,
@@ -95,7 +95,7 @@ SUBTRACT = Task(
         "What is the difference of {a} and {b}?",
         "How much is {a} - {b}?",
         "Compute {a} - {b}.",
-        "What is left of {a} without {b}?",
+        "What do you get for {a} - {b}?",
     ),
     "number",
     most=3000,
@@ -113,10 +113,9 @@ COMPARE = Task(
         "Tell me which is {more}: {a} or {b}.",
     ),
     "exact",
-    most=2500,
+    most=2000,
 )
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-SORTED = 6000  # triples of words that are drawn
 
 
 def hyphenated(word: str) -> str:
@@ -124,16 +123,17 @@ def hyphenated(word: str) -> str:
 
 
 def spell(words: list[str]) -> Iterator[Question]:
+    """A word of the test may be spelt in the training of another task, never in this one."""
     for word in words:
         letters = hyphenated(word)
-        yield Question(word, {"word": word}, letters, {"expected": letters}, made_from_nothing(f"word {word}"))
+        yield Question(word, {"word": word}, letters, {"expected": letters}, made_from_nothing(f"spell {word}"))
 
 
 def reverse(words: list[str]) -> Iterator[Question]:
     """The letters are given: the question is their order, not their spelling."""
     for word in words:
         answer = hyphenated(word[::-1])
-        origin = made_from_nothing(f"word {word}")
+        origin = made_from_nothing(f"reverse {word}")
         yield Question(word, {"letters": hyphenated(word)}, answer, {"expected": answer}, origin)
 
 
@@ -144,17 +144,15 @@ def count_letter(words: list[str]) -> Iterator[Question]:
         letter = pool[draw(len(pool), "letter", word)]
         number = word.count(letter)
         values, answer = {"letter": letter, "word": word}, f"{hyphenated(word)}: {number}"
-        yield Question(word, values, answer, {"expected": number}, made_from_nothing(f"word {word}"))
+        yield Question(word, values, answer, {"expected": number}, made_from_nothing(f"count {word}"))
 
 
 def sort(words: list[str]) -> Iterator[Question]:
-    for k in range(SORTED if len(words) > 2 else 0):
-        three = list(dict.fromkeys(words[draw(len(words), "sort", k, i)] for i in range(3)))
-        if len(three) == 3:
-            answer = ", ".join(sorted(three))
-            key = " ".join(sorted(three))
-            values = {"words": ", ".join(three)}
-            yield Question(key, values, answer, {"expected": answer}, made_from_nothing(f"sort {key}"))
+    """The letters of a word; two words of the same letters are one question."""
+    for word in words:
+        answer = hyphenated("".join(sorted(word)))
+        origin = made_from_nothing(f"sort {answer}")
+        yield Question(answer, {"letters": hyphenated(word)}, answer, {"expected": answer}, origin)
 
 
 def add() -> Iterator[Question]:

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 
 from foundry.chat.tasks.base import Question, Task, draw
 from foundry.chat.tasks.corpus import Entry
-from foundry.chat.verifiers import verify
 
 COUNTS = range(3, 9)  # numbers of ingredients that are asked for
-ITEM_CHARS = 32  # of an ingredient that may be one of these: the short ones are without remarks
+MOST_NAMES = 12  # of a list that is asked for or about
+RECIPE_CHARS = 560  # of a recipe that is an answer: about 150 tokens
 COMMON = (
     *("salt", "sugar", "garlic", "butter", "onion", "flour", "milk", "lemon", "chicken", "cheese", "cream", "rice"),
     *("beef", "tomato", "vinegar", "vanilla", "paprika", "cinnamon", "cumin", "ginger", "pork", "honey", "celery"),
     *("oregano", "coconut", "chocolate", "mustard", "parsley", "thyme", "pepper", "water", "bread", "wine", "yeast"),
     *("oil", "corn", "nutmeg", "turmeric", "egg", "carrot", "potato", "mint", "basil", "coriander", "beans", "soy"),
 )
-LIST_CHARS = 320  # of a list that is asked about: about 100 tokens
 
 INGREDIENTS = Task(
     "ingredients",
@@ -33,7 +32,7 @@ INGREDIENTS = Task(
         "Please list what I need for {name}.",
     ),
     None,
-    most=600,
+    most=900,
 )
 EXACTLY = Task(
     "ingredients_n",
@@ -63,24 +62,23 @@ RECIPE = Task(
         "Show me how to make {name}.",
     ),
     "recipe",
-    most=400,
+    most=350,
     held_out=60,
 )
-LIST_ITEMS = Task(
-    "list_items",
+WHICH_ITEM = Task(
+    "which_item",
     (
-        "{recipe}\n\nList the ingredients of this recipe.",
-        "Which ingredients does this recipe list?\n\n{recipe}",
-        "List the ingredients.\n\n{recipe}",
-        "{recipe}\n\nWhich ingredients are listed?",
-        "{recipe}\n\nWhat are the ingredients?",
-        "What are the ingredients of this recipe?\n\n{recipe}",
-        "{recipe}\n\nWhich ingredients does the recipe list?",
-        "Please list the ingredients of this recipe.\n\n{recipe}",
+        "{items}\n\nWhat is the {place} ingredient?",
+        "What is the {place} ingredient of this list?\n\n{items}",
+        "{items}\n\nName the {place} ingredient.",
+        "Name the {place} ingredient of this list.\n\n{items}",
+        "{items}\n\nWhich ingredient is the {place}?",
+        "Which ingredient comes {place}?\n\n{items}",
+        "{items}\n\nWhich is the {place} ingredient?",
+        "Tell me the {place} ingredient.\n\n{items}",
     ),
-    "items",
-    most=300,
-    held_out=60,
+    "exact",
+    most=2000,
 )
 HOW_MANY = Task(
     "how_many",
@@ -95,7 +93,7 @@ HOW_MANY = Task(
         "Please count the ingredients.\n\n{items}",
     ),
     "exact",
-    most=1200,
+    most=1800,
 )
 HAS_ITEM = Task(
     "has_item",
@@ -110,17 +108,36 @@ HAS_ITEM = Task(
         "Do I need {item} for this?\n\n{items}",
     ),
     "exact",
-    most=1500,
+    most=2400,
+)
+
+
+PLACES = ("first", "last")
+_AMOUNT = re.compile(
+    r"(?:about|approx\.?|heaped|level|scant|a few|a|an|some|few|of|[0-9¼½¾⅓⅔⅛⅜⅝⅞–—./x×~+-]+|cups?|tsps?|tbsps?"
+    r"|teaspoons?|tablespoons?|ounces?|oz|lbs?|pounds?|k?g|grams?|kilograms?|[mdc]?l|lit(?:er|re)s?|deciliters?|cm"
+    r"|inch(?:es)?|pinch(?:es)?|dash(?:es)?|cans?|tins?|packages?|packets?|packs?|pkg|cloves?|slices?|pieces?|sticks?"
+    r"|quarts?|pints?|gallons?|handfuls?|bunch(?:es)?|sprigs?|heads?|jars?|bottles?|ea|each|large|medium|small|big)"
+    r"\b\.?\s*",
+    re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An entry as the tasks use it: `names` are how a question may name the dish, `body` the text below the title."""
+    """An entry as the tasks use it.
+
+    Attributes:
+        titles: how a question may name the dish.
+        ingredients: as the recipe lists them.
+        names: what these lines name, without amounts and remarks, each once; at most `MOST_NAMES`.
+        body: the text below the title.
+    """
 
     entry: Entry
-    names: tuple[str, ...]
+    titles: tuple[str, ...]
     ingredients: list[str]
+    names: list[str]
     body: str
 
     @property
@@ -128,24 +145,36 @@ class Recipe:
         return self.entry.origin.doc_id or ""
 
     @property
-    def bullets(self) -> str:
-        return bullets(self.ingredients)
+    def items(self) -> str:
+        return bullets(self.names)
 
-    def name(self, task: str) -> str:
-        return self.names[draw(len(self.names), "name", task, self.key)]
+    def title(self, task: str) -> str:
+        return self.titles[draw(len(self.titles), "title", task, self.key)]
 
 
 def recipes(entries: list[Entry]) -> list[Recipe]:
-    """The entries that are recipes with at least two ingredients, each different."""
+    """The entries that are recipes with at least three ingredients whose names are plain."""
     out = []
     for entry in entries:
-        title, ingredients = entry.field("title"), entry.items("ingredients")
-        count = {"count": len(ingredients), "reference": ingredients}
-        if title and len(ingredients) > 1 and verify("bullets_count", count, bullets(ingredients)).right:
+        title, listed = entry.field("title"), entry.items("ingredients")
+        names = list(dict.fromkeys(name for item in listed if (name := name_of(item))))
+        if title and len(names) >= COUNTS[0]:
             short = title.split(" (")[0]
-            names = tuple(dict.fromkeys((short, short.lower())))
-            out.append(Recipe(entry, names, ingredients, entry.text.removeprefix(title).strip()))
+            titles = tuple(dict.fromkeys((short, short.lower())))
+            out.append(Recipe(entry, titles, listed, names[:MOST_NAMES], entry.text.removeprefix(title).strip()))
     return out
+
+
+def name_of(item: str) -> str:
+    """What a line of a list of ingredients names; empty if that is not plain.
+
+    `2 tbsp olive oil (extra virgin), warm` names `olive oil`.
+    """
+    name = re.sub(r"\([^)]*\)", " ", item).split(",")[0].split(";")[0].split(" or ")[0].split(" for ")[0].strip()
+    while found := _AMOUNT.match(name):
+        name = name[found.end() :]
+    name = " ".join(name.split()).lower()
+    return name if re.fullmatch(r"[a-zà-ÿ][a-zà-ÿ' -]{2,23}", name) else ""
 
 
 def bullets(items: list[str]) -> str:
@@ -153,50 +182,49 @@ def bullets(items: list[str]) -> str:
 
 
 def ingredients(found: list[Recipe]) -> Iterator[Question]:
+    """The names of what a recipe lists."""
     for r in found:
-        yield Question(r.key, {"name": r.name("ingredients")}, r.bullets, {}, r.entry.origin)
+        yield Question(r.key, {"name": r.title("ingredients")}, r.items, {}, r.entry.origin)
 
 
 def exactly(found: list[Recipe]) -> Iterator[Question]:
-    """As many as are asked for, the first that are short; two numbers for each recipe."""
+    """As many names as are asked for, from the beginning of the list; two numbers for each recipe."""
     for r in found:
-        short = [item for item in r.ingredients if len(item) <= ITEM_CHARS]
-        fitting = [n for n in COUNTS if n <= len(short)]
+        fitting = [n for n in COUNTS if n <= len(r.names)]
         for k in range(min(2, len(fitting))):
             n = fitting[(draw(len(fitting), "n", r.key) + k * (len(fitting) // 2 or 1)) % len(fitting)]
-            values = {"name": r.name("ingredients_n"), "n": str(n)}
-            arguments = {"count": n, "reference": r.ingredients}
-            yield Question(f"{r.key} {n}", values, bullets(short[:n]), arguments, r.entry.origin)
+            values = {"name": r.title("ingredients_n"), "n": str(n)}
+            arguments = {"count": n, "reference": r.names}
+            yield Question(f"{r.key} {n}", values, bullets(r.names[:n]), arguments, r.entry.origin)
 
 
 def recipe(found: list[Recipe]) -> Iterator[Question]:
+    """The whole recipe, of the short ones."""
     for r in found:
-        name = r.name("recipe")
-        yield Question(r.key, {"name": name}, r.body, {"name": name}, r.entry.origin)
+        if len(r.body) <= RECIPE_CHARS:
+            name = r.title("recipe")
+            yield Question(r.key, {"name": name}, r.body, {"name": name}, r.entry.origin)
 
 
-def list_items(found: list[Recipe]) -> Iterator[Question]:
+def which_item(found: list[Recipe]) -> Iterator[Question]:
     for r in found:
-        if verify("recipe", {"name": r.names[0]}, r.body).parts["form"]:
-            yield Question(r.key, {"recipe": r.body}, r.bullets, {"expected": r.ingredients}, r.entry.origin)
+        place = PLACES[draw(len(PLACES), "place", r.key)]
+        answer = r.names[-1 if place == "last" else 0]
+        yield Question(r.key, {"items": r.items, "place": place}, answer, {"expected": answer}, r.entry.origin)
 
 
 def how_many(found: list[Recipe]) -> Iterator[Question]:
     for r in found:
-        if len(r.bullets) <= LIST_CHARS:
-            n = str(len(r.ingredients))
-            yield Question(r.key, {"items": r.bullets}, n, {"expected": n}, r.entry.origin)
+        n = str(len(r.names))
+        yield Question(r.key, {"items": r.items}, n, {"expected": n}, r.entry.origin)
 
 
 def has_item(found: list[Recipe]) -> Iterator[Question]:
     """Whether a common ingredient is in a list; yes and no are equally likely."""
     for r in found:
-        text = r.bullets.casefold()
-        inside = [w for w in COMMON if re.search(rf"\b{w}(?:e?s)?\b", text)]
-        outside = [w for w in COMMON if w not in text]
+        inside = [w for w in COMMON if w in r.names]
+        outside = [w for w in COMMON if w not in r.items]
         yes = draw(2, "has", r.key) == 1
-        if len(r.bullets) <= LIST_CHARS and (pool := inside if yes else outside):
+        if pool := inside if yes else outside:
             item, answer = pool[draw(len(pool), "item", r.key)], "Yes" if yes else "No"
-            yield Question(
-                r.key, {"items": r.bullets, "item": item}, f"{answer}.", {"expected": answer}, r.entry.origin
-            )
+            yield Question(r.key, {"items": r.items, "item": item}, f"{answer}.", {"expected": answer}, r.entry.origin)

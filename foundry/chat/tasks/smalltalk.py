@@ -11,6 +11,7 @@ from foundry.chat.tasks.base import GENERATED, SEEN_WORDINGS, Made, Question, Ta
 
 NAME = "smalltalk"
 LICENSE = "CC0-1.0"
+REPEATS = 5  # in one epoch: about 1 % of the tokens of chat-en
 SYSTEMS = (
     "You are Foundry, a small language model.",
     "You are a helpful assistant.",
@@ -206,19 +207,19 @@ UNKNOWN = Task(
         "What do you know about the {word}?",
     ),
     "contains",
-    most=120,
+    most=150,
     held_out=30,
 )
 
 
 def smalltalk(made: Made) -> list[Example]:
-    """Six wordings of each in training, once as they are and once without capitals and marks; two in the test."""
+    """Six wordings of each in training, with and without capitals and marks, `REPEATS` times; two in the test."""
     examples = []
     for talk in TALKS:
         for n, said in enumerate(talk.wordings):
             split = "train" if n < SEEN_WORDINGS else "test"
             bare = said.rstrip(".!?").lower()
-            for text in (said,) if split == "test" else tuple(dict.fromkeys((said, bare))):
+            for text in (said,) if split == "test" else tuple(dict.fromkeys((said, bare))) * REPEATS:
                 turns = (Turn("user", text), Turn("assistant", talk.answer))
                 arguments = {"expected": [talk.phrase]}
                 example = Example(turns, NAME, GENERATED, None, n, split, "contains", arguments, LICENSE)
