@@ -85,6 +85,7 @@ class Conversation:
             ConfigError: (a `ValueError`) if the system message and the question leave no room in the context.
             FoundryError: if the model fails.
         """
+        begin, self._stopped = time.monotonic(), False
         messages = self.messages(question)
         room = room_for_answer(self.context, self.settings.tokens)
         fitted = fit_chat(self.tokenizer, messages, self.context, room)
@@ -96,8 +97,6 @@ class Conversation:
             seed,
             stop_ids=end_of_turn(self.tokenizer),
         )
-        begin = time.monotonic()
-        self._stopped = False
         text, used, end = self._run(request, show)
         self.answers += 1
         reply = Reply(

@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import TextIO
 
 from foundry.chat.conversation import Conversation, Reply
+from foundry.chat.example import Turn
+from foundry.chat.pieces import on_terminal as coloured
+from foundry.chat.pieces import pieces
 from foundry.chat.transcript import Speaker, save
 from foundry.config import ConfigError, FoundryError
 from foundry.config.sampling import PARAMETERS
 from foundry.inference.conversation import set_value
+from foundry.tokenizers.chat import encode_supervised
 
 PROMPT = "> "
 COMMANDS = {
@@ -116,7 +120,14 @@ class Terminal:
         self._report(reply)
 
     def _mask(self) -> None:
-        raise ConfigError("not here yet")
+        """What a training on this conversation would learn: the answers with their ends."""
+        messages = self.talk.messages()
+        if not messages:
+            raise ConfigError("there is nothing to show yet")
+        turns = [Turn(m.role, m.content) for m in messages]
+        ids, mask = encode_supervised(self.talk.tokenizer, turns)
+        self._print(coloured(pieces(self.talk.tokenizer, ids, mask), self.colours))
+        self._print(f"{len(ids)} tokens, of which {sum(map(bool, mask))} would be learnt (the marked ones)")
 
     def _show(self, text: str) -> None:
         self.out.write(text)

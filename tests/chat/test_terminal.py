@@ -184,3 +184,18 @@ def test_an_answer_that_is_cut_off_says_so(small, tokenizer):
         assert "[the answer was cut off: the context is full]" in said(
             begun(worker, tokenizer, settings=endless), "salt"
         )
+
+
+def test_the_mask_shows_what_a_training_would_learn(backend, tokenizer):
+    backend.text = "the 火 salt"
+    talk = begun(backend, tokenizer, system="Be <|im_end|> short.")
+    text = said(talk, "/mask", "Where?", "/mask")
+    shown = (
+        "<s><|im_start|>system\nBe <|im_end|> short.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n"
+        "<|im_start|>assistant\n⟦the 火 salt<|im_end|>⟧\n"
+    )
+    assert shown in text and "would be learnt" in text
+    out = io.StringIO()
+    Terminal(talk, MODEL, over_pipe(io.StringIO("/mask\n"), out), out, colours=True).run()
+    learnt = [part[3:] for part in out.getvalue().split("\x1b[") if part.startswith("32m")]
+    assert "".join(learnt) == "the 火 salt<|im_end|>"
