@@ -268,7 +268,8 @@ def _model_config(folder: Path) -> ModelConfig:
             n_kv_heads=c["num_key_value_heads"],
             ffn_dim=c["intermediate_size"],
             max_seq_len=c["max_position_embeddings"],
-            rope_theta=c["rope_theta"],
+            # transformers 5 writes only the new key when it saves a model that it trained further.
+            rope_theta=(c if "rope_theta" in c else c["rope_parameters"])["rope_theta"],
             norm_eps=c["rms_norm_eps"],
             tie_embeddings=c["tie_word_embeddings"],
             qk_norm=seen == ["Qwen3ForCausalLM"],
@@ -277,8 +278,10 @@ def _model_config(folder: Path) -> ModelConfig:
         raise ExportError(f"{path} has no key {e.args[0]}: it is not an export of Foundry") from None
     except ValueError as e:
         raise ExportError(f"{path} describes a model that Foundry cannot build: {e}") from None
-    # What MiniLLM does not support (scaled rotary embedding, biases, another activation) must not be ignored.
-    if odd := [k for k, v in model_config(cfg).items() if k in c and c[k] != v and k not in ("dtype", "torch_dtype")]:
+    # What MiniLLM does not support (scaled rotary embedding, biases, another activation) must not be ignored; a trainer
+    # of transformers changes these keys, which say nothing about the model.
+    free = ("dtype", "torch_dtype", "use_cache", "pad_token_id")
+    if odd := [k for k, v in model_config(cfg).items() if k in c and c[k] != v and k not in free]:
         raise ExportError(f"{path}: {odd[0]} is {c[odd[0]]!r}, only {model_config(cfg)[odd[0]]!r} can be read")
     if c.get("rope_scaling"):
         raise ExportError(f"{path}: rope_scaling is {c['rope_scaling']!r}, which MiniLLM does not support")
