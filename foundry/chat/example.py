@@ -12,7 +12,6 @@ from foundry.tokenizers.chat import ROLES
 Scalar = str | int | float | bool | None
 Arguments = Mapping[str, Scalar | list[Scalar]]
 Split = Literal["train", "val", "test"]
-HELD_OUT_WORDINGS = 2  # the last wordings of a task occur only in the test split
 
 
 @dataclass(frozen=True)
