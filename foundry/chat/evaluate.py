@@ -186,7 +186,7 @@ def _measure(
         foreign=mean(foreign, units, draws),
         forgetting=_forgetting(nats, base.document_nats, documents, draws) if base else None,
         kl=kl,
-        passed=_passed(model, tokenizer, prompts, params, draws, seed),
+        passed=_passed(model, tokenizer, prompts, params, draws, seed) if base else None,
     )
     return _Measured(report, table, nats)
 

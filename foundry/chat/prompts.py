@@ -16,7 +16,7 @@ from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.chat import Message, encode_chat
 from foundry.utils.files import sha256_json
 
-SPARE = 16  # tokens that an answer may have beyond twice the longest reference answer of its task
+SPARE = 8  # tokens that an answer may have beyond one and a half times the longest reference answer of its task
 FOREIGN_WORDS = 3  # an answer of fewer words may be right in several tasks
 
 
@@ -90,7 +90,7 @@ def held_out_prompts(
     """The prompts of a test split, in the order of their keys.
 
     Of each task, those with the smallest keys are taken: a choice that depends on the texts only. An answer may have
-    twice as many tokens as the longest reference answer of its task and `SPARE` more, as far as
+    one and a half times as many tokens as the longest reference answer of its task and `SPARE` more, as far as
     `chat_evaluate.max_new_tokens` and the context allow.
 
     Args:
@@ -117,7 +117,7 @@ def held_out_prompts(
         longest = max((len(tokenizer.encode(r)) for _, e in chosen if (r := e.answer)), default=context)
         for key, e in chosen:
             ids = tuple(encode_chat(tokenizer, _messages(e)))
-            room = min(2 * longest + SPARE, params.max_new_tokens, context - len(ids))
+            room = min(longest * 3 // 2 + SPARE, params.max_new_tokens, context - len(ids))
             if room > 1:  # one token and the end symbol
                 found.append(HeldOutPrompt(e, key, ids, (task, e.wording) in training.wordings, room))
     if not found:

@@ -104,7 +104,7 @@ class Sft(Recipe):
 class ChatEvaluate(Section):
     """The evaluation of the chat model on the test prompts."""
 
-    prompts_per_task: int = Field(300, ge=1, le=10**7, description="largest number of test prompts of a task")
+    prompts_per_task: int = Field(150, ge=1, le=10**7, description="largest number of test prompts of a task")
     max_new_tokens: int = Field(160, ge=1, le=10**6, description="longest answer in tokens")
     forgetting_tokens: int = Field(
         100_000,
@@ -115,7 +115,10 @@ class ChatEvaluate(Section):
     )
     bootstrap: int = Field(2000, ge=100, le=10**6, description="bootstrap resamples per interval")
     sampled_prompts: int = Field(
-        40, ge=0, le=10**6, description="prompts of each verifiable task that are answered several times for pass@k"
+        20,
+        ge=0,
+        le=10**6,
+        description="prompts of each verifiable task to which trained models give several answers, for pass@k",
     )
     samples: int = Field(8, ge=1, le=1024, description="sampled answers of each of these prompts")
     temperature: float = Field(1.0, gt=0, le=2.0, description="temperature of the sampled answers")

@@ -84,7 +84,7 @@ class ModelAnswers(Record):
             leaked.
         forgetting: None for the base model, which forgot nothing.
         kl: nats per token between this model and its parent, on this model's own greedy answers; None without a parent.
-        passed: None if no answers were sampled.
+        passed: None for the base model, and if no answers were sampled.
     """
 
     weights_sha256: str

@@ -39,7 +39,7 @@ def test_what_stands_beside_the_primary_metric(evaluation):
     assert tuned.forgetting.documents == 12 and tuned.forgetting.difference.low <= tuned.forgetting.difference.high
     assert tuned.kl.low > 0 and tuned.tokens.value < base.tokens.value
     assert tuned.passed.samples == 4 and tuned.passed.prompts == 6
-    assert tuned.passed.pass_at_k.value >= tuned.passed.pass_at_1.value > base.passed.pass_at_1.value
+    assert base.passed is None and tuned.passed.pass_at_k.value >= tuned.passed.pass_at_1.value > 0
     lookups = evaluation.report.lookups
     assert set(lookups) == {"kind"}  # a lookup has no share of right answers where no answer is right
     assert lookups["kind"]["constant"].value < tuned.tasks["kind"].exact.seen.value
@@ -100,7 +100,7 @@ def test_the_choice_and_limits_of_prompts_depend_on_the_texts_only(tokenizer, ch
     assert all(p.max_tokens <= 12 for p in found)
     longest = max(len(tokenizer.encode(e.answer)) for e in chat_data[1] if e.task == "echo")
     free = held_out_prompts(chat_data[1], training, tokenizer, 96, PARAMS)
-    assert {p.max_tokens for p in free if p.example.task == "echo"} == {2 * longest + SPARE}
+    assert {p.max_tokens for p in free if p.example.task == "echo"} == {longest * 3 // 2 + SPARE}
     assert all(len(p.ids) + p.max_tokens <= 40 for p in held_out_prompts(chat_data[1], training, tokenizer, 40, PARAMS))
     with pytest.raises(DataError, match="leaves room"):
         held_out_prompts(chat_data[1], training, tokenizer, 8, PARAMS)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from example_records import example_cleaning, example_source
-from tiny_chat import examples
+from tiny_chat import base_lineage, examples
 
 from foundry.chat.answers import Asked, answer_all
 from foundry.chat.card import chat_data as counted
@@ -25,11 +25,6 @@ from foundry.export.chat_parity import Conversations, prove_chat
 from foundry.export.greedy import Continuation
 from foundry.export.lineage import (
     ChatLink,
-    FilesLink,
-    HashedLink,
-    Lineage,
-    ModelLink,
-    ShardsLink,
     TrainedLink,
     extended,
     file_hashes,
@@ -48,23 +43,6 @@ with_llama_cpp = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None,
     reason="xllamacpp is not installed (pip install foundry-lm[llamacpp])",
 )
-
-
-def base_lineage(base_sha256):
-    nothing = FilesLink(files={})
-    hashed = HashedLink(sha256="5" * 64, files={})
-    return Lineage(
-        model=ModelLink(weights_sha256=base_sha256, fingerprint="b" * 16, steps=10, tokens=100, files={}),
-        evaluation=nothing,
-        reports=nothing,
-        shards=ShardsLink(index_sha256="6" * 64, files={}),
-        tokenizer=hashed,
-        clean=hashed,
-        raw=[],
-        raw_manifest_sha256="7" * 64,
-        raw_sha256="8" * 64,
-        parameters={"seed": 1},
-    )
 
 
 @pytest.fixture(scope="module")

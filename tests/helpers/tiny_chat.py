@@ -12,6 +12,7 @@ from foundry.chat.example import Example, Turn
 from foundry.config import ModelConfig
 from foundry.config.chat import ChatEvaluate
 from foundry.data.tokens.shards import TokenizedDocument
+from foundry.export.lineage import FilesLink, HashedLink, Lineage, ModelLink, ShardsLink
 from foundry.models import MiniLLM
 from foundry.tokenizers.chat import Message, encode_chat
 
@@ -101,3 +102,20 @@ def always(answer, task, prompts):
     """A lookup that always gives one answer."""
     places = tuple(i for i, p in enumerate(prompts) if p.example.task == task)
     return Lookup(task, "constant", places, tuple(float(prompts[i].reference == answer) for i in places))
+
+
+def base_lineage(base_sha256):
+    nothing = FilesLink(files={})
+    hashed = HashedLink(sha256="5" * 64, files={})
+    return Lineage(
+        model=ModelLink(weights_sha256=base_sha256, fingerprint="b" * 16, steps=10, tokens=100, files={}),
+        evaluation=nothing,
+        reports=nothing,
+        shards=ShardsLink(index_sha256="6" * 64, files={}),
+        tokenizer=hashed,
+        clean=hashed,
+        raw=[],
+        raw_manifest_sha256="7" * 64,
+        raw_sha256="8" * 64,
+        parameters={"seed": 1},
+    )
