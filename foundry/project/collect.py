@@ -176,8 +176,6 @@ def _references(cfg: Config, root: Path, registered: list[dict[str, str]], runs:
         found[fingerprint(path)] = "the model in this folder"
     for path in sorted((root / "artifacts/chat").glob("*/config.json")):
         found[fingerprint(path)] = f"the model in {path.parent.relative_to(root)}"
-    for path in sorted((root / "artifacts/chat").glob("*/foundry_adapter.json")):
-        found[_json(path).get("facts", {}).get("fingerprint")] = f"the adapter in {path.parent.relative_to(root)}"
     found[_present(cfg, root)] = "the present parameters"
     return {k: v for k, v in found.items() if k}
 

@@ -77,7 +77,7 @@ def register_export(cfg: Config, root: str | Path = ".", export: str = EXPORT) -
         decide = _gate(cfg, read_losses(candidate.scores), uri, root)
     else:
         candidate, chat = chat_candidate(root, export)
-        decide = chat_gate(cfg, read_answers(candidate.scores), uri, chat)
+        decide = chat_gate(cfg, read_answers(candidate.scores), uri, chat, root)
     waiting = _waiting(sha256_tree(candidate.export_dir))
     try:
         done = register(candidate, uri=uri, experiment=cfg.runtime.experiment, decide=decide)

@@ -122,15 +122,24 @@ def chat_gate_of(cfg: Config, client: MlflowClient, version: ModelVersion, uri: 
     record = read_record(fetch(client, version, uri, into, "export"))
     if record.chat is None:
         raise DataError(f"version {version.version} of {version.name} is no model that answers")
-    return chat_gate(cfg, mine, uri, record.chat)
+    return chat_gate(cfg, mine, uri, record.chat, _root_of(version))
 
 
-def chat_gate(cfg: Config, mine: pa.Table, uri: str, chat: ChatRecord) -> Decide:
-    """Decides by the guards, then by the answers to the champion's prompts.
+def _root_of(version: ModelVersion) -> Path | None:
+    """The current folder, if its evaluation is of the prompts that the version answered."""
+    for name in dict.fromkeys(name for name, _ in EVALUATIONS.values()):
+        if Path(name).exists() and read_chat_report(name).prompts_sha256 == version.tags.get(TEST):
+            return Path.cwd()
+    return None
+
+
+def chat_gate(cfg: Config, mine: pa.Table, uri: str, chat: ChatRecord, root: Path | None = None) -> Decide:
+    """Decides by the guards, then by the answers to the same prompts.
 
     Args:
         mine: the answers of the version.
         chat: of its export.
+        root: the project with the prompts of `mine`: a champion that answered other prompts answers these.
     """
 
     def decide(champion: ModelVersion | None) -> Decision:
@@ -140,7 +149,7 @@ def chat_gate(cfg: Config, mine: pa.Table, uri: str, chat: ChatRecord) -> Decide
         if champion is None:
             return Decision(True, "there was no champion, and the guards hold")
         try:
-            pair = _compared(champion, mine, cfg, uri)
+            pair = _compared(champion, mine, cfg, uri, root)
         except CannotCompareError as e:
             return Decision(False, str(e))
         return verdict(pair, str(champion.version))
@@ -181,21 +190,33 @@ def verdict(pair: Paired, champion: str) -> Decision:
     return Decision(pair.verdict == "better", reason, figures)
 
 
-def _compared(champion: ModelVersion, mine: pa.Table, cfg: Config, uri: str) -> Paired:
+def _compared(champion: ModelVersion, mine: pa.Table, cfg: Config, uri: str, root: Path | None) -> Paired:
     """Compares a version with the champion.
 
     Raises:
-        CannotCompareError: if the champion's answers are gone or damaged, or are to other prompts.
+        CannotCompareError: if the champion's answers are gone or damaged, or are to other prompts and it cannot be
+            asked again.
         TrackingError: if the store does not answer now: that is no decision, and the gate is asked again later.
     """
+    draws, names = Draws(cfg.chat_evaluate.bootstrap, cfg.seed), (f"version {champion.version}", "this version")
     with tempfile.TemporaryDirectory(prefix="foundry-") as tmp:
         path = part_of(champion, uri, Path(tmp), ANSWERS)
         try:
             theirs = read_answers(path)
         except DataError as e:
             raise cannot_compare(champion, f"has answers that cannot be read ({e})") from None
-    try:
-        draws = Draws(cfg.chat_evaluate.bootstrap, cfg.seed)
-        return paired(theirs, mine, (f"version {champion.version}", "this version"), draws)
-    except DataError as e:
-        raise cannot_compare(champion, f"answered other prompts ({e})") from None
+        try:
+            return paired(theirs, mine, names, draws)
+        except DataError as e:
+            if root is None or not (root / "data/chat/test").is_dir():
+                raise cannot_compare(champion, f"answered other prompts ({e})") from None
+        from foundry.chat.assessment import answers_of_export
+        from foundry.utils.device import get_device
+
+        folder, device = part_of(champion, uri, Path(tmp), "export"), get_device(cfg.runtime.device)
+        verify_export(folder)
+        theirs = answers_of_export(folder, cfg.chat_evaluate, cfg.chat.verifiers, device, root)
+        try:
+            return paired(theirs, mine, names, draws)
+        except DataError as e:  # its context has no room for some of them
+            raise cannot_compare(champion, f"cannot answer the same prompts ({e})") from None

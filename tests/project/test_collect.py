@@ -67,13 +67,13 @@ def test_what_anything_refers_to_is_kept_and_the_rest_is_freed_only_when_asked(r
     cfg = load_params()
     present = fingerprint(identity(cfg.model, cfg.train, cfg.seed, index.identity))
     kept = ["committed", "here", present, "running", "undelivered", "registered", "waits", "stored"]
-    kept += ["tuned", "adapter", "chat-waits"]
+    kept += ["tuned", "rewarded", "chat-waits"]
     for name in [*kept, "old", "stopped"]:
         training(root, name, delivered=name != "undelivered", status="KILLED" if name == "stopped" else "FINISHED")
     write_json(root / ".foundry/register/abc/artifacts/export/proof.json", {"fingerprint": "waits"})
     write_json(root / "artifacts/model/config.json", {"fingerprint": "stored"})
     write_json(root / "artifacts/chat/sft/config.json", {"fingerprint": "tuned"})
-    write_json(root / "artifacts/chat/rl/foundry_adapter.json", {"facts": {"fingerprint": "adapter"}})
+    write_json(root / "artifacts/chat/rl/config.json", {"fingerprint": "rewarded"})
     write_json(root / ".foundry/register/abd/artifacts/chat/export/proof.json", {"fingerprint": "chat-waits"})
     from foundry.tracking.settings import connect
 
