@@ -1,6 +1,7 @@
 """The pipelines tell the truth: code, parameters and files that a stage uses are its dependencies; nothing else is."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ NO_DEPENDENCY = (
 )
 
 
-KEYS = {"chat_data": ("model.max_seq_len",)}
+KEYS = {"chat_data": ("model.max_seq_len",), "chat_evaluate": ("chat.verifiers",)}
 
 
 def module_file(name: str) -> Path | None:
@@ -105,18 +106,21 @@ def test_parameters_are_exactly_the_sections_that_the_stage_reads(stage):
         for n in ast.walk(tree)
         if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == name
     }
-    read -= {*EXECUTION, "identity"}  # execution keys are a dependency of nothing
+    read -= {*EXECUTION, "identity", "post_training"}  # execution keys are a dependency of nothing
     known = set(STAGES[stage].get("params", []))
     if stage == "train":  # the tracker's run name is no result
         read -= {"export"}
     # These pass the whole configuration on; the package reads what is named here, and execution keys.
     every = set(Config.model_fields) - EXECUTION - POST_TRAINING
     read |= {"evaluate": {"seed", "train.document_mask"}, "download": {"download"}, "export": every}.get(stage, set())
+    if stage == "chat_export":  # the lineage has the parameters of what came before
+        read |= {"chat", "sft", "chat_evaluate"}
     # Single keys in place of their section: the rest of it changes nothing there.
     for key in KEYS.get(stage, ()):
         section = key.split(".")[0]
         text = ast.unparse(tree)
-        assert text.count(f"{name}.{section}") == text.count(f"{name}.{key}") > 0, f"{stage} reads more than {key}"
+        read_section, read_key = (len(re.findall(rf"{name}\.{what}\b", text)) for what in (section, re.escape(key)))
+        assert read_section == read_key > 0, f"{stage} reads more than {key}"
         read = read - {section} | {key}
     assert known == read
 
