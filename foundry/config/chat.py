@@ -168,6 +168,9 @@ class Preferences(Section):
     """Pairs of a better and a worse answer: sampled and verified, from the server's feedback, or from files."""
 
     sampled: bool = Field(True, description="sample answers of the fine-tuned model and let the verifiers choose")
+    tasks: list[str] = Field(
+        default_factory=list, description="tasks whose prompts are answered; empty: all that a verifier checks"
+    )
     prompts: int = Field(1000, ge=1, le=10**7, description="training prompts that are answered")
     samples: int = Field(8, ge=2, le=1024, description="answers sampled for a prompt, which give at most one pair")
     temperature: float = Field(1.0, gt=0, le=2.0, description="temperature of the samples")
@@ -181,6 +184,12 @@ class Preferences(Section):
     feedback: list[CorpusPath] = Field(
         default_factory=list, description="globs of recordings of `foundry serve` with feedback, below corpus/"
     )
+
+    @model_validator(mode="after")
+    def _some_source(self) -> Self:
+        if not (self.sampled or self.sources or self.feedback):
+            raise ValueError("preferences has no source: set sampled, or name sources or feedback")
+        return self
 
 
 class Dpo(Alignment):
