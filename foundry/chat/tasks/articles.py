@@ -10,7 +10,7 @@ from foundry.chat.example import Turn
 from foundry.chat.tasks.base import Question, Task, draw
 from foundry.chat.tasks.corpus import Entry, sentences
 
-TOPIC_CHARS = 240  # of text whose topic is asked for: about 60 tokens
+TOPIC_CHARS = 200  # of text whose topic is asked for: about 50 tokens
 SENTENCE_CHARS = (20, 180)
 NO_TOPIC = "Uncategorized"
 

@@ -1,7 +1,7 @@
 """Questions about words and their letters, and about numbers of up to two digits.
 
 Letters are separated by hyphens, because only then each is a token of its own. What takes more than one step is
-answered with its steps: a small model cannot do them at once.
+answered with its steps: a small model cannot do them at once. The steps have no spaces, each of which would be a token.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ def _added(a: int, b: int) -> str:
     if a < 10 and b < 10:
         return str(a + b)
     ones = a % 10 + b % 10
-    tens = f"{a // 10} + {b // 10}" + " + 1" * (ones > 9)
-    return f"{a % 10} + {b % 10} = {ones}, {tens} = {(a + b) // 10}, so {a + b}"
+    tens = f"{a // 10}+{b // 10}" + "+1" * (ones > 9)
+    return f"{a % 10}+{b % 10}={ones}, {tens}={(a + b) // 10}, so {a + b}"
 
 
 def subtract() -> Iterator[Question]:
@@ -183,7 +183,7 @@ def _subtracted(a: int, b: int) -> str:
         return str(a - b)
     borrowed = a % 10 < b % 10
     ones, left = a % 10 + 10 * borrowed, a // 10 - borrowed
-    return f"{ones} - {b % 10} = {ones - b % 10}, {left} - {b // 10} = {left - b // 10}, so {a - b}"
+    return f"{ones}-{b % 10}={ones - b % 10}, {left}-{b // 10}={left - b // 10}, so {a - b}"
 
 
 def compare() -> Iterator[Question]:

@@ -10,7 +10,8 @@ from foundry.chat.tasks.base import Question, Task, draw
 from foundry.chat.tasks.corpus import Entry
 
 COUNTS = range(3, 9)  # numbers of ingredients that are asked for
-MOST_NAMES = 12  # of a list that is asked for or about
+MOST_NAMES = 12  # of a list that is asked for
+SHOWN = range(3, 7)  # names of a list that is asked about
 RECIPE_CHARS = 560  # of a recipe that is an answer: about 150 tokens
 COMMON = (
     *("salt", "sugar", "garlic", "butter", "onion", "flour", "milk", "lemon", "chicken", "cheese", "cream", "rice"),
@@ -145,8 +146,9 @@ class Recipe:
         return self.entry.origin.doc_id or ""
 
     @property
-    def items(self) -> str:
-        return bullets(self.names)
+    def shown(self) -> list[str]:
+        """The names of the list that is asked about: three to six."""
+        return self.names[: SHOWN[draw(len(SHOWN), "shown", self.key)]]
 
     def title(self, task: str) -> str:
         return self.titles[draw(len(self.titles), "title", task, self.key)]
@@ -184,7 +186,7 @@ def bullets(items: list[str]) -> str:
 def ingredients(found: list[Recipe]) -> Iterator[Question]:
     """The names of what a recipe lists."""
     for r in found:
-        yield Question(r.key, {"name": r.title("ingredients")}, r.items, {}, r.entry.origin)
+        yield Question(r.key, {"name": r.title("ingredients")}, bullets(r.names), {}, r.entry.origin)
 
 
 def exactly(found: list[Recipe]) -> Iterator[Question]:
@@ -209,22 +211,24 @@ def recipe(found: list[Recipe]) -> Iterator[Question]:
 def which_item(found: list[Recipe]) -> Iterator[Question]:
     for r in found:
         place = PLACES[draw(len(PLACES), "place", r.key)]
-        answer = r.names[-1 if place == "last" else 0]
-        yield Question(r.key, {"items": r.items, "place": place}, answer, {"expected": answer}, r.entry.origin)
+        answer = r.shown[-1 if place == "last" else 0]
+        yield Question(r.key, {"items": bullets(r.shown), "place": place}, answer, {"expected": answer}, r.entry.origin)
 
 
 def how_many(found: list[Recipe]) -> Iterator[Question]:
     for r in found:
-        n = str(len(r.names))
-        yield Question(r.key, {"items": r.items}, n, {"expected": n}, r.entry.origin)
+        n = str(len(r.shown))
+        yield Question(r.key, {"items": bullets(r.shown)}, n, {"expected": n}, r.entry.origin)
 
 
 def has_item(found: list[Recipe]) -> Iterator[Question]:
     """Whether a common ingredient is in a list; yes and no are equally likely."""
     for r in found:
-        inside = [w for w in COMMON if w in r.names]
-        outside = [w for w in COMMON if w not in r.items]
+        inside = [w for w in COMMON if w in r.shown]
+        outside = [w for w in COMMON if not any(w in name for name in r.shown)]
         yes = draw(2, "has", r.key) == 1
         if pool := inside if yes else outside:
             item, answer = pool[draw(len(pool), "item", r.key)], "Yes" if yes else "No"
-            yield Question(r.key, {"items": r.items, "item": item}, f"{answer}.", {"expected": answer}, r.entry.origin)
+            yield Question(
+                r.key, {"items": bullets(r.shown), "item": item}, f"{answer}.", {"expected": answer}, r.entry.origin
+            )
