@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,7 +40,9 @@ def write_examples(folder: str | Path, split: Split, examples: Iterable[Example]
     for e in examples:
         if e.split != split:
             raise DataError(f"an example of the split {e.split} (task {e.task}) cannot be written to {split}")
-        rows.append({**asdict(e), "arguments": json.dumps(dict(e.arguments), ensure_ascii=False, sort_keys=True)})
+        values = {name: getattr(e, name) for name in SCHEMA.names}  # `asdict` copies every value: ten times slower
+        values["messages"] = [{"role": t.role, "content": t.content, "train": t.train} for t in e.messages]
+        rows.append({**values, "arguments": json.dumps(dict(e.arguments), ensure_ascii=False, sort_keys=True)})
     path = Path(folder) / split / FILE
     with atomic_write(path) as f:
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), f, compression="zstd")

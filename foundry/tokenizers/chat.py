@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from foundry.config import ConfigError
@@ -100,11 +101,11 @@ def encode_supervised(tokenizer: Tokenizer, turns: Sequence[SupervisedTurn]) -> 
             merges the line end before a trained answer with the answer: at inference an answer begins after the ids
             of `assistant` and a line end, so the model would meet ids that it was not trained on.
     """
-    begin, end, line_end = tokenizer.id_of(BEGIN), tokenizer.id_of(END), tokenizer.encode("\n")
+    begin, end, line_end, headers = _fixed_ids(tokenizer)
     ids, mask = [tokenizer.bos_id], [False]
     for turn in turns:
         _check(turn.role, turn.content)
-        header, text = tokenizer.encode(f"{turn.role}\n"), tokenizer.encode(f"{turn.role}\n{turn.content}")
+        header, text = headers[turn.role], tokenizer.encode(f"{turn.role}\n{turn.content}")
         learnt = bool(turn.train)
         if learnt and text[: len(header)] != header:
             raise ConfigError(
@@ -114,6 +115,13 @@ def encode_supervised(tokenizer: Tokenizer, turns: Sequence[SupervisedTurn]) -> 
         ids += [begin, *text, end, *line_end]
         mask += [False] * (1 + len(header)) + [learnt] * (len(text) - len(header) + 1) + [False] * len(line_end)
     return SupervisedIds(ids, mask)
+
+
+@lru_cache(maxsize=4)
+def _fixed_ids(tokenizer: Tokenizer) -> tuple[int, int, list[int], dict[str, list[int]]]:
+    """(begin of a turn, its end, a line end, the beginning of a turn of each role): half of the encoder's time."""
+    headers = {role: tokenizer.encode(f"{role}\n") for role in ROLES}
+    return tokenizer.id_of(BEGIN), tokenizer.id_of(END), tokenizer.encode("\n"), headers
 
 
 def _check(role: str, content: str) -> None:
