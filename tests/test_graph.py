@@ -25,7 +25,12 @@ NO_DEPENDENCY = (
 )
 
 
-KEYS = {"chat_data": ("model.max_seq_len",), "chat_evaluate": ("chat.verifiers",)}
+KEYS = {
+    "chat_data": ("model.max_seq_len",),
+    "chat_evaluate": ("chat.verifiers",),
+    "preferences": ("chat.verifiers",),
+    "rl": ("chat.verifiers",),
+}
 
 
 def module_file(name: str) -> Path | None:

@@ -33,6 +33,7 @@ from foundry.chat.verifiers import VERIFIER_VERSION, Verdict, verify
 from foundry.config import ConfigError, DataError, FoundryError
 from foundry.data.tokens.order import permute
 from foundry.models import MiniLLM
+from foundry.models.adapter import merged
 from foundry.models.scoring import in_cache
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.chat import TEMPLATE_SHA256
@@ -119,6 +120,7 @@ class RolloutLoader:
         folder: where the rollouts of each batch are written; None: nowhere.
         judge: rewards an answer by its text up to the end; an answer that another control symbol ended, or that met
             the limit, has the reward 0.
+        programs: hash of the judge's code, unless it is Foundry's own.
 
     Attributes:
         last: the statistics of the batch that was made last.
@@ -148,6 +150,7 @@ class RolloutLoader:
         world: World,
         folder: Path | None = None,
         judge: Judge = verified,
+        programs: str = "",
     ) -> None:
         if groups % world.size:
             raise ConfigError(f"rl.prompts ({groups}) must be a multiple of the number of processes ({world.size})")
@@ -166,10 +169,11 @@ class RolloutLoader:
         self.model, self.tokenizer, self.prompts = model, tokenizer, list(prompts)
         self.groups, self.samples, self.limit, self.kl = groups, samples, limit, kl
         self.seed, self.precision, self.world, self.folder, self.judge = seed, precision, world, folder, judge
+        self.programs = programs
         self.batch_size, self.seq_len = groups * samples, longest
         self._per_epoch = len(prompts) // groups
         self.tokens_per_epoch = self._per_epoch * self.batch_size * self.seq_len
-        self.parent = copy.deepcopy(model).eval().requires_grad_(False)
+        self.parent = copy.deepcopy(_plain(model)).eval().requires_grad_(False)
         self.last: Statistics | None = None
 
     @property
@@ -185,7 +189,7 @@ class RolloutLoader:
             "index_sha256": sha256_json(pool),
             "tokenizer_sha256": self.tokenizer.sha256,
             "template_sha256": TEMPLATE_SHA256,
-            "verifier_version": str(VERIFIER_VERSION),
+            "verifier_version": f"{VERIFIER_VERSION} {self.programs}".strip(),
             **{f"rollouts.{k}": str(v) for k, v in drawn.items()},
         }
 
@@ -238,7 +242,7 @@ class RolloutLoader:
         numbers = self.numbers(batch)[self.world.rank * share : (self.world.rank + 1) * share]
         seeds = [rollout_seed(self.seed, batch, n, s) for n in numbers for s in range(self.samples)]
         asked = [self.prompts[n].ids for n in numbers for _ in range(self.samples)]
-        drawn = draw(self.model, self.tokenizer, asked, seeds, self.limit)
+        drawn = draw(_plain(self.model), self.tokenizer, asked, seeds, self.limit)
         rollouts: list[Rollout] = []
         for i, n in enumerate(numbers):
             at = slice(i * self.samples, (i + 1) * self.samples)
@@ -256,7 +260,6 @@ class RolloutLoader:
     def _log_probabilities(self, model: MiniLLM, tokens: Tensor, targets: Tensor) -> Tensor:
         """Of each target under the model, float32 (B, T) on the CPU; 0 where there is none."""
         device = self.model.tok_embeddings.weight.device
-        model = model.to(device)
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
             parts = [model.nats(x, y, chunk=1024) for x, y in in_cache(tokens.to(device), targets.to(device))]
         return -torch.cat(parts).float().cpu()
@@ -268,6 +271,11 @@ class RolloutLoader:
                 f"average ({seen.parity_max:.2e} at most), and only {PARITY[self.precision]:g} can be rounding: the "
                 "sampler is not the policy, and its gradient would be wrong. Please report this"
             )
+
+
+def _plain(model: MiniLLM) -> MiniLLM:
+    """The model with its adapter merged: otherwise every token would compute the merged weights again."""
+    return model if model.adapter is None else merged(model).to(model.tok_embeddings.weight.device)
 
 
 def judged(

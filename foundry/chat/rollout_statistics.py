@@ -73,8 +73,8 @@ class Range:
         return (self.low is None or value > self.low) and (self.high is None or value < self.high)
 
     def __str__(self) -> str:
-        bounds = [f"over {self.low:g}"] * (self.low is not None) + [f"under {self.high:g}"] * (self.high is not None)
-        return " and ".join(bounds)
+        bounds = {"over": self.low, "under": self.high}
+        return " and ".join(f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None)
 
 
 RANGES = {

@@ -32,6 +32,7 @@ from foundry.utils.files import atomic_write
 from foundry.utils.splitmix import key
 
 POLICY = Sampling(temperature=1.0)  # the model's own distribution: no filter, no penalty
+ROLLOUTS = "artifacts/chat/rl_rollouts.parquet"  # where the rl stage keeps those of all its steps
 PURPOSE = 0x726F  # keeps these seeds apart from those of orders and dropout
 
 

@@ -37,12 +37,14 @@ def plan(args: argparse.Namespace) -> None:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    from foundry.project.inspection import conversation_lines, lines
+    from foundry.project.inspection import answer_lines, conversation_lines, lines
 
     cfg, root = load_params(args.params), Path(".")
     if args.stage == "sft":
         colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         found = conversation_lines(cfg, root, args.step, args.full, colours)
+    elif args.stage == "rl":
+        found = answer_lines(cfg, root, args.step, args.full)
     else:
         found = lines(cfg, root, args.step, args.full)
     for line in found:
@@ -66,8 +68,8 @@ def add_to(subparsers: Subparsers) -> None:
     s.add_argument("--gpu", help=text)
     s.add_argument("--gpus", type=int, help="the number of these GPUs (default: 1)")
     s = add_command(subparsers, "inspect", inspect, "print what a step of a training reads")
-    text = "train: documents; sft: conversations, with what is learnt of them in colour"
-    s.add_argument("--stage", choices=("train", "sft"), default="train", help=text)
+    text = "train: documents; sft: conversations, with what is learnt of them in colour; rl: answers with their rewards"
+    s.add_argument("--stage", choices=("train", "sft", "rl"), default="train", help=text)
     s.add_argument("--step", type=int, required=True, help="the step, counted from 1 as in the log")
     s.add_argument("--full", action="store_true", help="print their text in full")
     add_command(subparsers, "info", info, "print the device that this machine trains on", params=False)

@@ -1,4 +1,4 @@
-"""What one step of a training reads: documents, or conversations. Behind `foundry inspect`."""
+"""What one step of a training reads: documents, conversations, or its own answers. Behind `foundry inspect`."""
 
 from __future__ import annotations
 
@@ -96,6 +96,30 @@ def conversation_lines(cfg: Config, root: Path, step: int, full: bool, colours: 
             shown = text if full or len(text) <= 100 else f"{text[:70]} … {text[-25:]}"
             place = f"{part.source} {part.doc_id} ({part.shard}), its tokens {part.begin} to {part.end}"
             yield f"row {row.row}: pre-training text {place}: {shown!r}"
+
+
+def answer_lines(cfg: Config, root: Path, step: int, full: bool) -> Iterator[str]:
+    """Describes the answers that a step of reinforcement learning drew, with their rewards and advantages.
+
+    Args:
+        root: the project's folder.
+        step: counted from 1.
+        full: whether long texts are shown in full.
+
+    Raises:
+        ConfigError: if the training has no such step.
+        DataError: if the file of rollouts is missing or damaged.
+    """
+    from foundry.chat.rollout_lines import rollout_lines
+    from foundry.chat.rollouts import ROLLOUTS, read_rollouts
+
+    if not 1 <= step <= cfg.rl.steps:
+        raise ConfigError(f"--step must lie in 1 to {cfg.rl.steps} (rl.steps), got {step}")
+    batch = _batch(root / "artifacts/chat/rl/config.json", step)
+    rollouts = read_rollouts(root / ROLLOUTS, batch)
+    if not rollouts:
+        raise ConfigError(f"{ROLLOUTS} has no answer of step {step}: it is of a run with fewer steps")
+    return rollout_lines(step, rollouts, full)
 
 
 def _batch(config: Path, step: int) -> int:
