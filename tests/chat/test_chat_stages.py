@@ -12,7 +12,7 @@ from tiny_chat import base_lineage
 import stages.chat_evaluate
 import stages.chat_export
 from foundry.chat.assessment import answers_of_export
-from foundry.chat.examples import write_examples
+from foundry.chat.shards import write_chat
 from foundry.chat.table import read_answers
 from foundry.cli import main
 from foundry.config import DataError, ExportError, parse_config
@@ -53,9 +53,9 @@ def home(tmp_path_factory, answering, tokenizer, chat_data, clean, shards):
     save_model(home / "artifacts/chat/sft", tuned, trained)
     (home / "artifacts/tokenizer").mkdir()
     shutil.copy(tokenizer.path, home / "artifacts/tokenizer/tokenizer.model")
-    for split, found in (("train", chat_data[0]), ("val", []), ("test", chat_data[1])):
-        (home / "data/chat" / split).mkdir(parents=True)
-        write_examples(home / "data/chat", split, found)
+    examples = {"train": chat_data[0], "test": chat_data[1]}
+    (home / "data").mkdir()
+    write_chat(home / "data/chat", examples, tokenizer, context=96, verifier_version=1)
     shutil.copytree(shards, home / "data/shards")
     shutil.copytree(clean, home / "data/clean")
     example_cleaning(example_source(license="CC0-1.0", attribution="")).write(home / "reports/clean.json")
@@ -93,7 +93,7 @@ def test_the_export_is_of_the_evaluated_model_and_its_chain_names_every_file(bui
     assert record.chat.ended == report.ended and record.weights_sha256 == report.weights_sha256
     chat = read_lineage(built / "artifacts/chat/export").chat
     assert [t.stage for t in chat.trainings] == ["sft"] and set(chat.folders) == {"chat data", "sft", "answers"}
-    assert "train/examples.parquet" in chat.folders["chat data"] and "sft/answers.parquet" in chat.folders["answers"]
+    assert "index.json" in chat.folders["chat data"] and "sft/answers.parquet" in chat.folders["answers"]
     assert chat.parameters["chat_export"]["gguf_types"] == ["f32"]
 
 
