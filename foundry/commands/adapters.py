@@ -14,10 +14,16 @@ def merge(args: argparse.Namespace) -> None:
     if out.exists():
         raise ConfigError(f"{out} exists: name a new folder with --out")
     from foundry.models import save_model
-    from foundry.models.adapter_files import merge_adapter
+    from foundry.models.adapter import merged
+    from foundry.models.adapter_files import load_adapted
 
-    model, facts = merge_adapter(args.adapter, args.base)
-    save_model(out, model, facts)
+    adapted, record, _ = load_adapted(args.adapter, args.base)
+    if args.adapter_gguf:
+        from foundry.export.gguf_adapter import export_gguf_adapter
+
+        export_gguf_adapter(adapted, args.adapter_gguf, Path(args.adapter).name)
+        print(f"wrote {args.adapter_gguf}: the adapter for llama.cpp, beside the GGUF file of {args.base}")
+    save_model(out, merged(adapted), record.facts)
     print(f"wrote {out}: {args.base} with {args.adapter} merged, in float32")
 
 
@@ -28,4 +34,10 @@ def add_to(subparsers: Subparsers) -> None:
     default = "artifacts/model"
     help_text = "folder of the model that it was trained on (default: %(default)s)"
     s.add_argument("--base", action=TypedPath, metavar="FOLDER", default=default, help=help_text)
+    s.add_argument(
+        "--adapter-gguf",
+        action=NewPath,
+        metavar="FILE",
+        help="also write the adapter by itself, for llama.cpp's --lora; one with trained rows is refused",
+    )
     s.add_argument("--out", action=NewPath, metavar="FOLDER", required=True, help="new folder of the merged model")

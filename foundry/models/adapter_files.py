@@ -1,4 +1,4 @@
-"""An adapter on disk, in the form of PEFT, and its merging into the base.
+"""An adapter on disk, in the form of PEFT.
 
     adapter_model.safetensors   A and B of each matrix and the trained rows, under PEFT's names
     adapter_config.json         PEFT's LoraConfig
@@ -20,7 +20,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from foundry.config import DataError
-from foundry.models.adapter import MATRICES, Adapter, adapt, merged
+from foundry.models.adapter import MATRICES, Adapter, adapt
 from foundry.models.facts import ModelFacts, TrainingFacts
 from foundry.models.files import load_trained_model
 from foundry.models.names import tensor_names
@@ -135,6 +135,8 @@ def read_adapter(folder: str | Path) -> tuple[AdapterRecord, dict[str, Tensor]]:
 def load_adapted(adapter: str | Path, base: str | Path) -> tuple[MiniLLM, AdapterRecord, ModelFacts]:
     """Puts an adapter on its base: (the adapted model, in evaluation mode; the adapter's record; the base's facts).
 
+    An adapter that was trained beside int8 matrices gets the base's matrices rounded, which it was trained for.
+
     Raises:
         DataError: if a file is missing or damaged, or the adapter belongs to another base.
     """
@@ -154,15 +156,3 @@ def load_adapted(adapter: str | Path, base: str | Path) -> tuple[MiniLLM, Adapte
         for ours, theirs in names.items():
             own[ours].copy_(tensors[theirs])
     return model.eval(), record, facts
-
-
-def merge_adapter(adapter: str | Path, base: str | Path) -> tuple[MiniLLM, TrainingFacts]:
-    """Merges an adapter into its base, in float32: (a model without an adapter, the facts of the adapter's training).
-
-    An adapter that was trained beside int8 matrices is merged into the rounded matrices, which it was trained for.
-
-    Raises:
-        DataError: as `load_adapted`.
-    """
-    model, record, _ = load_adapted(adapter, base)
-    return merged(model), record.facts

@@ -15,7 +15,8 @@ from foundry.config import ConfigError, DataError
 from foundry.config.chat import Lora
 from foundry.data.tokens.shards import Shards
 from foundry.models import load_model, load_trained_model
-from foundry.models.adapter_files import merge_adapter
+from foundry.models.adapter import merged
+from foundry.models.adapter_files import load_adapted
 from foundry.training import Trainer
 from foundry.training.pretraining import HeldOutText
 from foundry.utils.distributed import World
@@ -216,8 +217,8 @@ def test_two_processes_train_as_one(folders, tmp_path, tokenizer, parallel):
     losses = [[row["loss"] for row in curve] for curve, *_ in (numbers, numbers_2)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert numbers[1][-1] == pytest.approx(numbers_2[1][-1], rel=1e-4)
-    merged, _ = merge_adapter(f"{two.out}.adapter", plain["base"])
-    assert torch.equal(merged.tok_embeddings.weight, load_model(two.out).tok_embeddings.weight)
+    again = merged(load_adapted(f"{two.out}.adapter", plain["base"])[0])
+    assert torch.equal(again.tok_embeddings.weight, load_model(two.out).tok_embeddings.weight)
 
 
 def test_data_of_another_tokenizer_is_refused(folders, tmp_path, tokenizer):

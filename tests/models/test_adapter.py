@@ -8,7 +8,7 @@ import torch
 from foundry.config import DataError, ModelConfig
 from foundry.models import MiniLLM, TrainingFacts, load_trained_model, save_model
 from foundry.models.adapter import Adapter, adapt, blank_like, merged, rounded, trained_parameters
-from foundry.models.adapter_files import load_adapted, merge_adapter, read_adapter, save_adapter
+from foundry.models.adapter_files import load_adapted, read_adapter, save_adapter
 from foundry.models.files import weights_sha256
 
 CFG = ModelConfig(vocab_size=400, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, max_seq_len=32)
@@ -30,6 +30,10 @@ def trained(model, seed=1):
         for p in trained_parameters(model).values():
             p.add_(torch.empty_like(p).normal_(std=0.1, generator=generator))
     return model
+
+
+def merge(adapter, base):
+    return merged(load_adapted(adapter, base)[0])
 
 
 @pytest.fixture
@@ -138,7 +142,7 @@ def test_an_adapter_comes_back_from_disk_and_merges_into_its_base(folders):
     again, record, facts = load_adapted(adapter_folder, base_folder)
     assert torch.equal(again(TOKENS)[0], model(TOKENS)[0])
     assert record.base_sha256 == facts.weights_sha256 and record.facts == FACTS
-    whole, _ = merge_adapter(adapter_folder, base_folder)
+    whole = merge(adapter_folder, base_folder)
     assert whole.adapter is None and torch.equal(whole(TOKENS)[0], model(TOKENS)[0])
 
 
@@ -146,13 +150,13 @@ def test_mistake_17_another_base_and_changed_files_are_refused(folders, tmp_path
     base_folder, adapter_folder, _ = folders
     save_model(tmp_path / "other", base(seed=3), FACTS)
     with pytest.raises(DataError, match="give the base that it was trained on"):
-        merge_adapter(adapter_folder, tmp_path / "other")
+        merge(adapter_folder, tmp_path / "other")
     weights = adapter_folder / "adapter_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(DataError, match="was changed after training"):
-        merge_adapter(adapter_folder, base_folder)
+        merge(adapter_folder, base_folder)
     weights.unlink()
     with pytest.raises(DataError, match="cannot be read"):
         read_adapter(adapter_folder)
@@ -165,7 +169,7 @@ def test_mistake_17_an_adapter_of_int8_weights_is_merged_into_the_rounded_ones(t
     adapt(model, Adapter(4, 12.0, ROWS, "int8"), 7)
     trained(model)
     save_adapter(tmp_path / "adapter", model, facts.weights_sha256, FACTS)
-    whole, _ = merge_adapter(tmp_path / "adapter", tmp_path / "base")
+    whole = merge(tmp_path / "adapter", tmp_path / "base")
     assert torch.equal(whole(TOKENS)[0], model(TOKENS)[0])
     exact = base()
     adapt(exact, Adapter(4, 12.0, ROWS), 7)
@@ -212,3 +216,6 @@ def test_the_command_merges_into_a_new_folder_only_and_names_the_base(folders, t
     with pytest.raises(SystemExit):
         main(command)
     assert "exists: name a new folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command[:-1], str(tmp_path / "again"), "--adapter-gguf", str(tmp_path / "adapter.gguf")])
+    assert "2 rows of the embedding" in capsys.readouterr().err and not (tmp_path / "again").exists()
