@@ -14,6 +14,7 @@ from foundry.utils.files import sha256_json
 # Of the code that decides what a step computes. Whoever changes that raises it: otherwise a run would resume from a
 # checkpoint of the former code, and a finished one would not be trained again.
 ARITHMETIC = 2
+MASKED = 2  # the same of runs with document masks only
 
 
 def identity(model: ModelConfig, train: TrainConfig, seed: int, data: dict[str, str]) -> dict[str, Any]:
@@ -23,6 +24,7 @@ def identity(model: ModelConfig, train: TrainConfig, seed: int, data: dict[str, 
         **{f"train.{k}": v for k, v in train.model_dump(mode="json").items()},
         "seed": seed,
         "arithmetic": ARITHMETIC,
+        **({"arithmetic.masked": MASKED} if train.document_mask else {}),
         **data,
     }
 

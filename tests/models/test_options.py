@@ -149,6 +149,30 @@ def test_attention_as_products_equals_the_fused_kernel_and_so_do_its_gradients(k
         assert (got.double() - expected).norm() / expected.norm() < close
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_masked_attention_as_products_equals_the_fused_kernel_and_so_do_its_gradients(kv_heads, dtype, close):
+    rng = torch.Generator().manual_seed(0)
+    q, k, v, grad = (torch.randn(3, n, 24, 16, generator=rng, dtype=torch.float64) for n in (4, kv_heads, kv_heads, 4))
+    segments = torch.tensor([[0] * 24, [0] * 7 + [1] * 17, [0] * 3 + [1] * 9 + [-1] * 12])
+    mask = visible(24, 24, 0, q.device) & (segments[:, :, None] == segments[:, None, :])[:, None]
+
+    def run(attend, dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in (q, k, v)]
+        out = attend(*leaves)
+        return [out, *torch.autograd.grad(out, leaves, grad.to(dtype))]
+
+    def fused(q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+    products = run(lambda q, k, v: causal_products(q, k, v, mask), dtype)
+    for got, expected in zip(products, run(fused, torch.float64), strict=True):
+        assert got.dtype == dtype
+        assert (got.double() - expected).norm() / expected.norm() < close
+    unmasked = run(causal_products, dtype)
+    assert torch.equal(products[0][0], unmasked[0][0]) and not torch.equal(products[0][1], unmasked[0][1])
+
+
 def test_short_contexts_are_trained_as_products_in_bfloat16_on_a_cpu_only(monkeypatch):
     calls = []
     real = causal_products
