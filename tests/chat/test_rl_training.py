@@ -56,6 +56,7 @@ def test_every_answer_is_in_the_file_of_rollouts(whole):
     (_, _, (curve, validations, report, steps)), path = whole
     every = read_rollouts(path)
     assert len(every) == report["rollouts"] == 8 * 2 * 4 and sum(r.counted for r in every) == report["live"] > 0
+    assert sum(s["dead_groups"] < 1 for s in steps) >= 6  # nearly every step learnt something
     assert len(curve) == len(steps) == 8 and len(validations) == 2
     for batch in (0, 5):
         found = read_rollouts(path, batch)

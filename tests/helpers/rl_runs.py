@@ -17,7 +17,7 @@ RECIPE = {
     "samples": 4,
     "max_new_tokens": 8,
     "kl": 0.05,
-    "lr": 2e-3,
+    "lr": 2e-4,
     "warmup_steps": 1,
     "log_interval": 1,
     "eval_interval": 4,
@@ -51,7 +51,7 @@ def make_folders(folder, tokenizer, shards):
         base_sha256="b" * 64,
     )
     save_model(folder / "parent", ends(tiny(), tokenizer), facts)
-    wanted = {"expected": ["a", "e"]}
+    wanted = {"expected": ["a"]}
     examples = {
         split: [
             Example((Turn("user", f"{split} {i}"), SAID), "letters", "toy", None, 0, split, "contains", wanted)
