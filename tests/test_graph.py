@@ -30,6 +30,7 @@ KEYS = {
     "chat_evaluate": ("chat.verifiers",),
     "preferences": ("chat.verifiers",),
     "rl": ("chat.verifiers",),
+    "align_evaluate": ("chat.verifiers",),
 }
 
 
@@ -118,8 +119,8 @@ def test_parameters_are_exactly_the_sections_that_the_stage_reads(stage):
     # These pass the whole configuration on; the package reads what is named here, and execution keys.
     every = set(Config.model_fields) - EXECUTION - POST_TRAINING
     read |= {"evaluate": {"seed", "train.document_mask"}, "download": {"download"}, "export": every}.get(stage, set())
-    if stage == "chat_export":  # the lineage has the parameters of what came before
-        read |= {"chat", "sft", "chat_evaluate"}
+    # The lineage of an export has the parameters of what came before.
+    read |= {"chat_export": {"chat", "sft", "chat_evaluate"}, "align_export": POST_TRAINING}.get(stage, set())
     # Single keys in place of their section: the rest of it changes nothing there.
     for key in KEYS.get(stage, ()):
         section = key.split(".")[0]

