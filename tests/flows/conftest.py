@@ -5,8 +5,6 @@ import os
 import pytest
 from toy import make_toy
 
-os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "1")  # a run of a test waits for the worker's next look: 10 s
-
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
