@@ -192,16 +192,20 @@ class ChatLoader:
         if step < 0 or (step + 1) * self.batch_size >= 2**63:
             raise ConfigError(f"a step must be from 0 to 2^63 / batch_size, got {step}")
         a, b = self.share.numerator, self.share.denominator
-        chat, text = [], []
+        places, numbers, text = [], [], []
         for place, row in enumerate(self.rows):
             n = step * self.batch_size + row
             before = n * a // b
             if (n + 1) * a // b > before:
                 text.append((place, before))
             else:
-                epoch, number = divmod(n - before, self.rows_per_epoch)
-                sample = permute(np.array([number]), self.rows_per_epoch, key(self.seed, epoch))
-                chat.append((place, epoch, int(sample[0])))
+                places.append(place)
+                numbers.append(n - before)
+        epochs, samples = np.divmod(np.array(numbers, np.int64), self.rows_per_epoch)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            samples[here] = permute(samples[here], self.rows_per_epoch, key(self.seed, int(epoch)))
+        chat = list(zip(places, epochs.tolist(), samples.tolist(), strict=True))
         return chat, text
 
 
