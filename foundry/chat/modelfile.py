@@ -7,6 +7,7 @@ renders both and compares them. The begin symbol is not in it: llama.cpp adds it
 from __future__ import annotations
 
 from foundry.config.corpus import CHAT_MARKERS
+from foundry.config.sampling import ANSWERING
 
 BEGIN, END = CHAT_MARKERS
 TEMPLATE = f"{{{{ range .Messages }}}}{BEGIN}{{{{ .Role }}}}\n{{{{ .Content }}}}{END}\n{{{{ end }}}}{BEGIN}assistant\n"
@@ -26,8 +27,8 @@ def modelfile(gguf: str, context: int, licence: str | None) -> str:
         f'PARAMETER stop "{END}"',
         'PARAMETER stop "</s>"',
         f"PARAMETER num_ctx {context}",
-        "PARAMETER temperature 0.8",
-        "PARAMETER top_p 0.95",
+        f"PARAMETER temperature {ANSWERING.temperature}",
+        f"PARAMETER top_p {ANSWERING.top_p}",
         "PARAMETER top_k 0",
         "PARAMETER repeat_penalty 1.0",
     ]
