@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 from distributions import hidden, modules_without
 
+from foundry.config.pipelines import LOCKS
 from foundry.utils.locks import exclusive
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +78,8 @@ def make_clone(folder):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    (folder / "dvc.lock").unlink(missing_ok=True)
+    for name in (*LOCKS, *(p.relative_to(folder) for p in folder.glob("reports/chat*"))):  # of another corpus
+        (folder / name).unlink(missing_ok=True)
     make_corpus(folder / "corpus" / "words.jsonl")
     run(folder, "foundry.cli", "profile", "smoke")
     params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))

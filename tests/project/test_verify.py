@@ -98,7 +98,7 @@ def test_what_the_cache_or_git_has_is_restored_by_repair(project, capsys):
     text = capsys.readouterr().out
     assert all(f"restored {name}" in text for name in damaged) and "every file that is here" in text
     assert {name: Path(name).read_bytes() for name in damaged} == before
-    assert "up to date" in run(project, "dvc", "status")[1]
+    assert "up to date" in run(project, "dvc", "status", "dvc.yaml")[1]
 
 
 def test_a_damaged_object_of_the_cache_is_removed_and_the_stage_that_is_named_builds_it_again(project, capsys):

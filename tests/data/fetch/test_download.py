@@ -179,6 +179,7 @@ def test_manifest_is_the_same_bytes_and_keeps_the_order_of_the_parameters(projec
         "lang": "en",
         "format": "auto",
         "text": "{text}",
+        "fields": [],
         "cut": "",
         "html": "auto",
         "encoding": None,
