@@ -110,7 +110,7 @@ remote: $(call ready,remote) ## share results: url=/mnt/team/foundry, or url=s3:
 		*) echo "endpoint= is for s3:// addresses, got url=$(url)" >&2; exit 2;; esac
 	@dvc remote add --default --force store "$(url)"
 	@if [ -n "$(endpoint)" ]; then dvc remote modify store endpointurl "$(endpoint)"; fi
-	@echo "now: make push; a colleague: dvc pull && dvc repro, or dvc repro --pull"
+	@echo "now: make push; a colleague: dvc pull dvc.yaml && dvc repro, or dvc repro --pull"
 
 push: $(call ready,remote) ## send what was built, and DVC's run cache with its files, to the remote
 	@python -m scripts.push

@@ -67,7 +67,7 @@ def test_a_fresh_clone_pulls_from_an_s3_store_and_runs_nothing(finished, tmp_pat
         pushed = run(folder, "dvc", "push", **env)[1]
         assert re.search(r"\d+ files? pushed", pushed), pushed
         there = clone_of(folder, tmp_path / "colleague")
-        pulled = run(there, "dvc", "pull", **env)[1]
+        pulled = run(there, "dvc", "pull", "dvc.yaml", **env)[1]
         assert re.search(r"files? (fetched|added)", pulled), pulled
     finally:
         server.stop()

@@ -211,7 +211,7 @@ def test_what_a_flow_built_with_overrides_leads_back_to_the_corpus_and_is_reprod
     for name in ("dvc.lock", "params.yaml"):  # the run's results come into the folder; git has neither
         (run_folder,) = (p.parent for p in copy.glob(".foundry/runs/*/run.json"))
         shutil.copy(run_folder / name, copy / name)
-    run(copy, "dvc", "checkout", "--force")
+    run(copy, "dvc", "checkout", "--force", "dvc.yaml")
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=copy, capture_output=True, text=True, check=True).stdout
     assert f"commit      {head.strip()}\n" in run(copy, "foundry.cli", "trace")[1]
     code, text = run(copy, "foundry.cli", "verify", ok=False)

@@ -81,7 +81,8 @@ def _repair(where: str) -> None:
         listed = "".join(f"\n  - {name}" for names in done.rebuild.values() for name in names)
         raise DataError(
             f"neither DVC's cache nor git has the recorded bytes of these files, which were removed:{listed}\n"
-            f"`dvc pull` fetches them if a remote has them; `dvc repro {' '.join(done.rebuild)}` builds them again"
+            f"`dvc pull {' '.join(done.rebuild)}` fetches them if a remote has them; "
+            f"`dvc repro {' '.join(done.rebuild)}` builds them again"
         )
 
 

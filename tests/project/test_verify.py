@@ -77,7 +77,7 @@ def damage_cache(path):
     flip(object_)
     object_.chmod(0o444)
     path.unlink()
-    run(Path.cwd(), "dvc", "checkout")
+    run(Path.cwd(), "dvc", "checkout", "dvc.yaml")
     return object_
 
 
@@ -123,8 +123,8 @@ def test_a_damaged_object_of_the_cache_is_fetched_by_the_other_remedy(project, t
     path = Path("artifacts/tokenizer/facts.json")
     good = path.read_bytes()
     damage_cache(path)
-    assert "`dvc pull` fetches them" in refused(capsys, "verify", "--repair")
-    run(project, "dvc", "pull")
+    assert "`dvc pull train_tokenizer` fetches them" in refused(capsys, "verify", "--repair")
+    run(project, "dvc", "pull", "train_tokenizer")
     assert path.read_bytes() == good
 
 
