@@ -194,7 +194,7 @@ def test_a_clock_that_was_set_back_hides_no_change(finished, tmp_path):
     assert re.search(r"modified:\s+corpus", text), text
 
 
-@pytest.mark.parametrize("command", [("repro",), ("status",)], ids=lambda c: c[0])
+@pytest.mark.parametrize("command", [("repro",), ("status", "dvc.yaml")], ids=lambda c: c[0])
 def test_nothing_to_do_imports_nothing_of_ours(finished, command):
     """Our part of a no-op is none: DVC reads YAML and hashes, no stage starts."""
     line = [sys.executable, "-X", "importtime", "-m", "dvc", *command]
