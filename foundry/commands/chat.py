@@ -24,7 +24,7 @@ LONGEST = 512  # tokens of an answer, unless the user says otherwise; a model th
 
 def chat(args: argparse.Namespace) -> None:
     cfg = load_params(args.params) if os.path.exists(args.params) else None
-    given = {name: value for name in ("backend", "weights") if (value := getattr(args, name)) is not None}
+    given = {name: value for name in ("model", "backend", "weights") if (value := getattr(args, name)) is not None}
     serving = with_options(cfg.serving if cfg else Serving(), {**given, "max_running": 1})
     name = cfg.chat_export.model_name if cfg else "foundry-chat"
     source, fallback = (args.model, None) if args.model else default_source(name, EXPORT, cfg)
