@@ -29,6 +29,10 @@ KEYS = {
     "clean.decontaminate": ("corpus", lambda p: {"clean": {"decontaminate": [p]}}),
     "clean.block_lists": ("corpus", lambda p: {"clean": {"block_lists": [p]}}),
     "tokenizer.reference": ("corpus", lambda p: {"tokenizer": {"reference": p}}),
+    "chat.sources": ("corpus", lambda p: {"chat": {"sources": [p]}}),
+    "chat.verifiers": ("corpus", lambda p: {"chat": {"verifiers": [p]}}),
+    "preferences.sources": ("corpus", lambda p: {"preferences": {"sources": [p]}}),
+    "preferences.feedback": ("corpus", lambda p: {"preferences": {"feedback": [p]}}),
     "evaluate.task_files": ("tasks", lambda p: {"evaluate": {"task_files": [p]}}),
 }
 OUTSIDE = ["/etc/*.txt", "../bad.txt", "bad.txt", "~/x.txt", "{}/../x.txt", "{}x/a.txt", "*/x.txt", "", "//home/x.txt"]
@@ -57,7 +61,7 @@ def test_no_other_parameter_names_a_file_that_is_read():
     mention_files = {
         *(f"download.sources[].{key}" for key in ("sha256", "member", "format", "cut", "encoding")),
         *(f"clean.{key}" for key in ("max_unpack_ratio", "max_unpacked_bytes", "max_bad_fraction")),
-        *(f"export.{key}" for key in ("model_name", "gguf_types")),
+        *(f"{section}.{key}" for section in ("export", "chat_export") for key in ("model_name", "gguf_types")),
         *(f"runtime.{key}" for key in ("unit_bytes", "tensorboard", "profile")),
     }
     assert found - checked <= mention_files
