@@ -17,7 +17,7 @@ from foundry.data.tokens.shards import read_clean
 from foundry.export import export_gguf, export_huggingface, settings_parity
 from foundry.export.gguf_parity import prove_gguf
 from foundry.export.llamacpp import prove_llamacpp
-from foundry.export.parity import _load_transformers, _prove_ids
+from foundry.export.parity import _prove_ids, load_transformers
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.train import train_tokenizer
 
@@ -53,7 +53,7 @@ def broken(exported, tmp_path):
 def prove_hf(folder, model, tokenizer):
     """Everything about the folder but logits and greedy text, which the weights and config.json decide."""
     settings_parity.prove_weights(folder / "hf", model)
-    hf_model, hf_tokenizer = _load_transformers(folder / "hf")
+    hf_model, hf_tokenizer = load_transformers(folder / "hf")
     ids = _prove_ids(hf_tokenizer, tokenizer, [])
     return ids, settings_parity.prove_settings(folder / "hf", hf_model, hf_tokenizer, model, tokenizer)
 

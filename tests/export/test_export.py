@@ -185,10 +185,10 @@ def test_the_logits_show_swapped_heads_and_another_rotary_layout_without_other_c
 
 def test_the_greedy_text_shows_other_weights_without_other_checks(written, model, tokenizer):
     from foundry.export.greedy import continuation
-    from foundry.export.parity import _load_transformers, _prove_greedy
+    from foundry.export.parity import _prove_greedy, load_transformers
     from foundry.inference import Generator
 
-    hf, _ = _load_transformers(written / "hf")
+    hf, _ = load_transformers(written / "hf")
     generator = Generator(model, tokenizer, "cpu")
     continuations = [continuation(generator, prompt) for prompt in PROMPTS]
     assert _prove_greedy(hf, generator, continuations, 1e-4).tokens > 10

@@ -14,7 +14,7 @@ from foundry.export.exportable import tokenizer_problems
 from foundry.export.gguf_parity import prove_gguf
 from foundry.export.hostile import HOSTILE, own_texts
 from foundry.export.llamacpp import prove_llamacpp
-from foundry.export.parity import _load_transformers, _prove_ids
+from foundry.export.parity import _prove_ids, load_transformers
 from foundry.export.settings_parity import prove_settings
 from foundry.tokenizers import Tokenizer
 from foundry.tokenizers.train import train_tokenizer
@@ -47,9 +47,9 @@ def exported(make_model, clean, tmp_path):
 
 
 def prove_all(model, tokenizer, folder):
-    proof = _prove_ids(_load_transformers(folder / "hf")[1], tokenizer, [])
+    proof = _prove_ids(load_transformers(folder / "hf")[1], tokenizer, [])
     assert proof.strings == len(HOSTILE) + len(own_texts(tokenizer)) and proof.of_the_vocabulary > 100
-    prove_settings(folder / "hf", *_load_transformers(folder / "hf"), model, tokenizer)
+    prove_settings(folder / "hf", *load_transformers(folder / "hf"), model, tokenizer)
     prove_gguf(folder / "m.gguf", "f32", model.cfg, tokenizer, folder / "hf/model.safetensors")
     if LLAMA_CPP:
         done = prove_llamacpp({"f32": folder / "m.gguf"}, folder, model, tokenizer, [], [[1, 300]], [], 1e-4)
@@ -87,7 +87,7 @@ def test_a_symbol_that_only_one_engine_cuts_out_fails_the_proof(exported, monkey
         monkeypatch.setattr(huggingface, "user_tokens", lambda tokenizer: {})
     _, tokenizer, folder = exported(REASONING)
     with pytest.raises(ExportError, match=r"token ids differ .*think>.* in transformers"):
-        _prove_ids(_load_transformers(folder / "hf")[1], tokenizer, [])
+        _prove_ids(load_transformers(folder / "hf")[1], tokenizer, [])
 
 
 REFUSED = {
@@ -107,7 +107,7 @@ def test_a_symbol_is_refused_only_if_the_engines_would_not_agree_on_it(exported,
     model, tokenizer, folder = exported(symbols)
     different = []
     for engine in (
-        lambda: _prove_ids(_load_transformers(folder / "hf")[1], tokenizer, []),
+        lambda: _prove_ids(load_transformers(folder / "hf")[1], tokenizer, []),
         lambda: prove_llamacpp({"f32": folder / "m.gguf"}, folder, model, tokenizer, [], [[1, 300]], [], 1e-4),
     ):
         try:
