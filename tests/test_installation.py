@@ -20,7 +20,7 @@ from foundry.config import MissingPackageError
 from foundry.utils.extras import missing_package
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONAL = {"lm_eval", "ray"}  # parameters ask for them, and `foundry check` says so
+OPTIONAL = {"lm_eval", "ray", "reasoning_gym"}  # parameters ask for them, and `foundry check` says so
 PEERS = {"datatrove", "litgpt", "nanochat"}  # what benchmarks compare with has an environment of its own
 
 
@@ -44,7 +44,7 @@ def imported(files):
         ("repro", ("foundry/**", "stages", "flows/remember", "scripts/reproducible"), OPTIONAL),
         ("ui", ("foundry/**", "flows"), OPTIONAL),
         ("remote", ("scripts/push",), set()),
-        ("dev", ("**",), PEERS),
+        ("dev", ("**",), PEERS | {"reasoning_gym"}),
     ],
 )
 def test_an_extra_installs_what_the_code_of_its_targets_imports(extra, places, except_for):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from toy_rl import tiny
 
 from foundry.models import MiniLLM
 from foundry.models.loss import token_nats
 from foundry.utils.targets import IGNORE
-from tests.helpers.toy_rl import tiny
 
 pytestmark = pytest.mark.numeric
 
