@@ -155,7 +155,7 @@ FAULTS = {
     "config: epsilon": (config(rms_norm_eps=1e-5), "reads back as|rms_norm_eps", True),
     "config: rotary base of transformers 5": (ROTARY, "rope_parameters", True),
     "config: rotary base of transformers 4": (config(rope_theta=1e4), "rope_parameters|rope_theta", False),
-    "config: no rotary base of transformers 4": (config(rope_theta=REMOVED), "no key rope_theta", False),
+    "config: no rotary base of transformers 4": (config(rope_theta=REMOVED), "as it was written: rope_theta", False),
     "config: head not tied": (config(tie_word_embeddings=False), "lm_head.weight is missing", True),
     "config: key/value heads": (config(num_key_value_heads=4), "k_proj.weight", True),
     "config: biases": (config(attention_bias=True), "attention_bias", True),
