@@ -106,7 +106,7 @@ def wait(port: int, process: subprocess.Popen) -> None:
 
 
 def completed(port: int, ids: list[int], new: int) -> None:
-    """One greedy answer of llama.cpp's server, its prompt as ids and computed anew."""
+    """One greedy answer of llama.cpp's server, its prompt as ids, computed without a cache."""
     body = {"prompt": ids, "n_predict": new, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
     connection = http.client.HTTPConnection(HOST, port, timeout=WAIT)
     connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})

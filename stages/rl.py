@@ -15,13 +15,9 @@ if __name__ == "__main__":
 
 from foundry.chat.rl_training import RewardTraining, RlFolders
 from foundry.chat.rollouts import ROLLOUTS
+from foundry.chat.stage_parts import run_of, write_trained
 from foundry.config import Config
-from foundry.models import save_model
-from foundry.models.adapter_files import save_adapter
-from foundry.tracking import DatasetRef, Tracker, tracking_uri
-from foundry.tracking.names import STAGE
 from foundry.utils.distributed import launch, world
-from foundry.utils.files import write_rows
 from foundry.utils.inputs import find_inputs
 from foundry.utils.stage import run_stage
 
@@ -34,37 +30,15 @@ def work(cfg: Config, log: logging.Logger) -> None:
         training = RewardTraining(
             cfg.rl, RlFolders(), seed=cfg.seed, runtime=cfg.runtime, world=here, programs=programs
         )
-        trainer = training.trainer
-        index = trainer.identity["index_sha256"]
-        with Tracker(
-            trainer.folder,
-            uri=tracking_uri(cfg.runtime),
-            experiment=cfg.runtime.experiment,
-            run_name=f"rl-{trainer.fingerprint[:8]}",
-            fingerprint=trainer.fingerprint,
-            params={
-                "seed": cfg.seed,
-                "model": trainer.model_config.model_dump(),
-                "rl": cfg.rl.model_dump(),
-                **training.loader.identity,
-                "parent_sha256": training.known.weights_sha256,
-            },
-            tags={STAGE: "rl"},
-            datasets=[DatasetRef(name="data/chat", digest=index[:36], path="data/chat", context="train")],
-            enabled=cfg.runtime.tracking and here.main,
-        ) as tracker:
+        parent = training.known.weights_sha256
+        with run_of("rl", training.trainer, cfg, "data/chat", training.loader.identity, parent) as tracker:
             learnt = training.run(Path(ROLLOUTS), [tracker])
         if learnt is None:
             return
-        save_model("artifacts/chat/rl", learnt.model, learnt.facts)
-        if learnt.adapted is not None:
-            save_adapter("artifacts/chat/rl/adapter", learnt.adapted, training.known.weights_sha256, learnt.facts)
         numbers = [step.metrics() for step in learnt.steps]
         names = sorted({name for row in numbers for name in row})
         rows = [{"step": i, **{n: row.get(n, "") for n in names}} for i, row in enumerate(numbers, start=1)]
-        write_rows("reports/chat_rl.csv", rows)
-        write_rows("reports/chat_rl_validation.csv", learnt.validations)
-        learnt.report.write("reports/chat_rl.json")
+        write_trained("rl", learnt, rows, parent)
         log.info(
             "wrote artifacts/chat/rl and %s: %d answers, %d of which taught",
             ROLLOUTS,
