@@ -18,7 +18,7 @@ from foundry.utils.stage import run_stage
 
 
 def work(cfg: Config, log: logging.Logger) -> None:
-    train_on_pairs("dpo", cfg, log)
+    train_on_pairs("dpo", cfg.dpo, cfg.seed, cfg.runtime, log)
 
 
 def main() -> None:

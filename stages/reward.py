@@ -18,7 +18,7 @@ from foundry.utils.stage import run_stage
 
 
 def work(cfg: Config, log: logging.Logger) -> None:
-    train_on_pairs("reward", cfg, log)
+    train_on_pairs("reward", cfg.reward, cfg.seed, cfg.runtime, log)
 
 
 def main() -> None:

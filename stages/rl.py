@@ -31,7 +31,7 @@ def work(cfg: Config, log: logging.Logger) -> None:
             cfg.rl, RlFolders(), seed=cfg.seed, runtime=cfg.runtime, world=here, programs=programs
         )
         parent = training.known.weights_sha256
-        with run_of("rl", training.trainer, cfg, "data/chat", training.loader.identity, parent) as tracker:
+        with run_of("rl", cfg.rl, training.trainer, "data/chat", training.loader.identity, parent) as tracker:
             learnt = training.run(Path(ROLLOUTS), [tracker])
         if learnt is None:
             return

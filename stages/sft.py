@@ -26,7 +26,7 @@ def work(cfg: Config, log: logging.Logger) -> None:
         tuning = FineTuning(cfg.sft, Folders(), seed=cfg.seed, runtime=cfg.runtime, world=here)
         parent = tuning.base.weights_sha256
         identity = {k: tuning.trainer.identity[k] for k in ("index_sha256", "tokenizer_sha256", "template_sha256")}
-        with run_of("sft", tuning.trainer, cfg, "data/chat", identity, parent) as tracker:
+        with run_of("sft", cfg.sft, tuning.trainer, "data/chat", identity, parent) as tracker:
             tuned = tuning.run([tracker])
         if tuned is None:
             return

@@ -7,19 +7,21 @@ from typing import Literal
 
 from foundry.chat.pair_training import PairFolders, PairTraining
 from foundry.chat.stage_parts import run_of, write_trained
-from foundry.config import Config
+from foundry.config import Runtime
+from foundry.config.chat import Dpo, Reward
 from foundry.utils.distributed import launch, world
 
 
-def train_on_pairs(stage: Literal["reward", "dpo"], cfg: Config, log: logging.Logger) -> None:
+def train_on_pairs(
+    stage: Literal["reward", "dpo"], params: Reward | Dpo, seed: int, runtime: Runtime, log: logging.Logger
+) -> None:
     """artifacts/chat/sft/, data/preferences/ → artifacts/chat/STAGE/, reports/chat_STAGE.json and its curves."""
-    if launch(cfg.runtime, f"stages.{stage}"):
+    if launch(runtime, f"stages.{stage}"):
         return
-    with world(cfg.runtime) as here:
-        section = cfg.reward if stage == "reward" else cfg.dpo
-        training = PairTraining(section, PairFolders(), seed=cfg.seed, runtime=cfg.runtime, world=here)
+    with world(runtime) as here:
+        training = PairTraining(params, PairFolders(), seed=seed, runtime=runtime, world=here)
         parent = training.known.weights_sha256
-        with run_of(stage, training.trainer, cfg, "data/preferences", training.loader.identity, parent) as tracker:
+        with run_of(stage, params, training.trainer, "data/preferences", training.loader.identity, parent) as tracker:
             trained = training.run([tracker])
         if trained is None:
             return

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from foundry.config import Config
+from foundry.config.section import Section
 from foundry.models import MiniLLM, save_model
 from foundry.models.adapter_files import save_adapter
 from foundry.models.facts import TrainingFacts
@@ -37,32 +37,32 @@ class Trained(Protocol):
 
 
 def run_of(
-    stage: str, trainer: Trainer, cfg: Config, data: str, identity: Mapping[str, str], parent_sha256: str
+    stage: str, params: Section, trainer: Trainer, data: str, identity: Mapping[str, str], parent_sha256: str
 ) -> Tracker:
     """The run of a training in MLflow, on the main process.
 
     Args:
-        stage: whose section of the parameters it has.
+        params: the stage's section.
         data: folder of what it learns from.
         identity: hashes of what its batches depend on.
         parent_sha256: of the weights that it begins with.
     """
     return Tracker(
         trainer.folder,
-        uri=tracking_uri(cfg.runtime),
-        experiment=cfg.runtime.experiment,
+        uri=tracking_uri(trainer.runtime),
+        experiment=trainer.runtime.experiment,
         run_name=f"{stage}-{trainer.fingerprint[:8]}",
         fingerprint=trainer.fingerprint,
         params={
-            "seed": cfg.seed,
+            "seed": trainer.seed,
             "model": trainer.model_config.model_dump(),
-            stage: getattr(cfg, stage).model_dump(),
+            stage: params.model_dump(),
             **identity,
             "parent_sha256": parent_sha256,
         },
         tags={STAGE: stage},
         datasets=[DatasetRef(name=data, digest=identity["index_sha256"][:36], path=data, context="train")],
-        enabled=cfg.runtime.tracking and trainer.world.main,
+        enabled=trainer.runtime.tracking and trainer.world.main,
     )
 
 
