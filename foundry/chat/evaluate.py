@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from foundry.chat.baselines import Baseline
 
 LN2 = float(np.log(2))
-GRADED = ("overlap", "bullets", "recipe")  # verifiers of likeness or form: their verdicts are no exact match
+GRADED = ("overlap", "recipe")  # verifiers of likeness or form: their verdicts are no exact match
 
 
 @dataclass(frozen=True)
