@@ -20,6 +20,7 @@ from foundry.commands import (
     registry,
     runs,
     serving,
+    study,
     training,
     upkeep,
 )
@@ -42,6 +43,7 @@ TOPICS = (
     custody,
     export,
     runs,
+    study,
     upkeep,
 )
 LONGEST = 6000  # characters of an error: an argument may have 100,000, and is often repeated in it
