@@ -1,4 +1,4 @@
-"""What the project does now, and what of its state can be removed: status, gc."""
+"""What the project does now, what is wrong with it or its machine, and what can be removed: status, doctor, gc."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from foundry.commands.arguments import Subparsers, add_command, add_json
 from foundry.config import ConfigError, load_params
+from foundry.utils.files import project_dir
 
 
 def status(args: argparse.Namespace) -> None:
@@ -15,6 +16,17 @@ def status(args: argparse.Namespace) -> None:
 
     found = look()
     print(json.dumps(found.to_dict()) if args.json else "\n".join(found.lines()))
+
+
+def doctor(args: argparse.Namespace) -> None:
+    from foundry.project.doctor import examine
+
+    found = examine(args.params, project_dir())
+    print(
+        json.dumps([f.to_dict() for f in found]) if args.json else "\n".join(line for f in found for line in f.lines())
+    )
+    if problems := [f.check for f in found if f.state == "problem"]:
+        raise ConfigError(f"{len(problems)} of {len(found)} findings will make something fail: {', '.join(problems)}")
 
 
 def gc(args: argparse.Namespace) -> None:
@@ -46,6 +58,8 @@ def gc(args: argparse.Namespace) -> None:
 def add_to(subparsers: Subparsers) -> None:
     text = "print what runs and at which step, what waits and why, the addresses of the UI, the disk; needs no server"
     add_json(add_command(subparsers, "status", status, text, params=False))
+    text = "check versions, device, compiler, disk, locks, DVC, MLflow, Prefect and a forward pass, and say what to do"
+    add_json(add_command(subparsers, "doctor", doctor, text))
     text = "list what nothing refers to any more in .foundry/, and remove it with --yes"
     s = add_command(subparsers, "gc", gc, text)
     s.add_argument("--yes", action="store_true", help="remove it; without this option nothing is removed")
