@@ -60,6 +60,7 @@ class ChatLoader:
         padding: share of the chat rows' places that is padding.
         too_long: examples that are longer than a row and are left out.
         follows_weights: False.
+        widths_vary: False.
 
     Raises:
         DataError: if no example fits a row, the data is damaged, or the pre-training shards are of another tokenizer.
@@ -68,6 +69,7 @@ class ChatLoader:
 
     packing = "best_fit"
     follows_weights = False
+    widths_vary = False
 
     def __init__(
         self,

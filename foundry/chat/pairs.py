@@ -218,6 +218,7 @@ class PairLoader:
 
     packing = "document"
     follows_weights = False
+    widths_vary = True
 
     def __init__(
         self,

@@ -133,6 +133,7 @@ class RolloutLoader:
     """
 
     follows_weights = True
+    widths_vary = True
     packing = "document"
 
     def __init__(

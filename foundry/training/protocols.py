@@ -30,6 +30,8 @@ class Loader(Protocol):
         bytes_per_token: bytes of raw text per token, on average.
         follows_weights: whether a batch depends on the model's weights as well, which makes it a function of the state
             that its step begins with: it is never read ahead.
+        widths_vary: whether the batches differ in their tokens per sequence. Each width would be compiled by itself,
+            so such a run is compiled only where `runtime.compile` is `always`.
     """
 
     batch_size: int
@@ -38,6 +40,7 @@ class Loader(Protocol):
     seed: int
     tokens_per_epoch: int
     follows_weights: bool
+    widths_vary: bool
 
     @property
     def vocab_size(self) -> int: ...

@@ -53,13 +53,15 @@ def precision_and_rows(runtime: Runtime, world: World, loader: Loader) -> tuple[
 
 
 def resolve(
-    runtime: Runtime, world: World, precision: torch.dtype, micro_rows: int, plan: Plan, loss: Loss
+    runtime: Runtime, world: World, precision: torch.dtype, micro_rows: int, plan: Plan, loader: Loader, loss: Loss
 ) -> Execution:
     """Decides whether to compile, which is tried first.
 
     Raises:
         ConfigError: if compiling is asked for and does not work here.
     """
+    if runtime.compile == "auto" and loader.widths_vary:
+        return Execution(precision, micro_rows, False, "each width of its batches would be compiled by itself")
     ahead = compiles_ahead(world, runtime, precision, loss)
     is_compiled, why_not = wants_compile(runtime, precision, plan.flops, world.device, ahead)
     return Execution(precision, micro_rows, is_compiled, why_not)

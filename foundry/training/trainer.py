@@ -144,7 +144,7 @@ class Trainer:
         )
         chunk, context = self.runtime.loss_chunk, self.model_config.max_seq_len
         self.loss = NextToken(chunk, self.config.z_loss) if loss is None else loss
-        self.execution = resolve(self.runtime, self.world, precision, micro_rows, self.plan, self.loss)
+        self.execution = resolve(self.runtime, self.world, precision, micro_rows, self.plan, data_loader, self.loss)
         pinned = frozenset({stable_steps(self.config)} | ({0} if self.config.on_nonfinite == "rollback" else set()))
         check_plan(
             self.plan,

@@ -6,14 +6,19 @@ import os
 import platform
 import warnings
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch._inductor.config
 from torch.overrides import TorchFunctionMode
 
+from foundry.chat.loader import ChatLoader
+from foundry.chat.pairs import PairLoader
+from foundry.chat.rl import RolloutLoader
 from foundry.config import ConfigError, ModelConfig, Runtime, TrainConfig
-from foundry.training import Trainer
+from foundry.data.tokens.loader import DataLoader
+from foundry.training import Trainer, setup
 from foundry.training import numerics as module
 from foundry.training.numerics import (
     VARIABLES,
@@ -174,6 +179,22 @@ def test_when_a_run_is_compiled(monkeypatch, ahead, wish, precision, flops, prob
             wants_compile(runtime, precision, flops, device, ahead)
     else:
         assert wants_compile(runtime, precision, flops, device, ahead) == expected
+
+
+def test_batches_of_many_widths_are_compiled_only_where_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(setup, "wants_compile", lambda *a: (True, ""))
+
+    def made(wish, vary):
+        loader, plan = SimpleNamespace(widths_vary=vary), SimpleNamespace(flops=1e18)
+        made = setup.resolve(
+            Runtime(compile=wish), World(0, 1, torch.device("cpu")), torch.bfloat16, 1, plan, loader, None
+        )
+        return made.compiled, made.why_not
+
+    assert made("auto", False) == made("always", True) == (True, "")
+    assert made("auto", True) == (False, "each width of its batches would be compiled by itself")
+    assert PairLoader.widths_vary and RolloutLoader.widths_vary
+    assert not ChatLoader.widths_vary and not DataLoader.widths_vary
 
 
 def test_compiling_is_for_fixed_shapes_in_folders_of_any_name_and_without_a_warning_of_complex_numbers(monkeypatch):

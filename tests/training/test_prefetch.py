@@ -10,6 +10,7 @@ class Loader:
     """Batch N has N in every place; what was read is kept."""
 
     follows_weights = False
+    widths_vary = False
 
     def __init__(self):
         self.read = []

@@ -26,6 +26,7 @@ class Loader:
     """Batches of 6 rows, of which the 0th, 1st, ... asked for differ; targets that do not count, and targets 0."""
 
     follows_weights = False
+    widths_vary = False
 
     def batch(self, number):
         rng = torch.Generator().manual_seed(number)

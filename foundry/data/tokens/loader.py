@@ -72,6 +72,7 @@ class DataLoader:
         tokens_per_epoch: places for tokens in an epoch, padding included.
         padding: share of the places that is padding.
         follows_weights: False: a batch is the same whatever the model is.
+        widths_vary: False.
 
     Raises:
         DataError: if the split contains fewer samples than one batch, or packing is unknown.
@@ -79,6 +80,7 @@ class DataLoader:
     """
 
     follows_weights = False
+    widths_vary = False
 
     def __init__(
         self,
