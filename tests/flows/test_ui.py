@@ -281,7 +281,7 @@ def test_a_closed_terminal_a_power_cut_and_a_kill_leave_no_process_no_blocked_qu
     assert api.until(api.start("pretrain/manual"), seconds=240)["state_type"] == "COMPLETED"  # no slot is held
 
     p.kill()  # only this process
-    assert wait_until(lambda: processes(toy) == ([], []), 60), processes(toy)
+    assert wait_until(lambda: processes(toy) == ([], []), 180), processes(toy)
 
 
 def answers(url):
