@@ -129,7 +129,7 @@ def check(root: Path, name: str, where: Path | None = None, against: str | None 
             if not (root / path).is_file():
                 found.problems.append(f"{page} names {path}, which does not exist in Foundry")
     records = _records(folder, source, found.problems)
-    for citation in sorted(cited - records.keys()):
+    for citation in sorted(cited - records.keys() if records else ()):
         found.problems.append(f'{citation.place} "{citation.quote}" is not recorded: run `foundry study update {name}`')
     for citation in sorted(records.keys() - cited):
         found.problems.append(f'{citation.place} "{citation.quote}" is recorded, but no page cites it any more')
