@@ -75,6 +75,11 @@ lint: $(call ready,lint) ## ruff and the import rules
 	@ruff format --check .
 	@lint-imports --no-cache
 
+.PHONY: docs
+docs: $(call ready,docs) ## build the site of the documentation in site/; a dead link fails (port=8001 serves it on loopback)
+	@NO_MKDOCS_2_WARNING=1 mkdocs build
+	@if [ -n "$(port)" ]; then exec python -m http.server "$(port)" --bind 127.0.0.1 --directory site; fi
+
 .PHONY: chaos
 chaos: $(call ready,dev) ## kill real builds at random moments for ten minutes, and compare every byte (minutes=60, seed=N)
 	@FOUNDRY_CHAOS_MINUTES="$(or $(minutes),10)" FOUNDRY_CHAOS_SEED="$(seed)" \
@@ -116,4 +121,4 @@ push: $(call ready,remote) ## send what was built, and DVC's run cache with its 
 	@python -m scripts.push
 
 clean: ## remove .venv and built files; data, models, .foundry and the DVC cache stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -34,7 +34,7 @@ def imported(files):
                 names = [node.module]
             found |= {name.partition(".")[0]: file.name for name in names}
     helpers = {p.stem for p in (ROOT / "tests/helpers").glob("*.py")}
-    ours = {"foundry", "stages", "flows", "scripts", "benchmarks", *helpers}
+    ours = {"foundry", "stages", "flows", "scripts", "benchmarks", "docs", *helpers}
     return {name: file for name, file in found.items() if name not in ours and name not in sys.stdlib_module_names}
 
 
