@@ -1,11 +1,11 @@
 """DPO and the reward model are the one trainer: killed at any moment, on two processes, on an adapter."""
 
 import math
-import random
 
 import pytest
 import torch
-from pair_runs import Job, drain, finish, make_folders, start, training_of
+from killed_runs import kill_at_random
+from pair_runs import Job, finish, make_folders, results, training_of, work
 
 from foundry.chat.pair_training import against_length
 from foundry.chat.pairs import encode_pairs, read_pairs
@@ -32,15 +32,7 @@ def test_mistake_19_kills_at_random_moments_change_no_bit(kind, folders, tmp_pat
     """SIGKILL after a random step: weights, curves and validations are those of the uninterrupted run."""
     whole = finish(job(kind, folders, tmp_path, "whole"))
     killed = job(kind, folders, tmp_path)
-    rng, kills, at = random.Random(5), 0, 0
-    while kills < 2:
-        (process,), steps = start(killed)
-        at = drain(steps, until=min(at + rng.randrange(1, 3), 7)) or at
-        process.kill()
-        process.join()
-        kills += process.exitcode == -9
-    assert not killed.out.exists()
-    assert finish(killed) == whole
+    assert kill_at_random(work, killed, results, kills=2, steps=8, seed=5) == whole
     curve, validations, report = whole[1]
     assert curve[0]["loss"] == pytest.approx(math.log(2), abs=1e-5) != curve[-1]["loss"]
     assert len(validations) == 2 and report["before"].keys() == report["after"].keys()

@@ -1,12 +1,12 @@
 """A reinforcement learning is the one trainer: killed at any moment, on one or two processes, on an adapter."""
 
-import random
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from rl_runs import RECIPE, Job, drain, finish, make_folders, start, training_of
+from killed_runs import kill_at_random
+from rl_runs import RECIPE, Job, finish, make_folders, results, training_of, work
 
 from foundry.chat import rl_training
 from foundry.chat.rollout_lines import rollout_lines
@@ -41,15 +41,7 @@ def whole(folders, tmp_path_factory):
 def test_mistake_19_kills_at_random_moments_change_no_bit(folders, whole, tmp_path):
     """SIGKILL after a random step: weights, rollouts, curves and statistics are those of the uninterrupted run."""
     killed = job(folders, tmp_path)
-    rng, kills, at = random.Random(5), 0, 0
-    while kills < 4:
-        (process,), steps = start(killed)
-        at = drain(steps, until=min(at + rng.randrange(1, 3), 7)) or at
-        process.kill()
-        process.join()
-        kills += process.exitcode == -9
-    assert not killed.out.exists()
-    assert finish(killed) == whole[0]
+    assert kill_at_random(work, killed, results, kills=4, steps=8, seed=5) == whole[0]
 
 
 def test_every_answer_is_in_the_file_of_rollouts(whole):

@@ -1,14 +1,14 @@
 """Fine-tuning is the one trainer on conversations: exact arithmetic, killed at any moment, on one process or two."""
 
 import math
-import random
 
 import pytest
 import sft_runs
 import torch
 from conversations import write_conversations
+from killed_runs import drain, kill_at_random, start
 from safetensors.torch import load
-from sft_runs import Job, drain, finish, make_base, results, start, tuning_of
+from sft_runs import Job, finish, make_base, results, tuning_of, work
 
 from foundry.chat.loader import ChatLoader
 from foundry.config import ConfigError, DataError
@@ -184,21 +184,14 @@ def test_mistake_19_kills_at_random_moments_change_no_bit(folders, tmp_path, met
     """SIGKILL after a random step, which the next life resumes: weights, adapter, curves and validations are equal."""
     expected = finish(job(folders, tmp_path, "whole", method=method))
     killed = job(folders, tmp_path, "killed", method=method)
-    rng, kills, at = random.Random(7), 0, 0
-    while kills < 5:
-        (process,), steps = start(killed)
-        at = drain(steps, until=min(at + rng.randrange(1, 4), 11)) or at
-        process.kill()
-        process.join()
-        kills += process.exitcode == -9
-    assert not killed.out.exists() and len(list(killed.state.iterdir())) == 1
-    assert finish(killed) == expected
+    assert kill_at_random(work, killed, results, kills=5, steps=12, seed=7) == expected
+    assert len(list(killed.state.iterdir())) == 1
 
 
 def test_a_finished_run_is_not_trained_again(folders, tmp_path):
     again = job(folders, tmp_path, steps=4)
     first = finish(again)
-    (process,), steps = start(again)
+    (process,), steps = start(work, again)
     assert drain(steps) is None  # no step was done
     process.join()
     assert process.exitcode == 0 and results(again) == first

@@ -1,12 +1,11 @@
 """Trainings on pairs of a tiny model, in this process and in processes of their own, which tests kill."""
 
 import json
-import multiprocessing
-import os
 import random
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from killed_runs import process_of, run, sender
 
 from foundry.config import Runtime
 from foundry.config.chat import Dpo, Reward
@@ -21,9 +20,6 @@ RECIPE = {
     "eval_pairs": 12,
 }
 KINDS = {"dpo": Dpo, "reward": Reward}
-
-server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["foundry.chat.pair_training"])
 
 
 def make_pairs(n=24, seed=0):
@@ -97,22 +93,9 @@ def work(job, progress=None, rank=None):
         rank: (this process, their number, a port) of several.
     """
     from foundry.models import save_model
-    from foundry.utils.distributed import world
-    from foundry.utils.events import MetricsCallback
 
-    class Sent(MetricsCallback):
-        def log(self, step, metrics):
-            if progress is not None and "loss" in metrics:
-                progress.send(step)
-
-        def back_to(self, step):
-            raise AssertionError("these runs never roll back")
-
-    if rank:
-        names = ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK", "MASTER_ADDR")
-        os.environ |= dict(zip(names, [*map(str, rank), str(rank[0]), "127.0.0.1"], strict=True))
-    with world(Runtime(device="cpu")) as here:
-        trained = training_of(job, here).run([Sent()])
+    with process_of(rank) as here:
+        trained = training_of(job, here).run([sender(progress)])
         if trained is None:
             return
         numbers = [trained.curve, trained.validations, trained.report.model_dump()]
@@ -120,36 +103,12 @@ def work(job, progress=None, rank=None):
         save_model(job.out, trained.model, trained.facts)
 
 
-def start(job, processes=1):
-    """The processes of a run, and the pipe that the first one sends its steps to."""
-    receive, send = server.Pipe(duplex=False)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    ranks = [(r, processes, port) for r in range(processes)] if processes > 1 else [None]
-    started = [server.Process(target=work, args=(job, send if not r or r[0] == 0 else None, r)) for r in ranks]
-    for p in started:
-        p.start()
-    send.close()
-    return started, receive
-
-
-def drain(receive, until=None):
-    """Reads steps until one of this number, or to the end; returns the last one."""
-    step = None
-    try:
-        while step is None or until is None or step < until:
-            step = receive.recv()
-    except EOFError:
-        pass
-    return step
-
-
 def finish(job, processes=1):
-    """Runs a training to its end and returns the bytes of the model, and the numbers."""
-    started, receive = start(job, processes)
-    drain(receive)
-    for p in started:
-        p.join(120)
-        assert p.exitcode == 0
+    """Runs a training to its end and returns its results."""
+    run(work, job, processes)
+    return results(job)
+
+
+def results(job):
+    """The bytes of the model, and the numbers."""
     return (Path(job.out) / "model.safetensors").read_bytes(), json.loads(Path(f"{job.out}.json").read_text())

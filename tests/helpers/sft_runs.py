@@ -5,11 +5,10 @@ hundredths of a second.
 """
 
 import json
-import multiprocessing
-import os
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from killed_runs import process_of, run, sender
 
 from foundry.config import ModelConfig, Runtime
 from foundry.config.chat import Lora, Sft
@@ -26,9 +25,6 @@ RECIPE = {
     "eval_tokens": 300,
     "lora": Lora(rank=4, alpha=8.0),
 }
-
-server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["foundry.chat.sft", "foundry.models.adapter_files", "torch.distributed.fsdp"])
 
 
 def make_base(folder, tokenizer, dropout=0.1):
@@ -71,23 +67,10 @@ def work(job, progress=None, rank=None):
     """
     from foundry.models import save_model
     from foundry.models.adapter_files import save_adapter
-    from foundry.utils.distributed import world
-    from foundry.utils.events import MetricsCallback
 
-    class Sent(MetricsCallback):
-        def log(self, step, metrics):
-            if progress is not None:
-                progress.send(step)
-
-        def back_to(self, step):
-            raise AssertionError("these runs never roll back")
-
-    if rank:
-        names = ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK", "MASTER_ADDR")
-        os.environ |= dict(zip(names, [*map(str, rank), str(rank[0]), "127.0.0.1"], strict=True))
-    with world(Runtime(device="cpu")) as here:
+    with process_of(rank) as here:
         tuning = tuning_of(job, here)
-        tuned = tuning.run([Sent()])
+        tuned = tuning.run([sender(progress)])
         if tuned is None:
             return
         if tuned.adapted is not None:
@@ -96,39 +79,10 @@ def work(job, progress=None, rank=None):
         save_model(job.out, tuned.model, tuned.facts)
 
 
-def start(job, processes=1):
-    """The processes of a run, and the pipe that the first one sends its steps to."""
-    receive, send = server.Pipe(duplex=False)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    ranks = [(r, processes, port) for r in range(processes)] if processes > 1 else [None]
-    started = [server.Process(target=work, args=(job, send if not r or r[0] == 0 else None, r)) for r in ranks]
-    for p in started:
-        p.start()
-    send.close()
-    return started, receive
-
-
 def finish(job, processes=1):
-    """Runs a fine-tuning to its end and returns its results."""
-    started, receive = start(job, processes)
-    drain(receive)
-    for p in started:
-        p.join(120)
-        assert p.exitcode == 0
+    """Runs a training to its end and returns its results."""
+    run(work, job, processes)
     return results(job)
-
-
-def drain(receive, until=None):
-    """Reads steps until one of this number, or to the end; returns the last one."""
-    step = None
-    try:
-        while step is None or until is None or step < until:
-            step = receive.recv()
-    except EOFError:
-        pass
-    return step
 
 
 def results(job):
