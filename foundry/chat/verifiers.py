@@ -29,7 +29,7 @@ from foundry.chat.example import Arguments
 from foundry.chat.gym import data_set
 from foundry.config import DataError, FoundryError
 
-VERIFIER_VERSION = 1  # raised when a verdict on any answer changes; part of the identity of what depends on verdicts
+VERIFIER_VERSION = 2  # raised when a verdict on any answer changes; part of the identity of what depends on verdicts
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,14 @@ def _bullets(lines: list[str]) -> list[str] | None:
     return items if len(items) == len(lines) and all(map(_NAME.search, items)) else None
 
 
+def _numbered(lines: list[str]) -> list[str] | None:
+    """The items of lines that are numbered from 1; None if a line is not, or an item names nothing."""
+    steps = [_STEP.match(line) for line in lines]
+    right = [step and int(step[1]) for step in steps] == list(range(1, len(lines) + 1))
+    items = [line.partition(".")[2].strip() for line in lines]
+    return items if right and all(map(_NAME.search, items)) else None
+
+
 # The verifiers of Foundry.
 
 
@@ -187,13 +195,14 @@ def _overlap(answer: str, expected: str) -> Verdict:
     return Verdict(f1, {"precision": precision, "recall": recall})
 
 
-def _bullets_count(answer: str, count: int, reference: list[str]) -> Verdict:
-    """Nothing but bullets, each different, and as many as were asked for.
+def _list_count(answer: str, count: int, reference: list[str]) -> Verdict:
+    """Nothing but a list, numbered or of bullets, of different items, as many as were asked for.
 
     The part `reference` is the share of them that name something of the reference list: it does not count, but a policy
     that lists the same things for every dish shows in it.
     """
-    items = _bullets(_lines(answer)) or []
+    lines = _lines(answer)
+    items = _numbered(lines) or _bullets(lines) or []
     form = float(bool(items))
     number = float(len(items) == count)
     distinct = float(bool(items) and len(set(map(plain, items))) == len(items))
@@ -250,7 +259,7 @@ BUILT_IN: dict[str, Callable[..., Verdict]] = {
     "number": _number,
     "contains": _contains,
     "overlap": _overlap,
-    "bullets_count": _bullets_count,
+    "list_count": _list_count,
     "items": _items,
     "recipe": _recipe,
 }

@@ -47,7 +47,7 @@ def test_the_constant_answer_is_the_one_that_the_verifier_accepts_most_often():
             "\n".join(f"- item {i} {chr(97 + k)}xx" for k in range(n)),
             "train",
             "n",
-            "bullets_count",
+            "list_count",
             {"count": n, "reference": ["egg"]},
         )
         for i, n in enumerate([3, 4, 4, 4, 5])

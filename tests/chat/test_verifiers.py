@@ -15,7 +15,7 @@ ARGUMENTS = {
     "number": {"expected": 12},
     "contains": {"expected": ["do not know", "blorf"]},
     "overlap": {"expected": "Large feline of the genus Acinonyx"},
-    "bullets_count": {"count": 2, "reference": ["2 eggs", "1 cup milk"]},
+    "list_count": {"count": 2, "reference": ["2 eggs", "1 cup milk"]},
     "items": {"expected": ["2 eggs", "1 cup milk"]},
     "recipe": {"name": "Milk Omelette"},
 }
@@ -38,8 +38,8 @@ def score(name, answer, **changes):
         ("contains", ["I do not know what Blorf means."], ["", "I know blorf"]),
         ("overlap", ["large feline of the genus acinonyx"], ["", "feline"]),
         (
-            "bullets_count",
-            ["- 2 eggs\n- milk", "\n- Egg\n\n- Milk\n"],
+            "list_count",
+            ["- 2 eggs\n- milk", "\n- Egg\n\n- Milk\n", "1. 2 eggs\n2. milk\n"],
             [
                 "",
                 "- eggs",
@@ -49,6 +49,12 @@ def score(name, answer, **changes):
                 "Here:\n- eggs\n- milk",
                 "- eggs\n- milk\n- salt",
                 "-eggs\n-milk",
+                "1. eggs",
+                "1. eggs\n2. eggs",
+                "1. eggs\n3. milk",
+                "2. eggs\n3. milk",
+                "1. eggs\n- milk",
+                "1. eggs\n2. milk\n3. salt",
             ],
         ),
         ("items", ["- 2 eggs\n- 1 cup milk"], ["", "- 1 cup milk\n- 2 eggs", "- 2 eggs", "2 eggs\n1 cup milk"]),
@@ -77,7 +83,7 @@ def test_partial_credit_follows_what_is_right():
     assert score("contains", "I do not know") == 0.5
     unused = RECIPE.replace("2 eggs\n", "2 eggs\n- sugar\n- nutmeg\n- vanilla\n")
     assert 0 < score("recipe", unused) < 1 and verify("recipe", {"name": "omelette"}, unused).parts["used"] == 0.4
-    parts = verify("bullets_count", ARGUMENTS["bullets_count"], "- rice\n- milk\n- salt").parts
+    parts = verify("list_count", ARGUMENTS["list_count"], "- rice\n- milk\n- salt").parts
     assert parts == {"form": 1.0, "count": 0.0, "distinct": 1.0, "reference": 1 / 3}
 
 
@@ -153,7 +159,8 @@ def test_mistake_25_no_answer_breaks_a_verifier_and_none_games_it():
         if name in ("exact", "one_of", "overlap", "contains", "number"):
             assert all(name == "exact" and a.strip(" .").casefold() == "people" for a in full), (name, full[:3])
     # What a policy finds first: the same item again, items without a thing, numbers of every size.
-    assert score("bullets_count", "- salt\n- salt") == score("bullets_count", "- 1\n- 2") == 0
+    assert score("list_count", "- salt\n- salt") == score("list_count", "- 1\n- 2") == 0
+    assert score("list_count", "1. 1\n2. 2") == score("list_count", "1. salt\n2. salt") == 0
     assert score("number", " ".join(map(str, range(12, -1, -1)))) == 0
 
 
@@ -172,7 +179,7 @@ def test_mistake_25_text_beyond_the_end_symbol_is_the_callers_to_cut():
         ("exact", {"expected": "a", "more": 1}, "exact takes expected: str"),
         ("one_of", {"expected": []}, "one_of takes"),
         ("one_of", {"expected": [1]}, "one_of takes"),
-        ("bullets_count", {"count": True, "reference": ["a"]}, "bullets_count takes count: int"),
+        ("list_count", {"count": True, "reference": ["a"]}, "list_count takes count: int"),
         ("number", {"expected": "twelve"}, "expects a number .* got 'twelve'"),
         ("gym:chain_sum", {}, "takes entry"),
     ],

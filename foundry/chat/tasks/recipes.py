@@ -47,8 +47,8 @@ EXACTLY = Task(
         "Which {n} ingredients do I need for {name}?",
         "Please list exactly {n} ingredients of {name}.",
     ),
-    "bullets_count",
-    most=4000,
+    "list_count",
+    most=7000,
 )
 RECIPE = Task(
     "recipe",
@@ -183,21 +183,26 @@ def bullets(items: list[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
+def numbered(items: list[str]) -> str:
+    """The lists that are answers: a small model counts by the numbers, and does not repeat itself without end."""
+    return "\n".join(f"{n}. {item}" for n, item in enumerate(items, 1))
+
+
 def ingredients(found: list[Recipe]) -> Iterator[Question]:
     """The names of what a recipe lists."""
     for r in found:
-        yield Question(r.key, {"name": r.title("ingredients")}, bullets(r.names), {}, r.entry.origin)
+        yield Question(r.key, {"name": r.title("ingredients")}, numbered(r.names), {}, r.entry.origin)
 
 
 def exactly(found: list[Recipe]) -> Iterator[Question]:
-    """As many names as are asked for, from the beginning of the list; two numbers for each recipe."""
+    """As many names as are asked for, from the beginning of the list; every number that a recipe has, so that only the
+    question says which."""
     for r in found:
         fitting = [n for n in COUNTS if n <= len(r.names)]
-        for k in range(min(2, len(fitting))):
-            n = fitting[(draw(len(fitting), "n", r.key) + k * (len(fitting) // 2 or 1)) % len(fitting)]
+        for n in fitting:
             values = {"name": r.title("ingredients_n"), "n": str(n)}
             arguments = {"count": n, "reference": r.names}
-            yield Question(f"{r.key} {n}", values, bullets(r.names[:n]), arguments, r.entry.origin)
+            yield Question(f"{r.key} {n}", values, numbered(r.names[:n]), arguments, r.entry.origin)
 
 
 def recipe(found: list[Recipe]) -> Iterator[Question]:
