@@ -76,6 +76,8 @@ def on_files(files: Files, config: Any) -> Files:
     if package is None or package.origin is None:
         raise PluginError("the package mermaidx, which contains the script of the diagrams, is missing: make docs")
     site.append(File.generated(config, MERMAID, abs_src_path=str(Path(package.origin).parent / MERMAID)))
+    for style in (s for s in config.extra_css if (ROOT / s).is_file()):  # plugins add theirs themselves
+        site.append(File.generated(config, style, abs_src_path=str(ROOT / style)))
     config.nav = [{name: chapters(config, short)} for short, name in LANGUAGES.items()]
     known = {p for tree in config.nav for part in tree.values() for chapter in part for p in flat(chapter)}
     if missing := [p for p in pages() if p not in known]:
