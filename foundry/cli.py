@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
-import signal
-import sys
 
 from foundry.commands import (
     adapters,
@@ -25,9 +22,8 @@ from foundry.commands import (
     upkeep,
 )
 from foundry.commands.arguments import project_of_here
-from foundry.config import FoundryError
+from foundry.commands.messages import errors_as_messages, show_every_character
 from foundry.config.version import VERSION
-from foundry.utils.extras import missing_package
 from foundry.utils.log import setup_logging
 
 TOPICS = (
@@ -46,7 +42,6 @@ TOPICS = (
     study,
     upkeep,
 )
-LONGEST = 6000  # characters of an error: an argument may have 100,000, and is often repeated in it
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,29 +58,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: exit code 0, 1 for a user's mistake, 2 for a wrong command line, 130 after Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):  # a file's name need not be UTF-8, a terminal need not know every character
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    show_every_character()
     args = parser().parse_args(argv)
     setup_logging()
-    try:
-        with contextlib.chdir(project_of_here()):
-            args.call(args)
-    except FoundryError as e:
-        text = str(e)
-        print(f"error: {text if len(text) <= LONGEST else f'{text[:LONGEST]} …'}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except ModuleNotFoundError as e:
-        if (missing := missing_package(e)) is None:
-            raise
-        print(f"error: {missing}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from None
-    except BrokenPipeError:  # `foundry check --describe | head`
-        sys.stderr.close()
-        raise SystemExit(1) from None
+    with errors_as_messages(), contextlib.chdir(project_of_here()):
+        args.call(args)
 
 
 if __name__ == "__main__":

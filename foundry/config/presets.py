@@ -43,15 +43,23 @@ def get_preset_config(name: str) -> Pair:
     Raises:
         ConfigError: for an unknown name; the message lists the known ones.
     """
+    return parse_pair(preset_values(name), f"preset {name}")
+
+
+def preset_values(name: str) -> dict[str, dict[str, Any]]:
+    """The sections `model` and `training` of a preset or of a profile, as a file with such a pair has them.
+
+    Raises:
+        ConfigError: for an unknown name; the message lists the known ones.
+    """
     if name in PRESETS:
         model, training = PRESETS[name]
-        return parse_pair({"model": model, "training": training}, f"preset {name}")
+        return {"model": dict(model), "training": dict(training)}
     if name not in profile_names():
         raise ConfigError(f"unknown preset {name!r}; presets are {', '.join([*PRESETS, *profile_names()])}")
     values = profile_values(name)
     sections = {s: {k.split(".")[1]: v for k, v in values.items() if k.startswith(f"{s}.")} for s in ("model", "train")}
-    model = {"vocab_size": values["tokenizer.vocab_size"], **sections["model"]}
-    return parse_pair({"model": model, "training": sections["train"]}, f"profile {name}")
+    return {"model": {"vocab_size": values["tokenizer.vocab_size"], **sections["model"]}, "training": sections["train"]}
 
 
 def load_pair(path: str | Path) -> Pair:
