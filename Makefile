@@ -80,6 +80,10 @@ docs: $(call ready,docs) ## build the site of the documentation in site/; a dead
 	@NO_MKDOCS_2_WARNING=1 mkdocs build
 	@if [ -n "$(port)" ]; then exec python -m http.server "$(port)" --bind 127.0.0.1 --directory site; fi
 
+.PHONY: blocks
+blocks: $(call ready,dev) ## run the blocks of the pages that the tests leave out, in a copy of this project with its models
+	@FOUNDRY_BLOCKS="$(CURDIR)" python -m pytest -q -s -o timeout=0 tests/test_blocks.py
+
 .PHONY: chaos
 chaos: $(call ready,dev) ## kill real builds at random moments for ten minutes, and compare every byte (minutes=60, seed=N)
 	@FOUNDRY_CHAOS_MINUTES="$(or $(minutes),10)" FOUNDRY_CHAOS_SEED="$(seed)" \

@@ -3,19 +3,11 @@
 import re
 from collections import Counter
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
+from pages import PAGES
+from toy import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = {
-    **{f"docs/en/{p.name}": f"docs/zh/{p.name}" for p in sorted((ROOT / "docs/en").glob("*.md"))},
-    **{
-        name: name.removesuffix(".md") + ".zh.md"
-        for name in ("README.md", "tutorials/README.md", "examples/README.md")
-        if (ROOT / name).exists()
-    },
-}
 # Comments, and what the reader fills in or reads in his own language.
 OWN = r" *#.*|(?<=<)[^>\n]*(?=>)|(?<=lang: )\w+|(?<=--why )\"[^\"]*\""
 LABELS = r'"[^"]*"|\|[^|\n]*\|'
