@@ -251,7 +251,7 @@ def arguments(p: argparse.ArgumentParser, words: Words) -> list[str]:
 
 def api(words: Words) -> str:
     """The page of the public names, each once, in the first package that offers it."""
-    out = [f"# {words['api_title']}", "", words["api_head"], "", words["api_example"], "", EXAMPLE]
+    out = [f"# {words['api_title']}", "", words["api_head"], "", words["api_example"], EXAMPLE]
     seen = set()
     for package in PACKAGES:
         module = import_module(package)
