@@ -94,6 +94,10 @@ soak: $(call ready,dev) ## 32 clients with cancellations and malformed bodies fo
 	@FOUNDRY_SOAK_MINUTES="$(or $(minutes),20)" FOUNDRY_SOAK_SEED="$(seed)" \
 		python -m pytest -q -s -o timeout=0 tests/serving/test_soak.py
 
+.PHONY: examples
+examples: $(call ready,dev) ## every example at its full size, with what it asserts (minutes)
+	@FOUNDRY_EXAMPLES=full python -m pytest -q -s --durations=0 tests/test_examples.py
+
 bench: $(call ready,ui) ## the measured claims, with both sides (some minutes; run nothing else meanwhile)
 	@python -m benchmarks.startup
 	@python -m benchmarks.noop
