@@ -8,6 +8,7 @@ import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 import pytest
 from browser import needs_browser
@@ -57,6 +58,24 @@ def test_every_markdown_file_is_a_page_and_every_page_has_its_language(site):
 def test_a_page_leads_to_its_counterpart(site):
     shown = (site / CHINESE).read_text(encoding="utf-8")
     assert '<a href="../../en/training/" hreflang="en" class="md-select__link"' in shown
+
+
+def test_every_arrow_between_the_rooms_is_an_import():
+    drawn = re.search(r"flowchart BT\n(.*?)```", (ROOT / "docs/en/architecture.md").read_text(encoding="utf-8"), re.S)[
+        1
+    ]
+    arrows = [
+        (a, b)
+        for line in re.sub(r"\[[^]]*\]", "", drawn).splitlines()
+        for left, right in pairwise(line.split("-->"))
+        for a in left.split("&")
+        for b in right.split("&")
+    ]
+    assert len(arrows) > 20
+    for room, importer in ((a.strip(), b.strip()) for a, b in arrows):
+        folder = ROOT / importer if importer in ("stages", "flows") else ROOT / "foundry" / importer
+        code = "".join(p.read_text(encoding="utf-8") for p in folder.rglob("*.py"))
+        assert re.search(rf"\b(?:from|import) foundry\.{room}\b", code), f"{importer} does not import {room}"
 
 
 def test_no_page_loads_anything_from_another_host(site):

@@ -150,9 +150,9 @@ def values(schema: dict[str, Any], defs: dict[str, Any], words: Words) -> str:
             return f"{words[kind]} {limits(schema, words)}".strip()
         case "array":
             items = schema.get("items") or (schema.get("prefixItems") or [{}])[0]
-            return f"{words['array']} {values(items, defs, words)}"
+            return f"{words['array']}{values(items, defs, words)}"
         case "object":
-            return f"{words['object']} {values(schema.get('additionalProperties') or {}, defs, words)}"
+            return f"{words['object']}{values(schema.get('additionalProperties') or {}, defs, words)}"
         case "boolean":
             return words["boolean"]
     return words["string"]
