@@ -139,7 +139,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return f"{match[1]}{match[2].rstrip('/')}/README.md{match[3]}"
         return f"{match[1]}{match[2]}.md{match[3]}"
 
-    parts = re.split(r"(^```.*?^```)", markdown, flags=re.DOTALL | re.MULTILINE)
+    parts = re.split(r"(^```.*?^```|`[^`\n]+`)", markdown, flags=re.DOTALL | re.MULTILINE)
+    if here.startswith("study/"):  # a quoted fragment of code is no reference to a name of the Python interface
+        parts = [part if i % 2 else part.replace("][", "]\\[") for i, part in enumerate(parts)]
     return "".join(part if i % 2 else LINK.sub(rewritten, part) for i, part in enumerate(parts))
 
 
