@@ -1,16 +1,16 @@
 """tutorials/generate.py writes the text of the package's generator, with its cache and without."""
 
 import random
-import subprocess
 import sys
 
 import pytest
 import torch
 from tiny_chat import tiny_model
-from tutorial_files import TUTORIALS, tutorial, write_folder
+from tutorial_files import tutorial, write_folder
 
 from foundry.inference import Generator
 
+pytestmark = pytest.mark.numeric
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 WAYS = {
     "greedy": {"temperature": 0.0},
@@ -76,11 +76,13 @@ def test_a_folder_without_a_model_and_an_architecture_that_it_cannot_compute_are
         page.load(folder)
 
 
-def test_the_command_prints_the_prompt_its_continuation_and_the_speed(tokenizer, tmp_path):
+def test_the_command_prints_the_prompt_its_continuation_and_the_speed(page, tokenizer, tmp_path, monkeypatch, capsys):
     generator = Generator(lively(), tokenizer, "cpu")
     folder = write_folder(tmp_path, generator.model, tokenizer)
-    command = [sys.executable, TUTORIALS / "generate.py", "The king", "--model", folder, "--max-new-tokens", "8"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    command = ["generate.py", "The king", "--model", str(folder), "--max-new-tokens", "8"]
+    monkeypatch.setattr(sys, "argv", command)
+    page.main()
+    shown = capsys.readouterr()
     text = generator.generate_text("The king", max_new_tokens=8, seed=0, temperature=0.8, top_p=0.95)
-    assert done.stdout == f"The king{text}\n"
-    assert "with the cache" in done.stderr
+    assert shown.out == f"The king{text}\n"
+    assert "with the cache" in shown.err
