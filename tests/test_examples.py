@@ -3,6 +3,7 @@
 They run at their quick size here. At full size, by hand: `make examples` (FOUNDRY_EXAMPLES=full).
 """
 
+import logging
 import os
 import re
 import runpy
@@ -64,3 +65,22 @@ def test_the_pages_list_every_example():
     for name in READMES:
         text = (ROOT / "examples" / name).read_text(encoding="utf-8")
         assert all(f"({p.name})" in text for p in EXAMPLES)
+
+
+def test_the_first_documents_of_a_data_set_are_those_that_the_manifest_names(elsewhere, monkeypatch, capsys):
+    from foundry.config import DataError, parse_config
+    from foundry.data.fetch.download import download
+
+    (elsewhere / "corpus").mkdir()
+    (elsewhere / "corpus/a.jsonl").write_text('{"title": "One", "body": "first"}\n{"title": "Two", "body": "second"}\n')
+    source = {"name": "notes", "url": "file:corpus/a.jsonl", "text": "{title}: {body}", "license": "CC0-1.0"}
+    config = parse_config({"download": {"sources": [source]}})
+    download(config, Path("set"), logging.getLogger("foundry"))
+    path = ROOT / "examples/datasets/first_documents.py"
+    monkeypatch.setattr(sys, "argv", [str(path), "set", "--count", "1"])
+    runpy.run_path(str(path), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "notes: a.jsonl, " in shown and "'One: first' …" in shown and "Two" not in shown
+    (elsewhere / "set/notes/a.jsonl").write_text('{"title": "One", "body": "other"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl"):
+        runpy.run_path(str(path), run_name="__main__")
