@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from foundry.commands.arguments import NewPath, Subparsers, TypedPath, add_command
 from foundry.config import ConfigError
+
+if TYPE_CHECKING:
+    from foundry.models import MiniLLM
 
 
 def merge(args: argparse.Namespace) -> None:
@@ -23,7 +27,7 @@ def merge(args: argparse.Namespace) -> None:
 
         export_gguf_adapter(adapted, args.adapter_gguf, Path(args.adapter).name)
         print(f"wrote {args.adapter_gguf}: the adapter for llama.cpp, beside the GGUF file of {args.base}")
-    save_model(out, merged(adapted), record.facts)
+    save_model(out, cast("MiniLLM", merged(adapted)), record.facts)
     print(f"wrote {out}: {args.base} with {args.adapter} merged, in float32")
 
 

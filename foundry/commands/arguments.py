@@ -12,11 +12,10 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-Subparsers = (
-    argparse._SubParsersAction
-)  # what `ArgumentParser.add_subparsers` returns; argparse has no public name for it
+# What `ArgumentParser.add_subparsers` returns; argparse has no public name for it.
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_command(

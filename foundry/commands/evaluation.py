@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 def compare(args: argparse.Namespace) -> None:
     from foundry.project import compare as comparison
+    from foundry.project.registration import ANSWERS
 
     cfg = load_params(args.params)
     answers = comparison.compare_answers(args.a, args.b, cfg)
-    if answers and args.a.endswith(comparison.ANSWERS):  # tables of answers: there are no models to score
+    if answers and args.a.endswith(ANSWERS):  # tables of answers: there are no models to score
         print(answers.model_dump_json() if args.json else "\n".join(answer_lines(answers)))
         return
     done = comparison.compare(args.a, args.b, cfg)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foundry.commands.arguments import Subparsers, TypedPath, add_command
 from foundry.config import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from foundry.study.citations import Found
 
 
 def add(args: argparse.Namespace) -> None:
@@ -48,7 +52,7 @@ def update(args: argparse.Namespace) -> None:
     print(f"recorded {len(found)} citations of {args.name}")
 
 
-def _print_drift(found: list, version: str) -> None:
+def _print_drift(found: list[Found], version: str) -> None:
     if not found:
         return
     states = Counter(f.state for f in found)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from foundry.config import ConfigError, Runtime, read_yaml
 from foundry.config.presets import Pair, parse_pair, preset_values
 
 if TYPE_CHECKING:
-    from foundry.utils.evaluation_report import Interval
+    from foundry.models import MiniLLM
+    from foundry.utils.bootstrap import Interval
 
 MODEL, TOKENIZER, STATE = "model", "tokenizer", "state"  # in the folder of a training
 OTHER_NAMES = {"max_iters": "steps", "learning_rate": "lr"}  # of the Python interface and of params.yaml
+Device = Literal["auto", "cpu", "cuda", "mps"]
 RESAMPLES, SEED = 1000, 1  # of the bootstrap
 
 
@@ -66,7 +68,7 @@ def describe_splits(text: str | Path, vocab_size: int | None = None) -> list[str
 
 
 def train_on(
-    text: str | Path, pair: Pair, out: str | Path, *, vocab_size: int | None = None, device: str = "auto", seed: int = 1
+    text: str | Path, pair: Pair, out: str | Path, *, vocab_size: int | None = None, device: Device = "auto", seed: int = 1
 ) -> dict[str, float]:
     """Trains a model on a text file; the same call resumes a training that was interrupted.
 
@@ -83,7 +85,8 @@ def train_on(
     """
     from foundry.data.tokens.textfile import DataLoader, make_shards
     from foundry.models import save_model
-    from foundry.training import Trainer
+    from foundry.tokenizers.tokenizer import Tokenizer
+    from foundry.training.trainer import Trainer
     from foundry.utils.files import atomic_dir
 
     model, training = pair
@@ -95,16 +98,17 @@ def train_on(
         seed=seed,
         packing=training.packing,
     )
-    model = model.model_copy(update={"vocab_size": loader.tokenizer.vocab_size})
+    tokenizer = make_shards(text, vocab_size) / TOKENIZER
+    model = model.model_copy(update={"vocab_size": Tokenizer(tokenizer).vocab_size})
     trainer = Trainer(model, training, loader, runtime=Runtime(device=device), seed=seed, state=Path(out) / STATE)
     result = trainer.fit()
-    save_model(Path(out) / MODEL, result.model, result.facts)
+    save_model(Path(out) / MODEL, cast("MiniLLM", result.model), result.facts)
     with atomic_dir(Path(out) / TOKENIZER) as tmp:
-        shutil.copytree(make_shards(text, vocab_size) / TOKENIZER, tmp, dirs_exist_ok=True)
+        shutil.copytree(tokenizer, tmp, dirs_exist_ok=True)
     return result.validations[-1]
 
 
-def score_on(text: str | Path, out: str | Path, *, vocab_size: int | None = None, device: str = "auto") -> Interval:
+def score_on(text: str | Path, out: str | Path, *, vocab_size: int | None = None, device: Device = "auto") -> Interval:
     """Bits per byte on the test documents of a text file, with the 95 % interval over documents.
 
     Args:
@@ -116,7 +120,7 @@ def score_on(text: str | Path, out: str | Path, *, vocab_size: int | None = None
     """
     from foundry.data.tokens.shards import Shards, read_clean
     from foundry.data.tokens.textfile import make_shards
-    from foundry.evaluation import bits_per_byte_interval, score
+    from foundry.evaluation.bits_per_byte import bits_per_byte_interval, score
     from foundry.evaluation.documents import held_out
     from foundry.models import load_model
     from foundry.tokenizers import Tokenizer
