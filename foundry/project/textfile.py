@@ -68,7 +68,13 @@ def describe_splits(text: str | Path, vocab_size: int | None = None) -> list[str
 
 
 def train_on(
-    text: str | Path, pair: Pair, out: str | Path, *, vocab_size: int | None = None, device: Device = "auto", seed: int = 1
+    text: str | Path,
+    pair: Pair,
+    out: str | Path,
+    *,
+    vocab_size: int | None = None,
+    device: Device = "auto",
+    seed: int = 1,
 ) -> dict[str, float]:
     """Trains a model on a text file; the same call resumes a training that was interrupted.
 
