@@ -1,20 +1,20 @@
 """01 · Basic training: from a text file to a model, stopped half-way and resumed with the same bits.
 
-    python examples/01_basic_training.py            # about 115 s of one core
+    python examples/01_basic_training.py            # about 65 s of one core
     python examples/01_basic_training.py --quick    # a few seconds: fewer steps, the same assertions
 
 The text is this project's own documentation, so nothing is downloaded. Everything happens in a temporary folder.
 
 Expected output (the numbers change with the documentation and, in the last digits, with the processor):
 
-    before: loss 6.938, ln V = 6.931
-    step   40: 2.796 bits per byte
-    step   80: 2.433 bits per byte
-    step  120: 2.303 bits per byte
-    step  160: 2.236 bits per byte
-    step  200: 2.201 bits per byte
-    uninterrupted 0785991762ddb8fc, resumed 0785991762ddb8fc: the same bits
-    greedy: The model', and the same\\n\\n```\\n\\n`make ui` is the same\\n\\n`foundry serve` and the same bits per  …
+    before: loss 6.945, ln V = 6.931
+    step   24: 2.938 bits per byte
+    step   48: 2.541 bits per byte
+    step   72: 2.362 bits per byte
+    step   96: 2.300 bits per byte
+    step  120: 2.263 bits per byte
+    uninterrupted 5291b203362d694c, resumed 5291b203362d694c: the same bits
+    greedy: The model'.md) · [E(") · [E(") · [E(") · [E(") · [E(") · [Eew_tokens'
 
 What to notice:
 

@@ -9,14 +9,14 @@ run that stand before a training. Everything happens in a temporary folder, and 
 
 Expected output (the counts change with the documentation, whose pages are the text):
 
-    dropped 3 too_short, 1 exact_duplicate, 6 near_duplicate; quarantined 1 records
+    dropped 1 too_short, 1 exact_duplicate, 7 near_duplicate; quarantined 1 records
     …
-    in 252 = kept 242 + dropped {'too_short': 3, 'exact_duplicate': 1, 'near_duplicate': 6}
-    languages that were identified: {'und': 20, 'en': 104, 'zh': 91}
-    242 documents go through the tokenizer and come back: 0 changed
-    the first row of the first batch comes from book: 'Chapter 4\\n\\n.setyb tset emas eht no etyb ' …
+    in 176 = kept 167 + dropped {'too_short': 1, 'exact_duplicate': 1, 'near_duplicate': 7}
+    languages that were identified: {'en': 69, 'und': 11, 'zh': 61}
+    167 documents go through the tokenizer and come back: 0 changed
+    the first row of the first batch comes from pages: 'Reading shards with pyarrow, DuckDB, pol' …
     how often an epoch reads each source: {'pages': 1.0, 'table': 1.0, 'book': 2.0}
-    data/clean again: 902971324b828254
+    data/clean again: 6e66cb32e1a440a7
 
 What to notice:
 

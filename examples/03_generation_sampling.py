@@ -8,33 +8,32 @@ each parameter. `foundry generate`, the server and its page have all of them und
 
 Expected output (the texts change with the documentation and the processor):
 
-    temperature=0.0  " is a flow's own, and the same bytes of the same"
-    temperature=0.0  " is a flow's own, and the same bytes of the same"
-    the model's own distribution  ' would dard partth without its scers, e model in'
-    the model's own distribution  ' would dard partth without its scers, e model in'
-    the model's own distribution  's `html: S`, `format`, in Atals of low verpos Fa'
-    temperature=0.01  " is a flow's own, and the same bytes of the same"
-    temperature=1.0, dynatemp_range=0.5  ' would that as sent add gate are refuses the wit'
-    temperature=1.0, dynatemp_range=0.5, dynatemp_exponent=1.0  ' would that as sent add gate are refuses the wit'
-    top_k=1  " is a flow's own, and the same bytes of the same"
-    top_p=1e-06  " is a flow's own, and the same bytes of the same"
-    min_p=1.0  " is a flow's own, and the same bytes of the same"
-    top_n_sigma=1e-06  " is a flow's own, and the same bytes of the same"
-    top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0, top_n_sigma=0.0  ' would dard partth without its scers, e model in'
-    top_k=40  ' would is an evaluation. `dvc repro` with the pa'
-    top_p=0.9  ' would to leest an error. A gets clost compiled '
-    min_p=0.1  ' would is dised, in the same text, and a full of'
-    typical_p=0.5  ' the statle that the server ends by not run that'
-    top_p=1.0, top_p_decay=0.01, top_p_min=1e-06  ' would not quarantined, and the same, and the sa'
-    top_p=1.0, top_p_decay=0.01, top_p_reset_ids=(0, 1, 2, 3, 4, 5, 6, 7,  ' would dard partth without its scers, e  …
-    temperature=0.0, presence_penalty=2.0, frequency_penalty=2.0, repetiti " is a flow's own, and the same bytes of  …
-    logit_bias={993: 100.0}, temperature=0.0  'zzzz'
-    logit_bias={993: -100.0}  ' would dard part everything that is never run an'
-    temperature=0.0, bad_words=[[313]]  's of the quients of the ririggggggggence.\\n'
+    temperature=0.0  's:/ scheduler models:/foundry-training-tuni-trai'
+    temperature=0.0  's:/ scheduler models:/foundry-training-tuni-trai'
+    the model's own distribution  ' and the model is comped from its own, betweened'
+    the model's own distribution  ' and the model is comped from its own, betweened'
+    the model's own distribution  '.\\n\\n<!-- not run: it needs the retext: what it re'
+    temperature=0.01  's:/ scheduler models:/foundry-training-tuni-trai'
+    temperature=1.0, dynatemp_range=0.5  ' and rechat by shard read, SIA format, neited be'
+    temperature=1.0, dynatemp_range=0.5, dynatemp_exponent=1.0  ' and rechat by shard read, SIA format, neited be'
+    top_k=1  's:/ scheduler models:/foundry-training-tuni-trai'
+    top_p=1e-06  's:/ scheduler models:/foundry-training-tuni-trai'
+    min_p=1.0  's:/ scheduler models:/foundry-training-tuni-trai'
+    top_n_sigma=1e-06  's:/ scheduler models:/foundry-training-tuni-trai'
+    top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0, top_n_sigma=0.0  ' and the model is comped from its own, betweened'
+    top_k=40  ' and the model and exactlytripted.\\n\\n## For\\n\\n[@ur'
+    top_p=0.9  ' and the model reup | by ids, or of its short an'
+    min_p=0.1  ' and the model in these\\n  client, or sloaded, an'
+    typical_p=0.5  ' and cometest, or trained as costarts, parm and '
+    top_p=1.0, top_p_decay=0.01, top_p_min=1e-06  ' and the model that it is never fings; `foundry '
+    top_p=1.0, top_p_decay=0.01, top_p_reset_ids=(0, 1, 2, 3, 4, 5, 6, 7,  ' and the model is comped from its own, b …
+    temperature=0.0, presence_penalty=2.0, frequency_penalty=2.0, repetiti 's:/ scheduler questions: the list of tha …
+    logit_bias={986: 100.0}, temperature=0.0  'zzzz'
+    logit_bias={986: -100.0}  ' and the model is comped from its own, betweened'
+    temperature=0.0, bad_words=[[935]]  ' and the model that it is never fingerprint, the'
     logit_bias={2: 100.0}  ''
-    logit_bias={2: 100.0}, min_tokens=5  ' would dard'
-    JSON of a schema: {
-      "steps": 2, "fast": false}
+    logit_bias={2: 100.0}, min_tokens=5  ' and the model is comp'
+    JSON of a schema: {'steps': 25, 'fast': False}
     all 17 parameters were shown
 
 What to notice:

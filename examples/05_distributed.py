@@ -1,6 +1,6 @@
 """05 · Several processes: two that train together follow the loss curve of one.
 
-    python examples/05_distributed.py            # about 45 s of one core
+    python examples/05_distributed.py            # about 30 s of one core
     python examples/05_distributed.py --quick    # fewer steps, and without FSDP
 
 The same training runs three times on the text of this project's documentation: in one process, in two that hold a
@@ -9,11 +9,11 @@ over gloo, as they would over NCCL on GPUs. Everything happens in a temporary fo
 
 Expected output (the losses change with the documentation and the processor; their differences stay this small):
 
-    one   1 process: loss 6.40060 … 5.10377
-    ddp   2 processes: loss 6.40060 … 5.10377
-          the losses of all 60 steps differ by 2e-06 at most, as a share
-    fsdp  2 processes: loss 6.40060 … 5.10377
-          the losses of all 60 steps differ by 2e-06 at most, as a share
+    one   1 process: loss 6.41072 … 4.95657
+    ddp   2 processes: loss 6.41072 … 4.95657
+          the losses of all 60 steps differ by 0e+00 at most, as a share
+    fsdp  2 processes: loss 6.41072 … 4.95657
+          the losses of all 60 steps differ by 0e+00 at most, as a share
 
 What to notice:
 

@@ -9,10 +9,10 @@ and the server is stopped at the end.
 
 Expected output (the texts change with the documentation and the processor):
 
-    model continues 'The model' with seed 0: '; whichsemandotele answers is in `chat_thepairits` preli`.\\n\\n## Ffo …
+    model continues 'The model' with seed 0: '; compack-aialolyaml (these for [A,ke in stages it dif one every one f …
     twelve requests at once: the texts of the package, character for character
     streamed in 29 parts
-    written by the weights dd7a5a0c880fe821, seed 3187294328
+    written by the weights 73208c2c09f96e5a, seed 2627174662
     refused: top_p must be a number in (0, 1] (1 = off), got 1.5
     the server stopped when it was asked to
 

@@ -1,6 +1,6 @@
 """07 · Compare and promote: is the second model better, and who decides?
 
-    python examples/07_compare_and_promote.py            # about 35 s of one core
+    python examples/07_compare_and_promote.py            # about 30 s of one core
     python examples/07_compare_and_promote.py --quick    # fewer steps; the same assertions
 
 A toy project is built in a temporary folder, with a registry of its own (MLflow in a SQLite file): one corpus, and two
@@ -9,10 +9,9 @@ trainings of one recipe, the second of which is longer. The stages are those of 
 Expected output (the numbers change with the documentation, whose pages are the text, and the processor):
 
     version 1 of example: was registered before; it is the champion
-    4.0708 -> 3.7129 bits per byte on 8 documents: -0.3580 (95 % -0.4096 to -0.2834), better
-    the interval of the second model by itself: 3.5976 to 3.8589
-    version 2 of example: was registered before; it is the champion
-    1 is not promoted: worse: 4.0708 against 3.7129 bits per byte, difference +0.3580 (95 % +0.2834 to +0.4096), bet …
+    3.2093 -> 2.6631 bits per byte on 12 documents: -0.5461 (95 % -0.5912 to -0.5034), better
+    the interval of the second model by itself: 2.5091 to 2.8784
+    1 is not promoted: worse: 3.2093 against 2.6631 bits per byte, difference +0.5461 (95 % +0.5034 to +0.5912), bet …
     champion is version 1 again (before: version 2)
     2 is not promoted: it was rolled back (by NAME on DATE: its answers are longer); `foundry promote 2 --force --wh …
     2 is champion: forced by NAME: shorter answers are set elsewhere now (champion before: 1)
