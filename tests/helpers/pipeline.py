@@ -78,8 +78,9 @@ def make_clone(folder):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    for name in (*LOCKS, *(p.relative_to(folder) for p in folder.glob("reports/chat*"))):  # of another corpus
-        (folder / name).unlink(missing_ok=True)
+    of_chat = [p for name in ("chat*", "align*", "preferences*") for p in (folder / "reports").glob(name)]
+    for path in (*of_chat, *(folder / name for name in LOCKS)):  # of another corpus
+        path.unlink(missing_ok=True)
     make_corpus(folder / "corpus" / "words.jsonl")
     run(folder, "foundry.cli", "profile", "smoke")
     params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
