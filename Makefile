@@ -33,9 +33,11 @@ $(VENV)/.ready-%: pyproject.toml constraints.txt
 	@echo "installing pinned dependencies into $(VENV): $*"
 	@$(BIN)/python -m scripts.install $(if $(installer),--installer $(installer)) $*
 
+# Before a build: the profile, if one is given, and the check of the parameters.
+ready_to_build = $(if $(profile),foundry profile "$(profile)" &&) foundry check
+
 repro: $(call ready,repro) ## rebuild what changed: download ... export (dvc repro); profile=NAME switches first
-	@if [ -n "$(profile)" ]; then foundry profile "$(profile)"; fi
-	@foundry check
+	@$(ready_to_build)
 	@dvc --wait-for-lock repro
 	@python -m flows.remember
 
@@ -44,12 +46,12 @@ serve: $(call ready,repro) ## serve the champion: OpenAI API and page on loopbac
 
 .PHONY: chat align
 chat: $(call ready,repro) ## a model that answers: chat data, fine-tuning, evaluation, export (dvc repro chat/dvc.yaml); then foundry chat
-	@foundry check
+	@$(ready_to_build)
 	@dvc --wait-for-lock repro chat/dvc.yaml
 	@python -m flows.remember
 
 align: $(call ready,repro) ## improve it by rewards: preferences, DPO, RL and their evaluation (dvc repro chat/align/dvc.yaml)
-	@foundry check
+	@$(ready_to_build)
 	@dvc --wait-for-lock repro chat/align/dvc.yaml
 	@python -m flows.remember
 

@@ -83,8 +83,8 @@ def main(quick: bool) -> None:
         """New tokens; prints their text and notes which parameters were shown."""
         found = list(generator.generate_ids(start, max_new_tokens=count, seed=seed, **sampling))
         shown.update(sampling)
-        told = ", ".join(f"{k}={v!r}" for k, v in sampling.items()) or "the model's own distribution"
-        print(f"{told[:70]:70} {tokenizer.decode(found)[:48]!r}")
+        label = ", ".join(f"{k}={v!r}" for k, v in sampling.items()) or "the model's own distribution"
+        print(f"{label[:70]:70} {tokenizer.decode(found)[:48]!r}")
         return found
 
     # The choice itself: greedy, sampled, and the temperatures between and around them.

@@ -22,7 +22,7 @@ What to notice:
 - The server gives the same text as the package for the same seed, whatever else it does at the time: twelve requests at
   once change no character.
 - A stream has the same characters as the whole answer, and every answer names the weights that produced it.
-- A mistake of a client is an error with a name; the server goes on.
+- A mistake of a client is an error with a name; the server continues.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def main(quick: bool) -> None:
         except openai.BadRequestError as e:
             print(f"refused: {e.body['message']}")
             assert "top_p" in e.body["message"]
-        assert complete(2) == here[2], "the server goes on"
+        assert complete(2) == here[2], "the server continues"
 
 
 if __name__ == "__main__":

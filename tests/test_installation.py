@@ -164,3 +164,17 @@ def test_a_stage_whose_module_is_missing_ends_with_what_installs_it(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.startswith("error in stage clean: rensa is not installed: make setup extras=data, or pip")
     assert "Traceback" in stage("no_such_module").stderr
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make on this machine")
+@pytest.mark.parametrize("target", ["repro", "chat", "align"])
+def test_each_target_that_builds_takes_a_profile(target):
+    """`make chat profile=smoke` trained with the parameters as they were, and nothing said so."""
+
+    def recipe(*arguments):
+        return subprocess.run(
+            ["make", "--dry-run", target, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert 'foundry profile "smoke" && foundry check\n' in recipe("profile=smoke")
+    assert "foundry profile" not in recipe() and "foundry check\n" in recipe()

@@ -280,7 +280,7 @@ def test_a_closed_terminal_a_power_cut_and_a_kill_leave_no_process_no_blocked_qu
     (toy / "todo-one").unlink()
     assert api.until(api.start("pretrain/manual"), seconds=240)["state_type"] == "COMPLETED"  # no slot is held
 
-    assert wait_until(lambda: not processes(toy).runs, 60)  # the run has told the server its last words
+    assert wait_until(lambda: not processes(toy).runs, 60)  # the run has sent the server its last state
     p.kill()  # only this process
     assert wait_until(lambda: processes(toy) == ([], []), 60), processes(toy)
 

@@ -54,7 +54,7 @@ class Block:
                 continue
             try:
                 words = shlex.split(lines, comments=True)
-            except ValueError:  # a quotation that goes on
+            except ValueError:  # a quotation that continues
                 lines += "\n"
                 continue
             if words:
